@@ -1,0 +1,58 @@
+"""CLIP inside diffusion: it conditions generation, steers it and judges what came out.
+
+Nothing heavy is imported before it is used (PEP 562), so ``clip-guidance --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CLIP": "clip",
+    "CLIPConfig": "clip",
+    "load_pipeline": "pipeline",
+    "Guidance": "guidance",
+    "CLIPGuidance": "guidance",
+    "ZeroShotClassifier": "zero_shot",
+    "ZeroShotResult": "zero_shot",
+    "clip_score": "score",
+    "image_similarity": "similarity",
+    "ModelError": "hub",
+    "ImageError": "images",
+    "PromptTruncatedWarning": "tokenizer",
+}
+_MODULES = ("loss", "towers", "guidance")
+
+if TYPE_CHECKING:
+    from clip_guidance import guidance as guidance
+    from clip_guidance import loss as loss
+    from clip_guidance import towers as towers
+    from clip_guidance.clip import CLIP as CLIP
+    from clip_guidance.clip import CLIPConfig as CLIPConfig
+    from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
+    from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.hub import ModelError as ModelError
+    from clip_guidance.images import ImageError as ImageError
+    from clip_guidance.pipeline import load_pipeline as load_pipeline
+    from clip_guidance.score import clip_score as clip_score
+    from clip_guidance.similarity import image_similarity as image_similarity
+    from clip_guidance.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
+    from clip_guidance.zero_shot import ZeroShotClassifier as ZeroShotClassifier
+    from clip_guidance.zero_shot import ZeroShotResult as ZeroShotResult
+
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"clip_guidance.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"clip_guidance.{name}")
+    raise AttributeError(f"module 'clip_guidance' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,151 @@
+"""What the subcommands share: where output goes, skipping bad pictures, loading the CLIP."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from clip_guidance.clip import CLIP
+    from clip_guidance.images import ImageBatch
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
+
+Paths = Annotated[
+    list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)
+]
+Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures held and encoded at once.")]
+
+
+def narrate(kind: str, message: str) -> None:
+    """One line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
+    style = _STYLES.get(kind, "cyan")
+    stderr.print(f"[{style}]{kind}:[/] {escape(' '.join(message.split()))}")
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A ``warnings.showwarning`` without file names and source lines."""
+    narrate("warning", str(message))
+
+
+class Job:
+    """A run over many inputs: names each that failed and ends with the right exit code.
+
+    As a context manager it catches Ctrl-C, so that what was done so far can still be printed.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[dict[str, str]] = []
+        self.interrupted = False
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        self.interrupted = kind is KeyboardInterrupt
+        return self.interrupted
+
+    def fail(self, name: str, reason: str) -> None:
+        """Records and names one input that failed."""
+        self.failures.append({"path": name, "reason": reason})
+        narrate("failed", f"{name}: {reason}")
+
+    def batches(self, paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch]:
+        """The readable pictures, in batches, with a progress bar; the others fail by name."""
+        from clip_guidance.images import load_images
+
+        with progress() as bar:
+            task = bar.add_task("pictures", total=len(paths))
+            for batch in load_images(paths, batch_size, on_error="skip"):
+                for skipped in batch.skipped:
+                    self.fail(skipped.path, skipped.reason)
+                if batch.images:
+                    yield batch
+                bar.advance(task, len(batch) + len(batch.skipped))
+
+    def finish(self) -> None:
+        """Ends the command with exit code 0, 1 or 130."""
+        raise typer.Exit(130 if self.interrupted else 1 if self.failures else 0)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr; nothing where stderr is no terminal."""
+    from rich.progress import Progress
+
+    return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+def load_clip(name: str, device: str | None) -> CLIP:
+    """The CLIP of this name, on the device.
+
+    Raises:
+        ValueError: there is no such model or device.
+    """
+    quiet("transformers")
+    from clip_guidance.clip import CLIP
+
+    return CLIP.from_pretrained(name).to(resolve_device(device))
+
+
+def resolve_device(device: str | None) -> str:
+    """The device asked for, or the best there is.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown name; known, but torch was built without it
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def quiet(*libraries: str) -> None:
+    """No progress bars and advice of the libraries between our lines."""
+    for library in libraries:
+        logging = importlib.import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def print_json(document: Any) -> None:
+    """A JSON document on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout: framed on a terminal, else tab-separated lines for other programs."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for line in [list(columns), *cells]:
+            print("\t".join(line))
+        return
+    table = Table()
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and isinstance(rows[0][index], (int, float))
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+    for line in cells:
+        table.add_row(*map(escape, line))
+    Console().print(table)

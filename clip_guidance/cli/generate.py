@@ -1,0 +1,130 @@
+"""``clip-guidance generate``: pictures from prompts, steered by CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clip_guidance.cli import common
+from clip_guidance.generate import GeneratedImage, GenerateSettings, read_settings
+
+DEFAULTS = GenerateSettings(prompt="unset")
+
+
+def command(
+    context: typer.Context,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to draw; repeat for several.", show_default=False)
+    ] = None,
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", help="Draw this picture again; options given beside it change it.", show_default=False
+        ),
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = DEFAULTS.negative_prompt,
+    clip_prompt: Annotated[
+        str | None, typer.Option(help="What CLIP steers to.", show_default="the prompt")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first picture; the next one has seed + 1.")
+    ] = DEFAULTS.seed,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")
+    ] = DEFAULTS.model,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Strength of CLIP guidance; 0 is off.")] = DEFAULTS.scale,
+    guidance_scale: Annotated[
+        float, typer.Option(help="Strength of classifier-free guidance.")
+    ] = DEFAULTS.guidance_scale,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = DEFAULTS.steps,
+    mode: Annotated[str, typer.Option(help="x0, or exact: through the denoiser.")] = DEFAULTS.mode,
+    start: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance begins.")] = DEFAULTS.start,
+    stop: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance ends.")] = DEFAULTS.stop,
+    every: Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")] = DEFAULTS.every,
+    cutouts: Annotated[
+        int, typer.Option(min=1, help="Views of the picture that CLIP sees.")
+    ] = DEFAULTS.cutouts,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddim, euler or dpm++.", show_default="the model's own")
+    ] = DEFAULTS.scheduler,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    json: common.Json = False,
+    device: common.Device = None,
+) -> None:
+    """Draw pictures. Each is a PNG that holds all that is needed to draw it again.
+
+    Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
+    """
+    bases = [read_settings(path) for path in from_ or []]
+    if not (bases or prompt):
+        raise typer.BadParameter("give --prompt or --from")
+    planned = [
+        replace(base, prompt=text, seed=base.seed + number)
+        for base in (replace(base, **_given(context)) for base in bases or [DEFAULTS])
+        for text in prompt or [base.prompt]
+        for number in range(num_images)
+    ]
+    output.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first picture
+    originals = dict(zip(bases, from_ or [], strict=True))
+    common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
+    rows = []
+    with common.Job() as job:
+        for generated in _draw(planned, common.resolve_device(device)):
+            path = generated.save(output)
+            rows.append({"image": str(path), **generated.record()})
+            if generated.settings in originals:
+                _compare(generated, originals[generated.settings])
+    _report(rows, json)
+    job.finish()
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The settings that stand on the command line; ``--from`` supplies the others. Prompts may be several."""
+    sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return {name: context.params[name] for name in given if name != "prompt"}
+
+
+def _draw(planned: list[GenerateSettings], device: str) -> Iterable[GeneratedImage]:
+    from clip_guidance.generate import generate
+
+    with common.progress() as bar:
+        task = bar.add_task("steps", total=sum(settings.steps for settings in planned))
+        yield from generate(planned, device, on_step=lambda: bar.advance(task))
+
+
+def _compare(generated: GeneratedImage, original: Path) -> None:
+    from PIL import Image
+
+    with Image.open(original) as image:
+        same = image.convert("RGB").tobytes() == generated.image.tobytes()
+    if same:
+        common.narrate("same", f"{original} was drawn again bit for bit")
+    else:
+        common.narrate("warning", f"{original} came out differently; models, versions or device have changed")
+
+
+def _report(rows: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        common.print_json(rows)
+        return
+    judges = list(dict.fromkeys(score["model"] for row in rows for score in row["scores"]))
+    table = []
+    for row in rows:
+        scores = {score["model"]: score["score"] for score in row["scores"]}
+        settings = row["settings"]
+        table.append(
+            (row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in judges))
+        )
+    common.print_table(["image", "prompt", "seed", *(f"100·cos by {judge}" for judge in judges)], table)

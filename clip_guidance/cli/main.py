@@ -1,0 +1,50 @@
+"""``clip-guidance``: the app and its exit codes.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 some inputs failed (each named), 2 the
+request makes no sense, 130 interrupted. Subcommands import torch when they run: ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from clip_guidance.cli import classify, common, generate, models, score, similar
+
+app = typer.Typer(
+    name="clip-guidance",
+    help="Steer, score, classify and compare pictures with CLIP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (generate, score, classify, similar, models):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def run(args: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits.
+
+    Args:
+        args: words after the program's name; by default those of the process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = common.show_warning
+        try:
+            app(args)
+        except (ValueError, OSError) as error:  # a repeated label, an unknown model, a folder in the way
+            common.narrate("error", str(error))
+            sys.exit(2)
+        except SystemExit as error:
+            if error.code == 130:
+                common.narrate("interrupted", "stopped; what was done is kept")
+            raise
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,258 @@
+"""CLIP: an image tower and a text tower that meet in one space (Radford et al. 2021, arXiv:2103.00020)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from clip_guidance.hub import ModelError, find_model
+from clip_guidance.images import ImageSource, as_list, load_image
+from clip_guidance.loss import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
+from clip_guidance.preprocess import ImageProcessor
+from clip_guidance.tokenizer import tokenize
+from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageConfig, ImageTower, TextConfig, TextTower
+from clip_guidance.towers.layers import SelfInitialised, linear
+
+
+class CLIPConfig(PreTrainedConfig):
+    """Settings of a CLIP.
+
+    Args:
+        text_config: config of the text tower, or its dict with a ``model_type``.
+        vision_config: the same of the image tower.
+        projection_dim: size d of the common space.
+        logit_scale_init_value: log of the inverse temperature at the start of training.
+    """
+
+    model_type = "clip_guidance"
+
+    text_config: dict | TextConfig | None = None
+    vision_config: dict | ImageConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float = math.log(1 / 0.07)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _tower_config("text_config", self.text_config, TEXT_TOWERS, "transformer")
+        self.vision_config = _tower_config("vision_config", self.vision_config, IMAGE_TOWERS, "vit")
+        super().__post_init__(**kwargs)
+
+
+def _tower_config(name: str, value: Any, towers: dict[str, tuple[type, type]], default: str) -> Any:
+    classes = {config_class.model_type: config_class for config_class, _ in towers.values()}
+    if value is None:
+        return towers[default][0]()
+    if not isinstance(value, dict):
+        return value
+    if value.get("model_type") not in classes:
+        raise ValueError(f"{name}: expected a model_type among {sorted(classes)}, got {value.get('model_type')!r}")
+    return classes[value["model_type"]](**{k: v for k, v in value.items() if k != "model_type"})
+
+
+@dataclass
+class CLIPOutput(ModelOutput):
+    """What :meth:`CLIP.forward` returns.
+
+    Attributes:
+        loss: scalar, where ``return_loss``.
+        logits_per_image: (N, M), exp(logit_scale) · cos.
+        image_embeds: (N, d) unit vectors.
+        text_embeds: (M, d) unit vectors.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class CLIP(SelfInitialised, PreTrainedModel):
+    """Any image tower with any text tower.
+
+    Args:
+        config: a :class:`CLIPConfig`.
+        tokenizer: needed by everything that takes texts; its ``model_max_length`` is the context.
+        image_processor: needed by everything that takes pictures; made from the config where not given.
+    """
+
+    config_class = CLIPConfig
+    base_model_prefix = ""
+    _no_split_modules = ["EncoderLayer", "Block"]
+
+    def __init__(
+        self,
+        config: CLIPConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: ImageProcessor | None = None,
+    ):
+        super().__init__(config)
+        text_config, vision_config = config.text_config, config.vision_config
+        self.text_encoder: TextTower = _tower_class(text_config)(text_config)
+        self.image_encoder: ImageTower = _tower_class(vision_config)(vision_config)
+        self.text_projection = linear(text_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = linear(vision_config.hidden_size, config.projection_dim, bias=False)
+        # one element, not none: FSDP2 cannot shard a parameter without dimensions
+        self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor or ImageProcessor(vision_config.image_size)
+        self.post_init()
+
+    def text_embeds(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids int64 (n, L) to unit vectors (n, d), differentiable, normalised in at least float32."""
+        pooled = self.text_encoder(input_ids, attention_mask).pooler_output
+        return _unit(self.text_projection(pooled))
+
+    def image_embeds(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pictures (n, 3, S, S) to unit vectors (n, d), differentiable."""
+        pooled = self.image_encoder(pixel_values).pooler_output
+        return _unit(self.visual_projection(pooled))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        groups: Tensor | None = None,
+        return_loss: bool = False,
+    ) -> CLIPOutput:
+        """Embeds a batch of pairs; with ``return_loss`` also their :func:`~clip_guidance.loss.contrastive_loss`."""
+        image_embeds = self.image_embeds(pixel_values)
+        text_embeds = self.text_embeds(input_ids, attention_mask)
+        loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, groups) if return_loss else None
+        logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
+        return CLIPOutput(loss, logits, image_embeds, text_embeds)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Holds the learned factor at or below 100; called after each step of training."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors of texts.
+
+        Args:
+            texts: one or several, none of them empty.
+            batch_size: texts a pass.
+
+        Returns:
+            float32 (n, d), on the model's device.
+
+        Raises:
+            ValueError: there is no text, one is empty or no string, or the CLIP has no tokenizer.
+
+        Warns:
+            PromptTruncatedWarning: a text is longer than the context; says what was cut.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("expected at least one text, got an empty list")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"text {index}: expected a prompt with at least one word, got {text!r}")
+        if self.tokenizer is None:
+            raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
+        parts = [
+            self.text_embeds(tokenize(self.tokenizer, part).to(self.device)) for part in _parts(texts, batch_size)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode_image(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
+        """Unit vectors of pictures.
+
+        Args:
+            images: one or several of: PIL picture, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
+                values in [0, 1] or uint8.
+            batch_size: pictures a pass; only that many are held in memory.
+
+        Returns:
+            float32 (n, d), on the model's device.
+
+        Raises:
+            ImageError: a picture cannot be read; names it.
+        """
+        parts = []
+        for part in _parts(as_list(images), batch_size):
+            pixel_values = torch.stack([self.preprocess(image) for image in part])
+            parts.append(self.image_embeds(pixel_values.to(self.device, self.dtype)))
+        return torch.cat(parts)
+
+    def preprocess(self, image: ImageSource) -> Tensor:
+        """One picture to what the image tower reads, (3, S, S)."""
+        return self.image_processor(load_image(image))
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any weight, the vocabulary's size or the preprocessing."""
+        digest = hashlib.sha256(repr((self.config.text_config.model_type, self.image_processor)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def text_encoder_with_projection(self) -> TextTower:
+        """The text tower with its projection, sharing weights: the second ``text_encoder`` of SDXL, those of SD3."""
+        tower = self.text_encoder
+        config = type(tower.config)(**{**tower.config.to_dict(), "projection_dim": self.config.projection_dim})
+        projecting = type(tower)(config)
+        projecting.text_model, projecting.text_projection = tower.text_model, self.text_projection
+        return projecting.to(self.device, self.dtype).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path = "emoji", **kwargs: Any) -> CLIP:  # type: ignore[override]
+        """Loads a CLIP, in float32 unless ``dtype`` says otherwise, ready for inference.
+
+        Args:
+            name_or_path: a packaged default ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package or
+                a ``transformers`` CLIP. Weights must be safetensors.
+
+        Raises:
+            ModelError: there is no such model, it holds pickled weights only, or it is no CLIP.
+        """
+        found = find_model(name_or_path, "clip", model_types=(CLIPConfig.model_type, "clip"))
+        kwargs.setdefault("dtype", torch.float32)
+        tokenizer = found.tokenizer()
+        processor = ImageProcessor.from_json(found.file("preprocessor_config.json"))
+        if found.model_type == "clip":
+            from clip_guidance.convert import from_transformers
+
+            model = from_transformers(found.path, tokenizer, processor, **kwargs)
+        else:
+            model, info = super().from_pretrained(
+                found.path, tokenizer, processor, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+            if info["missing_keys"]:
+                raise ModelError(f"{name_or_path}: weights missing from it: {', '.join(sorted(info['missing_keys']))}")
+        model.name_or_path = str(name_or_path)
+        return model.eval()
+
+
+def _tower_class(config: PreTrainedConfig) -> Any:
+    for config_class, model_class in (*TEXT_TOWERS.values(), *IMAGE_TOWERS.values()):
+        if type(config) is config_class:
+            return model_class
+    raise ValueError(f"no tower for a config of type {type(config).__name__}")
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -1,0 +1,133 @@
+"""Captioned pictures in memory, and the phrases that caption them.
+
+A table has one row a picture: the encoded picture, its ``name`` ("butterfly"), its drawing ``style`` ("twemoji") and
+``keywords``. Pictures are decoded once into one uint8 tensor; a caption is drawn anew each time a picture is seen, from
+phrases over the columns, so that the text tower meets the words in every role (style alone, name alone, keywords).
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one picture."""
+
+    name: str
+    style: str
+    keywords: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The full caption, the same every time: names the style and the concept."""
+        return f"a {self.style} picture of a {self.name}"
+
+
+def styled(row: Row, rng: random.Random) -> str:
+    return row.prompt
+
+
+def short(row: Row, rng: random.Random) -> str:
+    return f"{row.style} {row.name}"
+
+
+def name_only(row: Row, rng: random.Random) -> str:
+    return rng.choice([row.name, f"a {row.name}", f"a picture of a {row.name}"])
+
+
+def with_keywords(row: Row, rng: random.Random) -> str:
+    """The name, then up to three keywords, and half the time the style."""
+    words = [row.name, *rng.sample(row.keywords, min(len(row.keywords), rng.randint(1, 3)))]
+    if rng.random() < 0.5:
+        words.append(row.style)
+    return ", ".join(words)
+
+
+PHRASES: tuple[tuple[float, Callable[[Row, random.Random], str]], ...] = (
+    (0.4, styled),
+    (0.2, short),
+    (0.15, name_only),
+    (0.25, with_keywords),
+)
+
+
+def caption(row: Row, rng: random.Random) -> str:
+    """A caption of ``row`` drawn from :data:`PHRASES` with their weights."""
+    weights, phrases = zip(*PHRASES, strict=True)
+    return rng.choices(phrases, weights)[0](row, rng)
+
+
+class CaptionedPictures:
+    """Pictures and what they show, all in memory.
+
+    Attributes:
+        pictures: uint8 tensor (N, 3, H, W).
+        rows: N :class:`Row`.
+        skipped: (row number, reason) of the rows left out because their picture cannot be read.
+    """
+
+    def __init__(self, pictures: Tensor, rows: Sequence[Row], skipped: Sequence[tuple[int, str]] = ()):
+        if len(pictures) != len(rows):
+            raise ValueError(f"expected one row a picture, got {len(pictures)} pictures and {len(rows)} rows")
+        self.pictures = pictures
+        self.rows = list(rows)
+        self.skipped = list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedPictures:
+        """Reads a table with the columns ``image`` {bytes}, ``name``, ``style`` and ``keywords``.
+
+        Args:
+            path: a ``.parquet`` file.
+            size: side of the square pictures, in pixels; others are resized.
+            exclude: rows whose name contains this are left out ("skin tone").
+
+        Raises:
+            FileNotFoundError: ``path`` does not exist.
+            ValueError: a column is missing, or no row is left.
+        """
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no table of pictures at {path}")
+        missing = {"image", "name", "style", "keywords"} - set(pq.read_schema(path).names)
+        if missing:
+            raise ValueError(f"{path}: expected the columns image, name, style, keywords; {sorted(missing)} missing")
+        pictures, rows, skipped = [], [], []
+        for i, record in enumerate(pq.read_table(path).to_pylist()):
+            if exclude and exclude in record["name"]:
+                continue
+            try:
+                pictures.append(_decode(record["image"]["bytes"], size))
+            except Exception as error:  # one unreadable picture must not end a training run
+                skipped.append((i, f"{type(error).__name__}: {error}"))
+                continue
+            rows.append(Row(record["name"], record["style"], tuple(record["keywords"])))
+        if not rows:
+            raise ValueError(f"{path}: no usable picture ({len(skipped)} unreadable, exclude={exclude!r})")
+        return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
+
+    def subset(self, indices: Sequence[int]) -> CaptionedPictures:
+        """The pictures at ``indices``, in that order."""
+        return CaptionedPictures(self.pictures[torch.as_tensor(list(indices))], [self.rows[i] for i in indices])
+
+
+def _decode(data: bytes, size: int) -> np.ndarray:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)

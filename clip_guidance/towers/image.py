@@ -1,0 +1,96 @@
+"""What every image tower shares: pixels in, a sequence of states and one pooled vector a picture out.
+
+The outputs are those of ``transformers``' ``CLIPVisionModel`` (or, with ``projection_dim``, of
+``CLIPVisionModelWithProjection``), which is what IP-Adapter and other users of an ``image_encoder`` read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
+
+from clip_guidance.towers.layers import SelfInitialised, linear
+
+
+class ImageConfig(PreTrainedConfig):
+    """Settings that every image tower has.
+
+    Args:
+        image_size: side of the square input in pixels.
+        hidden_size: width D of the pooled state.
+        projection_dim: size of ``image_embeds``; None for a tower that ends with the pooled state.
+    """
+
+    image_size: int = 224
+    num_channels: int = 3
+    hidden_size: int = 768
+    projection_dim: int | None = None
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass
+class ImageStates:
+    """What a ``vision_model`` returns.
+
+    Attributes:
+        hidden_states: tensors (B, L, D_i), one a layer or stage.
+        last_hidden_state: (B, L, D).
+        pooler_output: (B, D).
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    last_hidden_state: Tensor
+    pooler_output: Tensor
+
+
+class ImageTower(SelfInitialised, PreTrainedModel):
+    """Base of the image towers: subclasses build ``vision_model``, which maps pixel_values to ImageStates."""
+
+    base_model_prefix = ""
+    input_modalities = ("image",)
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: ImageConfig):
+        super().__init__(config)
+        self.vision_model = self.make_vision_model(config)
+        self.visual_projection: nn.Linear | None = None
+        if config.projection_dim is not None:
+            self.visual_projection = linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    @staticmethod
+    def make_vision_model(config: Any) -> nn.Module:
+        raise TypeError("ImageTower is abstract: use ViTModel or ResNetModel")
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
+    ) -> Any:
+        """States of a batch of pictures.
+
+        Args:
+            pixel_values: (B, 3, image_size, image_size), normalised as the CLIP's ``image_processor`` does.
+            output_hidden_states: return ``hidden_states`` too.
+            return_dict: False for a tuple.
+
+        Returns:
+            ``BaseModelOutputWithPooling``, or ``CLIPVisionModelOutput`` where the tower projects.
+
+        Raises:
+            ValueError: pictures of another size.
+        """
+        expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(f"expected pixel_values of shape {('B', *expected)}, got {tuple(pixel_values.shape)}")
+        states = self.vision_model(pixel_values)
+        hidden_states = states.hidden_states if output_hidden_states else None
+        if self.visual_projection is None:
+            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, hidden_states)
+        else:
+            embeds = self.visual_projection(states.pooler_output)
+            output = CLIPVisionModelOutput(embeds, states.last_hidden_state, hidden_states)
+        return output if return_dict is not False else output.to_tuple()

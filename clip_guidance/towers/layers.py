@@ -1,0 +1,95 @@
+"""The pre-norm transformer that the ViT and the text transformer share (Vaswani et al. 2017; Radford et al. 2021, 2.4).
+
+Module names are those of ``transformers``' CLIP (``self_attn.q_proj``, ``mlp.fc1`` ...), so weights load key by key and
+tools that look for these names (LoRA) find them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+def linear(inputs: int, outputs: int, std: float | None = None, bias: bool = True) -> nn.Linear:
+    """A linear map with normal weights, of variance 1 / inputs where ``std`` is not given, and zero bias.
+
+    The stds that the towers give scale with width and depth as OpenAI's ``initialize_parameters`` does.
+    """
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=inputs**-0.5 if std is None else std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class SelfInitialised:
+    """For ``PreTrainedModel``: the modules set their own weights when they are made, nothing overwrites them after."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing left to do."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.q_proj, self.k_proj, self.v_proj = (linear(width, width, std=width**-0.5) for _ in range(3))
+        self.out_proj = linear(width, width, std=(2 * depth * width) ** -0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """x (B, L, D); mask broadcastable to (B, heads, L, L), True where a query may look."""
+        q, k, v = (
+            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.fc1 = linear(width, config.intermediate_size, std=(2 * width) ** -0.5)
+        self.fc2 = linear(config.intermediate_size, width, std=(2 * depth * width) ** -0.5)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation_fn(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask, is_causal)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    """A stack of layers that keeps what goes into each of them and what comes out of the last."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> tuple[Tensor, ...]:
+        """(B, L, D) to ``num_hidden_layers + 1`` tensors (B, L, D)."""
+        hidden_states = [x]
+        for layer in self.layers:
+            hidden_states.append(layer(hidden_states[-1], mask, is_causal))
+        return tuple(hidden_states)

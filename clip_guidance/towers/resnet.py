@@ -1,0 +1,106 @@
+"""The ResNet of CLIP, made small (He et al. 2016, arXiv:1512.03385; Radford et al. 2021, section 2.4).
+
+Kept from CLIP: a stem of three 3x3 convolutions, and average pooling in front of every stride (Zhang 2019,
+arXiv:1904.11486), which makes the gradient with respect to the pixels smooth. Changed: basic blocks, and the mean over
+positions instead of attention pooling, which at these widths costs more than it gives.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# diffusers loads a class from a module only if it finds the class's base under its own name in that module
+from transformers import PreTrainedModel as PreTrainedModel
+
+from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
+
+
+class ResNetConfig(ImageConfig):
+    """Settings of the ResNet; see :class:`~clip_guidance.towers.image.ImageConfig` for the others.
+
+    Args:
+        hidden_sizes: width of each stage; the last is ``hidden_size``.
+        depths: residual blocks in each stage.
+        norm: "batch", or "group", which does not look at the other pictures of a batch.
+    """
+
+    model_type = "clip_guidance_resnet"
+
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    norm: str = "batch"
+
+    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+        self.hidden_size = self.hidden_sizes[-1]
+        super().__post_init__(**kwargs)
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError(f"expected one depth a stage, got hidden_sizes {self.hidden_sizes}, depths {self.depths}")
+        if self.norm not in ("batch", "group"):
+            raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r}')
+
+
+def conv_norm(config: ResNetConfig, inputs: int, outputs: int, kernel_size: int = 3) -> nn.Sequential:
+    """Convolution of stride 1 that keeps the size, then the norm."""
+    norm = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.GroupNorm(min(16, outputs // 4), outputs)
+    conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, norm)
+
+
+class Block(nn.Module):
+    """relu(shortcut(x) + conv(relu(conv(x)))), at half the size if ``stride`` is 2."""
+
+    def __init__(self, config: ResNetConfig, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = conv_norm(config, inputs, outputs)
+        self.conv2 = conv_norm(config, outputs, outputs)
+        nn.init.zeros_(self.conv2[1].weight)  # every block begins as its shortcut (Goyal et al. 2017, 5.1)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        changes = stride > 1 or inputs != outputs
+        self.shortcut = conv_norm(config, inputs, outputs, kernel_size=1) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.pool(F.relu(self.conv1(x))))
+        return F.relu(self.shortcut(self.pool(x)) + y)
+
+
+class ResNet(nn.Module):
+    """Stem at half the size, stages (all but the first halve it again), mean over positions."""
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        widths = list(config.hidden_sizes)
+        stem = widths[0]
+        self.stem = nn.Sequential(
+            conv_norm(config, config.num_channels, stem // 2),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            conv_norm(config, stem // 2, stem // 2),
+            nn.ReLU(),
+            conv_norm(config, stem // 2, stem),
+            nn.ReLU(),
+        )
+        self.stages = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(widths, config.depths, strict=True)):
+            blocks = [Block(config, stem if i == 0 else widths[i - 1], width, stride=1 if i == 0 else 2)]
+            blocks += [Block(config, width, width, stride=1) for _ in range(depth - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+
+    def forward(self, pixel_values: Tensor) -> ImageStates:
+        x = self.stem(pixel_values)
+        hidden_states = [x.flatten(2).transpose(1, 2)]
+        for stage in self.stages:
+            x = stage(x)
+            hidden_states.append(x.flatten(2).transpose(1, 2))
+        return ImageStates(tuple(hidden_states), hidden_states[-1], x.mean((2, 3)))
+
+
+class ResNetModel(ImageTower):
+    """CLIP's ResNet image tower."""
+
+    config_class = ResNetConfig
+
+    @staticmethod
+    def make_vision_model(config: ResNetConfig) -> nn.Module:
+        return ResNet(config)

@@ -1,0 +1,145 @@
+"""What every text tower shares: the shape that diffusers' pipelines, LoRA and textual inversion expect of one.
+
+A real submodule ``text_model`` computes the hidden states; around it stands a ``PreTrainedModel`` that returns them as
+``transformers``' CLIP does: ``hidden_states[-1]`` before the final norm, ``last_hidden_state`` after it, ``pooler_output``
+one vector a text. Without ``projection_dim`` the first entry of the output is the sequence (Stable Diffusion 1, 2,
+encoder 1 of SDXL); with it the first entry is ``text_embeds`` (encoder 2 of SDXL, Stable Diffusion 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+from clip_guidance.towers.layers import SelfInitialised, linear
+
+
+class TextConfig(PreTrainedConfig):
+    """Settings that every text tower has.
+
+    Args:
+        vocab_size: tokens in the vocabulary.
+        hidden_size: width D of the token states.
+        max_position_embeddings: context length L; equals the tokenizer's ``model_max_length``.
+        projection_dim: size of ``text_embeds``; None for a tower that ends with the pooled state.
+        pad_token_id: distinct from ``eos_token_id``, so that the mask can be read off the ids.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    max_position_embeddings: int = 77
+    projection_dim: int | None = None
+    layer_norm_eps: float = 1e-5
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+    pad_token_id: int | None = 1
+
+
+@dataclass
+class TextStates:
+    """What a ``text_model`` returns.
+
+    Attributes:
+        hidden_states: tensors (B, L, D), the last before the final norm.
+        last_hidden_state: (B, L, D), after the final norm.
+        pooler_output: (B, D).
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    last_hidden_state: Tensor
+    pooler_output: Tensor
+
+
+class TextTower(SelfInitialised, PreTrainedModel):
+    """Base of the text towers: subclasses build ``text_model``, which maps (input_ids, attention_mask) to TextStates."""
+
+    base_model_prefix = ""
+    input_modalities = ("text",)
+    main_input_name = "input_ids"
+
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
+        self.text_model = self.make_text_model(config)
+        self.text_projection: nn.Linear | None = None
+        if config.projection_dim is not None:
+            self.text_projection = linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    @staticmethod
+    def make_text_model(config: Any) -> nn.Module:
+        raise TypeError("TextTower is abstract: use TransformerTextModel or CBOWTextModel")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Hidden states of a batch of texts.
+
+        Args:
+            input_ids: int64 (B, L), L at most ``config.max_position_embeddings``.
+            attention_mask: (B, L), 1 where there is a token; read off ``pad_token_id`` when not given.
+            output_hidden_states: return ``hidden_states`` too.
+            return_dict: False for a tuple.
+
+        Returns:
+            ``BaseModelOutputWithPooling``, or ``CLIPTextModelOutput`` where the tower projects.
+
+        Raises:
+            ValueError: L exceeds the context.
+        """
+        limit = self.config.max_position_embeddings
+        if input_ids.shape[-1] > limit:
+            raise ValueError(f"expected input_ids of at most {limit} tokens, got shape {tuple(input_ids.shape)}")
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        states = self.text_model(input_ids.view(-1, input_ids.shape[-1]), attention_mask)
+        hidden_states = states.hidden_states if output_hidden_states else None
+        if self.text_projection is None:
+            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, hidden_states)
+        else:
+            embeds = self.text_projection(states.pooler_output)
+            output = CLIPTextModelOutput(embeds, states.last_hidden_state, hidden_states)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class TextEmbeddings(nn.Module):
+    """Token embeddings, plus learned positions where ``positions`` is not 0."""
+
+    def __init__(self, config: TextConfig, positions: int):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(positions, config.hidden_size) if positions else None
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding.weight, std=0.01)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """int64 (B, L) to (B, L, D)."""
+        x = self.token_embedding(input_ids)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding.weight[: input_ids.shape[-1]]
+        return x
+
+
+def token_mask(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: int | None) -> Tensor:
+    """Bool (B, L), True where there is a token: the mask given, else whatever is not padding."""
+    if attention_mask is not None:
+        return attention_mask.bool()
+    if pad_token_id is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return input_ids != pad_token_id

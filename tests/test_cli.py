@@ -1,0 +1,372 @@
+"""The command line: results on stdout, narration on stderr, exit codes 0, 1, 2 and 130."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_models import save_tiny_clip, save_tiny_pipeline
+
+from clip_guidance.cli import models
+from clip_guidance.cli.main import run
+from clip_guidance.clip import CLIP
+from clip_guidance.score import clip_score
+from clip_guidance.similarity import image_similarity
+from clip_guidance.zero_shot import ZeroShotClassifier
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    @property
+    def table(self) -> list[list[str]]:
+        return [line.split("\t") for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Runs the command line in this process."""
+    monkeypatch.setenv("COLUMNS", "200")  # so that error panels do not break lines
+
+    def cli(*words) -> Done:
+        with pytest.raises(SystemExit) as exit:
+            run([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Done(exit.value.code or 0, captured.out, captured.err)
+
+    return cli
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("judge"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def pipeline(clip, tmp_path_factory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("pipeline"), clip)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of three good pictures and a broken one."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def good(pictures) -> list[Path]:
+    return [pictures / f"{name}.png" for name in "abc"]
+
+
+# classify
+
+
+def test_classify_names_the_bad_picture_and_does_the_others(cli, clip, pictures, good):
+    done = cli(
+        "classify", pictures, "--labels", "cat, dog,apple", "--model", clip, "--batch-size", 2, "--json"
+    )
+    assert done.code == 1
+    assert f"failed: {pictures}/broken.png: is empty (0 bytes)" in done.err
+    assert done.json["failed"] == [{"path": str(pictures / "broken.png"), "reason": "is empty (0 bytes)"}]
+    expected = ZeroShotClassifier(CLIP.from_pretrained(clip), ["cat", "dog", "apple"])(good)
+    rows = done.json["results"]
+    assert [row["image"] for row in rows] == [str(path) for path in good]
+    assert [row["label"] for row in rows] == [top[0].label for top in expected.top()]
+    assert [row["prob"] for row in rows] == pytest.approx(expected.probs.max(1).values.tolist(), abs=1e-5)
+
+
+def test_classify_prints_lines_for_other_programs(cli, clip, good, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n\nguinea pig, long-haired\n", encoding="utf-8")
+    options = ["--template", "a {}", "--template", "the {}", "--top-k", 2, "--model", clip]
+    done = cli("classify", *good, "--labels-file", labels, *options)
+    assert done.code == 0 and done.err == ""
+    header, *rows = done.table
+    assert header == ["image", "label", "prob"] and len(rows) == 2 * len(good)
+    assert {row[1] for row in rows} == {"cat", "guinea pig, long-haired"}
+    assert float(rows[0][2]) + float(rows[1][2]) == pytest.approx(1, abs=1e-3)
+
+
+def test_ctrl_c_keeps_what_is_done(cli, clip, good, monkeypatch):
+    encode, calls = CLIP.encode_image, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, *args, **kwargs)
+
+    monkeypatch.setattr(CLIP, "encode_image", interrupted)
+    done = cli("classify", *good, "--labels", "cat,dog", "--model", clip, "--batch-size", 1, "--json")
+    assert done.code == 130 and "stopped; what was done is kept" in done.err
+    assert [row["image"] for row in done.json["results"]] == [str(path) for path in good[:2]]
+
+
+# similar
+
+
+def test_similar_prints_the_matrix(cli, clip, good):
+    done = cli("similar", *good, "--model", clip, "--json")
+    expected = image_similarity(CLIP.from_pretrained(clip), good)
+    torch.testing.assert_close(torch.tensor(done.json["similarity"]), expected)
+    header, *rows = cli("similar", *good, "--model", clip).table
+    assert header[1:] == [row[0] for row in rows] == [str(path) for path in good]
+    assert rows[1][2] == "1.0000"
+
+
+def test_similar_ranks_by_a_query(cli, clip, pictures, good):
+    done = cli("similar", pictures, "--to", good[1], "--model", clip, "--json")
+    assert done.code == 1
+    results = done.json["results"]
+    assert results[0]["image"] == str(good[1]) and results[0]["similarity"] == pytest.approx(1)
+    similarities = [row["similarity"] for row in results]
+    assert similarities == sorted(similarities, reverse=True) and len(results) == 3
+
+
+# score
+
+
+def test_score_writes_its_definition(cli, clip, good, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    options = ["--definition", "hessel", "--model", clip, "--json", "--output", output]
+    done = cli("score", *good, "--prompt", "a cat", *options)
+    assert done.code == 0 and "mean: " in done.err and "hessel" in done.err
+    expected = clip_score(CLIP.from_pretrained(clip), good, "a cat", "hessel").tolist()
+    assert [row["score"] for row in done.json["results"]] == pytest.approx(expected, abs=1e-5)
+    assert done.json["mean"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert done.json["definition"]["weight"] == 2.5
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert all(row["definition"] == "hessel" and row["fingerprint"] for row in rows)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_score_pairs_from_a_file(cli, clip, pictures, suffix, tmp_path):
+    pairs = [
+        ("a.png", "a cat"),
+        ("broken.png", "a dog"),
+        ("b.png", 'a "red, round"\napple'),
+        ("gone.png", "x"),
+    ]
+    file, output = pictures / f"pairs.{suffix}", tmp_path / "out.csv"
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        if suffix == "csv":
+            csv.writer(handle).writerows([("image", "prompt"), *pairs])
+        else:
+            handle.writelines(
+                json.dumps(dict(zip(("image", "prompt"), pair, strict=True))) + "\n" for pair in pairs
+            )
+    done = cli(
+        "score", "--prompts-file", file, "--model", clip, "--output", output, "--batch-size", 1, "--json"
+    )
+    assert done.code == 1
+    assert "broken.png: is empty" in done.err and "gone.png: no such file" in done.err
+    expected = clip_score(
+        CLIP.from_pretrained(clip), [pictures / "a.png", pictures / "b.png"], [pairs[0][1], pairs[2][1]]
+    )
+    assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
+    with output.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["prompt"] for row in rows] == [pairs[0][1], pairs[2][1]]
+    assert [float(row["score"]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, pipeline, good, tmp_path):
+    folder = tmp_path / "drawn"
+    drawn = ["generate", "--model", pipeline, "--clip", clip, "--steps", 2, "--output", folder, "--prompt"]
+    assert cli(*drawn, "a red apple").code == 0
+    by_guide = cli("score", folder, "--model", clip, "--json")
+    assert by_guide.code == 0 and by_guide.json["results"][0]["prompt"] == "a red apple"
+    assert "1 of 1 pictures were guided by the very CLIP that scores them" in by_guide.err
+    by_judge = cli("score", folder, good[0], "--model", judge, "--json")
+    assert by_judge.code == 1 and "guided" not in by_judge.err
+    assert "a.png: holds no prompt; give --prompt or --prompts-file" in by_judge.err
+
+
+# generate
+
+
+@pytest.fixture
+def generate(cli, clip, judge, pipeline, tmp_path):
+    def generate(*words) -> Done:
+        models = ["--model", pipeline, "--clip", clip, "--judge", judge, "--steps", 2]
+        return cli(
+            "generate", *(models if "--from" not in words else []), *words, "--output", tmp_path / "out"
+        )
+
+    return generate
+
+
+def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
+    done = generate(
+        "--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json"
+    )
+    assert done.code == 0
+    names = [Path(row["image"]).name for row in done.json]
+    assert names == ["a-cat-5.png", "a-cat-6.png", "a-dog-5.png", "a-dog-6.png"]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert all(row["settings"]["scale"] == 9 for row in done.json)
+    assert [score["model"] for score in done.json[0]["scores"]] == [str(clip), str(judge)]
+    (header, *rows) = generate("--prompt", "a cat").table
+    assert header == ["image", "prompt", "seed", f"100·cos by {clip}", f"100·cos by {judge}"]
+    assert rows[0][1:3] == ["a cat", "0"]
+
+
+def test_generate_from_a_picture_draws_it_again(generate):
+    (first,) = generate("--prompt", "a cat", "--seed", 3, "--scale", 9, "--json").json
+    again = generate("--from", first["image"], "--json")
+    assert again.json == [first] and "was drawn again bit for bit" in again.err
+    (changed,) = generate("--from", first["image"], "--scale", 0, "--json").json
+    assert changed["settings"] == {**first["settings"], "scale": 0.0}
+    assert changed["image"].endswith("a-cat-3-2.png")
+    (other,) = generate("--from", first["image"], "--prompt", "a dog", "--seed", 0, "--json").json
+    assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
+
+
+def test_generate_tells_when_a_picture_came_out_differently(generate):
+    (first,) = generate("--prompt", "a cat", "--json").json
+    with Image.open(first["image"]) as image:
+        image.load()
+        text = image.info["clip_guidance"]
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("clip_guidance", text)
+    Image.new("RGB", image.size).save(first["image"], pnginfo=info)
+    assert "came out differently" in generate("--from", first["image"]).err
+
+
+def test_generate_keeps_the_pictures_made_before_ctrl_c(generate, tmp_path, monkeypatch):
+    from clip_guidance.generate import GeneratedImage
+
+    save = GeneratedImage.save
+
+    def interrupted(self, folder):
+        if self.settings.seed == 1:
+            raise KeyboardInterrupt
+        return save(self, folder)
+
+    monkeypatch.setattr(GeneratedImage, "save", interrupted)
+    done = generate("--prompt", "a cat", "--num-images", 3, "--json")
+    assert done.code == 130 and len(done.json) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]
+
+
+def test_a_long_prompt_is_cut_with_a_tidy_warning(cli, clip, good):
+    done = cli("score", good[0], "--prompt", "ox " * 50, "--model", clip)
+    assert done.code == 0
+    (warning,) = [line for line in done.err.splitlines() if line.startswith("warning:")]
+    assert "cut to the context of 40" in warning and "ox ox" in warning
+
+
+# models
+
+
+def test_models_are_described(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    for name, parts in (("tiny", ["clip", "unet"]), ("tiny-judge", ["clip"])):
+        for part in parts:
+            (tmp_path / name / part).mkdir(parents=True)
+            save_file(
+                {"a": torch.zeros(3, 4), "b": torch.zeros(1)}, tmp_path / name / part / "model.safetensors"
+            )
+    (tmp_path / "tiny" / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n\nDraws dots.\n\nMore.\n")
+    tiny, tiny_judge = cli("models", "--json").json
+    assert (tiny["name"], tiny["kind"], tiny["parameters"]) == ("tiny", "CLIP and pipeline", 26)
+    assert (tiny["description"], tiny_judge["description"]) == ("Draws dots.", "")
+    assert (tiny_judge["kind"], tiny_judge["parameters"]) == ("CLIP", 13)
+    assert tiny_judge["bytes"] == (tmp_path / "tiny-judge" / "clip" / "model.safetensors").stat().st_size
+    assert [row[0] for row in cli("models").table] == ["name", "tiny", "tiny-judge"]
+
+
+# usage
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["classify", "a.png"], "give --labels or --labels-file"),
+        (["classify"], "Missing argument"),
+        (["classify", "a.png", "--labels", "x,x", "--model", "CLIP"], "label 'x' is given twice"),
+        (
+            ["classify", "a.png", "--labels", "x", "--template", "y", "--model", "CLIP"],
+            "template 'y' has no {}",
+        ),
+        (["classify", "a.png", "--labels", "x", "--model", "no/such/model"], "no/such/model"),
+        (["classify", "a.png", "--labels", "x", "--model", "CLIP", "--device", "abacus"], "--device abacus"),
+        (["score"], "give pictures or --prompts-file"),
+        (["score", "a.png", "--prompt", "x", "--output", "x.txt"], "must end in .jsonl or .csv"),
+        (
+            ["score", "a.png", "--prompt", "x", "--definition", "y", "--model", "CLIP"],
+            "no score definition 'y'",
+        ),
+        (["similar", "a.png", "--to", "gone.png", "--model", "CLIP"], "gone.png: no such file"),
+        (["generate"], "give --prompt or --from"),
+        (["generate", "--prompt", "x", "--scheduler", "ddpm"], "scheduler must be one of ddim"),
+        (["generate", "--from", "gone.png"], "gone.png: holds no clip_guidance settings"),
+        (["generate", "--prompt", "x", "--steps", "0"], "--steps"),
+        (["frobnicate"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_with_2(cli, clip, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = cli(*(clip if word == "CLIP" else word for word in words))
+    assert (done.code, done.out) == (2, "")
+    assert message in " ".join(done.err.replace("│", " ").split())
+
+
+def test_existing_scores_are_not_overwritten(cli, good, tmp_path):
+    output = tmp_path / "scores.csv"
+    output.write_text("precious")
+    done = cli("score", *good, "--prompt", "x", "--output", output)
+    assert done.code == 2 and "never overwritten" in done.err and output.read_text() == "precious"
+
+
+@pytest.mark.parametrize("row", ['{"image": "a.png"}', "not json", "[1]"])
+def test_a_bad_row_of_prompts_is_named(cli, clip, row, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"image": "a.png", "prompt": "x"}\n' + row + "\n")
+    done = cli("score", "--prompts-file", file, "--model", clip)
+    assert done.code == 2 and "pairs.jsonl: row 2 has no image or no prompt" in done.err
+
+
+def test_every_command_has_help_that_imports_nothing_heavy():
+    code = """
+import sys
+from clip_guidance.cli.main import app, run
+for name in ("generate", "score", "classify", "similar", "models"):
+    try:
+        run([name, "--help"])
+    except SystemExit as exit:
+        assert not exit.code
+assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == 5

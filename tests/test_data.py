@@ -1,0 +1,87 @@
+"""Captioned pictures, captions, views of them, and retrieval among them."""
+
+import io
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from clip_guidance.augment import random_views
+from clip_guidance.data import PHRASES, CaptionedPictures, Row, caption
+from clip_guidance.retrieval import recall_at_k, unique
+
+
+def write_table(path, names=("cat", "dog"), broken=(), drop=(), size=8):
+    def encoded(i):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((size, size, 3), 30 * i, np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()[: 30 if i in broken else None]
+
+    columns = {
+        "image": [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(len(names))],
+        "name": list(names),
+        "style": ["noto"] * len(names),
+        "keywords": [["animal", "pet"]] * len(names),
+    }
+    pq.write_table(pa.table({k: v for k, v in columns.items() if k not in drop}), path)
+    return path
+
+
+def test_reads_resizes_and_skips(tmp_path):
+    path = write_table(tmp_path / "t.parquet", ["cat", "dog", "cat: dark skin tone", "cow"], broken=(1,))
+    data = CaptionedPictures.from_parquet(path, size=6, exclude="skin tone")
+    assert [row.name for row in data.rows] == ["cat", "cow"]
+    assert data.pictures.shape == (2, 3, 6, 6) and data.pictures.dtype == torch.uint8
+    assert (data.pictures[1] == 90).all()
+    assert [row for row, _ in data.skipped] == [1]
+
+
+def test_bad_tables_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no table of pictures at .*none\.parquet"):
+        CaptionedPictures.from_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"\['style'\] missing"):
+        CaptionedPictures.from_parquet(write_table(tmp_path / "a.parquet", drop=("style",)))
+    with pytest.raises(ValueError, match="no usable picture"):
+        CaptionedPictures.from_parquet(write_table(tmp_path / "b.parquet"), exclude="")  # "" is no filter
+        CaptionedPictures.from_parquet(write_table(tmp_path / "b.parquet", broken=(0, 1)))
+
+
+def test_captions_vary_and_always_hold_the_name():
+    row = Row("red apple", "noto", ("fruit", "food"))
+    rng = random.Random(0)
+    drawn = [caption(row, rng) for _ in range(300)]
+    assert all("red apple" in text for text in drawn)
+    assert len(set(drawn)) > 10 and row.prompt == "a noto picture of a red apple"
+    assert 0.3 < sum(text == row.prompt for text in drawn) / 300 < 0.5
+    assert sum(weight for weight, _ in PHRASES) == pytest.approx(1)
+
+
+def test_real_pictures(shared_data):
+    data = CaptionedPictures.from_parquet(shared_data / "emoji64-val.parquet", exclude="skin tone")
+    assert len(data) == 789 and data.pictures.shape[1:] == (3, 64, 64) and not data.skipped
+
+
+def test_views_stay_on_white_and_in_range():
+    torch.manual_seed(0)
+    white = torch.ones(4, 3, 16, 16)
+    torch.testing.assert_close(random_views(white, colour=0.0), white)
+    images = torch.rand(4, 3, 16, 16)
+    views = random_views(images)
+    assert views.min() >= 0 and views.max() <= 1 and not torch.allclose(views, images)
+    torch.testing.assert_close(random_views(images, 0.0, 0.0, 0.0), images)
+
+
+def test_recall_counts_ties_against_the_model():
+    similarity = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3], [0.1, 0.2, 0.0]])
+    targets = torch.tensor([0, 1, 2])
+    assert recall_at_k(similarity, targets, (1, 2, 3)) == pytest.approx({"R@1": 1 / 3, "R@2": 2 / 3, "R@3": 1})
+    assert recall_at_k(torch.ones(3, 3), targets)["R@1"] == 0
+
+
+def test_unique_numbers_names_in_order():
+    names, numbers = unique(["b", "a", "b"])
+    assert names == ["b", "a"] and numbers.tolist() == [0, 1, 0]

@@ -1,0 +1,133 @@
+"""Settings, sample order, schedule, log and checkpoints of the training programs."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from clip_guidance.trainer import (
+    Plan,
+    SampleOrder,
+    batches,
+    fit,
+    learning_rate,
+    parameter_groups,
+    parse_settings,
+    plot_log,
+    read_log,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: str
+    steps: int = 10
+    rate: float = 1e-3
+    widths: list[int] = field(default_factory=lambda: [1, 2])
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: here\nsteps: 3\nwidths: [4, 5]\n")
+    assert parse_settings(Settings, ["--config", str(recipe), "--steps", "7"]) == Settings("here", 7, 1e-3, [4, 5])
+
+
+def test_mistakes_in_settings_are_named(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: here\nstep: 3\n")
+    for arguments, message in [
+        (["--config", str(recipe)], r"unknown settings ['step']"),
+        (["--config", str(tmp_path / "none.yaml")], "no recipe at"),
+        (["--data", "x", "--stride", "3"], "--stride"),
+        ([], "--data"),
+    ]:
+        with pytest.raises((SystemExit, ValueError)) as error:
+            parse_settings(Settings, arguments)
+        assert message in capsys.readouterr().err + str(error.value)
+
+
+def test_every_epoch_is_a_new_permutation_and_any_batch_can_be_the_first():
+    endless = batches(10, 3, seed=1)
+    seen = [next(endless) for _ in range(7)]
+    first, second = torch.cat(seen[:3]), torch.cat(seen[3:6])
+    assert len(first.unique()) == len(second.unique()) == 9 and not torch.equal(first, second)
+    for start in range(7):
+        assert torch.equal(next(batches(10, 3, seed=1, start=start)), seen[start])
+    with pytest.raises(ValueError, match="batch_size 11 exceeds the 10 samples"):
+        next(batches(10, 11, seed=1))
+
+
+def test_sample_order_may_be_asked_for_any_step():
+    order, expected = SampleOrder(10, 3, 5, Accelerator()), batches(10, 3, 5)
+    for step in range(5):
+        assert torch.equal(order(step), next(expected))
+    assert torch.equal(order(2), next(batches(10, 3, 5, start=2)))
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    rates = [learning_rate(step, 100, 0.5, 10) for step in range(101)]
+    assert rates[9] == rates[10] == 0.5 and rates[4] == pytest.approx(0.25)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[100] == pytest.approx(0)
+    assert rates[55] == pytest.approx(0.25)
+
+
+def test_norms_biases_and_temperature_do_not_decay():
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    decayed, kept = parameter_groups(module, 0.1)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)] and decayed["weight_decay"] == 0.1
+    assert len(kept["params"]) == 3 and kept["weight_decay"] == 0
+
+
+def run(folder, steps: int, total: int = 8) -> tuple[nn.Module, AveragedModel]:
+    """Trains a small map on noise up to ``steps`` of ``total``, as a killed and resumed program would."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    accelerator = Accelerator()
+
+    class Killed(Exception):
+        pass
+
+    def loss(model: nn.Module, step: int) -> dict[str, torch.Tensor]:
+        return {"loss": (model(torch.randn(16, 4)) - 1).square().mean()}
+
+    def kill(done: int) -> dict[str, float]:
+        if done == steps + 1 and steps < total:
+            raise Killed
+        return {}
+
+    plan = Plan(total, 0.1, 2, 0.01, 1.0, seed=3, log_every=1, save_every=3)
+    try:
+        fit(accelerator, model, loss, plan, folder, phase="test", ema=ema, after_step=kill)
+    except Killed:
+        pass
+    return model, ema
+
+
+def test_a_killed_run_continues_bit_for_bit(tmp_path):
+    whole, whole_ema = run(tmp_path / "whole", steps=8)
+    run(tmp_path / "killed", steps=5)  # killed after step 6, whose checkpoint is that of step 3
+    assert sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()) == ["step-3.safetensors"]
+    resumed, resumed_ema = run(tmp_path / "killed", steps=8)
+    for a, b in zip([*whole.parameters(), *whole_ema.parameters()], [*resumed.parameters(), *resumed_ema.parameters()], strict=True):
+        assert torch.equal(a, b)
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "whole" / "log.jsonl")]
+    again = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert strip == again and len(strip) == 8
+
+
+def test_only_the_last_checkpoints_are_kept_and_they_are_safetensors(tmp_path):
+    run(tmp_path, steps=8)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-6.safetensors", "step-8.safetensors"]
+
+
+def test_the_log_can_be_plotted(tmp_path):
+    from PIL import Image
+
+    run(tmp_path, steps=8)
+    plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
+    with Image.open(tmp_path / "log.png") as picture:
+        assert picture.size[0] > 100

@@ -1,0 +1,73 @@
+"""The training programs as users launch them: a small run of each, resumed, and loaded by diffusers alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_data import write_table
+
+import clip_guidance as cg
+
+NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+
+
+def launch(root, program: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", str(root / "training" / program)]
+    return subprocess.run([*command, *map(str, options)], capture_output=True, text=True, cwd=root)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("data") / "train.parquet", NAMES, size=32)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(root, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    options = ["--data", data, "--validation", data, "--output", folder, "--batch_size", 4, "--warmup", 2]
+    options += ["--image_size", 32, "--image_width", 32, "--image_layers", 1, "--text_width", 32, "--text_layers", 2]
+    options += ["--vocab_size", 600, "--context_length", 12, "--save_every", 2, "--evaluate_every", 2, "--log_every", 1]
+    done = launch(root, "train_clip.py", *options, "--steps", 2)
+    assert done.returncode == 0, done.stderr
+    resumed = launch(root, "train_clip.py", *options, "--steps", 4)
+    assert resumed.returncode == 0, resumed.stderr
+    return folder
+
+
+def test_train_clip(clip_folder):
+    rows = [json.loads(line) for line in (clip_folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]  # the second launch began where the first ended
+    assert {"loss", "R@1", "R@5"} <= rows[-1].keys()
+    clip = cg.CLIP.from_pretrained(clip_folder)
+    assert clip.encode_text(NAMES).shape == (8, clip.config.projection_dim)
+
+
+def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path):
+    options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
+    options += ["--vae_channels", 8, 8, "--unet_channels", 16, 16, "--vae_steps", 2, "--unet_steps", 2]
+    options += ["--vae_batch_size", 4, "--save_every", 1, "--log_every", 1, "--sample_every", 2, "--warmup", 1]
+    done = launch(root, "train_diffusion.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "samples-000002.png").is_file()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
+    code = (
+        "import sys, torch; from diffusers import DiffusionPipeline; "
+        f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path)!r}, use_safetensors=True); "
+        "image = pipe('a cat', num_inference_steps=2).images[0]; "
+        "assert image.size == (32, 32) and 'clip_guidance' not in sys.modules, image.size"
+    )
+    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    pipe = cg.load_pipeline(tmp_path)
+    latents = pipe.vae.encode(torch.rand(2, 3, 32, 32)).latent_dist.mean
+    assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
+
+
+def test_unknown_towers_and_several_processes_are_refused(root, data, tmp_path):
+    wrong = launch(root, "train_clip.py", "--data", data, "--output", tmp_path, "--image_tower", "swin")
+    assert wrong.returncode != 0 and "--image_tower: expected one of vit, resnet, got 'swin'" in wrong.stderr

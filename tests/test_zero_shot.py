@@ -1,0 +1,115 @@
+"""Zero-shot classification against transformers' pipeline and the published formula, on the same weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from tiny_models import save_tiny_clip
+
+from clip_guidance.clip import CLIP
+from clip_guidance.zero_shot import ZeroShotClassifier
+
+LABELS = ["cat", "guinea pig", "emoji {of} a 100%", "apple"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def clip(folder) -> CLIP:
+    return CLIP.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (40, side, 3), dtype=np.uint8)) for side in (40, 64, 33)]
+
+
+def test_equals_the_pipeline_of_transformers(folder, clip, images):
+    pipeline = transformers.pipeline("zero-shot-image-classification", model=str(folder), use_fast=False)
+    expected = pipeline(images, candidate_labels=LABELS, hypothesis_template="a photo of a {}.")
+    result = ZeroShotClassifier(clip, LABELS, ["a photo of a {}."])(images)
+    for row, probs in zip(expected, result.probs, strict=True):
+        by_label = {entry["label"]: entry["score"] for entry in row}
+        torch.testing.assert_close(
+            probs, torch.tensor([by_label[label] for label in LABELS]), rtol=1e-4, atol=1e-5
+        )
+    assert [top[0].label for top in result.top()] == [row[0]["label"] for row in expected]
+    assert result.probs.std() > 0.01  # the comparison would say nothing if every label got the same
+
+
+def test_ensemble_follows_the_formula(clip, images):
+    templates = ["a {}", "art of the {}", "{} and {}"]
+    classifier = ZeroShotClassifier(clip, LABELS, templates)
+    for label, class_embed in zip(LABELS, classifier.class_embeds, strict=True):
+        each = [clip.encode_text(template.replace("{}", label))[0] for template in templates]
+        mean = sum(each) / len(each)
+        torch.testing.assert_close(class_embed, mean / mean.norm())
+    result = classifier(images)
+    cosines = clip.encode_image(images) @ classifier.class_embeds.T
+    torch.testing.assert_close(result.logits, clip.logit_scale.detach().exp() * cosines)
+    torch.testing.assert_close(result.probs, result.logits.softmax(1))
+
+
+def test_texts_are_encoded_once_and_pictures_in_any_batch_give_the_same(clip, images, monkeypatch):
+    classifier = ZeroShotClassifier(clip, LABELS)
+    monkeypatch.setattr(clip, "encode_text", lambda *_, **__: pytest.fail("encoded texts again"))
+    together, alone = classifier(images), classifier(images[1])
+    assert (len(together), len(alone)) == (3, 1)
+    torch.testing.assert_close(together.probs[1], alone.probs[0])
+    torch.testing.assert_close(classifier(images, batch_size=1).logits, together.logits)
+    torch.testing.assert_close(
+        classifier.classify_embeds(7 * clip.encode_image(images)).logits, together.logits
+    )
+
+
+def test_order_of_labels_does_not_matter(clip, images):
+    forwards = ZeroShotClassifier(clip, LABELS)(images)
+    backwards = ZeroShotClassifier(clip, LABELS[::-1])(images)
+    torch.testing.assert_close(forwards.probs, backwards.probs.flip(1))
+
+
+def test_a_template_of_the_label_alone_is_the_text_itself(clip):
+    classifier = ZeroShotClassifier(clip, LABELS, "{}")
+    torch.testing.assert_close(classifier.class_embeds, clip.encode_text(LABELS))
+    assert torch.equal(classifier.class_embeds, F.normalize(classifier.class_embeds))
+
+
+def test_top_is_sorted_and_bounded(clip, images):
+    result = ZeroShotClassifier(clip, LABELS)(images)
+    for row, top in zip(result.probs, result.top(3), strict=True):
+        assert [entry.label for entry in top] == [LABELS[i] for i in row.argsort(descending=True)[:3]]
+        assert [entry.prob for entry in top] == sorted((entry.prob for entry in top), reverse=True)
+    assert all(len(top) == len(LABELS) for top in result.top(99))
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        result.top(0)
+
+
+def test_rows_are_json(clip, images):
+    rows = json.loads(json.dumps(ZeroShotClassifier(clip, LABELS)(images).rows(2)))
+    assert len(rows) == 3 and len(rows[0]["top"]) == 2
+    assert rows[0]["top"][0] == {"label": rows[0]["label"], "prob": rows[0]["prob"]}
+
+
+@pytest.mark.parametrize(
+    "labels,templates,message",
+    [
+        ("cat", "{}", "labels must be a list of strings, got the string 'cat'"),
+        ([], "{}", "expected at least one label, got none"),
+        (["cat", " "], "{}", "label 1 is empty"),
+        (["cat", "dog", "cat "], "{}", "label 'cat' is given twice"),
+        (["cat"], [], "expected at least one template"),
+        (["cat"], ["a {}", "a photo"], "template 'a photo' has no {} for the label"),
+    ],
+)
+def test_bad_labels_and_templates(clip, labels, templates, message):
+    with pytest.raises(ValueError, match=message):
+        ZeroShotClassifier(clip, labels, templates)

@@ -1,0 +1,167 @@
+"""Trains a CLIP from scratch on captioned pictures with the symmetric contrastive objective.
+
+    accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml
+
+Any image tower with any text tower (``--image_tower vit|resnet --text_tower transformer|cbow``). The vocabulary is
+learnt from the captions. During training, R@1 and R@5 of the held-out pictures among all names they bear are logged;
+the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from clip_guidance.augment import random_views
+from clip_guidance.clip import CLIP, CLIPConfig
+from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.tokenizer import tokenize, train_tokenizer
+from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
+from clip_guidance.trainer import Plan, SampleOrder, fit, parse_settings, save_settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run; the defaults are a small CLIP for 64x64 pictures."""
+
+    data: str  # parquet table of captioned pictures
+    output: str  # folder for checkpoints, the log and the finished CLIP
+    validation: str | None = None  # parquet table of held-out pictures
+    exclude: str | None = None  # leave out pictures whose name contains this
+    image_tower: str = "vit"
+    text_tower: str = "transformer"
+    image_size: int = 64
+    patch_size: int = 16
+    image_width: int = 192
+    image_layers: int = 6
+    resnet_widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
+    resnet_depths: list[int] = field(default_factory=lambda: [1, 1, 2, 2])
+    text_width: int = 192
+    text_layers: int = 3
+    vocab_size: int = 3072
+    context_length: int = 32
+    projection_dim: int = 128
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: int = 100
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 200
+    evaluate_every: int = 200
+
+
+def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
+    """Two fresh towers and a vocabulary learnt from captions of ``data``."""
+    rng = random.Random(settings.seed)
+    texts = [caption(row, rng) for row in data.rows for _ in range(4)]
+    tokenizer = train_tokenizer(texts, settings.vocab_size, settings.context_length)
+    text_options = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.text_width,
+        intermediate_size=4 * settings.text_width,
+        max_position_embeddings=settings.context_length,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if settings.text_tower == "transformer":
+        text_options |= dict(num_hidden_layers=settings.text_layers, num_attention_heads=settings.text_width // 32)
+    if settings.image_tower == "vit":
+        image_options = dict(
+            hidden_size=settings.image_width,
+            intermediate_size=4 * settings.image_width,
+            num_hidden_layers=settings.image_layers,
+            num_attention_heads=settings.image_width // 32,
+            patch_size=settings.patch_size,
+            hidden_act="gelu",
+        )
+    else:
+        image_options = dict(hidden_sizes=settings.resnet_widths, depths=settings.resnet_depths)
+    config = CLIPConfig(
+        text_config=TEXT_TOWERS[settings.text_tower][0](**text_options),
+        vision_config=IMAGE_TOWERS[settings.image_tower][0](image_size=settings.image_size, **image_options),
+        projection_dim=settings.projection_dim,
+    )
+    return CLIP(config, tokenizer)
+
+
+@torch.no_grad()
+def evaluate(clip: CLIP, data: CaptionedPictures) -> dict[str, float]:
+    """R@k of the pictures among the distinct names they bear, and of the names among the pictures' names."""
+    training, _ = clip.training, clip.eval()
+    names, targets = unique([row.name for row in data.rows])
+    image_embeds = clip.encode_image(data.pictures, batch_size=256)
+    text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
+    clip.train(training)
+    return recall_at_k(image_embeds @ text_embeds.T, targets.to(image_embeds.device))
+
+
+def train(settings: Settings, accelerator: Accelerator) -> CLIP:
+    """Trains on every pair of pictures and captions; pairs with the same caption are no negatives."""
+    data = CaptionedPictures.from_parquet(settings.data, settings.image_size, settings.exclude)
+    held_out = settings.validation and CaptionedPictures.from_parquet(
+        settings.validation, settings.image_size, settings.exclude
+    )
+    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} unreadable")
+    torch.manual_seed(settings.seed)
+    clip = make_clip(settings, data).to(accelerator.device)
+    order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
+
+    def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        indices, rng = order(step), random.Random(f"{settings.seed}-{step}")
+        captions = [caption(data.rows[i], rng) for i in indices.tolist()]
+        pictures = data.pictures[indices].to(accelerator.device).float() / 255
+        output = model(
+            input_ids=tokenize(clip.tokenizer, captions).to(accelerator.device),
+            pixel_values=clip.image_processor.differentiable(random_views(pictures)),
+            groups=unique(captions)[1].to(accelerator.device),
+            return_loss=True,
+        )
+        return {"loss": output.loss, "scale": clip.logit_scale.detach().exp()}
+
+    def after_step(done: int) -> dict[str, float]:
+        clip.clamp_logit_scale()
+        evaluated = held_out and (done % settings.evaluate_every == 0 or done == settings.steps)
+        return evaluate(clip, held_out) if evaluated and accelerator.is_main_process else {}
+
+    plan = Plan(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+    )
+    clip.train()
+    fit(accelerator, clip, loss, plan, Path(settings.output), phase="clip", after_step=after_step)
+    return clip.eval()
+
+
+def main(settings: Settings) -> None:
+    for name, known in (("image_tower", IMAGE_TOWERS), ("text_tower", TEXT_TOWERS)):
+        if getattr(settings, name) not in known:
+            raise SystemExit(f"--{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise SystemExit(
+            f"{accelerator.num_processes} processes: each would see only its own negatives, which is another objective "
+            "than that of one process with the same global batch; use one process"
+        )
+    save_settings(settings, Path(settings.output) / "settings.json")
+    train(settings, accelerator).save_pretrained(settings.output)
+
+
+if __name__ == "__main__":
+    main(parse_settings(Settings))
