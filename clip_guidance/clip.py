@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from clip_guidance.images import ImageSource, as_list, load_image
 from clip_guidance.loss import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 from clip_guidance.preprocess import ImageProcessor
 from clip_guidance.tokenizer import tokenize
-from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageConfig, ImageTower, TextConfig, TextTower
+from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 
@@ -36,8 +36,8 @@ class CLIPConfig(PreTrainedConfig):
 
     model_type = "clip_guidance"
 
-    text_config: dict | TextConfig | None = None
-    vision_config: dict | ImageConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     projection_dim: int = 512
     logit_scale_init_value: float = math.log(1 / 0.07)
 
@@ -47,7 +47,7 @@ class CLIPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-def _tower_config(name: str, value: Any, towers: dict[str, tuple[type, type]], default: str) -> Any:
+def _tower_config(name: str, value: Any, towers: Mapping[str, tuple[Any, Any]], default: str) -> Any:
     classes = {config_class.model_type: config_class for config_class, _ in towers.values()}
     if value is None:
         return towers[default][0]()
@@ -86,7 +86,6 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     config_class = CLIPConfig
     base_model_prefix = ""
-    _no_split_modules = ["EncoderLayer", "Block"]
 
     def __init__(
         self,
@@ -207,7 +206,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         projecting.text_model, projecting.text_projection = tower.text_model, self.text_projection
         return projecting.to(self.device, self.dtype).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
         super().save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory)
@@ -215,7 +214,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "emoji", **kwargs: Any) -> CLIP:  # type: ignore[override]
+    def from_pretrained(cls, name_or_path: str | Path = "emoji", **kwargs: Any) -> CLIP:
         """Loads a CLIP, in float32 unless ``dtype`` says otherwise, ready for inference.
 
         Args:

@@ -34,14 +34,17 @@ class Row:
 
 
 def styled(row: Row, rng: random.Random) -> str:
+    """Style and name in full."""
     return row.prompt
 
 
 def short(row: Row, rng: random.Random) -> str:
+    """Style and name, nothing else."""
     return f"{row.style} {row.name}"
 
 
 def name_only(row: Row, rng: random.Random) -> str:
+    """The name in any style."""
     return rng.choice([row.name, f"a {row.name}", f"a picture of a {row.name}"])
 
 

@@ -57,7 +57,7 @@ def _packaged(name: str) -> StableDiffusionPipeline:
     clip = CLIP.from_pretrained(name)
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True),
-        text_encoder=clip.text_encoder.to_clip_text_model(),  # type: ignore[operator]
+        text_encoder=clip.text_encoder.to_clip_text_model(),
         tokenizer=clip.tokenizer,
         unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),

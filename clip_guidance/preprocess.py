@@ -1,8 +1,8 @@
 """From a picture to what an image tower reads: resize the shorter side, crop the centre, normalise.
 
 Two forms of one map: ``__call__`` on PIL pictures equals ``transformers.CLIPImageProcessorPil``;
-:meth:`ImageProcessor.differentiable` on tensors lets the gradient of guidance through and equals it up to PIL's rounding
-to 8 bits (both resize bicubically, a = -1/2, with an antialiasing filter).
+:meth:`ImageProcessor.differentiable` on tensors lets the gradient of guidance through and equals it up to PIL's
+rounding to 8 bits (both resize bicubically, a = -1/2, with an antialiasing filter).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ImageProcessor:
     """
 
     image_size: int
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize_to: int = 0
     resample: int = 3
 

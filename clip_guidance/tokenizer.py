@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 
-from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
@@ -36,8 +35,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     """
     alphabet = sorted(ByteLevel.alphabet())
     bytes_ = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
-    if vocab_size < len(bytes_) + 3:
-        raise ValueError(f"expected a vocab_size of at least {len(bytes_) + 3} (bytes, special tokens), got {vocab_size}")
+    least = len(bytes_) + 3
+    if vocab_size < least:
+        raise ValueError(f"expected a vocab_size of at least {least} (bytes, special tokens), got {vocab_size}")
     learner = CLIPTokenizer().backend_tokenizer  # for CLIP's own normalisation and splitting
     trainer = BpeTrainer(
         vocab_size=vocab_size - 3 - len(alphabet),

@@ -36,7 +36,7 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Se
     recipes = argparse.ArgumentParser(add_help=False)
     recipes.add_argument("--config", type=Path, help="YAML recipe with any of the options below")
     given, rest = recipes.parse_known_args(argv)
-    parser = HfArgumentParser(cls, parents=[recipes])  # type: ignore[arg-type]
+    parser = HfArgumentParser(cls, parents=[recipes])
     if given.config is not None:
         _use_recipe(parser, given.config, {field.name for field in fields(cls)})  # type: ignore[arg-type]
     return parser.parse_args_into_dataclasses(rest)[0]
@@ -112,7 +112,7 @@ def plot_log(path: str | Path, output: str | Path) -> None:
 
 
 class SampleOrder:
-    """This process's share of the indices of batch number ``step``; asked for in order, as :func:`fit` does, it is free.
+    """This process's share of the indices of batch number ``step``; free when asked in order, as :func:`fit` does.
 
     Args:
         count: number of samples.

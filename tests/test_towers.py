@@ -102,8 +102,9 @@ def make_pipeline(encoder: TextTower) -> StableDiffusionPipeline:
         norm_num_groups=8,
     )
     vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=8, latent_channels=4)
+    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
     return StableDiffusionPipeline(
-        vae, encoder, make_tokenizer(), unet, DDIMScheduler(steps_offset=1, clip_sample=False), None, None, requires_safety_checker=False
+        vae, encoder, make_tokenizer(), unet, scheduler, None, None, requires_safety_checker=False
     )
 
 

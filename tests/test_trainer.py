@@ -1,5 +1,7 @@
 """Settings, sample order, schedule, log and checkpoints of the training programs."""
 
+import contextlib
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -70,7 +72,7 @@ def test_sample_order_may_be_asked_for_any_step():
 def test_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(step, 100, 0.5, 10) for step in range(101)]
     assert rates[9] == rates[10] == 0.5 and rates[4] == pytest.approx(0.25)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[100] == pytest.approx(0)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and rates[100] == pytest.approx(0)
     assert rates[55] == pytest.approx(0.25)
 
 
@@ -100,10 +102,8 @@ def run(folder, steps: int, total: int = 8) -> tuple[nn.Module, AveragedModel]:
         return {}
 
     plan = Plan(total, 0.1, 2, 0.01, 1.0, seed=3, log_every=1, save_every=3)
-    try:
+    with contextlib.suppress(Killed):
         fit(accelerator, model, loss, plan, folder, phase="test", ema=ema, after_step=kill)
-    except Killed:
-        pass
     return model, ema
 
 
@@ -112,7 +112,8 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     run(tmp_path / "killed", steps=5)  # killed after step 6, whose checkpoint is that of step 3
     assert sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()) == ["step-3.safetensors"]
     resumed, resumed_ema = run(tmp_path / "killed", steps=8)
-    for a, b in zip([*whole.parameters(), *whole_ema.parameters()], [*resumed.parameters(), *resumed_ema.parameters()], strict=True):
+    expected, got = [*whole.parameters(), *whole_ema.parameters()], [*resumed.parameters(), *resumed_ema.parameters()]
+    for a, b in zip(expected, got, strict=True):
         assert torch.equal(a, b)
     strip = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "whole" / "log.jsonl")]
     again = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / "killed" / "log.jsonl")]

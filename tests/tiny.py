@@ -57,7 +57,8 @@ def make_clip(image: str = "vit", text: str = "transformer", seed: int = 0) -> C
 
 def real_tokenizer(shared_data: Path) -> CLIPTokenizer:
     """OpenAI's vocabulary, built as its ``simple_tokenizer.py`` does."""
-    lines = gzip.decompress((shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    packed = (shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(code) for code in visible] + [chr(256 + i) for i in range(256 - len(visible))]

@@ -39,7 +39,7 @@ class Settings:
     phase: str = "all"  # "autoencoder" stops before the UNet
     exclude: str | None = None  # leave out pictures whose name contains this
     size: int = 64  # side of the pictures in pixels
-    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # one level each; each but the last halves the side
+    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
     latent_channels: int = 4
     vae_steps: int = 3000
     vae_batch_size: int = 16

@@ -69,9 +69,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 _EPSILON = PredictionType(lambda n: _ratio(1, n.alpha), lambda n: -_ratio(n.sigma, n.alpha))
-_V = PredictionType(
-    lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / math.hypot(n.alpha, n.sigma)
-)
+_V = PredictionType(lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / math.hypot(n.alpha, n.sigma))
 _FLOW = PredictionType(lambda n: 1.0, lambda n: -n.sigma)
 _SAMPLE = PredictionType(lambda n: 0.0, lambda n: 1.0)
 

@@ -1,5 +1,7 @@
 """The four towers, by the names that recipes and configs use, registered with transformers' Auto classes."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel
 
 from clip_guidance.towers.cbow import CBOWTextConfig as CBOWTextConfig
@@ -24,6 +26,7 @@ TEXT_TOWERS: dict[str, tuple[type[TextConfig], type[TextTower]]] = {
     "cbow": (CBOWTextConfig, CBOWTextModel),
 }
 
+_config: Any
 for _config, _model in (*IMAGE_TOWERS.values(), *TEXT_TOWERS.values()):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)

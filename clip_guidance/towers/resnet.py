@@ -40,9 +40,12 @@ class ResNetConfig(ImageConfig):
             raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r}')
 
 
-def conv_norm(config: ResNetConfig, inputs: int, outputs: int, kernel_size: int = 3) -> nn.Sequential:
+def conv_norm(
+    config: ResNetConfig, inputs: int, outputs: int, kernel_size: int = 3, norm_weight: float = 1.0
+) -> nn.Sequential:
     """Convolution of stride 1 that keeps the size, then the norm."""
     norm = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.GroupNorm(min(16, outputs // 4), outputs)
+    nn.init.constant_(norm.weight, norm_weight)
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, norm)
@@ -54,8 +57,7 @@ class Block(nn.Module):
     def __init__(self, config: ResNetConfig, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.conv1 = conv_norm(config, inputs, outputs)
-        self.conv2 = conv_norm(config, outputs, outputs)
-        nn.init.zeros_(self.conv2[1].weight)  # every block begins as its shortcut (Goyal et al. 2017, 5.1)
+        self.conv2 = conv_norm(config, outputs, outputs, norm_weight=0.0)  # begins as its shortcut (Goyal 2017, 5.1)
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         changes = stride > 1 or inputs != outputs
         self.shortcut = conv_norm(config, inputs, outputs, kernel_size=1) if changes else nn.Identity()

@@ -1,9 +1,10 @@
 """What every text tower shares: the shape that diffusers' pipelines, LoRA and textual inversion expect of one.
 
 A real submodule ``text_model`` computes the hidden states; around it stands a ``PreTrainedModel`` that returns them as
-``transformers``' CLIP does: ``hidden_states[-1]`` before the final norm, ``last_hidden_state`` after it, ``pooler_output``
-one vector a text. Without ``projection_dim`` the first entry of the output is the sequence (Stable Diffusion 1, 2,
-encoder 1 of SDXL); with it the first entry is ``text_embeds`` (encoder 2 of SDXL, Stable Diffusion 3).
+``transformers``' CLIP does: ``hidden_states[-1]`` before the final norm, ``last_hidden_state`` after it,
+``pooler_output`` one vector a text. Without ``projection_dim`` the first entry of the output is the sequence (Stable
+Diffusion 1 and 2, encoder 1 of SDXL); with it the first entry is ``text_embeds`` (encoder 2 of SDXL, Stable Diffusion
+3).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class TextConfig(PreTrainedConfig):
     max_position_embeddings: int = 77
     projection_dim: int | None = None
     layer_norm_eps: float = 1e-5
-    bos_token_id: int | None = 49406
-    eos_token_id: int | list[int] | None = 49407
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
     pad_token_id: int | None = 1
 
 
@@ -57,7 +58,7 @@ class TextStates:
 
 
 class TextTower(SelfInitialised, PreTrainedModel):
-    """Base of the text towers: subclasses build ``text_model``, which maps (input_ids, attention_mask) to TextStates."""
+    """Base of the text towers: subclasses make ``text_model``, from (input_ids, attention_mask) to TextStates."""
 
     base_model_prefix = ""
     input_modalities = ("text",)
@@ -65,7 +66,7 @@ class TextTower(SelfInitialised, PreTrainedModel):
 
     def __init__(self, config: TextConfig):
         super().__init__(config)
-        self.text_model = self.make_text_model(config)
+        self.text_model: Any = self.make_text_model(config)
         self.text_projection: nn.Linear | None = None
         if config.projection_dim is not None:
             self.text_projection = linear(config.hidden_size, config.projection_dim, bias=False)

@@ -48,7 +48,7 @@ class TextTransformer(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextStates:
         hidden_states = self.encoder(self.embeddings(input_ids), *self._attention(input_ids, attention_mask))
         last_hidden_state = self.final_layer_norm(hidden_states[-1])
-        end = (input_ids == self.config.eos_token_id).int().argmax(-1)  # the first: padding may be the same token
+        end = input_ids.eq(self.config.eos_token_id).int().argmax(-1)  # the first: padding may be the same token
         pooled = last_hidden_state[torch.arange(len(end), device=end.device), end]
         return TextStates(hidden_states, last_hidden_state, pooled)
 

@@ -71,9 +71,7 @@ class Chain:
 
     def reward(self, x0):
         images = self.pipe.vae.decode(x0 / self.pipe.vae.config.scaling_factor).sample / 2 + 0.5
-        assert 0 < images.min() < images.max() < 1, (
-            "a clipped picture has no finite difference to compare with"
-        )
+        assert 0 < images.min() < images.max() < 1, "a clipped picture has no finite difference to compare with"
         embeds = self.clip.image_embeds(self.clip.image_processor.differentiable(images))
         return (self.clip.logit_scale.exp() * (embeds * self.text_embeds).sum(-1)).sum()
 
@@ -86,9 +84,7 @@ def central_difference(function, x, direction, h=1e-5):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("mode", ["x0", "exact"])
-def test_shift_is_the_finite_difference_of_the_whole_chain(
-    tiny_pipeline, clip, mode, scheduler, prediction, cfg
-):
+def test_shift_is_the_finite_difference_of_the_whole_chain(tiny_pipeline, clip, mode, scheduler, prediction, cfg):
     pipe = tiny_pipeline(scheduler, torch.float64, prediction_type=prediction)
     clip = clip.double()
     recorder = Recorder(pipe.scheduler)
@@ -108,9 +104,7 @@ def test_shift_is_the_finite_difference_of_the_whole_chain(
                 weight = chain.sigma**2 / chain.alpha
                 slope = central_difference(chain.reward_of_sample, x, direction)
             assert slope != 0
-            assert (shift * direction).sum().item() == pytest.approx(
-                SCALE * weight * slope, rel=1e-5, abs=1e-8
-            )
+            assert (shift * direction).sum().item() == pytest.approx(SCALE * weight * slope, rel=1e-5, abs=1e-8)
 
 
 # ---------------------------------------------------------------- mode "exact" on hand-made denoisers
@@ -140,9 +134,7 @@ def run(denoise, mode="exact", scheduler="euler", unet=None, reward=quadratic, s
     x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)) * pipe.scheduler.init_noise_sigma
     with Guidance(reward, mode=mode, space="latent", scale=0.1).attach(pipe):
         for t in pipe.scheduler.timesteps:
-            x = pipe.scheduler.step(
-                denoise(pipe.unet, pipe.scheduler.scale_model_input(x, t), t), t, x
-            ).prev_sample
+            x = pipe.scheduler.step(denoise(pipe.unet, pipe.scheduler.scale_model_input(x, t), t), t, x).prev_sample
     return x
 
 
@@ -166,9 +158,16 @@ def test_exact_sums_over_copies_and_ignores_other_channels(scheduler, loop):
 
 @pytest.mark.parametrize("grad_enabled", [True, False])
 def test_exact_works_in_any_grad_mode_and_leaves_it(grad_enabled):
+    grad_modes = []
+
+    def loop(unet, x, t):
+        grad_modes.append(torch.is_grad_enabled())
+        return unet(x, t)
+
     with torch.set_grad_enabled(grad_enabled):
-        x = run(plain)
+        x = run(loop)
         assert torch.is_grad_enabled() == grad_enabled
+    assert grad_modes == [grad_enabled] * 5
     assert not x.requires_grad
     torch.testing.assert_close(x, run(plain))
 
@@ -200,22 +199,19 @@ def test_weights_that_were_frozen_stay_frozen():
     assert not unet.weight.requires_grad
 
 
-def test_at_alpha_zero_exact_falls_back_to_x0():
-    config = {
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "timestep_spacing": "trailing",
-    }
-    steps = {}
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_without_a_signal_exact_falls_back_to_x0(scheduler):
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    first_steps = []
     for mode in ("x0", "exact"):
-        pipe = SimpleNamespace(scheduler=make_scheduler("ddim", **config), unet=Linear())
-        pipe.scheduler.alphas_cumprod[-1] = 0.0  # the rescaling stops short of it, at 2⁻²⁴
+        pipe = SimpleNamespace(scheduler=make_scheduler(scheduler, **config), unet=Linear())
         pipe.scheduler.set_timesteps(4)
-        x, t = torch.ones(1, 2, 4), pipe.scheduler.timesteps[0]
+        x, t = torch.ones(1, 2, 4) * pipe.scheduler.init_noise_sigma, pipe.scheduler.timesteps[0]
         with Guidance(quadratic, mode=mode, space="latent").attach(pipe), torch.no_grad():
-            steps[mode] = pipe.scheduler.step(pipe.unet(x, t), t, x).prev_sample
-    assert steps["exact"].equal(steps["x0"])
-    assert steps["exact"].isfinite().all()
+            model_output = pipe.unet(pipe.scheduler.scale_model_input(x, t), t)
+            first_steps.append(pipe.scheduler.step(model_output, t, x).prev_sample)
+    assert first_steps[0].equal(first_steps[1])
+    assert first_steps[0].isfinite().all()
 
 
 def detached(unet, x, t):

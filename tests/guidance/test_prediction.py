@@ -82,7 +82,5 @@ def test_epsilon_of_pure_noise_is_not_shifted():
 @pytest.mark.parametrize("config", [{"prediction_type": "score"}, {}])
 def test_an_unknown_prediction_type_is_refused(config):
     scheduler = SimpleNamespace(config=SimpleNamespace(**config))
-    with pytest.raises(
-        UnsupportedSchedulerError, match=r"epsilon, v_prediction.*SimpleNamespace.*('score'|None)"
-    ):
+    with pytest.raises(UnsupportedSchedulerError, match=r"epsilon, v_prediction.*SimpleNamespace.*('score'|None)"):
         prediction_type(scheduler)

@@ -70,9 +70,7 @@ class TinyCLIP(nn.Module):
 def make_pipeline():
     """One token a letter, a UNet of 8 x 8 latents with one attention, a decoder to 16 x 16 pictures."""
     torch.manual_seed(0)
-    vocab = {
-        chr(c) + end: i for i, (c, end) in enumerate((c, e) for c in range(97, 123) for e in ("", "</w>"))
-    }
+    vocab = {chr(c) + end: i for i, (c, end) in enumerate((c, e) for c in range(97, 123) for e in ("", "</w>"))}
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocab[token] = len(vocab)
     text_encoder = CLIPTextModel(

@@ -6,7 +6,7 @@ By Tweedie's formula ∂x̂₀/∂x = (α/σ²)·Cov(x₀|x), so this is mode "x
 covariance in place of the isotropic one. The gradient is that of DPS (Chung et al. 2023, arXiv:2209.14687),
 the weight that of classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233). It costs one backward
 through the denoiser and no second forward: :class:`DenoiserTape` records the forward that the pipeline runs
-anyway. At α = 0 the sample holds nothing of x₀ and the mode falls back to "x0".
+anyway. At α = 0 the sample holds nothing of x₀, and the mode falls back to "x0".
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from clip_guidance.guidance.modes import x0
 from clip_guidance.guidance.prediction import Prediction
 
+_NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise ratio of zero as α/σ = 2⁻¹²
 _SAMPLE_KEYWORDS = ("sample", "hidden_states")  # the denoiser's first argument: UNets', transformers'
 
 
@@ -28,9 +29,9 @@ def shift(
     data_variance: float,
     tape: "DenoiserTape",
 ) -> Tensor:
-    """Δ for a scale of 1, of the shape of the sample; ``data_variance`` matters only at alpha = 0."""
+    """Δ for a scale of 1, of the shape of the sample; ``data_variance`` matters only without a signal."""
     level = prediction.level
-    if level.alpha == 0:
+    if level.alpha <= _NO_SIGNAL * level.sigma:
         return x0.shift(prediction, reward_gradient, data_variance, tape)
     return level.sigma**2 / level.alpha * tape.vjp(prediction, reward_gradient(prediction.x0))
 
@@ -39,9 +40,8 @@ class DenoiserTape:
     """Records the denoiser's forwards of one step, and whatever the pipeline computes from their outputs.
 
     A forward-pre-hook makes the denoiser's input a leaf and turns gradients on, also inside a pipeline's
-    ``no_grad``; they stay on through classifier-free guidance until :meth:`clear`. The sampling as a whole is
-    not
-    differentiable: every step starts from a fresh leaf.
+    ``no_grad``; they stay on through classifier-free guidance until :meth:`clear`. Every step starts from a
+    fresh leaf, so the sampling as a whole is not differentiable.
 
     Args:
         scheduler: The scheduler whose ``scale_model_input`` lies between the noisy sample and the denoiser.

@@ -1,0 +1,23 @@
+"""Names pictures without training a classifier.
+
+    python examples/zero_shot.py pictures/*.png --labels "red apple,dog face,rocket"
+"""
+
+import argparse
+
+import clip_guidance as cg
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--labels", required=True, help="separated by commas")
+    parser.add_argument("--model", default="emoji")
+    args = parser.parse_args()
+    classifier = cg.ZeroShotClassifier(cg.CLIP.from_pretrained(args.model), args.labels.split(","))
+    for path, best in zip(args.images, classifier(args.images).top(3), strict=True):
+        print(path, *(f"{guess.label} {guess.prob:.2f}" for guess in best), sep="\t")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Stable Diffusion with CLIP guidance in its call, for those who would rather have an argument than a ``with`` block.
+
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline="pipelines/clip_guided_stable_diffusion.py", trust_remote_code=True
+    )
+    pipe("an apple", clip=clip, clip_prompt="a red apple", clip_scale=2.0).images[0]
+
+It composes :class:`clip_guidance.CLIPGuidance` with the stock pipeline and adds nothing of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from clip_guidance import CLIP, CLIPGuidance
+
+
+class CLIPGuidedStableDiffusionPipeline(StableDiffusionPipeline):
+    """The stock pipeline, steered while it is called."""
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *args: Any,
+        clip: CLIP,
+        clip_prompt: str | Sequence[str] | None = None,
+        clip_scale: float = 1.0,
+        clip_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Draws ``prompt``, steered towards ``clip_prompt``.
+
+        Args:
+            prompt: as for ``StableDiffusionPipeline``, which also takes ``args`` and ``kwargs``.
+            clip: the CLIP that steers.
+            clip_prompt: where to; the prompt by default.
+            clip_scale: strength; 0 is the stock pipeline bit for bit.
+            clip_options: further arguments of ``CLIPGuidance`` (``mode``, ``start``, ``cutouts`` ...).
+        """
+        guidance = CLIPGuidance(clip, clip_prompt or prompt, scale=clip_scale, **(clip_options or {}))
+        with guidance.attach(self):
+            return super().__call__(prompt, *args, **kwargs)

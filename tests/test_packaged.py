@@ -1,0 +1,126 @@
+"""The packaged models: they load, fit the budget, know their pictures, and the examples and pipelines run on them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from transformers import CLIPTextModel
+
+import clip_guidance as cg
+from clip_guidance.data import CaptionedPictures
+from clip_guidance.hub import PACKAGED
+from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.towers import CBOWTextModel, ResNetModel, TransformerTextModel, ViTModel
+
+PROMPT = "a fluent 3d picture of a red apple"
+
+
+def test_weights_fit_the_budget_and_every_model_has_a_card():
+    assert sum(path.stat().st_size for path in PACKAGED.rglob("*.safetensors")) <= 32e6
+    for folder in PACKAGED.iterdir():
+        card = (folder / "README.md").read_text()
+        for needed in ("## Data", "## Figures", "## Limits", "Noto", "CC BY 4.0", "parameters"):
+            assert needed in card, f"{folder.name}: its card lacks {needed}"
+
+
+def test_the_towers_are_those_promised():
+    clip, judge = cg.CLIP.from_pretrained("emoji"), cg.CLIP.from_pretrained("emoji-judge")
+    assert isinstance(clip.image_encoder, ViTModel) and isinstance(clip.text_encoder, TransformerTextModel)
+    assert isinstance(judge.image_encoder, ResNetModel) and isinstance(judge.text_encoder, CBOWTextModel)
+    assert clip.fingerprint() != judge.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji-judge"])
+def test_they_know_pictures_they_never_saw(name, shared_data):
+    clip = cg.CLIP.from_pretrained(name)
+    data = CaptionedPictures.from_parquet(shared_data / "emoji64-val.parquet")
+    names, targets = unique([row.name for row in data.rows])
+    similarity = clip.encode_image(data.pictures) @ clip.encode_text([f"a picture of a {n}" for n in names]).T
+    found = recall_at_k(similarity, targets)
+    assert found["R@1"] > 30 / len(names) and found["R@5"] > 100 / len(names)  # many times chance
+
+
+def test_the_pipeline_is_stock_and_conditioned_by_the_clip():
+    pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
+    assert type(pipe) is StableDiffusionPipeline and type(pipe.text_encoder) is CLIPTextModel
+    ids = clip.tokenizer([PROMPT], padding="max_length", return_tensors="pt").input_ids
+    ours, stock = clip.text_encoder(ids), pipe.text_encoder(ids)
+    torch.testing.assert_close(ours.last_hidden_state, stock.last_hidden_state, rtol=0, atol=1e-5)
+    assert pipe.unet.config.sample_size == 16 and pipe.vae_scale_factor == 4
+
+
+def test_the_reward_rises_with_the_scale():
+    pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    cosines = []
+    for scale in (-3.0, 0.0, 3.0):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        with cg.CLIPGuidance(clip, PROMPT, scale=scale).attach(pipe):
+            images = pipe([""] * 4, num_inference_steps=6, guidance_scale=1.0, generator=generators).images
+        cosines.append((clip.encode_image(images) @ clip.encode_text(PROMPT).T).mean().item())
+    assert cosines[0] < cosines[1] < cosines[2]
+
+
+def test_a_community_pipeline_only_composes(root, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    stock, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
+    stock.set_progress_bar_config(disable=True)
+    stock.save_pretrained(tmp_path, safe_serialization=True)
+    guided = DiffusionPipeline.from_pretrained(
+        tmp_path,
+        custom_pipeline=str(root / "pipelines" / "clip_guided_stable_diffusion.py"),
+        trust_remote_code=True,
+        use_safetensors=True,
+    )
+    guided.set_progress_bar_config(disable=True)
+
+    def draw(pipe, **options):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(PROMPT, num_inference_steps=2, generator=generator, output_type="np", **options).images[0]
+
+    plain = draw(stock)
+    assert (draw(guided, clip=clip, clip_scale=0) == plain).all()
+    with cg.CLIPGuidance(clip, "a blue whale", scale=3).attach(stock):
+        expected = draw(stock)
+    assert (draw(guided, clip=clip, clip_prompt="a blue whale", clip_scale=3) == expected).all()
+    assert (expected != plain).any()
+
+
+def run_example(root: Path, name: str, *arguments: object) -> str:
+    command = [sys.executable, str(root / "examples" / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_examples_run(root, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    run_example(root, "steer.py", sheet, "--prompts", PROMPT, "--seeds", 2, "--steps", 2)
+    with Image.open(sheet) as image:
+        assert image.size[0] > image.size[1]
+    printed = run_example(root, "zero_shot.py", sheet, "--labels", "red apple,rocket", "--model", "emoji-judge")
+    assert "red apple" in printed and "rocket" in printed
+    assert {path.name for path in (root / "examples").glob("*.py")} == {"steer.py", "zero_shot.py"}
+
+
+def test_the_steering_benchmark_runs(root, shared_data, tmp_path):
+    options = ["--data", shared_data / "emoji64-val.parquet", "--output", tmp_path / "table.md"]
+    options += ["--prompts", 4, "--candidates", 3, "--steps", 2, "--batch_size", 4]
+    command = [sys.executable, str(root / "benchmarks" / "steering.py"), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("\n| ") == 9  # header, rule, real pictures and six methods
+    assert "CLIP exact" in table and len(list(tmp_path.glob("table-*.png"))) == 6
+
+
+def test_configs_name_no_machine():
+    for path in PACKAGED.rglob("config.json"):
+        config = json.loads(path.read_text())
+        assert not Path(config.get("_name_or_path", "")).is_absolute(), path
