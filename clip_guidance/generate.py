@@ -265,9 +265,7 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     if settings.clip or settings.model in packaged_models():
         return settings.clip or settings.model
     if settings.scale:
-        raise ValueError(
-            f"the pipeline {settings.model} comes without a CLIP: name the one that steers it (clip)"
-        )
+        raise ValueError(f"the pipeline {settings.model} comes without a CLIP: name the one that steers it (clip)")
     return None
 
 

@@ -153,9 +153,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if given.is_dir():
             matches = sorted(path for path in given.rglob("*") if _is_visible_image(path, given))
         elif not given.exists() and glob.has_magic(str(given)):
-            matches = sorted(
-                Path(path) for path in glob.glob(str(given), recursive=True) if Path(path).is_file()
-            )
+            matches = sorted(Path(path) for path in glob.glob(str(given), recursive=True) if Path(path).is_file())
         else:
             matches = []
         found += matches or [given]
@@ -173,9 +171,7 @@ def as_list(images: Any) -> list[ImageSource]:
         ValueError: there is no picture.
     """
     batched = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
-    single = (
-        isinstance(images, (Image.Image, str, os.PathLike, bytes, np.ndarray, torch.Tensor)) and not batched
-    )
+    single = isinstance(images, (Image.Image, str, os.PathLike, bytes, np.ndarray, torch.Tensor)) and not batched
     listed = [images] if single else list(images)
     if not listed:
         raise ValueError("expected at least one picture, got an empty list")
@@ -223,9 +219,7 @@ def _decode(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        kind = next(
-            (kind for kind, marks in _FOREIGN_FORMATS.items() if any(m in data[:512] for m in marks)), None
-        )
+        kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(m in data[:512] for m in marks)), None)
         reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not a picture"
         raise ImageError("", reason) from None
 

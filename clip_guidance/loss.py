@@ -1,7 +1,7 @@
 """The contrastive objective of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3), the plain reference.
 
-    logits[i, j] = exp(logit_scale) · cos(image_i, text_j)
-    loss = ½ · mean_i CE(logits[i, :], i) + ½ · mean_j CE(logits[:, j], j)
+logits[i, j] = exp(logit_scale) · cos(image_i, text_j)
+loss = ½ · mean_i CE(logits[i, :], i) + ½ · mean_j CE(logits[:, j], j)
 """
 
 from __future__ import annotations

@@ -162,9 +162,7 @@ def ref_clip_score(
     reference_embeds = clip.encode_text([definition.prefix + text for group in groups for text in group])
     of_each = reference_embeds.split([len(group) for group in groups])
     s = definition.scores(_cosine(clip.encode_image(images, batch_size=batch_size), text_embeds)).clamp(min=0)
-    r = torch.stack([(refs @ text).max() for refs, text in zip(of_each, text_embeds, strict=True)]).clamp(
-        min=0
-    )
+    r = torch.stack([(refs @ text).max() for refs, text in zip(of_each, text_embeds, strict=True)]).clamp(min=0)
     return (2 * s * r / (s + r)).nan_to_num(0.0)  # 0 / 0 where nothing agrees
 
 

@@ -1,6 +1,6 @@
 """Draws the same prompts and seeds without and with CLIP guidance, side by side.
 
-    python examples/steer.py steer.png --scale 3
+python examples/steer.py steer.png --scale 3
 """
 
 import argparse

@@ -87,9 +87,7 @@ def good(pictures) -> list[Path]:
 
 
 def test_classify_names_the_bad_picture_and_does_the_others(cli, clip, pictures, good):
-    done = cli(
-        "classify", pictures, "--labels", "cat, dog,apple", "--model", clip, "--batch-size", 2, "--json"
-    )
+    done = cli("classify", pictures, "--labels", "cat, dog,apple", "--model", clip, "--batch-size", 2, "--json")
     assert done.code == 1
     assert f"failed: {pictures}/broken.png: is empty (0 bytes)" in done.err
     assert done.json["failed"] == [{"path": str(pictures / "broken.png"), "reason": "is empty (0 bytes)"}]
@@ -178,12 +176,8 @@ def test_score_pairs_from_a_file(cli, clip, pictures, suffix, tmp_path):
         if suffix == "csv":
             csv.writer(handle).writerows([("image", "prompt"), *pairs])
         else:
-            handle.writelines(
-                json.dumps(dict(zip(("image", "prompt"), pair, strict=True))) + "\n" for pair in pairs
-            )
-    done = cli(
-        "score", "--prompts-file", file, "--model", clip, "--output", output, "--batch-size", 1, "--json"
-    )
+            handle.writelines(json.dumps(dict(zip(("image", "prompt"), pair, strict=True))) + "\n" for pair in pairs)
+    done = cli("score", "--prompts-file", file, "--model", clip, "--output", output, "--batch-size", 1, "--json")
     assert done.code == 1
     assert "broken.png: is empty" in done.err and "gone.png: no such file" in done.err
     expected = clip_score(
@@ -215,17 +209,13 @@ def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, p
 def generate(cli, clip, judge, pipeline, tmp_path):
     def generate(*words) -> Done:
         models = ["--model", pipeline, "--clip", clip, "--judge", judge, "--steps", 2]
-        return cli(
-            "generate", *(models if "--from" not in words else []), *words, "--output", tmp_path / "out"
-        )
+        return cli("generate", *(models if "--from" not in words else []), *words, "--output", tmp_path / "out")
 
     return generate
 
 
 def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
-    done = generate(
-        "--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json"
-    )
+    done = generate("--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json")
     assert done.code == 0
     names = [Path(row["image"]).name for row in done.json]
     assert names == ["a-cat-5.png", "a-cat-6.png", "a-dog-5.png", "a-dog-6.png"]
@@ -292,9 +282,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
     for name, parts in (("tiny", ["clip", "unet"]), ("tiny-judge", ["clip"])):
         for part in parts:
             (tmp_path / name / part).mkdir(parents=True)
-            save_file(
-                {"a": torch.zeros(3, 4), "b": torch.zeros(1)}, tmp_path / name / part / "model.safetensors"
-            )
+            save_file({"a": torch.zeros(3, 4), "b": torch.zeros(1)}, tmp_path / name / part / "model.safetensors")
     (tmp_path / "tiny" / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n\nDraws dots.\n\nMore.\n")
     tiny, tiny_judge = cli("models", "--json").json
     assert (tiny["name"], tiny["kind"], tiny["parameters"]) == ("tiny", "CLIP and pipeline", 26)

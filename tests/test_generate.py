@@ -18,9 +18,7 @@ from clip_guidance.score import clip_score
 def settings(tmp_path_factory) -> GenerateSettings:
     clip = save_tiny_clip(tmp_path_factory.mktemp("clip"))
     pipeline = save_tiny_pipeline(tmp_path_factory.mktemp("pipeline"), clip)
-    return GenerateSettings(
-        "a red apple", model=str(pipeline), clip=str(clip), scale=20.0, steps=3, cutouts=2
-    )
+    return GenerateSettings("a red apple", model=str(pipeline), clip=str(clip), scale=20.0, steps=3, cutouts=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,6 @@ def test_a_picture_does_not_depend_on_its_neighbours(settings):
     ],
     ids=lambda change: "-".join(change),
 )
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 def test_every_setting_reaches_the_picture(settings, change):
     assert pixels(draw(dataclasses.replace(settings, **change))[0]) != pixels(draw(settings)[0])
 

@@ -53,9 +53,7 @@ def test_with_itself_it_is_symmetric_with_ones_on_the_diagonal(clip, images):
 def test_one_list_is_encoded_once(clip, images, monkeypatch):
     calls = []
     encode = clip.encode_image
-    monkeypatch.setattr(
-        clip, "encode_image", lambda *args, **kwargs: calls.append(1) or encode(*args, **kwargs)
-    )
+    monkeypatch.setattr(clip, "encode_image", lambda *args, **kwargs: calls.append(1) or encode(*args, **kwargs))
     image_similarity(clip, images)
     assert len(calls) == 1
 

@@ -39,9 +39,7 @@ def test_equals_the_pipeline_of_transformers(folder, clip, images):
     result = ZeroShotClassifier(clip, LABELS, ["a photo of a {}."])(images)
     for row, probs in zip(expected, result.probs, strict=True):
         by_label = {entry["label"]: entry["score"] for entry in row}
-        torch.testing.assert_close(
-            probs, torch.tensor([by_label[label] for label in LABELS]), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(probs, torch.tensor([by_label[label] for label in LABELS]), rtol=1e-4, atol=1e-5)
     assert [top[0].label for top in result.top()] == [row[0]["label"] for row in expected]
     assert result.probs.std() > 0.01  # the comparison would say nothing if every label got the same
 
@@ -66,9 +64,7 @@ def test_texts_are_encoded_once_and_pictures_in_any_batch_give_the_same(clip, im
     assert (len(together), len(alone)) == (3, 1)
     torch.testing.assert_close(together.probs[1], alone.probs[0])
     torch.testing.assert_close(classifier(images, batch_size=1).logits, together.logits)
-    torch.testing.assert_close(
-        classifier.classify_embeds(7 * clip.encode_image(images)).logits, together.logits
-    )
+    torch.testing.assert_close(classifier.classify_embeds(7 * clip.encode_image(images)).logits, together.logits)
 
 
 def test_order_of_labels_does_not_matter(clip, images):

@@ -49,9 +49,7 @@ def image_config(kind: str):
 def make_clip(image: str = "vit", text: str = "transformer", seed: int = 0) -> CLIP:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    config = CLIPConfig(
-        text_config=text_config(text, tokenizer), vision_config=image_config(image), projection_dim=24
-    )
+    config = CLIPConfig(text_config=text_config(text, tokenizer), vision_config=image_config(image), projection_dim=24)
     return CLIP(config, tokenizer).eval()
 
 

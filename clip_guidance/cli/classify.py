@@ -12,17 +12,13 @@ from clip_guidance.cli import common
 
 def command(
     paths: common.Paths,
-    labels: Annotated[
-        str | None, typer.Option(help="Labels, separated by commas.", show_default=False)
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels, separated by commas.", show_default=False)] = None,
     labels_file: Annotated[
         Path | None, typer.Option(help="A text file with one label a line.", show_default=False)
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A sentence with {} for the label; repeat to average.", show_default="five sentences"
-        ),
+        typer.Option(help="A sentence with {} for the label; repeat to average.", show_default="five sentences"),
     ] = None,
     model: common.Model = "emoji",
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 1,
@@ -51,9 +47,7 @@ def command(
     with common.Job() as job:
         for batch in job.batches(find_images(paths), batch_size):
             result = classifier(batch.images, batch_size=batch_size)
-            rows += [
-                {"image": name, **row} for name, row in zip(batch.names, result.rows(top_k), strict=True)
-            ]
+            rows += [{"image": name, **row} for name, row in zip(batch.names, result.rows(top_k), strict=True)]
 
     if json:
         common.print_json(

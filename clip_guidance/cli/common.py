@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
 
-Paths = Annotated[
-    list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)
-]
+Paths = Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
 Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
@@ -57,9 +55,7 @@ class Job:
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.interrupted = kind is KeyboardInterrupt
         return self.interrupted
 

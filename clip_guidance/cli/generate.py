@@ -22,27 +22,15 @@ def command(
     ] = None,
     from_: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--from", help="Draw this picture again; options given beside it change it.", show_default=False
-        ),
+        typer.Option("--from", help="Draw this picture again; options given beside it change it.", show_default=False),
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = DEFAULTS.negative_prompt,
-    clip_prompt: Annotated[
-        str | None, typer.Option(help="What CLIP steers to.", show_default="the prompt")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the first picture; the next one has seed + 1.")
-    ] = DEFAULTS.seed,
+    clip_prompt: Annotated[str | None, typer.Option(help="What CLIP steers to.", show_default="the prompt")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next one has seed + 1.")] = DEFAULTS.seed,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 1,
-    model: Annotated[
-        str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")
-    ] = DEFAULTS.model,
-    clip: Annotated[
-        str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")
-    ] = None,
+    model: Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")] = DEFAULTS.model,
+    clip: Annotated[str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")] = None,
+    judge: Annotated[str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")] = None,
     scale: Annotated[float, typer.Option(help="Strength of CLIP guidance; 0 is off.")] = DEFAULTS.scale,
     guidance_scale: Annotated[
         float, typer.Option(help="Strength of classifier-free guidance.")
@@ -52,9 +40,7 @@ def command(
     start: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance begins.")] = DEFAULTS.start,
     stop: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance ends.")] = DEFAULTS.stop,
     every: Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")] = DEFAULTS.every,
-    cutouts: Annotated[
-        int, typer.Option(min=1, help="Views of the picture that CLIP sees.")
-    ] = DEFAULTS.cutouts,
+    cutouts: Annotated[int, typer.Option(min=1, help="Views of the picture that CLIP sees.")] = DEFAULTS.cutouts,
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, euler or dpm++.", show_default="the model's own")
     ] = DEFAULTS.scheduler,
@@ -124,7 +110,5 @@ def _report(rows: list[dict[str, Any]], json: bool) -> None:
     for row in rows:
         scores = {score["model"]: score["score"] for score in row["scores"]}
         settings = row["settings"]
-        table.append(
-            (row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in judges))
-        )
+        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in judges)))
     common.print_table(["image", "prompt", "seed", *(f"100·cos by {judge}" for judge in judges)], table)

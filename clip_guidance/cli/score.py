@@ -26,9 +26,7 @@ def command(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(
-            help="CSV or JSONL with the columns image and prompt, instead of PATHS.", show_default=False
-        ),
+        typer.Option(help="CSV or JSONL with the columns image and prompt, instead of PATHS.", show_default=False),
     ] = None,
     definition: Annotated[
         str, typer.Option(help="torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed) or cosine.")

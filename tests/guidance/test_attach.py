@@ -4,13 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMPipeline, LCMScheduler, UNet2DModel
-from tiny_pipeline import Recorder, generate, ignore_numpy_copy, make_scheduler
+from tiny_pipeline import Recorder, generate, make_scheduler
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance, UnsupportedSchedulerError
 from clip_guidance.guidance.decode import decoder_of
-
-pytestmark = ignore_numpy_copy
 
 schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm"])
 modes = pytest.mark.parametrize("mode", ["x0", "exact"])

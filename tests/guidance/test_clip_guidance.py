@@ -1,12 +1,10 @@
 import pytest
 import torch
-from tiny_pipeline import generate, ignore_numpy_copy
+from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.rewards import CLIPReward
-
-pytestmark = ignore_numpy_copy
 
 modes = pytest.mark.parametrize("mode", ["x0", "exact"])
 

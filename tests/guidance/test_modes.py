@@ -3,14 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_pipeline import Recorder, TinyCLIP, generate, ignore_numpy_copy, make_scheduler
+from tiny_pipeline import Recorder, TinyCLIP, generate, make_scheduler
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.noise import NoiseLevel
-
-pytestmark = ignore_numpy_copy
 
 SCHEDULERS = ["ddim", "euler", "dpm"]
 GUIDANCE_SCALE, SCALE = 3.0, 2.0

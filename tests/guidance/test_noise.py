@@ -3,11 +3,9 @@ import copy
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
-from tiny_pipeline import ignore_numpy_copy, make_scheduler
+from tiny_pipeline import make_scheduler
 
 from clip_guidance.guidance.noise import NoiseLevel, UnsupportedSchedulerError, noise_level, step_index
-
-pytestmark = ignore_numpy_copy
 
 CONFIGS = [
     ("ddim", {}),

@@ -12,12 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_pipeline import ignore_numpy_copy, make_scheduler
+from tiny_pipeline import make_scheduler
 from torch import nn
 
 from clip_guidance.guidance import Guidance
-
-pytestmark = ignore_numpy_copy
 
 MEAN, STD, TILT = 0.3, 0.8, 1.5
 TILTED_MEAN = MEAN + TILT * STD**2  # 1.26

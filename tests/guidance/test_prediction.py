@@ -3,12 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_pipeline import ignore_numpy_copy, make_scheduler
+from tiny_pipeline import make_scheduler
 
 from clip_guidance.guidance.noise import NoiseLevel, UnsupportedSchedulerError, noise_level
 from clip_guidance.guidance.prediction import PREDICTION_TYPES, prediction_type
-
-pytestmark = ignore_numpy_copy
 
 LEVELS = [NoiseLevel(0.8, 0.6), NoiseLevel(1.0, 14.6), NoiseLevel(0.1, 0.995), NoiseLevel(0.3, 0.7)]
 PEERS = [(name, kind) for name in ("ddim", "euler", "dpm") for kind in ("epsilon", "v_prediction", "sample")]

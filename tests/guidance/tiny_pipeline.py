@@ -3,7 +3,6 @@
 import functools
 from types import SimpleNamespace
 
-import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -28,9 +27,6 @@ STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
-
-#: diffusers' DPM-Solver calls np.array(tensor), which numpy 2 objects to.
-ignore_numpy_copy = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def make_scheduler(name, **config):
