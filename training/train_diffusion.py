@@ -48,10 +48,10 @@ class Settings:
     unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])
     unet_steps: int = 4000
     batch_size: int = 64
-    learning_rate: float = 6e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
-    ema_decay: float = 0.999
+    ema_decay: float = 0.998
     warmup: int = 100
     max_grad_norm: float = 1.0
     seed: int = 0
