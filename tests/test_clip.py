@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import PAIRS, TEXTS, make_clip, make_tokenizer, real_tokenizer, save_hub_clip
-from transformers import CLIPImageProcessorPil
+from tiny import PAIRS, TEXTS, make_clip, make_tokenizer, real_tokenizer
+from tiny_models import save_tiny_clip
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.hub import ModelError
@@ -44,7 +45,7 @@ def test_every_pair_embeds_trains_and_survives_saving(image, text, tmp_path):
 def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path):
     tokenizer = real_tokenizer(shared_data)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
-    theirs = save_hub_clip(tmp_path / "hub", tokenizer)
+    theirs = CLIPModel.from_pretrained(save_tiny_clip(tmp_path / "hub", tokenizer=tokenizer)).eval()
     ours = CLIP.from_pretrained(tmp_path / "hub")
     inputs = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "hub")

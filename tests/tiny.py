@@ -1,4 +1,4 @@
-"""Tiny CLIPs for the tests: every tower pair of ours, and one of transformers with the real vocabulary."""
+"""Tiny CLIPs for the tests: every tower pair of ours; and CLIP's real vocabulary."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig as HubCLIPConfig
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.tokenizer import train_tokenizer
@@ -64,23 +63,3 @@ def real_tokenizer(shared_data: Path) -> CLIPTokenizer:
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-
-
-def save_hub_clip(folder: Path, tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
-    """A small transformers CLIP saved as the hub holds them: config, safetensors, tokenizer, preprocessor."""
-    torch.manual_seed(seed)
-    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, projection_dim=20)
-    special = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    config = HubCLIPConfig(
-        text_config=CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **special, **shape).to_dict(),
-        vision_config=CLIPVisionConfig(image_size=30, patch_size=6, **shape).to_dict(),
-        projection_dim=20,
-    )
-    model = CLIPModel(config).eval()
-    for parameter in model.parameters():  # a fresh CLIP's biases and norms are trivial; make every weight count
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
-    processor.save_pretrained(folder)
-    return model

@@ -18,19 +18,25 @@ from transformers import (
 IMAGE_SIZE, CONTEXT = 32, 40
 
 
-def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
-    """Writes a transformers CLIP with its tokenizer (one token a letter) and image processor."""
+def letter_tokenizer() -> CLIPTokenizer:
+    """One token a letter."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer({token: i for i, token in enumerate(tokens)}, [], model_max_length=CONTEXT)
+    return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, [], model_max_length=CONTEXT)
+
+
+def save_tiny_clip(folder: Path, seed: int = 0, tokenizer: CLIPTokenizer | None = None) -> Path:
+    """Writes a transformers CLIP with its tokenizer (one token a letter by default) and image processor."""
+    tokenizer = tokenizer or letter_tokenizer()
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {
-        "bos_token_id": len(tokens) - 2,
-        "eos_token_id": len(tokens) - 1,
-        "pad_token_id": len(tokens) - 1,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
+    vocabulary = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     config = CLIPConfig(
-        text_config={**layers, **special, "vocab_size": len(tokens), "max_position_embeddings": CONTEXT},
+        text_config={**layers, **special, **vocabulary},
         vision_config={**layers, "image_size": IMAGE_SIZE, "patch_size": 8},
         projection_dim=12,
     )
@@ -38,8 +44,7 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = CLIPModel(config)
         for parameter in model.parameters():  # the stock initialisation leaves all embeddings alike
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     for part in (model, tokenizer, processor):

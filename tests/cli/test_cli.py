@@ -4,84 +4,17 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import save_tiny_clip, save_tiny_pipeline
 
 from clip_guidance.cli import models
-from clip_guidance.cli.main import run
 from clip_guidance.clip import CLIP
 from clip_guidance.score import clip_score
 from clip_guidance.similarity import image_similarity
 from clip_guidance.zero_shot import ZeroShotClassifier
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-    @property
-    def table(self) -> list[list[str]]:
-        return [line.split("\t") for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    """Runs the command line in this process."""
-    monkeypatch.setenv("COLUMNS", "200")  # so that error panels do not break lines
-
-    def cli(*words) -> Done:
-        with pytest.raises(SystemExit) as exit:
-            run([str(word) for word in words])
-        captured = capsys.readouterr()
-        return Done(exit.value.code or 0, captured.out, captured.err)
-
-    return cli
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Path:
-    return save_tiny_clip(tmp_path_factory.mktemp("judge"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def pipeline(clip, tmp_path_factory) -> Path:
-    return save_tiny_pipeline(tmp_path_factory.mktemp("pipeline"), clip)
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder of three good pictures and a broken one."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for name in "abc":
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    (folder / "broken.png").write_bytes(b"")
-    return folder
-
-
-@pytest.fixture
-def good(pictures) -> list[Path]:
-    return [pictures / f"{name}.png" for name in "abc"]
-
 
 # classify
 
@@ -200,71 +133,6 @@ def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, p
     by_judge = cli("score", folder, good[0], "--model", judge, "--json")
     assert by_judge.code == 1 and "guided" not in by_judge.err
     assert "a.png: holds no prompt; give --prompt or --prompts-file" in by_judge.err
-
-
-# generate
-
-
-@pytest.fixture
-def generate(cli, clip, judge, pipeline, tmp_path):
-    def generate(*words) -> Done:
-        models = ["--model", pipeline, "--clip", clip, "--judge", judge, "--steps", 2]
-        return cli("generate", *(models if "--from" not in words else []), *words, "--output", tmp_path / "out")
-
-    return generate
-
-
-def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
-    done = generate("--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json")
-    assert done.code == 0
-    names = [Path(row["image"]).name for row in done.json]
-    assert names == ["a-cat-5.png", "a-cat-6.png", "a-dog-5.png", "a-dog-6.png"]
-    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert all(row["settings"]["scale"] == 9 for row in done.json)
-    assert [score["model"] for score in done.json[0]["scores"]] == [str(clip), str(judge)]
-    (header, *rows) = generate("--prompt", "a cat").table
-    assert header == ["image", "prompt", "seed", f"100·cos by {clip}", f"100·cos by {judge}"]
-    assert rows[0][1:3] == ["a cat", "0"]
-
-
-def test_generate_from_a_picture_draws_it_again(generate):
-    (first,) = generate("--prompt", "a cat", "--seed", 3, "--scale", 9, "--json").json
-    again = generate("--from", first["image"], "--json")
-    assert again.json == [first] and "was drawn again bit for bit" in again.err
-    (changed,) = generate("--from", first["image"], "--scale", 0, "--json").json
-    assert changed["settings"] == {**first["settings"], "scale": 0.0}
-    assert changed["image"].endswith("a-cat-3-2.png")
-    (other,) = generate("--from", first["image"], "--prompt", "a dog", "--seed", 0, "--json").json
-    assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
-
-
-def test_generate_tells_when_a_picture_came_out_differently(generate):
-    (first,) = generate("--prompt", "a cat", "--json").json
-    with Image.open(first["image"]) as image:
-        image.load()
-        text = image.info["clip_guidance"]
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("clip_guidance", text)
-    Image.new("RGB", image.size).save(first["image"], pnginfo=info)
-    assert "came out differently" in generate("--from", first["image"]).err
-
-
-def test_generate_keeps_the_pictures_made_before_ctrl_c(generate, tmp_path, monkeypatch):
-    from clip_guidance.generate import GeneratedImage
-
-    save = GeneratedImage.save
-
-    def interrupted(self, folder):
-        if self.settings.seed == 1:
-            raise KeyboardInterrupt
-        return save(self, folder)
-
-    monkeypatch.setattr(GeneratedImage, "save", interrupted)
-    done = generate("--prompt", "a cat", "--num-images", 3, "--json")
-    assert done.code == 130 and len(done.json) == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]
 
 
 def test_a_long_prompt_is_cut_with_a_tidy_warning(cli, clip, good):
