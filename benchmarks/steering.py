@@ -36,6 +36,8 @@ class Settings:
     model: str = "emoji"
     judge: str = "emoji-judge"
     prompts: int = 200
+    skip: int = 0  # leave out this many prompts of the drawn order: strengths are tuned on others than are reported
+    only: str = ""  # run only the methods whose name contains this
     candidates: int = 100
     steps: int = 20
     batch_size: int = 20
@@ -131,7 +133,7 @@ def main(settings: Settings) -> None:
     judge = cg.CLIP.from_pretrained(settings.judge).to(settings.device)
     held_out = CaptionedPictures.from_parquet(settings.data, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(settings.seed))
-    subset = held_out.subset(chosen[: settings.prompts].tolist())
+    subset = held_out.subset(chosen[settings.skip :][: settings.prompts].tolist())
     prompts = [row.prompt for row in subset.rows]
     real = image_features(judge, held_out.pictures)
     output = Path(settings.output)
@@ -143,7 +145,7 @@ def main(settings: Settings) -> None:
         return name, interval(top1, len(prompts)), f"{rank:.1f}", f"{distance:.4f}", seconds, f"{cosine:.3f}"
 
     rows = [row("real pictures", subset.pictures, "")]
-    for method in methods(settings):
+    for method in (method for method in methods(settings) if settings.only in method.name):
         images, seconds = draw(pipe, clip, method, prompts, settings)
         rows.append(row(method.name, images, f"{seconds:.2f}"))
         contact_sheet(images).save(output.with_name(f"{output.stem}-{len(rows) - 1}.png"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from clip_guidance.hub import ModelError, find_model
+from clip_guidance.hub import FoundModel, ModelError, find_model
 from clip_guidance.images import ImageSource, as_list, load_image
 from clip_guidance.loss import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 from clip_guidance.preprocess import ImageProcessor
@@ -226,18 +226,25 @@ class CLIP(SelfInitialised, PreTrainedModel):
         kwargs.setdefault("dtype", torch.float32)
         tokenizer = found.tokenizer()
         processor = ImageProcessor.from_json(found.file("preprocessor_config.json"))
+        try:
+            model = cls._load(found, tokenizer, processor, **kwargs)
+        except OSError as error:
+            raise ModelError(f"{name_or_path}: cannot be loaded: {error}") from error
+        model.name_or_path = str(name_or_path)
+        return model.eval()
+
+    @classmethod
+    def _load(cls, found: FoundModel, *parts: Any, **kwargs: Any) -> CLIP:
         if found.model_type == "clip":
             from clip_guidance.convert import from_transformers
 
-            model = from_transformers(found.path, tokenizer, processor, **kwargs)
-        else:
-            model, info = super().from_pretrained(
-                found.path, tokenizer, processor, use_safetensors=True, output_loading_info=True, **kwargs
-            )
-            if info["missing_keys"]:
-                raise ModelError(f"{name_or_path}: weights missing from it: {', '.join(sorted(info['missing_keys']))}")
-        model.name_or_path = str(name_or_path)
-        return model.eval()
+            return from_transformers(found.path, *parts, **kwargs)
+        model, info = super().from_pretrained(
+            found.path, *parts, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing)}")
+        return model
 
 
 def _tower_class(config: PreTrainedConfig) -> Any:

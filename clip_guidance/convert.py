@@ -17,8 +17,12 @@ def from_transformers(
 ) -> CLIP:
     """Loads a ``CLIPModel`` from a folder or the hub as a :class:`CLIP` with equal embeddings."""
     source = CLIPModel.from_pretrained(path, use_safetensors=True, **kwargs)
+    text_config = _config(TransformerTextConfig, source.config.text_config)
+    if text_config.eos_token_id == 2:
+        # OpenAI's configs carry this wrong id; transformers then pools at the largest id, which is the true one
+        text_config.eos_token_id = text_config.vocab_size - 1
     config = CLIPConfig(
-        text_config=_config(TransformerTextConfig, source.config.text_config),
+        text_config=text_config,
         vision_config=_config(ViTConfig, source.config.vision_config),
         projection_dim=source.config.projection_dim,
         logit_scale_init_value=source.config.logit_scale_init_value,

@@ -42,10 +42,11 @@ def test_every_pair_embeds_trains_and_survives_saving(image, text, tmp_path):
     assert not without
 
 
-def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path):
+@pytest.mark.parametrize("eos_token_id", [49407, 2])  # OpenAI's own checkpoints say 2, which is wrong
+def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path, eos_token_id):
     tokenizer = real_tokenizer(shared_data)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
-    theirs = CLIPModel.from_pretrained(save_tiny_clip(tmp_path / "hub", tokenizer=tokenizer)).eval()
+    theirs = CLIPModel.from_pretrained(save_tiny_clip(tmp_path / "hub", 0, tokenizer, eos_token_id)).eval()
     ours = CLIP.from_pretrained(tmp_path / "hub")
     inputs = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "hub")

@@ -18,7 +18,7 @@ from clip_guidance.score import clip_score
 def settings(tmp_path_factory) -> GenerateSettings:
     clip = save_tiny_clip(tmp_path_factory.mktemp("clip"))
     pipeline = save_tiny_pipeline(tmp_path_factory.mktemp("pipeline"), clip)
-    return GenerateSettings("a red apple", model=str(pipeline), clip=str(clip), scale=20.0, steps=3, cutouts=2)
+    return GenerateSettings("a red apple", model=str(pipeline), clip=str(clip), scale=100.0, steps=3, cutouts=2)
 
 
 @pytest.fixture(scope="module")

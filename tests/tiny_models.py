@@ -25,13 +25,15 @@ def letter_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, [], model_max_length=CONTEXT)
 
 
-def save_tiny_clip(folder: Path, seed: int = 0, tokenizer: CLIPTokenizer | None = None) -> Path:
+def save_tiny_clip(
+    folder: Path, seed: int = 0, tokenizer: CLIPTokenizer | None = None, eos_token_id: int | None = None
+) -> Path:
     """Writes a transformers CLIP with its tokenizer (one token a letter by default) and image processor."""
     tokenizer = tokenizer or letter_tokenizer()
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": eos_token_id or tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     vocabulary = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
