@@ -39,10 +39,11 @@ class Settings:
     skip: int = 0  # leave out this many prompts of the drawn order: strengths are tuned on others than are reported
     only: str = ""  # run only the methods whose name contains this
     candidates: int = 100
-    steps: int = 20
+    steps: int = 10
     batch_size: int = 20
     guidance_scale: float = 3.0
-    scale: float = 3.0
+    scale: float = 10.0
+    exact_scale: float = 2.0  # a second, weaker row for mode "exact"
     seed: int = 0
     device: str = "cpu"
 
@@ -59,7 +60,7 @@ class Method:
 
 
 def methods(settings: Settings) -> list[Method]:
-    cfg, scale = settings.guidance_scale, settings.scale
+    cfg, scale, weak = settings.guidance_scale, settings.scale, settings.exact_scale
     return [
         Method("no text at all", 1.0, use_prompt=False),
         Method("CLIP guidance x0 alone", 1.0, use_prompt=False, scale=scale),
@@ -67,6 +68,7 @@ def methods(settings: Settings) -> list[Method]:
         Method(f"CFG {cfg:g}", cfg),
         Method(f"CFG {cfg:g} + CLIP x0", cfg, scale=scale),
         Method(f"CFG {cfg:g} + CLIP exact", cfg, scale=scale, mode="exact"),
+        Method(f"CFG {cfg:g} + CLIP exact, scale {weak:g}", cfg, scale=weak, mode="exact"),
     ]
 
 
@@ -97,7 +99,7 @@ def judged(judge, images: Sequence[Image.Image], prompts: Sequence[str], setting
     for row, scores in enumerate(similarity):
         others = torch.randperm(len(prompts) - 1, generator=generator)[: settings.candidates - 1]
         others = others + (others >= row)  # every prompt but this one
-        ranks.append(1 + int((scores[others] >= scores[row]).sum()))
+        ranks.append(1 + int((~(scores[others] < scores[row])).sum()))
     ranks_ = torch.tensor(ranks, dtype=torch.float64)
     return (ranks_ == 1).double().mean().item(), ranks_.mean().item()
 
@@ -135,7 +137,8 @@ def main(settings: Settings) -> None:
     chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(settings.seed))
     subset = held_out.subset(chosen[settings.skip :][: settings.prompts].tolist())
     prompts = [row.prompt for row in subset.rows]
-    real = image_features(judge, held_out.pictures)
+    # the reference leaves out the pictures whose prompts are drawn: the first row is compared with it too
+    real = image_features(judge, held_out.subset(chosen[settings.skip + settings.prompts :].tolist()).pictures)
     output = Path(settings.output)
 
     def row(name: str, images: Sequence[Image.Image] | Tensor, seconds: str) -> tuple[str, ...]:

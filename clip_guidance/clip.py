@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPModel as TransformersCLIP
 from transformers.utils import ModelOutput
 
 from clip_guidance.hub import FoundModel, ModelError, find_model
@@ -22,6 +25,9 @@ from clip_guidance.preprocess import ImageProcessor
 from clip_guidance.tokenizer import tokenize
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
+
+_TOWERS = ("text_config", "vision_config")
+_NOT_ARCHITECTURE = ("dtype", "_name_or_path", "transformers_version", "architectures")
 
 
 class CLIPConfig(PreTrainedConfig):
@@ -64,7 +70,7 @@ class CLIPOutput(ModelOutput):
 
     Attributes:
         loss: scalar, where ``return_loss``.
-        logits_per_image: (N, M), exp(logit_scale) · cos.
+        logits_per_image: (N, M), exp(logit_scale) · cos, where not ``return_loss``.
         image_embeds: (N, d) unit vectors.
         text_embeds: (M, d) unit vectors.
     """
@@ -126,9 +132,11 @@ class CLIP(SelfInitialised, PreTrainedModel):
         """Embeds a batch of pairs; with ``return_loss`` also their :func:`~clip_guidance.loss.contrastive_loss`."""
         image_embeds = self.image_embeds(pixel_values)
         text_embeds = self.text_embeds(input_ids, attention_mask)
-        loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, groups) if return_loss else None
+        if return_loss:
+            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, groups)
+            return CLIPOutput(loss, None, image_embeds, text_embeds)
         logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
-        return CLIPOutput(loss, logits, image_embeds, text_embeds)
+        return CLIPOutput(None, logits, image_embeds, text_embeds)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
@@ -189,8 +197,12 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return self.image_processor(load_image(image))
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any weight, the vocabulary's size or the preprocessing."""
-        digest = hashlib.sha256(repr((self.config.text_config.model_type, self.image_processor)).encode())
+        """16 hexadecimal digits that change with any weight, the towers, the vocabulary or the preprocessing."""
+        config = self.config.to_dict()
+        towers = [{k: v for k, v in config[part].items() if k not in _NOT_ARCHITECTURE} for part in _TOWERS]
+        vocabulary = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
+        described = json.dumps([towers, asdict(self.image_processor), vocabulary], sort_keys=True, default=str)
+        digest = hashlib.sha256(described.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -212,38 +224,45 @@ class CLIP(SelfInitialised, PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "emoji", **kwargs: Any) -> CLIP:
-        """Loads a CLIP, in float32 unless ``dtype`` says otherwise, ready for inference.
+    def from_pretrained(cls, name_or_path: str | Path = "emoji", dtype: torch.dtype = torch.float32) -> CLIP:
+        """Loads a CLIP, ready for inference.
 
         Args:
             name_or_path: a packaged default ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package or
                 a ``transformers`` CLIP. Weights must be safetensors.
+            dtype: precision of the weights, whatever they are stored in.
 
         Raises:
-            ModelError: there is no such model, it holds pickled weights only, or it is no CLIP.
+            ModelError: there is no such model, it holds pickled weights only, it is no CLIP, or it is damaged.
         """
         found = find_model(name_or_path, "clip", model_types=(CLIPConfig.model_type, "clip"))
-        kwargs.setdefault("dtype", torch.float32)
-        tokenizer = found.tokenizer()
-        processor = ImageProcessor.from_json(found.file("preprocessor_config.json"))
         try:
-            model = cls._load(found, tokenizer, processor, **kwargs)
-        except OSError as error:
+            tokenizer = found.tokenizer()
+            model = cls._load(found, tokenizer, found.image_processor(), dtype)
+        except ModelError:
+            raise
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{name_or_path}: cannot be loaded: {error}") from error
+        tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
         model.name_or_path = str(name_or_path)
         return model.eval()
 
     @classmethod
-    def _load(cls, found: FoundModel, *parts: Any, **kwargs: Any) -> CLIP:
-        if found.model_type == "clip":
+    def _load(
+        cls, found: FoundModel, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, dtype: torch.dtype
+    ) -> CLIP:
+        options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        if found.model_type == CLIPConfig.model_type:
+            model, info = super().from_pretrained(found.path, tokenizer, processor, **options)
+        else:
+            source, info = TransformersCLIP.from_pretrained(found.path, **options)
+            model = None
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing[:5])}")
+        if model is None:
             from clip_guidance.convert import from_transformers
 
-            return from_transformers(found.path, *parts, **kwargs)
-        model, info = super().from_pretrained(
-            found.path, *parts, use_safetensors=True, output_loading_info=True, **kwargs
-        )
-        if missing := sorted(info["missing_keys"]):
-            raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing)}")
+            model = from_transformers(source, tokenizer, processor)
         return model
 
 
@@ -260,3 +279,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
+
+
+AutoConfig.register(CLIPConfig.model_type, CLIPConfig, exist_ok=True)
+AutoModel.register(CLIPConfig, CLIP, exist_ok=True)

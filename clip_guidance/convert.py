@@ -12,11 +12,8 @@ from clip_guidance.preprocess import ImageProcessor
 from clip_guidance.towers import TransformerTextConfig, ViTConfig
 
 
-def from_transformers(
-    path: str, tokenizer: PreTrainedTokenizerBase, image_processor: ImageProcessor, **kwargs: Any
-) -> CLIP:
-    """Loads a ``CLIPModel`` from a folder or the hub as a :class:`CLIP` with equal embeddings."""
-    source = CLIPModel.from_pretrained(path, use_safetensors=True, **kwargs)
+def from_transformers(source: CLIPModel, tokenizer: PreTrainedTokenizerBase, image_processor: ImageProcessor) -> CLIP:
+    """A :class:`CLIP` with the weights of ``source`` and equal embeddings."""
     text_config = _config(TransformerTextConfig, source.config.text_config)
     if text_config.eos_token_id == 2:
         # OpenAI's configs carry this wrong id; transformers then pools at the largest id, which is the true one

@@ -7,7 +7,6 @@ phrases over the columns, so that the text tower meets the words in every role (
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from clip_guidance.images import ImageError, load_image
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,18 @@ class CaptionedPictures:
             raise ValueError(f"{path}: expected the columns image, name, style, keywords; {sorted(missing)} missing")
         pictures, rows, skipped = [], [], []
         for i, record in enumerate(pq.read_table(path).to_pylist()):
+            if not record["name"] or not record["style"]:
+                skipped.append((i, "has no name or no style"))
+                continue
             if exclude and exclude in record["name"]:
                 continue
             try:
-                pictures.append(_decode(record["image"]["bytes"], size))
-            except Exception as error:  # one unreadable picture must not end a training run
-                skipped.append((i, f"{type(error).__name__}: {error}"))
+                picture = _decode(record["image"]["bytes"], size)
+            except ImageError as error:  # one unreadable picture must not end a training run
+                skipped.append((i, error.reason))
                 continue
-            rows.append(Row(record["name"], record["style"], tuple(record["keywords"])))
+            pictures.append(picture)
+            rows.append(Row(record["name"], record["style"], tuple(record["keywords"] or ())))
         if not rows:
             raise ValueError(f"{path}: no usable picture ({len(skipped)} unreadable, exclude={exclude!r})")
         return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
@@ -130,7 +135,7 @@ class CaptionedPictures:
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture = load_image(data)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip_guidance.clip import CLIP
@@ -18,13 +19,18 @@ from clip_guidance.images import ImageSource, as_list
 
 @torch.no_grad()
 def image_features(clip: CLIP, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
-    """The image tower's pooled states, before the projection, float32 (n, D)."""
+    """The image tower's pooled states, before the projection, each scaled to length √D; float32 (n, D).
+
+    Only directions count, as everywhere in CLIP: else one blank picture, whose state is several times as long as any
+    other, decides a cubic kernel alone.
+    """
     images = as_list(images)
     parts = []
     for start in range(0, len(images), batch_size):
         pixels = torch.stack([clip.preprocess(image) for image in images[start : start + batch_size]])
         parts.append(clip.image_encoder(pixels.to(clip.device, clip.dtype)).pooler_output.float())
-    return torch.cat(parts)
+    features = torch.cat(parts)
+    return F.normalize(features, dim=-1) * features.shape[1] ** 0.5
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:

@@ -68,8 +68,8 @@ class GenerateSettings:
     clip: str | None = None
     judge: str | None = None
     scale: float = 1.0
-    guidance_scale: float = 5.0
-    steps: int = 30
+    guidance_scale: float = 3.0
+    steps: int = 20
     mode: str = "x0"
     start: float = 0.0
     stop: float = 1.0
@@ -79,7 +79,7 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise ValueError("the prompt is empty")
+            raise ValueError(f"expected a prompt with at least one word, got {self.prompt!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
@@ -281,6 +281,10 @@ def _draw(
 ) -> Image.Image:
     import torch
 
+    from clip_guidance.tokenizer import warn_truncated
+
+    if getattr(pipe, "tokenizer", None) is not None:
+        warn_truncated(pipe.tokenizer, [settings.prompt, settings.negative_prompt])
     call: dict[str, Any] = {
         "prompt": settings.prompt,
         "num_inference_steps": settings.steps,

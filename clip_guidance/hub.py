@@ -12,6 +12,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from clip_guidance.preprocess import ImageProcessor
+
 PACKAGED = Path(__file__).parent / "models"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -39,10 +41,26 @@ class FoundModel:
         return _file(self.path, filename)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer; CLIP's own class wherever the files do not ask for another."""
-        if (Path(self.path) / "tokenizer.json").is_file():
+        """Its tokenizer; CLIP's own class wherever the files do not ask for another.
+
+        Raises:
+            ModelError: the folder holds no vocabulary, which transformers would replace by an empty one.
+        """
+        folder = Path(self.path)
+        if (folder / "tokenizer.json").is_file():
             return CLIPTokenizer.from_pretrained(self.path)
+        if folder.is_dir() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            raise ModelError(f"{self.name}: no vocabulary: expected tokenizer.json, or vocab.json and merges.txt")
         return AutoTokenizer.from_pretrained(self.path)
+
+    def image_processor(self) -> ImageProcessor:
+        """Its preprocessing, under the name that transformers gives the file or gave it before version 5."""
+        try:
+            return ImageProcessor.from_json(self.file("preprocessor_config.json"))
+        except ModelError:
+            if (Path(self.path) / "processor_config.json").is_file() or not Path(self.path).is_dir():
+                return ImageProcessor.from_json(self.file("processor_config.json"))
+            raise
 
 
 def packaged_models() -> list[str]:
@@ -64,7 +82,10 @@ def find_model(name_or_path: str | Path, part: str, model_types: tuple[str, ...]
     name = str(name_or_path)
     path = str(PACKAGED / name / part) if name in packaged_models() else name
     refuse_pickles(path)
-    config = json.loads(_file(path, "config.json").read_text())
+    try:
+        config = json.loads(_file(path, "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{name}: its config.json is no json: {error}") from error
     if config.get("model_type") not in model_types:
         expected = " or ".join(map(repr, model_types))
         raise ModelError(f"{name}: config.json has model_type {config.get('model_type')!r}, expected {expected}")

@@ -35,9 +35,13 @@ def load_pipeline(
     """
     name = str(name_or_path)
     if name in packaged_models():
-        return _packaged(name).to(device, dtype)
+        if kwargs:
+            raise ValueError(f"{name} is packaged and takes no further options, got {', '.join(kwargs)}")
+        return _moved(_packaged(name), device, dtype)
     path = Path(name)
     refuse_pickles(path)
+    for component in sorted(path.glob("*/")) if path.is_dir() else ():
+        refuse_pickles(component)
     known = ", ".join(packaged_models())
     if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ModelError(f"{name}: neither a folder, nor a packaged pipeline ({known}), nor a hub id (owner/name)")
@@ -45,9 +49,19 @@ def load_pipeline(
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise ModelError(f"{name}: no pipeline: expected model_index.json, found {found}")
     try:
-        return DiffusionPipeline.from_pretrained(name, use_safetensors=True, **kwargs).to(device, dtype)
-    except OSError as error:
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **kwargs)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{name}: a pipeline that cannot be loaded: {error}") from error
+    return _moved(pipeline, device, dtype)
+
+
+def _moved(pipeline: DiffusionPipeline, device: str | torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """On the device, in the precision; parts that have it already are left alone, diffusers warns otherwise."""
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module) and next(part.parameters()).dtype != dtype:
+            part.to(dtype)
+    return pipeline
 
 
 def _packaged(name: str) -> StableDiffusionPipeline:

@@ -64,6 +64,8 @@ class ImageProcessor:
         if size != tuple(images.shape[-2:]):
             mode = RESAMPLING[self.resample]
             images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
+            # bicubic overshoots; clip the value as PIL does, not the gradient: a saturated pixel can come back
+            images = images + (images.clamp(0, 1) - images).detach()
         return self._normalise(self._crop(images))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

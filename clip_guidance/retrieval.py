@@ -21,7 +21,7 @@ def recall_at_k(similarity: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5))
         nothing does not score.
     """
     right = similarity.gather(1, targets[:, None])
-    ahead = (similarity >= right).sum(1) - 1  # candidates at least as similar, the right one itself left out
+    ahead = (~(similarity < right)).sum(1) - 1  # not less similar (nan included), the right one itself left out
     return {f"R@{k}": (ahead < k).double().mean().item() for k in ks}
 
 

@@ -55,22 +55,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
 
 
+def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Says of each text that does not fit the tokenizer's context what will be cut.
+
+    Warns:
+        PromptTruncatedWarning: names the text and the part that is dropped.
+    """
+    limit = tokenizer.model_max_length
+    for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
+        if len(ids) > limit:
+            cut = tokenizer.decode(ids[limit - 1 : -1])
+            warnings.warn(
+                f"prompt of {len(ids)} tokens cut to the context of {limit}: {cut!r} was dropped from {text!r}",
+                PromptTruncatedWarning,
+                stacklevel=4,
+            )
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """Ids of the texts, padded or cut to the tokenizer's context, the end token kept.
+    """Ids of the texts, padded or cut to the tokenizer's context, the end token kept; warns of what it cuts.
 
     Returns:
         int64 (n, model_max_length).
-
-    Warns:
-        PromptTruncatedWarning: a text does not fit; the message holds the part that was cut.
     """
-    for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
-        if len(ids) > tokenizer.model_max_length:
-            cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-            warnings.warn(
-                f"prompt of {len(ids)} tokens cut to the context of {tokenizer.model_max_length}: "
-                f"{cut!r} was dropped from {text!r}",
-                PromptTruncatedWarning,
-                stacklevel=3,
-            )
+    warn_truncated(tokenizer, texts)
     return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids

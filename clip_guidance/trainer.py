@@ -39,7 +39,9 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Se
     parser = HfArgumentParser(cls, parents=[recipes])
     if given.config is not None:
         _use_recipe(parser, given.config, {field.name for field in fields(cls)})  # type: ignore[arg-type]
-    return parser.parse_args_into_dataclasses(rest)[0]
+    values = vars(parser.parse_args(rest))
+    values.pop("config")
+    return cls(**values)
 
 
 def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) -> None:
@@ -48,7 +50,7 @@ def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) ->
 
     if not path.is_file():
         parser.error(f"no recipe at {path}")
-    recipe = yaml.safe_load(path.read_text())
+    recipe = yaml.safe_load(path.read_text()) or {}
     if unknown := set(recipe) - names:
         parser.error(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(names)}")
     parser.set_defaults(**recipe)
@@ -90,7 +92,10 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a log; of a step logged twice (before and after a resume) the later row."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for line in Path(path).read_text().splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill
+            continue
         rows[row.get("phase", ""), row["step"]] = rows.get((row.get("phase", ""), row["step"]), {}) | row
     return list(rows.values())
 
@@ -167,6 +172,12 @@ def fit(
         ema: an average of ``model`` to update after each step, saved with it.
         after_step: called with the number of steps done; what it returns is logged.
     """
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("gradient accumulation is not supported: it would not enlarge the batch of negatives")
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError('mixed precision "fp16" is not supported (its loss scale is not saved); use "bf16" or "no"')
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ValueError(f"expected one process or data parallelism, got {accelerator.distributed_type.value}")
     modules: dict[str, nn.Module] = {"model": model} | ({"ema": ema} if ema is not None else {})
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
     start = resume(folder / "checkpoints", modules, optimizer)

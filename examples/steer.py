@@ -1,6 +1,6 @@
 """Draws the same prompts and seeds without and with CLIP guidance, side by side.
 
-python examples/steer.py steer.png --scale 3
+python examples/steer.py steer.png --scale 10
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="picture to write")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)
-    parser.add_argument("--scale", type=float, default=3.0, help="strength of CLIP guidance")
+    parser.add_argument("--scale", type=float, default=10.0, help="strength of CLIP guidance")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()

@@ -163,3 +163,39 @@ def test_a_clip_without_tokenizer_says_so():
     with pytest.raises(ValueError, match="made without a tokenizer"):
         clip.encode_text("a red apple")
     assert len(make_tokenizer()) == make_clip().config.text_config.vocab_size
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    save_tiny_clip(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"no vocabulary: expected tokenizer.json, or vocab.json and merges.txt"):
+        CLIP.from_pretrained(tmp_path)
+
+
+def test_missing_weights_of_a_transformers_clip_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_tiny_clip(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("text_projection")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="weights missing from it: text_projection.weight"):
+        CLIP.from_pretrained(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    make_clip().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match=f"{tmp_path.name}: cannot be loaded"):
+        CLIP.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="config.json is no json"):
+        CLIP.from_pretrained(tmp_path)
+
+
+def test_preprocessing_under_the_name_of_transformers_5(tmp_path):
+    clip = CLIP.from_pretrained(save_tiny_clip(tmp_path))
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert CLIP.from_pretrained(tmp_path).image_processor == clip.image_processor

@@ -37,6 +37,7 @@ def test_features_do_not_depend_on_the_batch():
     clip, images = make_clip("resnet", "cbow"), torch.rand(5, 3, 32, 32)
     whole = image_features(clip, images)
     assert whole.shape == (5, 32)
+    torch.testing.assert_close(whole.norm(dim=-1), torch.full((5,), 32**0.5))
     torch.testing.assert_close(image_features(clip, images, batch_size=2), whole)
 
 

@@ -75,16 +75,12 @@ def test_invariant_to_the_length_of_embeddings_and_the_order_of_pairs():
 
 
 def test_a_shared_caption_is_no_negative():
-    """Two pictures of one caption cost no more than two pictures of different captions with the same embeddings off."""
-    images, texts = embeddings(4)
-    texts[1] = texts[0]
-    groups = torch.tensor([0, 0, 2, 3])
-    images = images.requires_grad_()
-    with_groups = contrastive_loss(images, texts, torch.ones(1), groups)
-    assert with_groups < contrastive_loss(images, texts, torch.ones(1))
-    # moving text 1 alone changes nothing in picture 0's row: the pair (0, 1) is left out
-    gradient = torch.autograd.grad(similarity_logits(images, texts, torch.ones(1))[0, 1] * 0 + with_groups, images)[0]
-    assert torch.isfinite(gradient).all()
+    """Nothing is left to tell apart where all captions are the same."""
+    images, texts = embeddings(2)
+    scale, groups = torch.ones(1), torch.tensor([5, 5])
+    assert contrastive_loss(images, texts, scale) > 0.1
+    # two pairs of one caption have no negatives at all: nothing is left to be wrong about
+    assert contrastive_loss(images, texts, scale, groups).item() == 0
 
 
 def test_the_temperature_is_clamped_at_100():

@@ -116,8 +116,8 @@ def test_the_steering_benchmark_runs(root, shared_data, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
-    assert table.count("\n| ") == 9  # header, rule, real pictures and six methods
-    assert "CLIP exact" in table and len(list(tmp_path.glob("table-*.png"))) == 6
+    assert table.count("\n| ") == 10  # header, rule, real pictures and seven methods
+    assert "CLIP exact" in table and len(list(tmp_path.glob("table-*.png"))) == 7
 
 
 def test_configs_name_no_machine():

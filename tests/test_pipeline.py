@@ -37,5 +37,8 @@ def test_a_pipeline_with_pickled_weights_is_refused(folder, tmp_path):
     shutil.copytree(folder, copy)
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({}, copy / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(cg.ModelError, match=r"diffusion_pytorch_model|safetensors"):
+    with pytest.raises(
+        cg.ModelError,
+        match=r"unet: its weights are pickled \(diffusion_pytorch_model.bin\); expected model.safetensors",
+    ):
         cg.load_pipeline(copy)

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil
 
 from clip_guidance.preprocess import ImageProcessor
 
-SIZES = [(64, 64), (50, 81), (81, 50), (31, 200), (224, 223)]  # width, height
+SIZES = [(64, 64), (20, 16), (50, 81), (81, 50), (31, 200), (224, 223)]  # width, height
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -32,7 +32,7 @@ def test_equals_transformers(size):
 def test_tensor_form_equals_picture_form(size):
     ours = ImageProcessor(32)
     tensor = torch.from_numpy(np.array(picture(size))).permute(2, 0, 1)[None].float() / 255
-    difference = (ours.differentiable(tensor).clamp(-1, 1)[0] - ours(picture(size))).abs()
+    difference = (ours.differentiable(tensor)[0] - ours(picture(size))).abs()
     assert difference.max() <= 2.5 / 127.5  # PIL rounds to 8 bits after each of its two passes
 
 

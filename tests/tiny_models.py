@@ -46,7 +46,10 @@ def save_tiny_clip(
         torch.manual_seed(seed)
         model = CLIPModel(config)
         for parameter in model.parameters():  # the stock initialisation leaves all embeddings alike
-            torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+            else:
+                parameter.data += 0.02 * torch.randn_like(parameter)  # biases and norms must count too
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     for part in (model, tokenizer, processor):

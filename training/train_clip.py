@@ -97,7 +97,7 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
 
 @torch.no_grad()
 def evaluate(clip: CLIP, data: CaptionedPictures) -> dict[str, float]:
-    """R@k of the pictures among the distinct names they bear, and of the names among the pictures' names."""
+    """R@k of the pictures among the distinct names they bear: a picture is the query, its name is right."""
     training, _ = clip.training, clip.eval()
     names, targets = unique([row.name for row in data.rows])
     image_embeds = clip.encode_image(data.pictures, batch_size=256)
@@ -112,7 +112,9 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
     held_out = settings.validation and CaptionedPictures.from_parquet(
         settings.validation, settings.image_size, settings.exclude
     )
-    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} unreadable")
+    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
+    for row, reason in data.skipped:
+        accelerator.print(f"  row {row}: {reason}")
     torch.manual_seed(settings.seed)
     clip = make_clip(settings, data).to(accelerator.device)
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)

@@ -264,12 +264,19 @@ def main(settings: Settings) -> None:
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     accelerator = Accelerator()
+    clip = CLIP.from_pretrained(settings.clip) if settings.phase == "all" else None
+    if clip is not None and not hasattr(clip.text_encoder, "to_clip_text_model"):
+        raise SystemExit(
+            f"--clip {settings.clip}: a stock pipeline needs a text tower that is a CLIPTextModel (transformer), "
+            f"got {type(clip.text_encoder).__name__}"
+        )
     data = CaptionedPictures.from_parquet(settings.data, settings.size, settings.exclude)
-    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} unreadable")
+    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
+    for row, reason in data.skipped:
+        accelerator.print(f"  row {row}: {reason}")
     save_settings(settings, Path(settings.output) / "settings.json")
     vae = train_autoencoder(settings, data, accelerator)
-    if settings.phase == "all":
-        clip = CLIP.from_pretrained(settings.clip)
+    if clip is not None:
         pipeline = train_unet(settings, data, vae, clip, accelerator)
         if accelerator.is_main_process:
             pipeline.save_pretrained(settings.output, safe_serialization=True)

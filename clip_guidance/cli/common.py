@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clip_guidance.images import ImageBatch
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_warned: set[str] = set()
 _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
 
 Paths = Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
@@ -38,8 +39,10 @@ def narrate(kind: str, message: str) -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A ``warnings.showwarning`` without file names and source lines."""
-    narrate("warning", str(message))
+    """A ``warnings.showwarning`` without file names and source lines, that says nothing twice."""
+    if str(message) not in _warned:
+        _warned.add(str(message))
+        narrate("warning", str(message))
 
 
 class Job:

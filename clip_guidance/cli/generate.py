@@ -52,27 +52,48 @@ def command(
 
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
-    bases = [read_settings(path) for path in from_ or []]
-    if not (bases or prompt):
+    if not (from_ or prompt):
         raise typer.BadParameter("give --prompt or --from")
-    planned = [
-        replace(base, prompt=text, seed=base.seed + number)
-        for base in (replace(base, **_given(context)) for base in bases or [DEFAULTS])
-        for text in prompt or [base.prompt]
-        for number in range(num_images)
-    ]
+    given = _given(context)
+    replace(DEFAULTS, **given)  # options that make no sense are refused before anything is drawn
     output.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first picture
-    originals = dict(zip(bases, from_ or [], strict=True))
     common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
     rows = []
     with common.Job() as job:
-        for generated in _draw(planned, common.resolve_device(device)):
+        originals = _originals(from_ or [], job)
+        planned = _planned([replace(base, **given) for base in originals or [DEFAULTS]], prompt, num_images, job)
+        for generated in _draw(planned if originals or not from_ else [], common.resolve_device(device)):
             path = generated.save(output)
             rows.append({"image": str(path), **generated.record()})
             if generated.settings in originals:
                 _compare(generated, originals[generated.settings])
     _report(rows, json)
     job.finish()
+
+
+def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Path]:
+    """The pictures to draw again, by their settings; those that hold none fail by name."""
+    originals = {}
+    for path in paths:
+        try:
+            originals[read_settings(path)] = path
+        except (ValueError, TypeError) as error:
+            job.fail(str(path), str(error).removeprefix(f"{path}: "))
+    return originals
+
+
+def _planned(
+    bases: list[GenerateSettings], prompts: list[str] | None, num_images: int, job: common.Job
+) -> list[GenerateSettings]:
+    """One settings a picture; a prompt without words fails by name, the others are drawn."""
+    planned = []
+    for base in bases:
+        for text in prompts or [base.prompt]:
+            try:
+                planned += [replace(base, prompt=text, seed=base.seed + number) for number in range(num_images)]
+            except ValueError as error:
+                job.fail(f"--prompt {text!r}", str(error))
+    return planned
 
 
 def _given(context: typer.Context) -> dict[str, Any]:

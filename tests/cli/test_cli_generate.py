@@ -66,3 +66,19 @@ def test_generate_keeps_the_pictures_made_before_ctrl_c(generate, tmp_path, monk
     done = generate("--prompt", "a cat", "--num-images", 3, "--json")
     assert done.code == 130 and len(done.json) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]
+
+
+def test_what_cannot_be_drawn_is_named_and_the_others_are_done(generate, tmp_path):
+    done = generate("--prompt", " ", "--prompt", "a cat", "--json")
+    assert done.code == 1 and len(done.json) == 1
+    assert "failed: --prompt ' ': expected a prompt with at least one word" in done.err
+    again = generate("--from", done.json[0]["image"], "--from", tmp_path / "gone.png", "--json")
+    assert again.code == 1 and again.json == done.json
+    assert "gone.png: holds no clip_guidance settings" in again.err
+    nothing = generate("--from", tmp_path / "gone.png")
+    assert nothing.code == 1 and "gone.png" in nothing.err
+
+
+def test_a_prompt_longer_than_the_pipelines_context_is_reported_without_guidance_too(generate):
+    done = generate("--prompt", "ox " * 60, "--scale", 0)
+    assert done.code == 0 and "cut to the context of 40" in done.err
