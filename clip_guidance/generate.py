@@ -219,10 +219,11 @@ def generate(
         return _Scorer(clip, TORCHMETRICS.record(clip))
 
     for one in settings:
+        pipe = pipeline(one.model, one.scheduler)  # first: a model that is none is the plainest mistake
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
         guide, judge = (scorer(name) if name else None for name in names)  # before the picture: they may fail
         guidance = _guidance(guide.clip, one) if guide and one.scale else None
-        image = _draw(pipeline(one.model, one.scheduler), guidance, one, on_step)
+        image = _draw(pipe, guidance, one, on_step)
         generated = GeneratedImage(image, one, device=str(device))
         if guide and guidance:
             generated.guide = {"name": guide.record["model"], "fingerprint": guide.record["fingerprint"]}

@@ -23,7 +23,7 @@ class PromptTruncatedWarning(UserWarning):
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
-    """Learns a byte-pair vocabulary.
+    """Learns a byte-pair vocabulary; ties are broken differently from run to run, so save what comes out.
 
     Args:
         texts: what to learn it from; lower-cased, as CLIP does.

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# Many tests compare bit for bit; with several threads a busy machine may split the same sum differently.
+torch.set_num_threads(1)
+
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 
 

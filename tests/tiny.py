@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 from pathlib import Path
@@ -18,6 +19,7 @@ PAIRS = list(itertools.product(("vit", "resnet"), ("transformer", "cbow")))
 TEXTS = ["a red apple", "a green apple on a table", "noto butterfly, insect, pretty", "a photo of a cat"]
 
 
+@functools.lru_cache
 def make_tokenizer(context_length: int = 16) -> CLIPTokenizer:
     return train_tokenizer(TEXTS * 4, vocab_size=600, context_length=context_length)
 

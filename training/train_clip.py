@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from clip_guidance.augment import random_views
 from clip_guidance.clip import CLIP, CLIPConfig
@@ -59,11 +60,18 @@ class Settings:
     evaluate_every: int = 200
 
 
+def find_tokenizer(settings: Settings, data: CaptionedPictures) -> CLIPTokenizer:
+    """The vocabulary of this run: learnt and saved by its first launch, read by those that resume it."""
+    if not (Path(settings.output) / "tokenizer.json").is_file():
+        rng = random.Random(settings.seed)
+        texts = [caption(row, rng) for row in data.rows for _ in range(4)]
+        train_tokenizer(texts, settings.vocab_size, settings.context_length).save_pretrained(settings.output)
+    return CLIPTokenizer.from_pretrained(settings.output)
+
+
 def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
-    """Two fresh towers and a vocabulary learnt from captions of ``data``."""
-    rng = random.Random(settings.seed)
-    texts = [caption(row, rng) for row in data.rows for _ in range(4)]
-    tokenizer = train_tokenizer(texts, settings.vocab_size, settings.context_length)
+    """Two fresh towers over the vocabulary of the captions of ``data``."""
+    tokenizer = find_tokenizer(settings, data)
     text_options = dict(
         vocab_size=len(tokenizer),
         hidden_size=settings.text_width,

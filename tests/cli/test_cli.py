@@ -185,6 +185,8 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
         (["generate"], "give --prompt or --from"),
         (["generate", "--prompt", "x", "--scheduler", "ddpm"], "scheduler must be one of ddim"),
         (["generate", "--prompt", "x", "--steps", "0"], "--steps"),
+        (["generate", "--prompt", "x", "--model", "nowhere"], "nowhere: neither a folder, nor a packaged pipeline"),
+        (["generate", "--prompt", "x", "--model", "m.ckpt"], "m.ckpt: a .ckpt checkpoint is a pickle"),
         (["frobnicate"], "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
