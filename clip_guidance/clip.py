@@ -178,7 +178,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         Args:
             images: one or several of: PIL picture, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
                 values in [0, 1] or uint8.
-            batch_size: pictures a pass; only that many are held in memory.
+            batch_size: pictures a pass; only that many are decoded at a time.
 
         Returns:
             float32 (n, d), on the model's device.
