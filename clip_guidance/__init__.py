@@ -16,6 +16,9 @@ _EXPORTS = {
     "load_pipeline": "pipeline",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "WeightedRewards": "guidance",
+    "Cutouts": "guidance",
+    "Decoding": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
     "clip_score": "score",
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
+    from clip_guidance.guidance import Cutouts as Cutouts
+    from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.hub import ModelError as ModelError
     from clip_guidance.images import ImageError as ImageError
     from clip_guidance.pipeline import load_pipeline as load_pipeline

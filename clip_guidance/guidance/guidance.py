@@ -12,12 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from clip_guidance.guidance.attach import attach
 from clip_guidance.guidance.cutouts import Cutouts
+from clip_guidance.guidance.decode import Decoding
 from clip_guidance.guidance.modes import MODES
-from clip_guidance.guidance.rewards import CLIPReward
+from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -34,11 +36,13 @@ class GuidanceReport:
         steps: Index of every step at which the gradient was taken.
         rewards: At each of these, the rewards (B,) of the predicted clean samples before the shift.
         dropped: Number of samples' shifts that were left out because they were not finite.
+        capped: Number of samples' shifts that were longer than the cap and were shortened.
     """
 
     steps: list[int] = field(default_factory=list)
     rewards: list[Tensor] = field(default_factory=list)
     dropped: int = 0
+    capped: int = 0
 
 
 @dataclass(eq=False)
@@ -46,9 +50,12 @@ class Guidance:
     """Steer a pipeline with any differentiable reward.
 
     Args:
-        reward: Pictures (B, 3, H, W) in [0, 1], or latents, to one number a picture, (B,), to be raised.
+        reward: Pictures (B, 3, H, W) in [0, 1], or latents, to one number a picture, (B,), to be raised. One that
+            has ``parts(pictures)``, an iterator of rewards that add up to it, is differentiated part by part; one
+            that has ``reset()`` is told when a run begins.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
-            negative scale lowers the reward.
+            negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n pictures, in
+            the order of the pipeline's prompts.
         mode: "x0" (default, no backward through the denoiser) or "exact".
         start: Fraction of the steps before which guidance rests, in [0, 1).
         stop: Fraction of the steps from which on guidance rests, in (0, 1].
@@ -57,29 +64,38 @@ class Guidance:
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
         data_variance: Variance of an element of the clean sample; None for the pipeline's default, 1 for
             latents and 1/4 for pixels in [-1, 1].
+        schedule: Fraction of the steps that are done, in [0, 1), to a factor of ``scale``; None for 1 throughout.
+        cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
+            picture, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
+            denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        decoding: How the picture for the reward is decoded, to save memory and time; None for the pipeline's
+            decoder as it is.
 
     Attributes:
         report: What happened in the latest run.
 
     Raises:
-        TypeError: ``reward`` is not callable.
+        TypeError: ``reward`` or ``schedule`` is not callable.
         ValueError: Another argument is out of range.
     """
 
     reward: Reward = field(repr=False)
-    scale: float = 1.0
+    scale: float | Sequence[float] = 1.0
     mode: str = "x0"
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
     space: str = "image"
     data_variance: float | None = None
+    schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
+    cap: float | None = field(default=None, kw_only=True)
+    decoding: Decoding | None = field(default=None, kw_only=True)
     report: GuidanceReport = field(default_factory=GuidanceReport, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
             raise TypeError(f"reward must be callable, got {type(self.reward).__name__}")
-        if not math.isfinite(self.scale):
+        if not self._scales or not all(math.isfinite(scale) for scale in self._scales):
             raise ValueError(f"scale must be finite, got {self.scale}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
@@ -91,6 +107,38 @@ class Guidance:
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {self.space!r}")
         if self.data_variance is not None and not 0 < self.data_variance < math.inf:
             raise ValueError(f"data_variance must be positive and finite, got {self.data_variance}")
+        if self.schedule is not None and not callable(self.schedule):
+            raise TypeError(f"schedule must be callable, got {type(self.schedule).__name__}")
+        if self.cap is not None and not 0 < self.cap < math.inf:
+            raise ValueError(f"cap must be positive and finite, or None, got {self.cap}")
+
+    @property
+    def _scales(self) -> list[float]:
+        return [float(self.scale)] if isinstance(self.scale, int | float) else [float(each) for each in self.scale]
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether any picture is steered at all."""
+        return any(self._scales)
+
+    def acts(self, fraction: float) -> bool:
+        """Whether the step at this fraction of all is guided."""
+        return self.start <= fraction < self.stop and (self.schedule is None or self.schedule(fraction) != 0)
+
+    def strength(self, fraction: float, batch: int) -> Tensor:
+        """Scales (B,) of the pictures at the step at this fraction of all.
+
+        Raises:
+            ValueError: There is not one scale for each picture, or for each group of as many.
+        """
+        scales = self._scales
+        if batch % len(scales):
+            raise ValueError(
+                f"{len(scales)} scales cannot be shared out evenly among a batch of {batch} pictures; give one, or "
+                "as many as the pipeline is given prompts"
+            )
+        factor = 1.0 if self.schedule is None else float(self.schedule(fraction))
+        return factor * torch.tensor(scales, dtype=torch.float64).repeat_interleave(batch // len(scales))
 
     def attach(self, pipe: Any) -> AbstractContextManager["Guidance"]:
         """Guide ``pipe`` inside the ``with`` block, and leave it afterwards as it was.
@@ -110,6 +158,7 @@ class Guidance:
     def start_run(self) -> None:
         """Called at the first step of every run of the pipeline."""
         self.report = GuidanceReport()
+        getattr(self.reward, "reset", lambda: None)()
 
 
 class CLIPGuidance(Guidance):
@@ -119,16 +168,22 @@ class CLIPGuidance(Guidance):
 
     Args:
         clip: The model.
-        prompt: One prompt, or one for each of the pipeline's prompts.
+        prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all pictures,
+            ``{"a red apple": 1.0, "a photo": -0.5}``.
         scale: Strength of the tilt.
-        cutouts: Views of each picture to average over: the whole picture, and random crops beyond the first.
+        cutouts: Views of each picture to average over: their number, of which the whole picture is one and the
+            others are random crops, or :class:`~clip_guidance.guidance.cutouts.Cutouts` that say more.
         seed: Seed of the crops; each run starts from it.
+        chunk: Number of views that pass through CLIP together; None for all.
         mode: As in :class:`Guidance`.
         start: As in :class:`Guidance`.
         stop: As in :class:`Guidance`.
         every: As in :class:`Guidance`.
         space: As in :class:`Guidance`.
         data_variance: As in :class:`Guidance`.
+        schedule: As in :class:`Guidance`.
+        cap: As in :class:`Guidance`.
+        decoding: As in :class:`Guidance`.
     """
 
     reward: CLIPReward
@@ -136,22 +191,23 @@ class CLIPGuidance(Guidance):
     def __init__(
         self,
         clip: "CLIP",
-        prompt: str | Sequence[str],
-        scale: float = 1.0,
+        prompt: Prompt,
+        scale: float | Sequence[float] = 1.0,
         *,
-        cutouts: int = 1,
+        cutouts: int | Cutouts = 1,
         seed: int = 0,
+        chunk: int | None = None,
         mode: str = "x0",
         start: float = 0.0,
         stop: float = 1.0,
         every: int = 1,
         space: str = "image",
         data_variance: float | None = None,
+        schedule: Callable[[float], float] | None = None,
+        cap: float | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
-        reward = CLIPReward(clip, prompt, Cutouts(cutouts, seed))
-        super().__init__(reward, scale, mode, start, stop, every, space, data_variance)
-
-    def start_run(self) -> None:
-        """Also start the random crops over, so that equal runs give equal pictures."""
-        super().start_run()
-        self.reward.cutouts.reset()
+        cutouts = cutouts if isinstance(cutouts, Cutouts) else Cutouts(cutouts, seed)
+        reward = CLIPReward(clip, prompt, cutouts, chunk)
+        options: dict[str, Any] = {"schedule": schedule, "cap": cap, "decoding": decoding}
+        super().__init__(reward, scale, mode, start, stop, every, space, data_variance, **options)

@@ -2,18 +2,26 @@
 
 :class:`CLIPReward` is CLIP's own logit (Radford et al. 2021, arXiv:2103.00020), exp(logit_scale)·cos(image,
 prompt): up to a constant, the log-likelihood that CLIP gives to the prompt. It is averaged over cutouts.
+:class:`WeightedRewards` adds several rewards up, which multiplies the tilts of the density.
+
+A reward may have ``parts(images)``, an iterator of rewards (B,) whose sum is the reward: guidance takes the
+gradient of one part after the other, so that only one part's activations are in memory.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.cutouts import Cutouts
+from clip_guidance.guidance.cutouts import Cutouts, View
+from clip_guidance.guidance.gradient import parts
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
+
+Prompt = str | Sequence[str] | Mapping[str, float]
 
 
 class CLIPReward(nn.Module):
@@ -21,22 +29,37 @@ class CLIPReward(nn.Module):
 
     Args:
         clip: The model; its image tower is differentiated, its text tower runs once, here.
-        prompt: One prompt for all pictures, or n prompts; B pictures then must be a multiple of n, and each
-            prompt serves B/n consecutive pictures, as diffusers' ``num_images_per_prompt`` lays them out.
+        prompt: One prompt for all pictures; or n prompts, B pictures then must be a multiple of n, and each prompt
+            serves B/n consecutive pictures, as diffusers' ``num_images_per_prompt`` lays them out; or several
+            prompts with weights for all pictures, ``{"a red apple": 1.0, "a photo": -0.5}``, whose logits are added.
         cutouts: Views of each picture over which the logit is averaged.
+        chunk: Number of views that pass through the image tower together; None for all.
 
     Raises:
-        TypeError: ``prompt`` is neither a string nor a sequence of strings.
-        ValueError: There is no prompt, or an empty one.
+        TypeError: ``prompt`` is neither a string nor a sequence of strings, nor are they mapped to numbers.
+        ValueError: There is no prompt, or an empty one; or ``chunk`` is below 1.
     """
 
     text_embeds: Tensor
 
-    def __init__(self, clip: "CLIP", prompt: str | Sequence[str], cutouts: Cutouts | None = None) -> None:
+    def __init__(self, clip: "CLIP", prompt: Prompt, cutouts: Cutouts | None = None, chunk: int | None = None) -> None:
         super().__init__()
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1 view, or None for all, got {chunk}")
         self.clip = clip
         self.cutouts = cutouts or Cutouts()
-        self.register_buffer("text_embeds", clip.encode_text(_as_prompts(prompt)), persistent=False)
+        self.chunk = chunk
+        prompts = _as_prompts(list(prompt) if isinstance(prompt, Mapping) else prompt)
+        embeds = clip.encode_text(prompts)
+        if isinstance(prompt, Mapping):
+            # Σ w·cos(image, text) = cos is linear in the text: one vector, no longer of unit length.
+            weights = [_as_weight(weight, f"prompt {text!r}") for text, weight in prompt.items()]
+            embeds = embeds.new_tensor(weights)[None] @ embeds
+        self.register_buffer("text_embeds", embeds, persistent=False)
+
+    def reset(self) -> None:
+        """Start the random crops over, so that equal runs give equal pictures."""
+        self.cutouts.reset()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) of pictures (B, 3, H, W) in [0, 1].
@@ -44,6 +67,10 @@ class CLIPReward(nn.Module):
         Raises:
             ValueError: ``images`` are not pictures, or their number is no multiple of the number of prompts.
         """
+        return torch.stack(list(self.parts(images))).sum(0)
+
+    def parts(self, images: Tensor) -> Iterator[Tensor]:
+        """The same, (B,) for each chunk of views; their sum is the reward."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"CLIPReward reads pictures (B, 3, H, W) in [0, 1], got {tuple(images.shape)}; "
@@ -51,12 +78,17 @@ class CLIPReward(nn.Module):
             )
         images = images.to(self.clip.device)
         text_embeds = self._text_embeds_for(len(images)).to(images.device)
-        cosines = [(self._embed(view) * text_embeds).sum(-1) for view in self.cutouts(images)]
-        return self.clip.logit_scale.exp() * torch.stack(cosines).mean(0)
+        views = self.cutouts.views()
+        chunk = self.chunk or len(views)
+        for first in range(0, len(views), chunk):
+            image_embeds = self._embed(images, views[first : first + chunk])
+            cosines = (image_embeds * text_embeds).sum(-1)  # (views, B)
+            yield self.clip.logit_scale.exp() * cosines.sum(0) / len(views)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        pixel_values = self.clip.image_processor.differentiable(images)
-        return self.clip.image_embeds(pixel_values.to(self.clip.dtype))
+    def _embed(self, images: Tensor, views: list[View]) -> Tensor:
+        """(views, B, d): one pass of the tower for all of them, whatever their sizes are."""
+        pixel_values = torch.cat([self.clip.image_processor.differentiable(view(images)) for view in views])
+        return self.clip.image_embeds(pixel_values.to(self.clip.dtype)).unflatten(0, (len(views), -1))
 
     def _text_embeds_for(self, batch: int) -> Tensor:
         prompts = len(self.text_embeds)
@@ -66,6 +98,52 @@ class CLIPReward(nn.Module):
                 "prompt, or as many as the pipeline is given"
             )
         return self.text_embeds.repeat_interleave(batch // prompts, dim=0)
+
+
+class WeightedRewards(nn.Module):
+    """Σ weight·reward, for example a CLIP's logit and an aesthetic head, or two CLIPs.
+
+    Args:
+        rewards: Pairs of a weight and a reward, each reward (B, 3, H, W) -> (B,).
+
+    Raises:
+        TypeError: A reward is not callable or a weight no number.
+        ValueError: There is none, or a weight is not finite.
+    """
+
+    def __init__(self, rewards: Iterable[tuple[float, Callable[[Tensor], Tensor]]]) -> None:
+        super().__init__()
+        self.rewards = list(rewards)
+        if not self.rewards:
+            raise ValueError("expected at least one (weight, reward), got none")
+        for index, (weight, reward) in enumerate(self.rewards):
+            _as_weight(weight, f"reward {index}")
+            if not callable(reward):
+                raise TypeError(f"reward {index} must be callable, got {type(reward).__name__}")
+        self.networks = nn.ModuleList(reward for _, reward in self.rewards if isinstance(reward, nn.Module))
+
+    def reset(self) -> None:
+        """Start over whatever is random in the rewards."""
+        for _, reward in self.rewards:
+            getattr(reward, "reset", lambda: None)()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Rewards (B,) of pictures (B, 3, H, W) in [0, 1]."""
+        return torch.stack(list(self.parts(images))).sum(0)
+
+    def parts(self, images: Tensor) -> Iterator[Tensor]:
+        """The parts of the rewards, each times its weight."""
+        for weight, reward in self.rewards:
+            for part in parts(reward, images):
+                yield weight * part.to(images.device)
+
+
+def _as_weight(weight: float, owner: str) -> float:
+    if not isinstance(weight, int | float):
+        raise TypeError(f"the weight of {owner} is a {type(weight).__name__}; expected a number")
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of {owner} must be finite, got {weight}")
+    return float(weight)
 
 
 def _as_prompts(prompt: str | Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clip_guidance.guidance.modes import exact, x0
-from clip_guidance.guidance.modes.exact import DenoiserTape
+from clip_guidance.guidance.modes.tape import DenoiserTape
 from clip_guidance.guidance.prediction import Prediction
 
 RewardGradient = Callable[[Tensor], Tensor]

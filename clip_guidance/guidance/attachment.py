@@ -1,0 +1,111 @@
+"""One guidance on one pipeline: what is known of the pipeline, and what is remembered during a run."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_guidance.guidance.adapters import describe, find_adapter
+from clip_guidance.guidance.cap import Corrections, capped
+from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.gradient import reward_gradient
+from clip_guidance.guidance.modes import MODES, DenoiserTape
+from clip_guidance.guidance.modes.tape import check_recordable
+from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.noise import level_resolver
+from clip_guidance.guidance.prediction import Prediction, prediction_type
+from clip_guidance.guidance.running import PIPELINES, Run
+
+if TYPE_CHECKING:
+    from clip_guidance.guidance.guidance import Guidance
+
+
+class Attachment:
+    """What one guidance needs to steer one pipeline.
+
+    Raises:
+        UnsupportedSchedulerError: The scheduler's noise levels are not known.
+        ValueError: ``pipe`` has no scheduler or denoiser, or its samples cannot be decoded or not recorded.
+    """
+
+    def __init__(self, guidance: "Guidance", pipe: Any) -> None:
+        self.guidance = guidance
+        self.pipe = pipe
+        self.scheduler: Any = getattr(pipe, "scheduler", None)
+        if self.scheduler is None:
+            raise ValueError(f"guidance needs a pipeline with a scheduler; {describe(pipe)}")
+        level_resolver(self.scheduler)
+        prediction_type(self.scheduler)
+        adapter = find_adapter(pipe)
+        self.mode = MODES[guidance.mode]
+        self.doubled = adapter.doubled
+        self.denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
+        #: What reads the noisy sample besides: "exact" differentiates through these too.
+        self.readers = [*self.denoisers, *_modules(pipe, "controlnet")]
+        self.decoder = Decoder(pipe, guidance.space, guidance.decoding)
+        self.data_variance = guidance.data_variance or adapter.data_variance
+        self.dropped = 0
+        self._last_index: int | None = None
+        self._held: tuple[Tensor, float] | None = None  # the latest shift, its step's posterior variance
+        if self.mode.needs_tape:
+            check_recordable(self.scheduler)
+        taped = self.readers if self.mode.needs_tape else []
+        #: The networks that a gradient passes through.
+        self.networks = [m for m in (guidance.reward, self.decoder.module, *taped) if isinstance(m, nn.Module)]
+
+    def owns(self, run: Run | None) -> bool:
+        """Whether what is running is the pipeline that this guidance is attached to, or a loop written by hand."""
+        return run is None or run.pipe is self.pipe or not isinstance(self.pipe, PIPELINES)
+
+    def enter_step(self, index: int, num_steps: int) -> bool:
+        """Note that step ``index`` of ``num_steps`` begins; True if it is to be guided."""
+        if self._last_index is None or index <= self._last_index:
+            self._held = None
+            self.decoder.start_run()
+            self.guidance.start_run()
+        self._last_index = index
+        return self.guidance.acts(index / num_steps)
+
+    def shift(
+        self, prediction: Prediction, index: int, num_steps: int, run: Run | None, tape: DenoiserTape, seen: Corrections
+    ) -> Tensor:
+        """Scaled shift of the clean sample predicted at step ``index``, (B, ...)."""
+        guidance, x0 = self.guidance, prediction.x0
+        variance = posterior_variance(prediction.level, self.data_variance)
+        if self._held is None or index % guidance.every == 0:
+
+            def gradient(x0: Tensor) -> Tensor:
+                found = reward_gradient(guidance.reward, self.decoder, x0, run.size if run else None)
+                guidance.report.rewards.append(found.rewards)
+                return found.gradient
+
+            shift = self.mode.shift(prediction, gradient, self.data_variance, tape)
+            self._held = self._without_non_finite(shift), variance
+            guidance.report.steps.append(index)
+        shift, held_variance = self._held
+        strength = guidance.strength(index / num_steps, len(x0)).to(shift)
+        shift = (variance / held_variance) * strength.view(-1, *[1] * (shift.ndim - 1)) * shift
+        return self._capped(shift, prediction, variance, seen)
+
+    def _capped(self, shift: Tensor, prediction: Prediction, variance: float, seen: Corrections) -> Tensor:
+        cap = self.guidance.cap
+        if cap is None:
+            return shift
+        correction = seen.rms(prediction)
+        limit = shift.new_full((len(shift),), math.sqrt(variance)) if correction is None else correction.to(shift)
+        found = capped(shift, cap * limit)
+        self.guidance.report.capped += found.count
+        return found.shift
+
+    def _without_non_finite(self, shift: Tensor) -> Tensor:
+        finite = shift.flatten(1).isfinite().all(1)
+        dropped = int((~finite).sum())
+        self.dropped += dropped
+        self.guidance.report.dropped += dropped
+        return torch.where(finite.view(-1, *[1] * (shift.ndim - 1)), shift, 0)
+
+
+def _modules(pipe: Any, *names: str) -> list[nn.Module]:
+    found = (getattr(pipe, name, None) for name in names)
+    return [module for module in found if isinstance(module, nn.Module)]

@@ -1,0 +1,171 @@
+"""Sampling a Gaussian with its ideal denoiser through any scheduler of diffusers: the ground of the oracle tests.
+
+Data N(MEAN, STD²) with the linear reward r(x₀) = TILT·x₀ is tilted to N(TILTED_MEAN, STD²), and E[x₀ | x] is known
+for both. Nothing here reads clip_guidance's noise levels: the denoiser's come from the scheduler's own ``add_noise``
+or from the formula of its paper.
+"""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from clip_guidance.guidance import Guidance
+
+MEAN, STD, TILT = 0.3, 0.8, 1.5
+TILTED_MEAN = MEAN + TILT * STD**2  # 1.26
+
+
+def peer_level(scheduler, index, t):
+    """(α, σ) of the sample that step ``index`` is about to receive, as the scheduler's own code has it."""
+    name, one, none = type(scheduler).__name__, torch.ones(1), torch.zeros(1)
+    if name == "IPNDMScheduler":  # a rotation; α and σ are called alphas and betas
+        return scheduler.alphas[index].item(), scheduler.betas[index].item()
+    if name == "SCMScheduler":  # equation 5 of arXiv:2410.11081
+        sigma_data = scheduler.config.sigma_data
+        return sigma_data * abs(math.cos(t)), sigma_data * math.sin(t)
+    if name == "LTXEulerAncestralRFScheduler" or scheduler.config.get("invert_sigmas"):
+        sigma = float(t) / 1000
+        return (sigma, 1 - sigma) if scheduler.config.get("invert_sigmas") else (1 - sigma, sigma)
+    peer = copy.copy(scheduler)
+    if not getattr(scheduler, "state_in_first_order", True) and not hasattr(scheduler, "prev_derivative"):
+        return 1.0, (1 / peer.scale_model_input(one, t).double() ** 2 - 1).sqrt().item()  # a sigma in between
+    peer._begin_index, peer._step_index = 0, index
+    if hasattr(scheduler, "add_noise"):
+        return peer.add_noise(one, none, t[None]).item(), peer.add_noise(none, one, t[None]).item()
+    return peer.scale_noise(one, t[None], none).item(), peer.scale_noise(none, t[None], one).item()
+
+
+class GaussianDenoiser(nn.Module):
+    """E[x₀ | x] for N(mean, STD²) data, as any prediction, from the input that a network would receive."""
+
+    def __init__(self, scheduler, prediction):
+        super().__init__()
+        self.scheduler, self.prediction, self.mean = scheduler, prediction, MEAN
+        self.level = None
+
+    def to_sample(self, x):
+        """From the network's input to the noisy sample, by the formulae of Karras et al. 2022."""
+        name, (alpha, sigma) = type(self.scheduler).__name__, self.level
+        if name == "SCMScheduler":
+            return x * self.scheduler.config.sigma_data
+        if name.startswith("EDM") or name in ("CosineDPMSolverMultistepScheduler", "CMStochasticIterativeScheduler"):
+            return x * math.hypot(sigma, self.scheduler.config.sigma_data)
+        return x * math.hypot(sigma, 1) if alpha == 1 else x
+
+    def clean(self, x):
+        alpha, sigma = self.level
+        return self.mean + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * self.mean)
+
+    def forward(self, x, t):
+        x = self.to_sample(x)
+        x0, (alpha, sigma), norm = self.clean(x), self.level, math.hypot(*self.level)
+        epsilon = (x - alpha * x0) / sigma
+        if self.prediction in ("edm_epsilon", "edm_v", "consistency"):
+            c_skip, c_out = self.preconditioning(sigma)
+            return (x0 - c_skip * x) / c_out
+        return {
+            "epsilon": epsilon,
+            "v_prediction": (alpha * epsilon - sigma * x0) / norm,
+            "trigflow": alpha * epsilon - sigma * x0,
+            "flow_prediction": epsilon - x0,
+            "reversed_flow": x0 - epsilon,
+            "sample": x0,
+        }[self.prediction]
+
+    def preconditioning(self, sigma):
+        """c_skip and c_out: table 1 of arXiv:2206.00364; with the boundary of arXiv:2303.01469, appendix C."""
+        config = self.scheduler.config
+        low = config.sigma_min if self.prediction == "consistency" else 0
+        c_skip = config.sigma_data**2 / ((sigma - low) ** 2 + config.sigma_data**2)
+        c_out = (sigma - low) * config.sigma_data / math.hypot(sigma, config.sigma_data)
+        return c_skip, -c_out if self.prediction == "edm_v" else c_out
+
+
+def set_timesteps(scheduler, steps):
+    """The timesteps that a pipeline calls ``step`` with."""
+    name = type(scheduler).__name__
+    options = {"intermediate_timesteps": None} if name == "SCMScheduler" else {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = 0.9
+    scheduler.set_timesteps(steps + (name == "MiniMaxH3Scheduler"), **options)
+    return scheduler.timesteps[:-1] if name in ("SCMScheduler", "DDPMWuerstchenScheduler") else scheduler.timesteps
+
+
+def initial(scheduler, count):
+    """``count`` noisy samples of mean 0; of mean 0 and the right standard deviation exactly, too."""
+    x = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    x = (x - x.mean()) / x.std(correction=0)
+    name = type(scheduler).__name__
+    if name == "SCMScheduler":
+        return x * scheduler.config.sigma_data
+    if name == "CosineDPMSolverMultistepScheduler" or name.startswith("EDM"):
+        return x * scheduler.config.sigma_max
+    return x * getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def stepper(scheduler, timesteps):
+    """``scheduler.step`` as the scheduler's own pipeline calls it: (index, output, t, x) -> next x."""
+    name, memory = type(scheduler).__name__, {}
+
+    def cog_video_dpm(i, output, t, x):
+        back = timesteps[i - 1] if i else None
+        x, memory["x0"] = scheduler.step(output, memory.get("x0"), t, back, x, return_dict=False)
+        return x
+
+    def un_clip(i, output, t, x):
+        following = timesteps[i + 1] if i + 1 < len(timesteps) else None
+        return scheduler.step(output, t, x, prev_timestep=following).prev_sample
+
+    if name == "CogVideoXDPMScheduler":
+        return cog_video_dpm
+    if name == "UnCLIPScheduler":
+        return un_clip
+    if name == "DDPMWuerstchenScheduler":
+        return lambda i, output, t, x: scheduler.step(output, t.expand(len(x)), x).prev_sample
+    if name == "CosineDPMSolverMultistepScheduler":
+        generator = torch.Generator().manual_seed(0)
+        return lambda i, output, t, x: scheduler.step(output, t, x, generator=generator).prev_sample
+    return lambda i, output, t, x: scheduler.step(output, t, x).prev_sample
+
+
+def sample(pipe, steps, count=2):
+    """Clean samples, (count,); the noise that a scheduler draws is the same at every call."""
+    scheduler, denoiser = pipe.scheduler, pipe.unet
+    timesteps = set_timesteps(scheduler, steps)
+    step, x = stepper(scheduler, timesteps), initial(scheduler, count)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for i, t in enumerate(timesteps):
+            denoiser.level = peer_level(scheduler, i, t)
+            if type(scheduler).__name__ == "SCMScheduler":
+                model_input = x / scheduler.config.sigma_data  # its pipeline does it
+            else:
+                model_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = step(i, denoiser(model_input, t), t, x)
+    return x.flatten().double() / (scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1)
+
+
+def tilt(x):
+    return TILT * x.flatten(1).sum(1)
+
+
+def guided(pipe, steps, count=2, **options):
+    with Guidance(tilt, **{"space": "latent", "data_variance": STD**2, **options}).attach(pipe):
+        return sample(pipe, steps, count)
+
+
+def centered(pipe, steps, count=2):
+    """Samples of N(0, STD²) data with the same noise. Their expectation is 0, so they take the noise out of a mean."""
+    pipe.unet.mean = 0.0
+    try:
+        return sample(pipe, steps, count)
+    finally:
+        pipe.unet.mean = MEAN
+
+
+def make_pipe(setting):
+    scheduler = setting.make()
+    return SimpleNamespace(scheduler=scheduler, unet=GaussianDenoiser(scheduler, setting.prediction))

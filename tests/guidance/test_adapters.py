@@ -1,0 +1,62 @@
+"""Every pipeline of diffusers has a row, a refusal, or is known to be guided by its latents alone."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+from diffusers.utils import DummyObject
+from torch import nn
+
+from clip_guidance.guidance.adapters import ADAPTERS, LATENT_ONLY, UNSUPPORTED, find_adapter
+from clip_guidance.guidance.refused_pipelines import NO_EXACT
+
+_TABLES = (ADAPTERS, UNSUPPORTED, LATENT_ONLY)
+_BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
+
+
+def _exported():
+    """All pipelines by name; those whose requirements are not installed are stand-ins without base classes."""
+    found = {name: getattr(diffusers, name) for name in dir(diffusers) if "Pipeline" in name}
+    return {name: cls for name, cls in found.items() if isinstance(cls, type) and _is_pipeline(name, cls)}
+
+
+def _is_pipeline(name, cls):
+    if isinstance(cls, DummyObject):
+        return name.endswith(("Pipeline", "PipelineLegacy"))
+    return issubclass(cls, _BASES) and cls not in _BASES
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # Kolors' text encoder
+def test_no_pipeline_is_forgotten():
+    known = set().union(*_TABLES)
+    exported = _exported()
+    assert len(exported) > 200
+    assert not [name for name, cls in exported.items() if not any(base.__name__ in known for base in cls.__mro__)]
+
+
+def test_the_tables_name_pipelines_that_exist_and_do_not_overlap():
+    for table in (*_TABLES, NO_EXACT):
+        assert not [name for name in table if not hasattr(diffusers, name)]
+    assert sum(map(len, _TABLES)) == len(set().union(*_TABLES))
+    assert set(NO_EXACT) <= set(ADAPTERS)
+
+
+def test_a_refusal_says_why():
+    pipe = type("LTX2Pipeline", (SimpleNamespace,), {})(transformer=nn.Identity())
+    with pytest.raises(ValueError, match="LTX2Pipeline cannot be guided: copies of one scheduler"):
+        find_adapter(pipe)
+
+
+def test_a_subclass_of_a_row_may_be_latent_only():
+    base = type("QwenImageModularPipeline", (SimpleNamespace,), {})
+    layered = type("QwenImageLayeredModularPipeline", (base,), {})
+    assert find_adapter(base(transformer=nn.Identity())).decode is not None
+    assert find_adapter(layered(transformer=nn.Identity())).decode is None
+
+
+@pytest.mark.parametrize("name", ["unet", "transformer", "prior", "decoder"])
+def test_a_pipeline_that_only_its_latents_guide_names_its_denoiser(name):
+    pipe = type("WuerstchenPriorPipeline", (SimpleNamespace,), {})(**{name: nn.Identity()})
+    adapter = find_adapter(pipe)
+    assert adapter.denoiser == name
+    assert adapter.decode is None

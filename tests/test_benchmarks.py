@@ -1,0 +1,103 @@
+"""The benchmark programs: that they run, that their numbers hang together, and that what they measure is what it is."""
+
+import json
+import os
+import statistics
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from clip_guidance.trainer import parse_settings
+
+
+@pytest.fixture(autouse=True)
+def importable(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+
+
+def guidance_cost(capsys, device, *options: str) -> list[dict]:
+    """The rows that the program prints for the smallest networks."""
+    import guidance_cost as program
+
+    argv = ["--size", "tiny", "--device", str(device), "--steps", "2", "--repeats", "1", "--json", *options]
+    program.main(parse_settings(program.Settings, argv))
+    return json.loads(capsys.readouterr().out)
+
+
+def check_ratios(rows: list[dict], base: str, seconds_ratio: str, peak_ratio: str | None = None) -> None:
+    (by_name,) = [row for row in rows if row["name"] == base]
+    for row in rows:
+        assert row["seconds"] == statistics.median(row["timed"]) > 0 and len(row["timed"]) == 2
+        assert row[seconds_ratio] == pytest.approx(row["seconds"] / by_name["seconds"])
+        if peak_ratio:
+            assert row[peak_ratio] == pytest.approx(row["peak_mib"] / by_name["peak_mib"])
+
+
+def test_guidance_cost_without_the_community_pipeline(capsys, device, tmp_path):
+    output = tmp_path / "cost.md"
+    rows = guidance_cost(capsys, device, "--output", str(output))
+    assert [row["name"] for row in rows[:3]] == ["unguided", "x0", "exact"]
+    check_ratios(rows, "unguided", "seconds_to_unguided")
+    assert {row["seconds_to_community"] for row in rows} == {row["peak_to_community"] for row in rows} == {None}
+    peaks = {row["name"]: row["peak_mib"] for row in rows}
+    assert 0 < peaks["unguided"] < peaks["x0"] < peaks["exact"]  # what is recorded for a backward stays
+    assert peaks["x0, checkpoint"] < peaks["x0"] and peaks["x0, resolution 1/2"] < peaks["x0"]
+    assert output.read_text().count("\n| ") == 2 + len(rows)
+
+
+def test_guidance_cost_beside_the_community_pipeline(capsys, device):
+    path = os.environ.get("CLIP_GUIDANCE_COMMUNITY")
+    if not path:
+        pytest.skip("needs CLIP_GUIDANCE_COMMUNITY, the path of diffusers' clip_guided_stable_diffusion.py")
+    rows = guidance_cost(capsys, device, "--community", path)
+    names = [row["name"] for row in rows]
+    assert names[-2:] == ["community pipeline", "community pipeline, frozen"]
+    check_ratios(rows, "unguided", "seconds_to_unguided")
+    check_ratios(rows, names[-1], "seconds_to_community", "peak_to_community")
+
+
+def test_guidance_cost_names_a_missing_community_file(capsys, device, tmp_path):
+    with pytest.raises(SystemExit, match="--community: expected the path of clip_guided_stable_diffusion.py"):
+        guidance_cost(capsys, device, "--community", str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize("size", ["tiny", "emoji"])
+def test_both_sides_of_guidance_cost_get_the_same_guide(size, device):
+    from _cost_models import make_components
+
+    parts = make_components(size, side=0, clip="", device=str(device), dtype=torch.float32, seed=0)
+    side, tokens = parts.feature_extractor.crop_size["height"], parts.pipe.tokenizer.model_max_length
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    ids = parts.pipe.tokenizer(["a cat", "an apple"], padding="max_length", max_length=tokens, return_tensors="pt")
+    with torch.no_grad():
+        theirs = parts.clip_model.get_image_features(pixels).pooler_output
+        assert_close(parts.clip.image_embeds(pixels), nn.functional.normalize(theirs), atol=1e-5, rtol=1e-4)
+        theirs = parts.clip_model.get_text_features(ids.input_ids.to(device)).pooler_output
+        assert_close(parts.clip.text_embeds(ids.input_ids.to(device)), nn.functional.normalize(theirs))
+
+
+def test_step_peak_bytes_counts_what_is_held_at_once(device):
+    from _cost_meters import step_peak_bytes
+
+    class Denoiser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, sample, timestep):
+            first = torch.empty(4 * 2**20, dtype=torch.uint8, device=sample.device)
+            second = torch.empty(2 * 2**20, dtype=torch.uint8, device=sample.device)
+            del first, second
+            return torch.empty(5 * 2**20, dtype=torch.uint8, device=sample.device)
+
+    denoiser = Denoiser().to(device)
+
+    def run(steps: int) -> None:
+        sample = torch.zeros(2**20, dtype=torch.uint8, device=device)  # before the first step: not counted
+        for timestep in range(steps):
+            for _ in range(2):  # a second call with the same timestep is the same step
+                denoiser(sample, timestep)
+
+    assert step_peak_bytes(denoiser, run) == 6 * 2**20
