@@ -11,7 +11,7 @@ A sample becomes a picture in three moves, each with a default that serves most 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance.guidance import unpack
-from clip_guidance.guidance.refused_pipelines import LATENT_ONLY, UNSUPPORTED
+from clip_guidance.guidance.refused_pipelines import LATENT_ONLY, NO_EXACT, UNSUPPORTED
 
 DENOISERS = ("unet", "transformer", "prior", "decoder")
 
@@ -69,6 +69,8 @@ class Adapter:
         decode: (decoder, latents) -> pixels (B, 3, H, W) in [-1, 1]; None if unknown.
         doubled: Whether the pipeline hands the sample to ``scheduler.step`` twice over, one copy for each side of
             classifier-free guidance.
+        repainted: Value of the pipeline's variable ``mask`` where the picture is made anew; None where a variable of
+            that name is something else.
     """
 
     denoiser: str
@@ -78,6 +80,7 @@ class Adapter:
     denormalise: Callable[[Any, Tensor], Tensor] = by_config
     decode: Callable[[Any, Tensor], Tensor] | None = vae_decode
     doubled: bool = False
+    repainted: float | None = 1.0
 
 
 UNET = Adapter("unet")
@@ -96,7 +99,7 @@ _FAMILIES: list[tuple[Adapter, str]] = [
     (
         SCALED_UNET,
         "StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline "
-        "StableDiffusionInpaintPipelineLegacy StableDiffusionControlNetPipeline "
+        "StableDiffusionControlNetPipeline "
         "StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline "
         "StableDiffusionControlNetXSPipeline StableDiffusionPAGPipeline StableDiffusionPAGImg2ImgPipeline "
         "StableDiffusionPAGInpaintPipeline StableDiffusionControlNetPAGPipeline "
@@ -107,9 +110,10 @@ _FAMILIES: list[tuple[Adapter, str]] = [
         "StableDiffusionGLIGENTextImagePipeline StableDiffusionAdapterPipeline StableDiffusionModelEditingPipeline "
         "StableDiffusionPipelineSafe SemanticStableDiffusionPipeline LEditsPPPipelineStableDiffusion "
         "StableUnCLIPPipeline StableUnCLIPImg2ImgPipeline LatentConsistencyModelPipeline "
-        "LatentConsistencyModelImg2ImgPipeline CycleDiffusionPipeline PaintByExamplePipeline AltDiffusionPipeline "
+        "LatentConsistencyModelImg2ImgPipeline CycleDiffusionPipeline AltDiffusionPipeline "
         "AltDiffusionImg2ImgPipeline BlipDiffusionPipeline BlipDiffusionControlNetPipeline",
     ),
+    (replace(SCALED_UNET, repainted=0.0), "StableDiffusionInpaintPipelineLegacy PaintByExamplePipeline"),
     (
         SCALED_UNET,
         "StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionInpaintPipeline "
@@ -142,9 +146,10 @@ _FAMILIES: list[tuple[Adapter, str]] = [
         FRAMES,
         "AnimateDiffPipeline AnimateDiffSDXLPipeline AnimateDiffPAGPipeline AnimateDiffControlNetPipeline "
         "AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoPipeline "
-        "AnimateDiffVideoToVideoControlNetPipeline PIAPipeline I2VGenXLPipeline TextToVideoSDPipeline "
+        "AnimateDiffVideoToVideoControlNetPipeline I2VGenXLPipeline TextToVideoSDPipeline "
         "VideoToVideoSDPipeline",
     ),
+    (replace(FRAMES, repainted=None), "PIAPipeline"),
     (
         Adapter("unet", unpack=unpack.frames_first, denormalise=unpack.by_scale, decode=unpack.temporal_decode),
         "StableVideoDiffusionPipeline",
@@ -241,6 +246,19 @@ def find_adapter(pipe: Any) -> Adapter:
         if isinstance(getattr(pipe, name, None), nn.Module):
             return Adapter(name, decoder=None, decode=None)
     raise ValueError(f"guidance needs a denoiser, a module named {' or '.join(DENOISERS)}; {describe(pipe)}")
+
+
+def check_exact(pipe: Any) -> None:
+    """Refuse a pipeline that mode "exact" cannot differentiate.
+
+    Raises:
+        ValueError: For the reason in :data:`~clip_guidance.guidance.refused_pipelines.NO_EXACT`.
+    """
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in NO_EXACT:
+            raise ValueError(
+                f"mode='exact' cannot differentiate {cls.__name__}: {NO_EXACT[cls.__name__]}. Use mode='x0'"
+            )
 
 
 def describe(pipe: Any) -> str:

@@ -57,18 +57,25 @@ class Corrections:
     def rms(self, prediction: Prediction) -> Tensor | None:
         """Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None if there was no classifier-free guidance.
 
-        With cfg = u + s(c − u), the farthest of the denoiser's two predictions from cfg is u, for s > 1/2, in whatever
-        order they come; some pipelines negate the prediction before the step, so the sign is tried too.
+        With cfg = u + s(c − u), the farthest of the denoiser's predictions from cfg is u, for s > 1/2, in whatever
+        order they come. Some pipelines negate the prediction before the step; cfg lies on the line through the
+        denoiser's predictions with one sign only.
         """
         output = at_least_float32(prediction.model_output.detach())
         found = _as_predictions(self.outputs, output)
         if len(found) < 2:
             return None
-        distances = torch.stack([_rms(output - sign * each) for sign in (1, -1) for each in found]).view(
-            2, -1, len(output)
-        )
-        correction = distances.amax(1).amin(0)
+        sign = min((1, -1), key=lambda sign: float(_off_the_line(sign * output, found)))
+        correction = torch.stack([_rms(sign * output - each) for each in found]).amax(0)
         return abs(prediction.kind.output_weight(prediction.level)) * correction
+
+
+def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
+    """Sum of the squared distances of ``output`` from the line (the plane) through each sample's predictions."""
+    first, *others = (each.flatten(1) for each in predictions)
+    ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
+    gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
+    return (target - ways @ (torch.linalg.pinv(gram) @ (ways.mT @ target))).square().sum()
 
 
 @dataclass(frozen=True)

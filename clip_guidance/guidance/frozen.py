@@ -23,11 +23,11 @@ def frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
     with _lock:
         for module in modules.values():
             for name, parameter in module._parameters.items():
+                # Of a tied weight only the first name is held: at its second it is frozen already.
                 if parameter is not None and (parameter.requires_grad or (id(module), name) in _holds):
+                    parameter.requires_grad_(False)
                     _holds[id(module), name] = _holds.get((id(module), name), 0) + 1
                     held.append((module, name))
-        for module, name in held:  # after the loop: a tied weight has two names
-            module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]
     try:
         yield
     finally:

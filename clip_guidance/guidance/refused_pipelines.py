@@ -93,8 +93,7 @@ LATENT_ONLY: dict[str, str] = _by_name(
 #: Pipelines of diffusers that mode "exact" cannot differentiate, with the reason.
 NO_EXACT: dict[str, str] = _by_name(
     {
-        "it mixes the noisy sample into the model output by itself": "StableDiffusionLatentUpscalePipeline "
-        "SanaSprintPipeline SanaSprintImg2ImgPipeline",
+        "it mixes the noisy sample into the model output by itself": "StableDiffusionLatentUpscalePipeline",
         "it takes gradients through its denoiser by itself": "StableDiffusionAttendAndExcitePipeline",
         "its denoiser reads the sample in parts": "UniDiffuserPipeline",
         "its denoiser reads whole videos, its scheduler single frames": "TextToVideoSDPipeline VideoToVideoSDPipeline "

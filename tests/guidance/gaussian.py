@@ -23,6 +23,8 @@ def peer_level(scheduler, index, t):
     name, one, none = type(scheduler).__name__, torch.ones(1), torch.zeros(1)
     if name == "IPNDMScheduler":  # a rotation; α and σ are called alphas and betas
         return scheduler.alphas[index].item(), scheduler.betas[index].item()
+    if name == "SASolverScheduler":  # its add_noise knows no spacing of sigmas, its step does
+        return tuple(level.item() for level in scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index]))
     if name == "SCMScheduler":  # equation 5 of arXiv:2410.11081
         sigma_data = scheduler.config.sigma_data
         return sigma_data * abs(math.cos(t)), sigma_data * math.sin(t)

@@ -4,10 +4,10 @@ import inspect
 
 import diffusers as d
 import pytest
-import torch
+from diffusers.pipelines.deprecated.blip_diffusion import BlipImageProcessor
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
 from diffusers.pipelines.stable_diffusion import CLIPImageProjection, StableUnCLIPImageNormalizer
-from pipelines.parts import awaken, build, embeds, mask, picture, pil_mask, pil_picture, texts
+from pipelines.parts import SIDE, awaken, build, embeds, mask, picture, pil_mask, pil_picture, texts
 
 from pipelines import parts
 
@@ -17,15 +17,16 @@ PROMPT = {"prompt": "a cat"}  # for those that take no embeddings
 
 def sd(cls, config=None, text=None, scheduler=None, vae=None, pieces=None, **inputs):
     """A pipeline with a UNet of ``config`` and other ``pieces``."""
-    held = {"safety_checker": None, "requires_safety_checker": False}
-    held = {name: value for name, value in held.items() if name in inspect.signature(cls.__init__).parameters}
-    pipe = build(
-        cls,
-        unet=awaken(parts.unet(**(config or {}))),
-        vae=vae or parts.vae(),
-        scheduler=scheduler or parts.scheduler(),
-        **{"text_encoder": parts.clip_text(), "tokenizer": parts.clip_tokenizer(), **held, **(pieces or {})},
-    )
+    held = {
+        "unet": awaken(parts.unet(**(config or {}))),
+        "vae": vae or parts.vae(shift_factor=0.1),  # which these pipelines pass over
+        "scheduler": scheduler or parts.scheduler(),
+        "text_encoder": parts.clip_text(),
+        "tokenizer": parts.clip_tokenizer(),
+        "requires_safety_checker": False,
+    }
+    wanted = inspect.signature(cls.__init__).parameters
+    pipe = build(cls, **{name: value for name, value in held.items() if name in wanted}, **(pieces or {}))
     return pipe, parts.sized(cls, **(texts() if text is None else text), **inputs)
 
 
@@ -103,10 +104,12 @@ def gligen(cls, kind, **inputs):
     return sd(cls, {"attention_type": kind}, pieces=pieces, **boxes, **inputs)
 
 
-def ledits(cls=d.LEditsPPPipelineStableDiffusion, **inputs):
-    """It edits the picture that it was made to invert."""
-    pipe, inputs = sd(cls, text={"editing_prompt": ["a dog"]}, **inputs)
-    pipe.invert(pil_picture(), num_inversion_steps=4, skip=0.2, generator=parts.generator())
+def ledits():
+    """It edits the picture that it was made to invert before."""
+    text = {"editing_prompt": ["a dog"], "use_intersect_mask": False}
+    scheduler = parts.scheduler(d.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", steps_offset=1)
+    pipe, inputs = sd(d.LEditsPPPipelineStableDiffusion, text=text, scheduler=scheduler)
+    pipe.invert(pil_picture(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
     del inputs["num_inference_steps"]
     return pipe, inputs
 
@@ -116,9 +119,11 @@ def unclip(cls, **inputs):
     pieces = {
         "image_normalizer": StableUnCLIPImageNormalizer(parts.WIDTH),
         "image_noising_scheduler": parts.scheduler(d.DDPMScheduler),
+        "image_encoder": parts.clip_vision(),
     }
     if cls is d.StableUnCLIPPipeline:
         prior = {"num_attention_heads": 2, "attention_head_dim": 4, "embedding_dim": parts.WIDTH, "num_layers": 1}
+        del pieces["image_encoder"]
         pieces |= {
             "prior": awaken(d.PriorTransformer(num_embeddings=12, **prior)),
             "prior_scheduler": d.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
@@ -144,11 +149,40 @@ def paint_by_example():
     return sd(d.PaintByExamplePipeline, {"in_channels": 9}, {}, pieces=pieces, **pictures)
 
 
-def blip(cls, **inputs):
-    """Its encoders of the subject are replaced."""
-    pipe, inputs = sd(cls, text={}, **inputs)
-    pipe.image_processor = pipe.image_processor or d.image_processor.VaeImageProcessor()
+def blip(cls, pieces=None, **inputs):
+    """Its encoders of a subject are replaced."""
+    text = {"prompt": "on grass", "source_subject_category": "cat", "target_subject_category": "cat"}
+    text |= {"reference_image": pil_picture(), "guidance_scale": 1.0}
+    pieces = {"image_processor": BlipImageProcessor(size={"height": SIDE, "width": SIDE}), **(pieces or {})}
+    pipe, inputs = sd(cls, text=text, pieces=pieces, **inputs)
+    pipe.get_query_embeddings = lambda picture, subject: None
+    pipe.encode_prompt = lambda query, prompt, device: embeds(1, 5, parts.WIDTH)
     return pipe, inputs
+
+
+def t2i_adapter():
+    """It adds to blocks with attention."""
+    config = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    adapter = awaken(d.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2))
+    return sd(d.StableDiffusionAdapterPipeline, config, pieces={"adapter": adapter}, image=picture())
+
+
+def controlnet_xs():
+    shape = {"block_out_channels": (4, 8), "conditioning_embedding_out_channels": (4, 8), "num_attention_heads": 1}
+    base = {
+        "base_block_out_channels": (8, 16),
+        "cross_attention_dim": parts.WIDTH,
+        "max_norm_num_groups": 4,
+        "use_linear_projection": False,
+    }
+    levels = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "sample_size": 8}
+    adapter = awaken(d.ControlNetXSAdapter(**shape, **base, **levels))
+    return sd(
+        d.StableDiffusionControlNetXSPipeline, {"layers_per_block": 2}, pieces={"controlnet": adapter}, image=picture()
+    )
 
 
 PIPELINES = parts.seeded(
@@ -224,22 +258,35 @@ PIPELINES = parts.seeded(
             d.LatentConsistencyModelImg2ImgPipeline, **again()
         ),
         "CycleDiffusionPipeline": lambda: sd(
-            d.CycleDiffusionPipeline, text=PROMPT, source_prompt="a dog", eta=0.5, **again()
+            d.CycleDiffusionPipeline,
+            text=PROMPT,
+            scheduler=parts.scheduler(set_alpha_to_one=False),
+            source_prompt="a dog",
+            eta=0.5,
+            **again(),
         ),
         "PaintByExamplePipeline": paint_by_example,
         "AltDiffusionPipeline": lambda: sd(d.AltDiffusionPipeline),
         "AltDiffusionImg2ImgPipeline": lambda: sd(d.AltDiffusionImg2ImgPipeline, **again()),
-        "StableDiffusionAdapterPipeline": lambda: sd(
-            d.StableDiffusionAdapterPipeline,
-            pieces={"adapter": awaken(d.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2))},
-            image=picture(),
-        ),
-        "StableDiffusionControlNetXSPipeline": lambda: sd(
-            d.StableDiffusionControlNetXSPipeline,
-            pieces={"controlnet": None},
-            image=picture(),
-        ),
+        "StableDiffusionAdapterPipeline": t2i_adapter,
+        "StableDiffusionControlNetXSPipeline": controlnet_xs,
         "BlipDiffusionPipeline": lambda: blip(d.BlipDiffusionPipeline),
-        "BlipDiffusionControlNetPipeline": lambda: blip(d.BlipDiffusionControlNetPipeline),
+        "BlipDiffusionControlNetPipeline": lambda: blip(
+            d.BlipDiffusionControlNetPipeline,
+            pieces={"controlnet": parts.controlnet()},
+            condtioning_image=pil_picture(seed=4),
+        ),
     }
 )
+
+#: Why a pipeline's latents cannot be asked for by ``output_type="latent"``.
+NO_LATENTS = dict.fromkeys(
+    ("StableDiffusionPipelineSafe", "BlipDiffusionPipeline", "BlipDiffusionControlNetPipeline"), "it has no such output"
+)
+
+#: Why a pipeline cannot be guided in mode "exact".
+NO_EXACT = {
+    "StableDiffusionLatentUpscalePipeline": "it mixes the sample into the model output by itself",
+    "StableDiffusionAttendAndExcitePipeline": "it takes gradients through the UNet by itself",
+    "CycleDiffusionPipeline": "its UNet reads another sample too",
+}
