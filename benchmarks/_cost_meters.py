@@ -42,17 +42,20 @@ def sample(denoiser: nn.Module, run: Run, steps: int, at_start: Callable[[int], 
     raise RuntimeError(f"expected {steps + 1} steps, the denoiser was called at {len(seen)} timesteps")
 
 
-def step_seconds(denoiser: nn.Module, run: Run, steps: int) -> list[float]:
-    """Seconds of each of ``steps`` steps."""
+def step_seconds(denoiser: nn.Module, run: Run, steps: int) -> float:
+    """Seconds a step, over ``steps`` steps; on the CPU those that this process computed, all threads together."""
+    on_gpu = next(denoiser.parameters()).is_cuda
     marks: list[float] = []
 
     def at_start(step: int) -> None:
-        if next(denoiser.parameters()).is_cuda:
-            torch.cuda.synchronize()
-        marks.append(time.perf_counter())
+        if step in (0, steps):
+            if on_gpu:
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter() if on_gpu else time.process_time())
 
     sample(denoiser, run, steps, at_start)
-    return [end - start for start, end in itertools.pairwise(marks)]
+    began, ended = marks
+    return (ended - began) / steps
 
 
 def step_peak_bytes(denoiser: nn.Module, run: Run) -> int:

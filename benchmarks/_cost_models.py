@@ -1,7 +1,8 @@
 """Networks for ``guidance_cost.py``: the real sizes with random weights, since a step costs the same whatever they say.
 
 The configs are those of ``stable-diffusion-v1-5``, ``stable-diffusion-xl-base-1.0``, ``taesd`` and OpenAI's CLIPs on
-the hub, written out, so that nothing is downloaded. ``small`` is Stable Diffusion 1.5 with a quarter of all widths.
+the hub, written out, so that nothing is downloaded. ``small`` is Stable Diffusion 1.5 with a quarter of all widths and
+heads, so that a head is as wide as there, at half the side; its tiny autoencoder and its guide are as much narrower.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Architecture:
     clip: str = "b32"  # the guide, unless another is asked for
     groups: int = 32  # of the group norms
     text_encoder_2: dict[str, Any] | None = None  # SDXL has one
+    tiny_channels: int = 64  # of the tiny autoencoder
 
 
 SD15 = Architecture(
@@ -100,6 +102,7 @@ ARCHITECTURES = {
         text_encoder=transformer(192, 12, 3),
         clip="small",
         groups=16,
+        tiny_channels=16,
     ),
     "tiny": Architecture(
         side=64,
@@ -115,6 +118,7 @@ ARCHITECTURES = {
         text_encoder=transformer(32, 2, 2),
         clip="tiny",
         groups=8,
+        tiny_channels=8,
     ),
     "sdxl": Architecture(
         side=1024,
@@ -161,7 +165,8 @@ def make_components(size: str, side: int, clip: str, device: str, dtype: torch.d
     clip_model = CLIPModel(clip_config).to(device, dtype).eval()
     own = from_transformers(clip_model, letter_tokenizer(), ImageProcessor(image_size, CLIP_MEAN, CLIP_STD))
     extractor = _extractor(image_size, CLIP_MEAN, CLIP_STD)
-    tiny_decoder = filled(AutoencoderTiny, device, dtype)
+    tiny = {f"{part}_block_out_channels": (architecture.tiny_channels,) * 4 for part in ("encoder", "decoder")}
+    tiny_decoder = filled(AutoencoderTiny, device, dtype, **tiny)
     pipe = _pipeline(architecture, device, dtype)
     return Components(pipe, own.to(device).eval(), clip_model, extractor, architecture.side, tiny_decoder)
 

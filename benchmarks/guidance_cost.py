@@ -27,7 +27,10 @@ does not mention. The ratios are to the frozen one, the better of the two.
 
 Time: a forward-pre-hook on the denoiser marks the beginning of each step (the first call with a new timestep), so a
 step is everything from there to the next mark: denoiser, guidance, scheduler. One run of each row in turn, ``repeats``
-times over; the median over all steps. Runs are cut off at the last mark, before the final decode.
+times over; the median over the runs of their seconds a step. Runs are cut off at the last mark, before the final
+decode. On a GPU seconds are those of the clock, once the device has finished; on the CPU those that the process spent
+computing, so that other processes hardly matter. With ``--threads 1`` these are also the clock's on an idle machine;
+with more, threads that wait for each other count too.
 
 Memory: the most that torch's allocator had given out at any one time during two steps, above what it held at the
 beginning of the first of them, when weights and embeddings are loaded. On a GPU ``torch.cuda.max_memory_allocated``;
@@ -72,8 +75,8 @@ class Settings:
     height: int = 0  # side of the square picture; 0 for the size's own
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    steps: int = 5  # timed steps a run
-    repeats: int = 3
+    steps: int = 2  # timed steps a run
+    repeats: int = 5  # timed runs of each row
     cutouts: int = 4
     guidance_scale: float = 7.5
     seed: int = 0
@@ -93,7 +96,7 @@ class Row:
     seconds_to_community: float | None
     peak_mib: float
     peak_to_community: float | None
-    timed: list[float]  # seconds of each timed step
+    timed: list[float]  # seconds a step of each run
 
 
 def cases(components: Components, settings: Settings) -> dict[str, Run]:
@@ -204,14 +207,15 @@ def with_plain_features(model: CLIPModel) -> CLIPModel:
 def measure(components: Components, settings: Settings) -> list[Row]:
     """All rows: memory first, which warms everything up, then the timed runs in turn."""
     denoiser, runs = components.pipe.unet, cases(components, settings)
-    peaks, timed = {}, {name: [] for name in runs}
+    peaks: dict[str, float] = {}
+    timed: dict[str, list[float]] = {name: [] for name in runs}
     for name, run in runs.items():
         if settings.device != "cpu":
             step_peak_bytes(denoiser, run)  # the first run also chooses algorithms, which takes memory
         peaks[name] = step_peak_bytes(denoiser, run) / 2**20
     for _ in range(settings.repeats):
         for name, run in runs.items():
-            timed[name] += step_seconds(denoiser, run, settings.steps)
+            timed[name].append(step_seconds(denoiser, run, settings.steps))
     medians = {name: statistics.median(seconds) for name, seconds in timed.items()}
     return [
         Row(
@@ -231,20 +235,20 @@ def table(rows: list[Row], components: Components, settings: Settings) -> str:
     def ratio(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    header = ("", "s / step", "to unguided", "to community", "peak MiB", "to community")
+    on_gpu = settings.device != "cpu"
+    header = ("", "s / step" if on_gpu else "CPU s / step", "to unguided", "to community", "peak MiB", "to community")
     lines = [header, ("---", *["---:"] * 5)]
     for row in rows:
         seconds = (f"{row.seconds:.3g}", ratio(row.seconds_to_unguided), ratio(row.seconds_to_community))
         lines.append((row.name, *seconds, f"{row.peak_mib:.0f}", ratio(row.peak_to_community)))
     cells = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    on_gpu = settings.device != "cpu"
-    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU thread(s)"
     guide = components.clip.config.vision_config
     return (
         f"`{settings.size}`, {components.side} × {components.side}, guide ViT {guide.num_hidden_layers} × "
         f"{guide.hidden_size} on patches of {guide.patch_size}, {settings.cutouts} cutouts, CFG "
         f"{settings.guidance_scale:g}, {settings.dtype}, {where}, torch {torch.__version__}; median of "
-        f"{len(rows[0].timed)} steps\n\n{cells}\n"
+        f"{settings.repeats} runs of {settings.steps} steps\n\n{cells}\n"
     )
 
 

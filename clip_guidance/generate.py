@@ -30,10 +30,23 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import CLIPGuidance
 
 METADATA_KEY = "clip_guidance"
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers and changes of its configuration
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++-2s": ("DPMSolverSinglestepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "sa": ("SASolverScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 JUDGES = {"emoji": "emoji-judge"}  # a CLIP that never guided, by the model whose pictures it scores
 
@@ -53,8 +66,8 @@ class GenerateSettings:
         scale: strength of CLIP guidance; 0 turns it off.
         guidance_scale: strength of classifier-free guidance.
         steps: denoising steps.
-        mode, start, stop, every, cutouts: as for ``CLIPGuidance``.
-        scheduler: "ddim", "euler" or "dpm++"; by default the model's own.
+        mode, start, stop, every, cutouts, cap: as for ``CLIPGuidance``.
+        scheduler: one of ``SCHEDULERS``; by default the model's own.
 
     Raises:
         ValueError: a value is out of range.
@@ -76,6 +89,7 @@ class GenerateSettings:
     every: int = 1
     cutouts: int = 1
     scheduler: str | None = None
+    cap: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -255,7 +269,8 @@ def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device
     pipe = load_pipeline(model, device)
     pipe.set_progress_bar_config(disable=True)
     if scheduler is not None:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(pipe.scheduler.config)
+        name, changes = SCHEDULERS[scheduler]
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
     return pipe
 
 
@@ -273,7 +288,7 @@ def _clip_name(settings: GenerateSettings) -> str | None:
 def _guidance(clip: CLIP, settings: GenerateSettings) -> CLIPGuidance:
     from clip_guidance.guidance import CLIPGuidance
 
-    names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every")
+    names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every", "cap")
     return CLIPGuidance(clip, settings.target, **{name: getattr(settings, name) for name in names})
 
 

@@ -14,6 +14,7 @@ DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, tor
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device the tests run on, e.g. cpu, cuda, cuda:1, mps")
+    parser.addoption("--write-docs", action="store_true", help="write docs/support.md from what the tests find")
     parser.addoption("--dtype", default="float32", choices=DTYPES, help="precision of the models under test")
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import statistics
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ def guidance_cost(capsys, device, *options: str) -> list[dict]:
     """The rows that the program prints for the smallest networks."""
     import guidance_cost as program
 
-    argv = ["--size", "tiny", "--device", str(device), "--steps", "2", "--repeats", "1", "--json", *options]
+    argv = ["--size", "tiny", "--device", str(device), "--steps", "1", "--repeats", "2", "--json", *options]
     program.main(parse_settings(program.Settings, argv))
     return json.loads(capsys.readouterr().out)
 
@@ -58,6 +60,25 @@ def test_guidance_cost_beside_the_community_pipeline(capsys, device):
     check_ratios(rows, names[-1], "seconds_to_community", "peak_to_community")
 
 
+def test_guidance_cost_of_sdxl(capsys, device, monkeypatch):
+    import _cost_models as models
+
+    tiny = models.ARCHITECTURES["tiny"]
+    unet = tiny.unet | {
+        "cross_attention_dim": 64,  # of both text encoders
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,  # the pooled text, and six numbers about the picture
+    }
+    second = models.transformer(32, 2, 2, projection_dim=32)
+    monkeypatch.setitem(models.ARCHITECTURES, "sdxl", replace(tiny, unet=unet, text_encoder_2=second))
+    rows = guidance_cost(capsys, device, "--size", "sdxl", "--dtype", "bfloat16")
+    check_ratios(rows, "unguided", "seconds_to_unguided")
+    with pytest.raises(SystemExit, match="--community: that pipeline is for Stable Diffusion 1 only"):
+        guidance_cost(capsys, device, "--size", "sdxl", "--community", __file__)
+
+
 def test_guidance_cost_names_a_missing_community_file(capsys, device, tmp_path):
     with pytest.raises(SystemExit, match="--community: expected the path of clip_guided_stable_diffusion.py"):
         guidance_cost(capsys, device, "--community", str(tmp_path / "none.py"))
@@ -78,26 +99,55 @@ def test_both_sides_of_guidance_cost_get_the_same_guide(size, device):
         assert_close(parts.clip.text_embeds(ids.input_ids.to(device)), nn.functional.normalize(theirs))
 
 
-def test_step_peak_bytes_counts_what_is_held_at_once(device):
-    from _cost_meters import step_peak_bytes
+class Denoiser(nn.Module):
+    """Stands in for a UNet; what it does is the test's."""
 
-    class Denoiser(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
+    def __init__(self, work):
+        super().__init__()
+        self.weight, self.work = nn.Parameter(torch.zeros(1)), work
 
-        def forward(self, sample, timestep):
-            first = torch.empty(4 * 2**20, dtype=torch.uint8, device=sample.device)
-            second = torch.empty(2 * 2**20, dtype=torch.uint8, device=sample.device)
-            del first, second
-            return torch.empty(5 * 2**20, dtype=torch.uint8, device=sample.device)
+    def forward(self, sample, timestep):
+        return self.work(sample)
 
-    denoiser = Denoiser().to(device)
 
+def runs_of(denoiser, device):
     def run(steps: int) -> None:
         sample = torch.zeros(2**20, dtype=torch.uint8, device=device)  # before the first step: not counted
         for timestep in range(steps):
             for _ in range(2):  # a second call with the same timestep is the same step
                 denoiser(sample, timestep)
 
-    assert step_peak_bytes(denoiser, run) == 6 * 2**20
+    return run
+
+
+def test_step_peak_bytes_counts_what_is_held_at_once(device):
+    from _cost_meters import step_peak_bytes
+
+    def work(sample):
+        first = torch.empty(4 * 2**20, dtype=torch.uint8, device=sample.device)
+        second = torch.empty(2 * 2**20, dtype=torch.uint8, device=sample.device)
+        del first, second
+        return torch.empty(5 * 2**20, dtype=torch.uint8, device=sample.device)
+
+    denoiser = Denoiser(work).to(device)
+    assert step_peak_bytes(denoiser, runs_of(denoiser, device)) == 6 * 2**20
+
+
+def test_step_seconds_counts_every_call_of_a_step(device):
+    from _cost_meters import step_seconds
+
+    def work(sample):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    denoiser = Denoiser(work).to(device)
+    assert 0.04 <= step_seconds(denoiser, runs_of(denoiser, device), steps=3) < 0.06
+
+
+def test_a_run_that_is_too_short_is_no_measurement(device):
+    from _cost_meters import step_seconds
+
+    denoiser = Denoiser(lambda sample: sample).to(device)
+    with pytest.raises(RuntimeError, match="expected 4 steps, the denoiser was called at 2 timesteps"):
+        step_seconds(denoiser, lambda steps: runs_of(denoiser, device)(2), steps=3)

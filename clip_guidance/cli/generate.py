@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from clip_guidance.cli import common
-from clip_guidance.generate import GeneratedImage, GenerateSettings, read_settings
+from clip_guidance.generate import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
 
 DEFAULTS = GenerateSettings(prompt="unset")
 
@@ -42,8 +42,12 @@ def command(
     every: Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")] = DEFAULTS.every,
     cutouts: Annotated[int, typer.Option(min=1, help="Views of the picture that CLIP sees.")] = DEFAULTS.cutouts,
     scheduler: Annotated[
-        str | None, typer.Option(help="ddim, euler or dpm++.", show_default="the model's own")
+        str | None, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.", show_default="the model's own")
     ] = DEFAULTS.scheduler,
+    cap: Annotated[
+        float | None,
+        typer.Option(help="Longest step of CLIP guidance, in steps of classifier-free guidance.", show_default="none"),
+    ] = DEFAULTS.cap,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     json: common.Json = False,
     device: common.Device = None,

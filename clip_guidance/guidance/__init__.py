@@ -1,8 +1,8 @@
 """Steer any diffusers pipeline with a differentiable reward: :class:`Guidance`, :class:`CLIPGuidance`."""
 
+from clip_guidance.guidance.clip import CLIPGuidance as CLIPGuidance
 from clip_guidance.guidance.cutouts import Cutouts as Cutouts
 from clip_guidance.guidance.decode import Decoding as Decoding
-from clip_guidance.guidance.guidance import CLIPGuidance as CLIPGuidance
 from clip_guidance.guidance.guidance import Guidance as Guidance
 from clip_guidance.guidance.guidance import GuidanceReport as GuidanceReport
 from clip_guidance.guidance.noise import UnsupportedSchedulerError as UnsupportedSchedulerError

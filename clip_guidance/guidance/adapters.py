@@ -164,8 +164,7 @@ _FAMILIES: list[tuple[Adapter, str]] = [
     (Adapter("unet", unpack=unpack.picture_part, denormalise=unpack.by_scale), "UniDiffuserPipeline"),
     (
         Adapter("image_unet", denormalise=unpack.by_scale),
-        "VersatileDiffusionTextToImagePipeline VersatileDiffusionImageVariationPipeline "
-        "VersatileDiffusionDualGuidedPipeline",
+        "VersatileDiffusionTextToImagePipeline VersatileDiffusionImageVariationPipeline",
     ),
     (Adapter("transformer", denormalise=unpack.by_scale, doubled=True), "DiTPipeline"),
     (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters import describe, find_adapter
+from clip_guidance.guidance.adapters import check_exact, describe, find_adapter
 from clip_guidance.guidance.cap import Corrections, capped
 from clip_guidance.guidance.decode import Decoder
 from clip_guidance.guidance.gradient import reward_gradient
@@ -39,7 +39,7 @@ class Attachment:
         prediction_type(self.scheduler)
         adapter = find_adapter(pipe)
         self.mode = MODES[guidance.mode]
-        self.doubled = adapter.doubled
+        self.doubled, self.repainted = adapter.doubled, adapter.repainted
         self.denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
         #: What reads the noisy sample besides: "exact" differentiates through these too.
         self.readers = [*self.denoisers, *_modules(pipe, "controlnet")]
@@ -49,6 +49,7 @@ class Attachment:
         self._last_index: int | None = None
         self._held: tuple[Tensor, float] | None = None  # the latest shift, its step's posterior variance
         if self.mode.needs_tape:
+            check_exact(pipe)
             check_recordable(self.scheduler)
         taped = self.readers if self.mode.needs_tape else []
         #: The networks that a gradient passes through.

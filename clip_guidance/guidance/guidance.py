@@ -10,19 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
 from clip_guidance.guidance.attach import attach
-from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.guider import Guider
 from clip_guidance.guidance.modes import MODES
-from clip_guidance.guidance.rewards import CLIPReward, Prompt
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 Reward = Callable[[Tensor], Tensor]
 SPACES = ("image", "latent")
@@ -46,8 +43,10 @@ class GuidanceReport:
 
 
 @dataclass(eq=False)
-class Guidance:
+class Guidance(Guider):
     """Steer a pipeline with any differentiable reward.
+
+    Attach it to a pipeline, or make it the guider of a modular one, ``pipe.update_components(guider=guidance)``.
 
     Args:
         reward: Pictures (B, 3, H, W) in [0, 1], or latents, to one number a picture, (B,), to be raised. One that
@@ -70,12 +69,15 @@ class Guidance:
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
         decoding: How the picture for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
+        guider: As the guider of a modular pipeline: the guider that this one goes around, such as
+            ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
+            conditional prediction alone.
 
     Attributes:
         report: What happened in the latest run.
 
     Raises:
-        TypeError: ``reward`` or ``schedule`` is not callable.
+        TypeError: ``reward`` or ``schedule`` is not callable, or ``guider`` no guider.
         ValueError: Another argument is out of range.
     """
 
@@ -90,6 +92,7 @@ class Guidance:
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
     decoding: Decoding | None = field(default=None, kw_only=True)
+    guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
     report: GuidanceReport = field(default_factory=GuidanceReport, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +114,11 @@ class Guidance:
             raise TypeError(f"schedule must be callable, got {type(self.schedule).__name__}")
         if self.cap is not None and not 0 < self.cap < math.inf:
             raise ValueError(f"cap must be positive and finite, or None, got {self.cap}")
+        if self.guider is not None and not isinstance(self.guider, BaseGuidance):
+            raise TypeError(
+                "guider must be a guider of diffusers, such as ClassifierFreeGuidance, or None, got "
+                f"{type(self.guider).__name__}"
+            )
 
     @property
     def _scales(self) -> list[float]:
@@ -151,63 +159,22 @@ class Guidance:
 
         Raises:
             UnsupportedSchedulerError: The scheduler's noise levels are not known.
-            ValueError: ``pipe`` has no scheduler or denoiser, or its latents cannot be decoded.
+            ValueError: ``pipe`` has no scheduler or denoiser, or its latents cannot be decoded; or this guidance goes
+                around a guider.
         """
+        if self.guider is not None:
+            raise ValueError(
+                "attach() steers what the pipeline predicts by itself, and does not use guider="
+                f"{type(self.guider).__name__}. Leave it out, or make this guidance the guider of a modular pipeline: "
+                "`pipe.update_components(guider=guidance)`"
+            )
+        self.meet(pipe)
         return attach(self, pipe)
+
+    def meet(self, pipe: Any) -> None:
+        """Called before ``pipe`` is guided."""
 
     def start_run(self) -> None:
         """Called at the first step of every run of the pipeline."""
         self.report = GuidanceReport()
         getattr(self.reward, "reset", lambda: None)()
-
-
-class CLIPGuidance(Guidance):
-    """Steer a pipeline towards a prompt by CLIP's logit; see :class:`Guidance` for the other arguments.
-
-    With ``scale=1`` the model's density is multiplied by the likelihood that CLIP gives to the prompt.
-
-    Args:
-        clip: The model.
-        prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all pictures,
-            ``{"a red apple": 1.0, "a photo": -0.5}``.
-        scale: Strength of the tilt.
-        cutouts: Views of each picture to average over: their number, of which the whole picture is one and the
-            others are random crops, or :class:`~clip_guidance.guidance.cutouts.Cutouts` that say more.
-        seed: Seed of the crops; each run starts from it.
-        chunk: Number of views that pass through CLIP together; None for all.
-        mode: As in :class:`Guidance`.
-        start: As in :class:`Guidance`.
-        stop: As in :class:`Guidance`.
-        every: As in :class:`Guidance`.
-        space: As in :class:`Guidance`.
-        data_variance: As in :class:`Guidance`.
-        schedule: As in :class:`Guidance`.
-        cap: As in :class:`Guidance`.
-        decoding: As in :class:`Guidance`.
-    """
-
-    reward: CLIPReward
-
-    def __init__(
-        self,
-        clip: "CLIP",
-        prompt: Prompt,
-        scale: float | Sequence[float] = 1.0,
-        *,
-        cutouts: int | Cutouts = 1,
-        seed: int = 0,
-        chunk: int | None = None,
-        mode: str = "x0",
-        start: float = 0.0,
-        stop: float = 1.0,
-        every: int = 1,
-        space: str = "image",
-        data_variance: float | None = None,
-        schedule: Callable[[float], float] | None = None,
-        cap: float | None = None,
-        decoding: Decoding | None = None,
-    ) -> None:
-        cutouts = cutouts if isinstance(cutouts, Cutouts) else Cutouts(cutouts, seed)
-        reward = CLIPReward(clip, prompt, cutouts, chunk)
-        options: dict[str, Any] = {"schedule": schedule, "cap": cap, "decoding": decoding}
-        super().__init__(reward, scale, mode, start, stop, every, space, data_variance, **options)

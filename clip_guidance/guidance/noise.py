@@ -17,13 +17,15 @@ The noise that Euler's ``s_churn`` adds inside ``step``, after the model was ask
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clip_guidance.guidance.refused import REFUSED
+
+_ROUNDING = 1e-5  # SCM rounds π/2 up to 1.5708, whose cosine is negative; float32 rounds sigmas beyond 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def step_index(scheduler: Any, timestep: float | Tensor) -> int:
 
     Before the first step ``scheduler.step_index`` is still None; then it is what the scheduler would set it to.
     Schedulers that keep no index (DDIM) are looked up by the nearest timestep. PNDM's timesteps repeat; there its
-    counter tells them apart.
+    counter tells them apart, so that the index grows from call to call.
     """
     for name in ("step_index", "begin_index"):
         if (index := getattr(scheduler, name, None)) is not None:
@@ -62,10 +64,15 @@ def step_index(scheduler: Any, timestep: float | Tensor) -> int:
     distances = (timesteps.to("cpu", torch.float64) - float(timestep)).abs()
     nearest = (distances == distances.min()).nonzero().flatten().tolist()
     counter = getattr(scheduler, "counter", None)
-    if counter is None or counter in nearest:
-        return nearest[0] if counter is None else int(counter)
-    # PNDM that began inside its timesteps (image to image): two calls of one timestep still get different indices.
-    return nearest[0] - (len(nearest) - 1)
+    if counter is None:
+        return nearest[0]
+    if counter in nearest:
+        return int(counter)
+    # PNDM that began inside its timesteps (image to image) counts from there. The calls of a Runge-Kutta step take
+    # turns at two equal timesteps; counter 0 goes before both, as counter 1 may be the first of the same two.
+    if counter == 0:
+        return nearest[0] - (len(nearest) - 1)
+    return next((index for index in nearest if (index - counter) % 2 == 0), nearest[0])
 
 
 def num_steps(scheduler: Any) -> int:
@@ -76,25 +83,6 @@ def num_steps(scheduler: Any) -> int:
         if cls.__name__ == "LTXEulerAncestralRFScheduler":
             return len(scheduler.sigmas) - 1  # with sigmas of one's own, the last timestep is the clean end too
     return len(scheduler.timesteps)
-
-
-def input_scale(scheduler: Any, timestep: float | Tensor) -> float:
-    """c in ``denoiser(c·x)``: what ``scheduler.scale_model_input`` makes of 1 at the step that is about to be taken.
-
-    Call it as pipelines call ``scale_model_input``, between the step before and this one; it has the same effect on
-    the scheduler, which is none after the pipeline's own call.
-
-    Raises:
-        UnsupportedSchedulerError: The pipeline scales, and mixes the sample into the model output, by itself.
-    """
-    if any(cls.__name__ == "SCMScheduler" for cls in type(scheduler).__mro__):
-        raise UnsupportedSchedulerError(
-            f"the pipeline of {type(scheduler).__name__} computes the model output from its own copy of the noisy "
-            "sample beside the denoiser's, where no gradient is recorded. Use mode='x0'"
-        )
-    if not hasattr(scheduler, "scale_model_input"):
-        return 1.0
-    return float(scheduler.scale_model_input(torch.ones(1), timestep))
 
 
 def _one_for_all(timestep: float | Tensor) -> float | Tensor:
@@ -157,11 +145,11 @@ def _flow(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
 def _trigflow(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
     angle = float(scheduler.timesteps[step_index(scheduler, timestep)])
     sigma_data = scheduler.config.sigma_data
-    # The scheduler rounds π/2 up to 1.5708, whose cosine is negative.
-    return NoiseLevel(sigma_data * max(math.cos(angle), 0.0), sigma_data * math.sin(angle))
+    return NoiseLevel(sigma_data * math.cos(angle), sigma_data * math.sin(angle))
 
 
-_LEVELS: dict[str, Callable[[Any, float | Tensor], NoiseLevel]] = {
+#: Class name -> its noise level before a step.
+LEVELS: dict[str, Callable[[Any, float | Tensor], NoiseLevel]] = {
     "DDIMScheduler": _variance_preserving,
     "DDIMParallelScheduler": _variance_preserving,
     "DDPMScheduler": _variance_preserving,
@@ -210,12 +198,12 @@ def level_resolver(scheduler: Any) -> Callable[[Any, float | Tensor], NoiseLevel
         "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`"
     )
     for cls in type(scheduler).__mro__:
-        if cls.__name__ in _LEVELS:
-            return _LEVELS[cls.__name__]
+        if cls.__name__ in LEVELS:
+            return LEVELS[cls.__name__]
         if cls.__name__ in REFUSED:
             raise UnsupportedSchedulerError(f"{cls.__name__} cannot be guided: {REFUSED[cls.__name__]}. {advice}")
     raise UnsupportedSchedulerError(
-        f"guidance knows the noise levels of {', '.join(_LEVELS)}; the pipeline's scheduler is a "
+        f"guidance knows the noise levels of {', '.join(LEVELS)}; the pipeline's scheduler is a "
         f"{type(scheduler).__name__}. {advice}"
     )
 
@@ -235,10 +223,11 @@ def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
             those of sigmas that were spaced for another family.
     """
     level = level_resolver(scheduler)(scheduler, timestep)
-    if not (0 <= level.alpha <= 1 and 0 <= level.sigma < math.inf):
+    alpha, sigma = min(max(level.alpha, 0.0), 1.0), max(level.sigma, 0.0)
+    if not (abs(alpha - level.alpha) <= _ROUNDING and sigma - level.sigma <= _ROUNDING and sigma < math.inf):
         raise UnsupportedSchedulerError(
             f"guidance expected alpha in [0, 1] and a finite sigma >= 0, {type(scheduler).__name__} is at "
             f"alpha={level.alpha:g}, sigma={level.sigma:g} at timestep {float(_one_for_all(timestep)):g}: are its "
             "sigmas spaced for the kind of model that it is configured for?"
         )
-    return level
+    return replace(level, alpha=alpha, sigma=sigma)

@@ -25,6 +25,7 @@ UNSUPPORTED: dict[str, str] = _by_name(
         "KandinskyV22InpaintCombinedPipeline WuerstchenCombinedPipeline StableCascadeCombinedPipeline",
         "it runs other pipelines, made anew for each call; make and guide one of those, such as "
         "VersatileDiffusionTextToImagePipeline": "VersatileDiffusionPipeline",
+        "diffusers cannot run it: its attention takes no mask": "VersatileDiffusionDualGuidedPipeline",
         "it has several schedulers, none of them named `scheduler`": "UnCLIPPipeline UnCLIPImageVariationPipeline",
         "its samples do not lie at the noise levels of its own scheduler": "Cosmos2TextToImagePipeline "
         "Cosmos2VideoToWorldPipeline",
@@ -94,7 +95,6 @@ LATENT_ONLY: dict[str, str] = _by_name(
 NO_EXACT: dict[str, str] = _by_name(
     {
         "it mixes the noisy sample into the model output by itself": "StableDiffusionLatentUpscalePipeline",
-        "it takes gradients through its denoiser by itself": "StableDiffusionAttendAndExcitePipeline",
         "its denoiser reads the sample in parts": "UniDiffuserPipeline",
         "its denoiser reads whole videos, its scheduler single frames": "TextToVideoSDPipeline VideoToVideoSDPipeline "
         "I2VGenXLPipeline",

@@ -77,7 +77,8 @@ class Steering:
         self._tape.retain_graph = len(active) > 1
         # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
         shifts = [a.shift(prediction, index, total, run, self._tape, self._corrections) for a in active]
-        shift = _masked(torch.stack(shifts).sum(0), run).repeat(copies, *[1] * (sample.ndim - 1))
+        shift = _clipped(torch.stack(shifts).sum(0), prediction.x0, self._scheduler.config)
+        shift = _masked(shift, run, active[0].repainted).repeat(copies, *[1] * (sample.ndim - 1))
         steered = kind.write_back(mean.detach() if self._tape.inputs else mean, shift, level)
         if mean.shape == model_output.shape:
             return steered
@@ -102,12 +103,24 @@ def _is_doubled(sample: Tensor) -> bool:
     return len(sample) % 2 == 0 and sample[:half].equal(sample[half:])
 
 
-def _masked(shift: Tensor, run: Run | None) -> Tensor:
+def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
+    """The part of the shift that leaves x̂₀ + Δ where a scheduler with ``clip_sample`` clips it to.
+
+    DDIM clips x̂₀ but not the ε that goes with it: what the shift adds beyond the range it would take off again.
+    """
+    if not getattr(config, "clip_sample", False):
+        return shift
+    bound = torch.tensor(float(getattr(config, "clip_sample_range", 1.0))).to(x0)
+    return torch.clamp(x0 + shift, torch.minimum(x0, -bound), torch.maximum(x0, bound)) - x0
+
+
+def _masked(shift: Tensor, run: Run | None, repainted: float | None) -> Tensor:
     """The shift where an inpainting run makes the picture anew; elsewhere the pipeline would undo it."""
-    if run is None or run.mask is None:
+    if run is None or run.mask is None or repainted is None:
         return shift
     part = run.mask.detach()[: len(shift)]  # with classifier-free guidance there are two copies
     fits = part.ndim == shift.ndim and len(part) in (1, len(shift))
     if not fits or any(given not in (1, side) for given, side in zip(part.shape[1:], shift.shape[1:], strict=True)):
         return shift  # not a mask of latents: of a denoiser that is told what to keep, or of attention
-    return shift * part.to(shift)
+    part = part.to(shift)
+    return shift * (part if repainted else 1 - part)

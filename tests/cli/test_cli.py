@@ -183,7 +183,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
         ),
         (["similar", "a.png", "--to", "gone.png", "--model", "CLIP"], "gone.png: no such file"),
         (["generate"], "give --prompt or --from"),
-        (["generate", "--prompt", "x", "--scheduler", "ddpm"], "scheduler must be one of ddim"),
+        (["generate", "--prompt", "x", "--scheduler", "ddmp"], "scheduler must be one of ddim"),
         (["generate", "--prompt", "x", "--steps", "0"], "--steps"),
         (["generate", "--prompt", "x", "--model", "nowhere"], "nowhere: neither a folder, nor a packaged pipeline"),
         (["generate", "--prompt", "x", "--model", "m.ckpt"], "m.ckpt: a .ckpt checkpoint is a pickle"),

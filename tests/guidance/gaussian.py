@@ -6,7 +6,9 @@ or from the formula of its paper.
 """
 
 import copy
+import inspect
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -97,8 +99,8 @@ def set_timesteps(scheduler, steps):
 
 
 def initial(scheduler, count):
-    """``count`` noisy samples of mean 0; of mean 0 and the right standard deviation exactly, too."""
-    x = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    """``count`` noisy samples of mean 0 and the right standard deviation, in float64."""
+    x = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = (x - x.mean()) / x.std(correction=0)
     name = type(scheduler).__name__
     if name == "SCMScheduler":
@@ -106,6 +108,34 @@ def initial(scheduler, count):
     if name == "CosineDPMSolverMultistepScheduler" or name.startswith("EDM"):
         return x * scheduler.config.sigma_max
     return x * getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def final_alpha(scheduler):
+    """α of the level that a run ends with. Some schedulers stop at their smallest sigma."""
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        return float(scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[-1])[0])
+    return float(getattr(scheduler, "final_alpha_cumprod", 1.0)) ** 0.5
+
+
+@contextmanager
+def watched(scheduler, look):
+    """Inside, ``look(step, output, t, x)`` stands in for ``scheduler.step``; ``step(output)`` is that itself."""
+    own, signature = scheduler.step, inspect.signature(scheduler.step)
+
+    def stand_in(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+
+        def step(output):
+            call.arguments["model_output"] = output
+            return own(*call.args, **call.kwargs)
+
+        return look(step, *(call.arguments[name] for name in ("model_output", "timestep", "sample")))
+
+    scheduler.step = stand_in
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 def stepper(scheduler, timesteps):
@@ -133,11 +163,15 @@ def stepper(scheduler, timesteps):
     return lambda i, output, t, x: scheduler.step(output, t, x).prev_sample
 
 
-def sample(pipe, steps, count=2):
-    """Clean samples, (count,); the noise that a scheduler draws is the same at every call."""
+def sample(pipe, steps, start=0.0):
+    """Two clean samples; the noise that a scheduler draws is the same at every call.
+
+    Pipelines start from noise of mean 0. That of data of mean m at the first level has the mean α·m: ``start`` is m.
+    """
     scheduler, denoiser = pipe.scheduler, pipe.unet
     timesteps = set_timesteps(scheduler, steps)
-    step, x = stepper(scheduler, timesteps), initial(scheduler, count)
+    step, x = stepper(scheduler, timesteps), initial(scheduler, count=2)
+    x = x + start * peer_level(scheduler, 0, timesteps[0])[0]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for i, t in enumerate(timesteps):
@@ -147,23 +181,24 @@ def sample(pipe, steps, count=2):
             else:
                 model_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             x = step(i, denoiser(model_input, t), t, x)
-    return x.flatten().double() / (scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1)
+    return x.flatten() / (scheduler.config.sigma_data if type(scheduler).__name__ == "SCMScheduler" else 1)
 
 
 def tilt(x):
     return TILT * x.flatten(1).sum(1)
 
 
-def guided(pipe, steps, count=2, **options):
+def guided(pipe, steps, start=0.0, **options):
+    """As :func:`sample`, from the tilted distribution."""
     with Guidance(tilt, **{"space": "latent", "data_variance": STD**2, **options}).attach(pipe):
-        return sample(pipe, steps, count)
+        return sample(pipe, steps, start)
 
 
-def centered(pipe, steps, count=2):
+def centered(pipe, steps):
     """Samples of N(0, STD²) data with the same noise. Their expectation is 0, so they take the noise out of a mean."""
     pipe.unet.mean = 0.0
     try:
-        return sample(pipe, steps, count)
+        return sample(pipe, steps)
     finally:
         pipe.unet.mean = MEAN
 

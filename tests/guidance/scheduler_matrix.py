@@ -1,5 +1,7 @@
 """Every scheduler that can be guided, with each of its prediction types and spacings of sigmas, as a table."""
 
+import copy
+import functools
 import inspect
 from dataclasses import dataclass, field
 
@@ -8,7 +10,7 @@ import pytest
 from diffusers.utils import is_scipy_available, is_torchsde_available
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared, and hashed for caches, by identity
 class Setting:
     """A row of the table; ``prediction`` is what the denoiser gives, ``config`` what the scheduler is told."""
 
@@ -18,6 +20,11 @@ class Setting:
     note: str = ""
 
     def make(self):
+        """A scheduler of one's own. Some compute a thousand timesteps when they are built."""
+        return copy.deepcopy(self._made)
+
+    @functools.cached_property
+    def _made(self):
         cls = getattr(diffusers, self.scheduler)
         accepted = inspect.signature(cls.__init__).parameters
         known = {"epsilon", "v_prediction", "sample", "flow_prediction", "trigflow"}
@@ -25,11 +32,16 @@ class Setting:
         config = {"clip_sample": False, "clip_denoised": False, "noise_sampler_seed": 0, "set_alpha_to_one": True}
         if name in known:
             config["prediction_type"] = name
-        return cls(**{k: v for k, v in config.items() if k in accepted}, **self.config)
+        return cls(**{**{k: v for k, v in config.items() if k in accepted}, **self.config})
 
     @property
     def name(self):
         return " ".join(filter(None, (self.scheduler.removesuffix("Scheduler"), self.prediction, self.note)))
+
+    @property
+    def steps(self):
+        """The fewest and the most steps that the scheduler runs with."""
+        return STEPS.get(self.scheduler.removesuffix("Scheduler") + f" {self.note}".rstrip(), (1, 1000))
 
 
 EV, EVS = ("epsilon", "v_prediction"), ("epsilon", "v_prediction", "sample")
@@ -41,10 +53,35 @@ SPACED = {
 FLOW = {"prediction": ("flow_prediction",), "use_flow_sigmas": True}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+TRAILING = {"timestep_spacing": "trailing"}
+#: As in Stable Diffusion's own scheduler_config.json.
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+#: Fewest and most steps of those that do not run with any number.
+STEPS = {
+    "PNDM": (4, 1000),  # its Runge-Kutta start takes four
+    "UnCLIP": (2, 1000),
+    "FlowMatchEulerDiscrete terminal": (2, 1000),
+    "LCM": (1, 50),  # original_inference_steps
+    "TCD": (1, 50),
+    "CMStochasticIterative": (1, 40),  # num_train_timesteps
+}
 
 #: Scheduler -> its prediction types and variants; a variant may bring prediction types of its own.
 TABLE = {
-    "DDIM": (EVS, {"zero-snr": {"prediction": ("v_prediction", "sample"), **ZERO_SNR}}),
+    "DDIM": (
+        EVS,
+        {
+            "zero-snr": {"prediction": ("v_prediction", "sample"), **ZERO_SNR},
+            "stable-diffusion": {"prediction": ("epsilon",), "set_alpha_to_one": False, **STABLE_DIFFUSION},
+            "trailing": {"prediction": ("epsilon",), **TRAILING},
+        },
+    ),
     "DDIMParallel": (EVS, {}),
     "DDPM": (EVS, {}),
     "DDPMParallel": (EVS, {}),
@@ -58,7 +95,15 @@ TABLE = {
             **SPACED,
             "zero-snr": {"prediction": ("v_prediction",), **ZERO_SNR},
             "sigma-min": SIGMA_MIN,
-            "continuous": {"timestep_type": "continuous", "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700},
+            "continuous": {
+                "prediction": ("v_prediction",),
+                "timestep_type": "continuous",
+                "use_karras_sigmas": True,
+                "sigma_min": 0.002,
+                "sigma_max": 700.0,
+            },
+            "stable-diffusion": {"prediction": ("epsilon",), "timestep_spacing": "leading", **STABLE_DIFFUSION},
+            "trailing": {"prediction": ("epsilon",), **TRAILING},
         },
     ),
     "EulerAncestralDiscrete": (EV, {}),
@@ -70,6 +115,8 @@ TABLE = {
         EVS,
         {
             **SPACED,
+            "stable-diffusion": {"prediction": ("epsilon",), "timestep_spacing": "leading", **STABLE_DIFFUSION},
+            "trailing": {"prediction": ("epsilon",), **TRAILING},
             "lu": {"use_lu_lambdas": True},
             "order-3": {"solver_order": 3},
             "sde++": {"algorithm_type": "sde-dpmsolver++"},
@@ -125,14 +172,25 @@ TABLE = {
 }
 
 
+#: Of schedulers, at what they themselves do.
+_EXPECTED_WARNINGS = (
+    "__array_wrap__ must accept:DeprecationWarning",  # KDPM2 under numpy 2
+    ".*algorithm_types.*is deprecated:FutureWarning",
+    "Should have t[ab]:UserWarning",  # torchsde's rounding of times
+)
+
+
 def _marks(setting):
     scipy = setting.scheduler == "LMSDiscreteScheduler" or setting.config.get("use_beta_sigmas")
     torchsde = setting.scheduler in ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+    for message in _EXPECTED_WARNINGS:
+        yield pytest.mark.filterwarnings(f"ignore:{message}")
+    if not hasattr(diffusers, setting.scheduler):
+        yield pytest.mark.skip(reason=f"diffusers {diffusers.__version__} is without it")
     if scipy and not is_scipy_available():
-        return pytest.mark.skip(reason="needs scipy")
+        yield pytest.mark.skip(reason="needs scipy")
     if torchsde and not is_torchsde_available():
-        return pytest.mark.skip(reason="needs torchsde")
-    return ()
+        yield pytest.mark.skip(reason="needs torchsde")
 
 
 def settings():
@@ -144,7 +202,22 @@ def settings():
                 yield Setting(f"{name}Scheduler", prediction, config, note)
 
 
-def matrix(rows=None):
+def summary():
+    """(scheduler, its prediction types, its spacings and other variants) of every scheduler, for the documentation."""
+    rows = {}
+    for setting in settings():
+        predictions, notes = rows.setdefault(setting.scheduler, ({}, {}))
+        predictions[setting.prediction] = None
+        if setting.note:
+            notes[setting.note] = None
+    return [(name, tuple(predictions), tuple(notes)) for name, (predictions, notes) in rows.items()]
+
+
+SETTINGS = list(settings())
+#: One row a scheduler.
+ONE_EACH = list({setting.scheduler: setting for setting in reversed(SETTINGS)}.values())[::-1]
+
+
+def matrix(rows=SETTINGS):
     """The rows as parameters named ``setting``."""
-    rows = list(settings()) if rows is None else rows
-    return pytest.mark.parametrize("setting", [pytest.param(s, id=s.name, marks=_marks(s)) for s in rows])
+    return pytest.mark.parametrize("setting", [pytest.param(s, id=s.name, marks=[*_marks(s)]) for s in rows])

@@ -1,14 +1,19 @@
 """Every pipeline of diffusers has a row, a refusal, or is known to be guided by its latents alone."""
 
+import importlib
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import pytest
+import torch
 from diffusers.utils import DummyObject
 from torch import nn
 
-from clip_guidance.guidance.adapters import ADAPTERS, LATENT_ONLY, UNSUPPORTED, find_adapter
+from clip_guidance.guidance.adapters import ADAPTERS, LATENT_ONLY, UNSUPPORTED, Size, check_exact, find_adapter
 from clip_guidance.guidance.refused_pipelines import NO_EXACT
+from clip_guidance.guidance.unpack import picture_part
 
 _TABLES = (ADAPTERS, UNSUPPORTED, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
@@ -41,10 +46,25 @@ def test_the_tables_name_pipelines_that_exist_and_do_not_overlap():
     assert set(NO_EXACT) <= set(ADAPTERS)
 
 
+def test_every_row_is_tried_on_a_pipeline():
+    modules = [
+        importlib.import_module(f"pipelines.{file.stem}") for file in (Path(__file__).parent / "pipelines").glob("*.py")
+    ]
+    built = {key.split(" + ")[0] for module in modules for key in getattr(module, "PIPELINES", {})}
+    assert not set(ADAPTERS) - built
+
+
 def test_a_refusal_says_why():
     pipe = type("LTX2Pipeline", (SimpleNamespace,), {})(transformer=nn.Identity())
     with pytest.raises(ValueError, match="LTX2Pipeline cannot be guided: copies of one scheduler"):
         find_adapter(pipe)
+
+
+def test_a_refusal_of_mode_exact_says_why():
+    check_exact(SimpleNamespace())
+    pipe = type("CycleDiffusionPipeline", (SimpleNamespace,), {})()
+    with pytest.raises(ValueError, match="differentiate CycleDiffusionPipeline: its denoiser reads .* Use mode='x0'"):
+        check_exact(pipe)
 
 
 def test_a_subclass_of_a_row_may_be_latent_only():
@@ -60,3 +80,13 @@ def test_a_pipeline_that_only_its_latents_guide_names_its_denoiser(name):
     adapter = find_adapter(pipe)
     assert adapter.denoiser == name
     assert adapter.decode is None
+
+
+def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
+    pipe = SimpleNamespace(num_channels_latents=4, vae_scale_factor=2, image_encoder_projection_dim=5)
+    sample = torch.randn(2, 4 * 8 * 12 + 5)
+    latents, _ = diffusers.UniDiffuserPipeline._split(pipe, sample, 16, 24)
+    assert picture_part(pipe, sample, Size(16, 24)).equal(latents)
+    for size, given in ((None, sample), (Size(16, 24), sample[..., None])):
+        with pytest.raises(ValueError, match=rf"picture's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
+            picture_part(pipe, given, size)

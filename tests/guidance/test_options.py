@@ -292,3 +292,39 @@ def test_a_doubled_sample_is_guided_once_and_a_reward_sees_each_picture_once(mod
     for output, _, sample in recorder.calls:
         assert len(output) == len(sample) == 2
         torch.testing.assert_close(output[0, : sample.shape[1]], output[1, : sample.shape[1]])
+
+
+# ---------------------------------------------------------------- schedulers that clip
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+@modes
+def test_where_the_scheduler_clips_a_stronger_shift_does_not_turn_back(mode, scale):
+    """DDIM clips x̂₀ but not ε: a shift beyond the range, written into ε, would push the sample the other way."""
+
+    def upwards(x):
+        return x.flatten(1).sum(1)
+
+    def mean(**options):
+        pipe = bare_pipe(clip_sample=True)
+        with Guidance(upwards, mode=mode, space="latent", **options).attach(pipe):
+            return loop(pipe, steps=6).mean().item()
+
+    assert mean(scale=0.0) < mean(scale=scale) <= 1 + 1e-3
+
+
+@modes
+def test_a_shift_of_a_sample_that_is_beyond_the_range_may_only_lead_back(mode):
+    pipe = bare_pipe(clip_sample=True, clip_sample_range=0.5)
+    pipe.scheduler.set_timesteps(2)
+    t, x = pipe.scheduler.timesteps[0], torch.tensor([[0.1, 3.0, -3.0]])
+    recorder = Recorder(pipe.scheduler)
+    with Guidance(lambda x: 5 * x.sum(1), mode=mode, space="latent").attach(pipe):
+        pipe.scheduler.step(pipe.unet(x, t), t, x)
+    (guided, _, _) = recorder.calls[0]
+    alpha = pipe.scheduler.alphas_cumprod[t].sqrt()
+    sigma = (1 - alpha**2).sqrt()
+    plain, guided = ((x - sigma * m) / alpha for m in (0.5 * x, guided))
+    assert guided[0, 0].item() == pytest.approx(0.5, abs=1e-5)
+    assert guided[0, 1].item() == pytest.approx(plain[0, 1].item(), rel=1e-5)
+    assert guided[0, 2].item() > plain[0, 2].item()

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SCHEDULERS = {
-    "ddim": lambda **config: DDIMScheduler(clip_sample=False, set_alpha_to_one=True, **config),
+    "ddim": lambda **config: DDIMScheduler(**{"clip_sample": False, "set_alpha_to_one": True, **config}),
     "euler": EulerDiscreteScheduler,
     "dpm": DPMSolverMultistepScheduler,
 }

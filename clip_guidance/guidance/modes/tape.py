@@ -38,7 +38,7 @@ class Input:
     """A tensor that the denoiser was given.
 
     Attributes:
-        leaf: What it read instead, (kB, ...), or (...) of one sample.
+        leaf: What it read in its place, (kB, ...), or (...) of one sample.
         sample: Index of that one sample, where the denoiser takes a list of them.
     """
 
@@ -111,7 +111,8 @@ class DenoiserTape:
             return given
         if given.requires_grad and not self._outer_graph:
             return given
-        leaf = given.detach().requires_grad_()
+        # The graph of a pipeline that differentiates by itself (attend and excite) must not be cut.
+        leaf = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
         self.inputs.append(Input(leaf, sample))
         return leaf
 
@@ -236,7 +237,7 @@ def _differentiable(network: nn.Module) -> Iterator[None]:
         layer.training = True  # not its children's
     incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel asks for it, and has none
     if incomplete:
-        network.gradient_checkpointing = False
+        network.gradient_checkpointing = False  # type: ignore[assignment]
     try:
         yield
     finally:

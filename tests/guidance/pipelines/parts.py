@@ -4,7 +4,16 @@ import functools
 import inspect
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetXSAdapter,
+    DDIMScheduler,
+    T2IAdapter,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -156,6 +165,23 @@ def unet(cls=UNet2DConditionModel, up=True, **config):
     return cls(**config).eval()
 
 
+def plain_unet(channels=3, out=3, side=SIDE):
+    """A UNet without a prompt."""
+    return awaken(
+        UNet2DModel(
+            sample_size=side,
+            in_channels=channels,
+            out_channels=out,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+    )
+
+
 def quiet(pipe):
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -208,6 +234,34 @@ def seeded(builders):
 def controlnet(cls=ControlNetModel, **config):
     """To the UNet of :func:`unet`."""
     return awaken(unet(cls, up=False, conditioning_embedding_out_channels=(4, 8), **config))
+
+
+def controlnet_xs(**config):
+    """To the UNet of :func:`unet` with two layers a block, the fewest that it fits."""
+    config = {
+        "block_out_channels": (4, 8),
+        "base_block_out_channels": (8, 16),
+        "conditioning_embedding_out_channels": (4, 8),
+        "num_attention_heads": 1,
+        "max_norm_num_groups": 4,
+        "use_linear_projection": False,
+        "cross_attention_dim": WIDTH,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "sample_size": 8,
+        **config,
+    }
+    return awaken(ControlNetXSAdapter(**config))
+
+
+#: Blocks of a UNet to which :func:`t2i_adapter` adds: with attention on the upper level.
+T2I_BLOCKS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+def t2i_adapter():
+    return awaken(T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2))
 
 
 def ip_adapter(unet, tokens=4):

@@ -101,6 +101,7 @@ def gligen(cls, kind, **inputs):
         pieces = {"processor": parts.clip_image_processor(), "image_encoder": parts.clip_vision()}
         pieces["image_project"] = CLIPImageProjection(hidden_size=parts.WIDTH)
     boxes = {"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.7]]}
+    boxes["gligen_scheduled_sampling_beta"] = 1.0  # of the steps
     return sd(cls, {"attention_type": kind}, pieces=pieces, **boxes, **inputs)
 
 
@@ -158,31 +159,6 @@ def blip(cls, pieces=None, **inputs):
     pipe.get_query_embeddings = lambda picture, subject: None
     pipe.encode_prompt = lambda query, prompt, device: embeds(1, 5, parts.WIDTH)
     return pipe, inputs
-
-
-def t2i_adapter():
-    """It adds to blocks with attention."""
-    config = {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }
-    adapter = awaken(d.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2))
-    return sd(d.StableDiffusionAdapterPipeline, config, pieces={"adapter": adapter}, image=picture())
-
-
-def controlnet_xs():
-    shape = {"block_out_channels": (4, 8), "conditioning_embedding_out_channels": (4, 8), "num_attention_heads": 1}
-    base = {
-        "base_block_out_channels": (8, 16),
-        "cross_attention_dim": parts.WIDTH,
-        "max_norm_num_groups": 4,
-        "use_linear_projection": False,
-    }
-    levels = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "sample_size": 8}
-    adapter = awaken(d.ControlNetXSAdapter(**shape, **base, **levels))
-    return sd(
-        d.StableDiffusionControlNetXSPipeline, {"layers_per_block": 2}, pieces={"controlnet": adapter}, image=picture()
-    )
 
 
 PIPELINES = parts.seeded(
@@ -268,8 +244,18 @@ PIPELINES = parts.seeded(
         "PaintByExamplePipeline": paint_by_example,
         "AltDiffusionPipeline": lambda: sd(d.AltDiffusionPipeline),
         "AltDiffusionImg2ImgPipeline": lambda: sd(d.AltDiffusionImg2ImgPipeline, **again()),
-        "StableDiffusionAdapterPipeline": t2i_adapter,
-        "StableDiffusionControlNetXSPipeline": controlnet_xs,
+        "StableDiffusionAdapterPipeline": lambda: sd(
+            d.StableDiffusionAdapterPipeline,
+            parts.T2I_BLOCKS,
+            pieces={"adapter": parts.t2i_adapter()},
+            image=picture(),
+        ),
+        "StableDiffusionControlNetXSPipeline": lambda: sd(
+            d.StableDiffusionControlNetXSPipeline,
+            {"layers_per_block": 2},
+            pieces={"controlnet": parts.controlnet_xs()},
+            image=picture(),
+        ),
         "BlipDiffusionPipeline": lambda: blip(d.BlipDiffusionPipeline),
         "BlipDiffusionControlNetPipeline": lambda: blip(
             d.BlipDiffusionControlNetPipeline,
@@ -287,6 +273,5 @@ NO_LATENTS = dict.fromkeys(
 #: Why a pipeline cannot be guided in mode "exact".
 NO_EXACT = {
     "StableDiffusionLatentUpscalePipeline": "it mixes the sample into the model output by itself",
-    "StableDiffusionAttendAndExcitePipeline": "it takes gradients through the UNet by itself",
     "CycleDiffusionPipeline": "its UNet reads another sample too",
 }

@@ -1,11 +1,9 @@
 """Stable Diffusion XL, and Kolors and DreamLite, which follow it; texts are given as embeddings."""
 
-import inspect
-from types import SimpleNamespace
+import importlib
 
 import diffusers as d
 import torch
-from diffusers.utils import DummyObject
 from pipelines.parts import awaken, build, embeds, mask, picture, pil_picture, texts
 
 from pipelines import parts
@@ -61,6 +59,58 @@ def union(cls, **inputs):
     return sdxl(cls, pieces={"controlnet": net}, **control(control_mode=[0]), **inputs)
 
 
+def controlnet_xs():
+    net = {"controlnet": parts.controlnet_xs()}
+    return sdxl(d.StableDiffusionXLControlNetXSPipeline, {"layers_per_block": 2}, pieces=net, image=picture())
+
+
+def with_ip_adapter():
+    pipe, inputs = sdxl(d.StableDiffusionXLPipeline)
+    return pipe, inputs | parts.ip_adapter(pipe.unet)
+
+
+def ledits():
+    """It edits the picture that it was made to invert before."""
+    pieces = {"text_encoder": parts.clip_text(), "tokenizer": parts.clip_tokenizer()}
+    pieces |= {"text_encoder_2": parts.clip_text(projection=True), "tokenizer_2": parts.clip_tokenizer()}
+    scheduler = parts.scheduler(d.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", steps_offset=1)
+    text = {"editing_prompt": ["a dog"], "use_intersect_mask": False}
+    config = {"cross_attention_dim": 2 * parts.WIDTH}
+    pipe, inputs = sdxl(d.LEditsPPPipelineStableDiffusionXL, config, scheduler, text, pieces)
+    pipe.invert(pil_picture(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
+    del inputs["num_inference_steps"]
+    return pipe, inputs
+
+
+def kolors(module, cls, **inputs):
+    """Straight from its module: diffusers itself exports it only beside sentencepiece."""
+    cls = getattr(importlib.import_module(f"diffusers.pipelines.{module}"), cls)
+    pipe, inputs = sdxl(cls, scheduler=parts.scheduler(d.EulerDiscreteScheduler, beta_end=0.014), **inputs)
+    pipe.encode_prompt = lambda *args, **kwargs: tuple(texts(pooled=parts.WIDTH).values())  # of img2img, forgets some
+    return pipe, inputs
+
+
+def dreamlite(cls, **inputs):
+    """Its denoiser reads the sample beside another picture, as one wide picture; its decoder is a tiny one."""
+    unet = parts.unet(
+        d.DreamLiteUNetModel,
+        down_block_types=("DreamLiteDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        mid_block_type="DreamLiteUNetMidBlock2DCrossAttn",
+        num_kv_heads=1,
+    )
+    shape = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    vae = d.AutoencoderTiny(**shape, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), shift_factor=0.1)
+    scheduler = d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = build(cls, unet=awaken(unet), vae=vae.eval(), scheduler=scheduler, text_encoder=parts.clip_text())
+
+    def encode(prompts, **options):
+        return embeds(len(prompts), 5, parts.WIDTH), torch.ones(len(prompts), 5, dtype=torch.bool)
+
+    pipe.encode_prompt = encode  # it takes no embeddings
+    return pipe, parts.call(prompt="a cat", **inputs)
+
+
 PIPELINES = parts.seeded(
     {
         "StableDiffusionXLPipeline": lambda: sdxl(d.StableDiffusionXLPipeline),
@@ -104,5 +154,20 @@ PIPELINES = parts.seeded(
         "StableDiffusionXLControlNetPAGImg2ImgPipeline": lambda: controlled(
             d.StableDiffusionXLControlNetPAGImg2ImgPipeline, **again(), **control()
         ),
+        "StableDiffusionXLControlNetXSPipeline": controlnet_xs,
+        "StableDiffusionXLAdapterPipeline": lambda: sdxl(
+            d.StableDiffusionXLAdapterPipeline,
+            parts.T2I_BLOCKS,
+            pieces={"adapter": parts.t2i_adapter()},
+            image=picture(),
+        ),
+        "StableDiffusionXLPipeline + IP-Adapter": with_ip_adapter,
+        "LEditsPPPipelineStableDiffusionXL": ledits,
+        "KolorsPipeline": lambda: kolors("kolors.pipeline_kolors", "KolorsPipeline"),
+        "KolorsImg2ImgPipeline": lambda: kolors("kolors.pipeline_kolors_img2img", "KolorsImg2ImgPipeline", **again()),
+        "KolorsPAGPipeline": lambda: kolors("pag.pipeline_pag_kolors", "KolorsPAGPipeline"),
+        "DreamLitePipeline": lambda: dreamlite(d.DreamLitePipeline),
+        "DreamLitePipeline + edit": lambda: dreamlite(d.DreamLitePipeline, image=pil_picture()),
+        "DreamLiteMobilePipeline": lambda: dreamlite(d.DreamLiteMobilePipeline),
     }
 )

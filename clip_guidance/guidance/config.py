@@ -1,0 +1,83 @@
+"""What a guidance is made of, as values that json can hold, and back."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import torch
+from diffusers import guiders
+
+from clip_guidance.guidance.cutouts import Cutouts
+from clip_guidance.guidance.decode import Decoding
+
+
+def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:
+    """The arguments of ``cutouts``."""
+    return {each.name: getattr(cutouts, each.name) for each in fields(cutouts) if each.init}
+
+
+def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:
+    """The arguments of ``decoding``.
+
+    Raises:
+        TypeError: One of them is a decoder, whose weights a config does not hold.
+    """
+    if decoding is None:
+        return None
+    if decoding.decoder is not None:
+        raise TypeError(
+            f"a config holds no weights: decoding.decoder, a {type(decoding.decoder).__name__}, cannot be saved. "
+            "Save without it, and set it after loading"
+        )
+    dtype = decoding.dtype and str(decoding.dtype).removeprefix("torch.")
+    plain = {each.name: getattr(decoding, each.name) for each in fields(decoding) if each.name != "decoder"}
+    return {**plain, "dtype": dtype}
+
+
+def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
+    """The inverse of :func:`decoding_to_config`."""
+    if config is None:
+        return None
+    return Decoding(**{**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])})
+
+
+def guider_to_config(guider: Any) -> dict[str, Any] | None:
+    """The guider's own config with its class's name.
+
+    Raises:
+        TypeError: The guider cannot be saved, or its class would not be found again.
+    """
+    if guider is None:
+        return None
+    config = json.loads(guider.to_json_string())
+    if _guider_class(config["_class_name"]) is not type(guider):
+        raise TypeError(
+            f"{type(guider).__name__}, the guider inside, cannot be saved: expected a CLIPGuidance or a class of "
+            "diffusers.guiders, which is found by its name"
+        )
+    return config
+
+
+def guider_from_config(config: dict[str, Any] | None) -> Any:
+    """The inverse of :func:`guider_to_config`.
+
+    Raises:
+        ValueError: There is no such class.
+    """
+    if config is None:
+        return None
+    cls = _guider_class(config["_class_name"])
+    if cls is None:
+        raise ValueError(
+            f"the guider inside was a {config['_class_name']}; expected CLIPGuidance or a class of diffusers.guiders"
+        )
+    return cls.from_config(config)
+
+
+def _guider_class(name: str) -> Any:
+    if name == "CLIPGuidance":
+        from clip_guidance.guidance.clip import CLIPGuidance
+
+        return CLIPGuidance
+    found = getattr(guiders, name, None)
+    return found if isinstance(found, type) and issubclass(found, guiders.BaseGuidance) else None

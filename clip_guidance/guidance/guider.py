@@ -1,0 +1,255 @@
+"""Guidance as the guider of a modular pipeline: ``pipe.update_components(guider=guidance)``.
+
+A guider makes one prediction of the denoiser's several (classifier-free guidance and its kin). Between that and
+``scheduler.step`` the blocks still work on it: Qwen-Image's rescale it, Wan's and Z-Image's cast it, Wan Animate's give
+it another shape, LTX's cut frames off, LTX-2's turn it from a clean sample into a velocity. So guidance passes on what
+the guider inside it predicts, as it is, and attaches itself for the one ``scheduler.step`` that follows. It enters
+where it does in any pipeline (:mod:`.attach`), at the noise level of that very step, and adds up with guidances
+that are attached.
+"""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from torch import Tensor, nn
+
+from clip_guidance.guidance.attach import GuidedStep
+from clip_guidance.guidance.attachment import Attachment
+from clip_guidance.guidance.modes import MODES
+from clip_guidance.guidance.noise import num_steps, step_index
+from clip_guidance.guidance.running import running
+
+
+class Guider(BaseGuidance):
+    """What diffusers' blocks ask of a guider; :class:`~clip_guidance.guidance.guidance.Guidance` is one.
+
+    ``BaseGuidance.__init__`` is not called: its state is that of the guider inside, and it logs at every construction.
+    """
+
+    guider: BaseGuidance | None
+    #: In diffusers' words, where the component was loaded from: unknown, yet a place. Of a component that has none
+    #: ``pipe.save_pretrained`` keeps nothing, and a pipeline loaded again would have the blocks' own guider instead.
+    _diffusers_load_id = "null|null|null|null"
+
+    _alone: BaseGuidance | None = None
+    _attachment: Any = None  # in the run that is going on
+    _step, _is_last = -1, False
+    _ending: ExitStack | None = None  # of the step that is going on: what must be undone
+
+    @property
+    def inner(self) -> BaseGuidance:
+        """The guider that this one goes around; without any, one that passes the conditional prediction on."""
+        if self.guider is not None:
+            return self.guider
+        if self._alone is None:
+            self._alone = ClassifierFreeGuidance(guidance_scale=1.0)
+        return self._alone
+
+    # ---- the config is read off the attributes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments, as json holds them.
+
+        Raises:
+            TypeError: Unless a subclass knows them.
+        """
+        raise TypeError(f"a {type(self).__name__} cannot be saved, since its reward is code; a CLIPGuidance can")
+
+    @property
+    def _internal_dict(self) -> dict[str, Any]:
+        return self.config  # under this name diffusers reads it
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Nothing to remember."""
+
+    # ---- the guider inside answers
+
+    @property
+    def _enabled(self) -> bool:
+        return self.inner._enabled
+
+    def enable(self) -> None:
+        """Let the guider inside guide again."""
+        self.inner.enable()
+
+    def disable(self) -> None:
+        """Let the guider inside pass the conditional prediction on; the reward still steers."""
+        self.inner.disable()
+
+    def get_state(self) -> dict[str, Any]:
+        """Of the guider inside."""
+        return self.inner.get_state()
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the forward that was prepared last is a conditional one."""
+        return self.inner.is_conditional
+
+    @property
+    def num_conditions(self) -> int:
+        """Number of the denoiser's forwards in the step."""
+        return self.inner.num_conditions
+
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+        """A block state for each of the denoiser's forwards."""
+        return self.inner.prepare_inputs(data)
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        """The same, of fields that are named."""
+        return self.inner.prepare_inputs_from_block_state(data, input_fields)
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """Called after each of the denoiser's forwards."""
+        self.inner.cleanup_models(denoiser)
+
+    # ---- and the step that follows is guided
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
+        """A step begins.
+
+        Raises:
+            RuntimeError: No modular pipeline is running.
+            ValueError: The pipeline cannot be guided.
+        """
+        self._end_step()  # of a run that was cut off
+        self.inner.set_state(step, num_inference_steps, timestep)
+        if not self.any_scale:
+            return
+        pipe = _running_pipe()
+        if self._attachment is None or self._attachment.pipe is not pipe or step <= self._step:
+            self.meet(pipe)  # a run begins
+            self._attachment = Attachment(self, pipe)
+        self._step = step
+        self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """One of the denoiser's forwards comes; from the first on it is watched, by what needs it."""
+        if self.any_scale and (MODES[self.mode].needs_tape or self.cap is not None):
+            self._begin_step(denoiser)
+        with self._ending_on_failure():
+            self.inner.prepare_models(denoiser)
+
+    def __call__(self, data: list[Any]) -> Any:
+        """What the guider inside predicts; ``scheduler.step`` will add the shift to what it is given."""
+        if not self.any_scale:
+            return self.inner(data)
+        ending = self._begin_step()
+        with self._ending_on_failure():
+            output = self.inner(data)
+        ending.enter_context(_once(self._attachment.scheduler, output.pred, self._end_step))
+        return output
+
+    def _begin_step(self, denoiser: nn.Module | None = None) -> ExitStack:
+        """Attach, until the step has been taken, or a forward of ``denoiser`` has failed."""
+        if self._ending is None:
+            with ExitStack() as stack:
+                guided_step = stack.enter_context(GuidedStep.on(self._attachment.scheduler))
+                stack.enter_context(guided_step.steering.of(self._attachment))
+                if denoiser is not None:
+                    stack.enter_context(_forwards_within(self._ending_on_failure, denoiser))
+                self._ending = stack.pop_all()
+        return self._ending
+
+    @contextmanager
+    def _ending_on_failure(self) -> Iterator[None]:
+        """Whatever fails inside, or is interrupted, leaves nothing attached."""
+        try:
+            yield
+        except BaseException:
+            self._end_step()
+            raise
+
+    def _end_step(self) -> None:
+        if isinstance(self.guider, Guider):
+            self.guider._end_step()  # which began later
+        if self._ending is None:
+            return
+        ending, self._ending = self._ending, None
+        ending.close()
+        _forget_graph(self.inner)
+        dropped = self._attachment.dropped
+        if self._is_last:
+            self._attachment = None  # which holds the pipeline, which holds this
+            if dropped:
+                warnings.warn(
+                    f"guidance left out {dropped} shifts that were not finite; these pictures were steered less. A "
+                    "reward, decoder or denoiser in float16 is the usual cause",
+                    stacklevel=2,
+                )
+
+
+def _running_pipe() -> Any:
+    run = running()
+    if run is None:
+        raise RuntimeError(
+            "as a guider, guidance expected to be called by a block of a running modular pipeline, whose scheduler it "
+            "steers; none is running. In a loop of your own use `attach`"
+        )
+    return run.pipe
+
+
+def _forget_graph(guider: BaseGuidance) -> None:
+    """Adaptive projected guidance keeps an average of its predictions, and with it all that was recorded for them."""
+    buffer = getattr(guider, "momentum_buffer", None)
+    if buffer is not None and isinstance(buffer.running_average, Tensor):
+        buffer.running_average = buffer.running_average.detach()
+
+
+@contextmanager
+def _once(scheduler: Any, prediction: Tensor, end: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``end`` is called when the next ``scheduler.step`` has been taken, or has failed."""
+    step = scheduler.step
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def last_step(*args: Any, **kwargs: Any) -> Any:
+        scheduler.step = step
+        call = signature.bind(*args, **kwargs)
+        call.arguments["model_output"] = _recorded(call.arguments["model_output"], prediction)
+        try:
+            return step(*call.args, **call.kwargs)
+        finally:
+            end()
+
+    scheduler.step = last_step
+    try:
+        yield
+    finally:
+        if scheduler.step is last_step:
+            scheduler.step = step
+
+
+def _recorded(model_output: Tensor, prediction: Tensor) -> Tensor:
+    """The model output on the tape, where a block of its own, under ``no_grad``, has cast the prediction (Wan's do)."""
+    if prediction.requires_grad and not model_output.requires_grad:
+        with torch.enable_grad():
+            cast = prediction.to(model_output.dtype)
+        if cast.equal(model_output):
+            return cast
+    return model_output
+
+
+@contextmanager
+def _forwards_within(context: Callable[[], AbstractContextManager[None]], network: nn.Module) -> Iterator[None]:
+    """Inside, each forward of ``network`` runs in a ``context()``."""
+    forward, own = network.forward, vars(network).get("forward")
+
+    @functools.wraps(forward)
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            return forward(*args, **kwargs)
+
+    network.forward = within
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own

@@ -1,0 +1,94 @@
+"""docs/support.md: which pipelines and schedulers of diffusers can be guided, from the package's own tables."""
+
+from pathlib import Path
+
+from scheduler_matrix import settings
+from zoo import NO_EXACT, PIPELINES
+
+from clip_guidance.guidance.adapters import LATENT_ONLY, UNSUPPORTED
+from clip_guidance.guidance.refused import REFUSED
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
+DIFFUSION = dict.fromkeys(
+    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete "
+    "KDPM2AncestralDiscrete DPMSolverSDE DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep SASolver "
+    "LCM TCD".split(),
+    {},
+) | {"PNDM": {"skip_prk_steps": True}}  # as in every pipeline on the hub; the others need more steps than three
+_SOLVER = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW = {
+    **dict.fromkeys("FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM".split(), {}),
+    **dict.fromkeys("DPMSolverMultistep UniPCMultistep DEISMultistep SASolver".split(), _SOLVER),
+}
+COLUMNS = [*DIFFUSION, *(name for name in FLOW if name not in DIFFUSION)]
+
+HEAD = """# What can be guided
+
+Written by `pytest tests/guidance/test_support.py --write-docs` with diffusers {version}; the tests fail when it is not
+what they find. Every pipeline below is built from tiny random parts and run unguided, with `scale=0` (bit-identical)
+and guided in both modes by a simple reward, which must rise.
+"""
+
+
+def page(rows):
+    """The whole page."""
+    import diffusers
+
+    return "\n".join(
+        [
+            HEAD.format(version=".".join(diffusers.__version__.split(".")[:2])),
+            *_matrix(rows),
+            *_pipelines(),
+            *_schedulers(),
+            *_reasons("Steered by a reward on latents alone", LATENT_ONLY, "`space=\"latent\"` works; pictures do not."),
+            *_reasons("Pipelines that cannot be guided", UNSUPPORTED, "`attach` says why."),
+            *_reasons("Schedulers that cannot be guided", REFUSED, "`attach` says why."),
+        ]
+    )
+
+
+def _matrix(rows):
+    yield "## Pipeline × scheduler\n"
+    yield "✓ guided, ✗ refused by `attach` with the reason, — diffusers itself does not run this pair, empty: a scheduler"
+    yield "for another kind of model.\n"
+    yield "| pipeline | " + " | ".join(COLUMNS) + " |"
+    yield "| --- |" + " --- |" * len(COLUMNS)
+    for key, outcomes in rows.items():
+        yield f"| {key.removesuffix('Pipeline')} | " + " | ".join(outcomes[name] for name in COLUMNS) + " |"
+    yield ""
+
+
+def _pipelines():
+    yield "## Pipelines\n"
+    yield "| pipeline | modes |"
+    yield "| --- | --- |"
+    for key in sorted(PIPELINES):
+        yield f"| {key} | " + (f"x0 ({NO_EXACT[key]})" if key in NO_EXACT else "x0, exact") + " |"
+    yield ""
+
+
+def _schedulers():
+    found = {}
+    for setting in settings():
+        predictions, notes = found.setdefault(setting.scheduler, ({}, {}))
+        predictions[setting.prediction] = notes[setting.note] = None
+    yield "## Schedulers\n"
+    yield "Each with these predictions and variants against a Gaussian whose tilted mean is known.\n"
+    yield "| scheduler | predictions | variants |"
+    yield "| --- | --- | --- |"
+    for name, (predictions, notes) in sorted(found.items()):
+        yield f"| {name} | {', '.join(predictions)} | {', '.join(filter(None, notes))} |"
+    yield ""
+
+
+def _reasons(title, table, note):
+    by_reason = {}
+    for name, reason in table.items():
+        by_reason.setdefault(reason, []).append(name)
+    yield f"## {title}\n"
+    yield note + "\n"
+    yield "| reason | classes |"
+    yield "| --- | --- |"
+    for reason, names in by_reason.items():
+        yield f"| {reason} | {', '.join(sorted(names))} |"
+    yield ""

@@ -1,0 +1,130 @@
+"""A guider that is cut off leaves nothing behind; what cannot work is refused, and what went wrong is reported."""
+
+import functools
+import gc
+import weakref
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler
+from diffusers.guiders import ClassifierFreeGuidance
+from modular_runs import GUIDERS, SCALE, SD3, built, modes, redness, run, untouched
+
+from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
+from pipelines import modular
+
+
+def failing(error, like=None):
+    def fail(*args, **kwargs):
+        raise error("stop")
+
+    return fail if like is None else functools.wraps(like)(fail)
+
+
+# ---------------------------------------------------------------- cut off
+
+
+@pytest.mark.parametrize("place", ["denoiser", "reward", "hooks", "guider", "scheduler"])
+@pytest.mark.parametrize("nested", [False, True])
+@modes
+def test_a_run_that_is_cut_off_leaves_nothing(monkeypatch, mode, nested, place):
+    pipe, inputs = built(SD3)
+    inside = ClassifierFreeGuidance(3.0)
+    guider = Guidance(redness, SCALE / 2, mode=mode, cap=2.0, guider=inside) if nested else inside
+    guidance = Guidance(redness, SCALE, mode=mode, guider=guider)
+    expected = run(pipe, inputs, guider=guidance)
+    target, name = {
+        "denoiser": (pipe.transformer.norm_out, "forward"),
+        "reward": (guidance, "reward"),
+        "hooks": (inside, "prepare_models"),
+        "guider": (inside, "forward"),
+        "scheduler": (type(pipe.scheduler), "step"),
+    }[place]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stop"):
+        like = getattr(target, name) if place == "scheduler" else None
+        patch.setattr(target, name, failing(KeyboardInterrupt, like))
+        run(pipe, inputs)
+    untouched(pipe)
+    assert run(pipe, inputs).equal(expected)
+
+
+@modes
+def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(monkeypatch, mode):
+    pipe, inputs = built(SD3)
+    expected = run(pipe, inputs, guider=Guidance(redness, SCALE, mode=mode))
+    block = next(each for each in blocks_of(pipe._blocks) if type(each).__name__ == "StableDiffusion3LoopAfterDenoiser")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stop"):
+        patch.setattr(type(block), "__call__", failing(RuntimeError))
+        run(pipe, inputs)
+    assert torch.is_grad_enabled()
+    assert run(pipe, inputs).equal(expected)
+    untouched(pipe)
+
+
+def blocks_of(block):
+    yield block
+    for each in getattr(block, "sub_blocks", {}).values():
+        yield from blocks_of(each)
+
+
+@modes
+def test_after_a_run_the_pipeline_is_freed_with_its_last_reference(mode):
+    pipe, inputs = modular.stable_diffusion3()
+    run(pipe, inputs, guider=Guidance(redness, SCALE, mode=mode, guider=ClassifierFreeGuidance(3.0)))
+    freed = weakref.ref(pipe.transformer)
+    gc.collect()
+    gc.disable()
+    try:
+        del pipe
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_the_average_of_adaptive_projected_guidance_keeps_no_graph():
+    guider = GUIDERS["apg"]()
+    run(*built(SD3), guider=Guidance(redness, SCALE, mode="exact", start=0.9, guider=guider))
+    assert not guider.momentum_buffer.running_average.requires_grad
+
+
+@modes
+def test_shifts_that_are_not_finite_are_reported_once_a_run(mode):
+    pipe, inputs = built(SD3)
+    with pytest.warns(UserWarning, match="left out 3 shifts that were not finite") as warned:
+        run(pipe, inputs, guider=Guidance(lambda x: redness(x) * float("nan"), mode=mode))
+    assert len(warned) == 1
+    untouched(pipe)
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_attach_refuses_a_guidance_that_goes_around_a_guider():
+    pipe, _ = built(SD3)
+    with pytest.raises(ValueError, match="does not use guider=ClassifierFreeGuidance. .* the guider of a modular"):
+        Guidance(redness, guider=ClassifierFreeGuidance()).attach(pipe)
+
+
+def test_what_is_no_guider_is_refused():
+    with pytest.raises(TypeError, match="guider must be a guider of diffusers, .* or None, got float"):
+        Guidance(redness, guider=7.5)
+
+
+def test_outside_a_pipeline_it_says_where_it_belongs():
+    with pytest.raises(RuntimeError, match="a running modular pipeline, .* In a loop of your own use `attach`"):
+        Guidance(redness).set_state(0, 4, torch.tensor(999))
+
+
+def test_a_scheduler_that_cannot_be_guided_is_refused_before_the_first_forward():
+    pipe, inputs = modular.stable_diffusion_xl()
+    pipe.update_components(scheduler=DDIMInverseScheduler())
+    pipe.unet.register_forward_hook(failing(AssertionError))
+    with pytest.raises(UnsupportedSchedulerError, match="DDIMInverseScheduler cannot be guided"):
+        run(pipe, inputs, guider=Guidance(redness))
+
+
+def test_a_pipeline_that_cannot_be_guided_is_refused_by_name():
+    pipe, inputs = modular.stable_diffusion3()
+    pipe.__class__ = type("LTX2ModularPipeline", (type(pipe),), {})
+    with pytest.raises(ValueError, match="LTX2ModularPipeline cannot be guided: copies of one scheduler"):
+        run(pipe, inputs, guider=Guidance(redness))

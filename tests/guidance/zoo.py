@@ -1,0 +1,54 @@
+"""Every pipeline of diffusers that can be guided, built from tiny parts, and a reward that needs no network."""
+
+import functools
+import importlib
+
+import numpy as np
+import torch
+from diffusers.modular_pipelines import PipelineState
+
+MODULES = "dit_classic sd3 flux sana qwen_and_friends new_dits video modular unet_sd unet_sdxl unet_other unet_pixels unet_video"
+BUILDERS = [importlib.import_module(f"pipelines.{name}") for name in MODULES.split()]
+PIPELINES = {key: build for module in BUILDERS for key, build in module.PIPELINES.items()}
+#: Why a pipeline gives no latents, or cannot be guided in mode "exact".
+NO_LATENTS, NO_EXACT = (
+    {key: why for module in BUILDERS for key, why in getattr(module, name, {}).items()}
+    for name in ("NO_LATENTS", "NO_EXACT")
+)
+
+
+def redness(pictures):
+    """20 × (red − blue) of pictures (B, 3, H, W), a number a picture."""
+    return 20 * (pictures[:, 0] - pictures[:, 2]).flatten(1).mean(1)
+
+
+@functools.cache
+def built(key):
+    """The pipeline, and what it is called with."""
+    return PIPELINES[key]()
+
+
+def run(key, **options):
+    """Pictures (B, 3, H, W) in [0, 1], a video's (B, F, 3, H, W), or latents for ``output_type="latent"``."""
+    pipe, inputs = built(key)
+    inputs["generator"].manual_seed(0)
+    torch.manual_seed(0)
+    output = pipe(**{**inputs, **options})
+    if isinstance(output, PipelineState):
+        output = [output.get("images", output.get("videos"))]
+    found = output[0]
+    while isinstance(found, (list, tuple)):
+        found = found[0]
+    if isinstance(found, np.ndarray):  # older pipelines know no "pt"
+        found = torch.from_numpy(found).movedim(-1, 1)
+    return found
+
+
+@functools.cache
+def unguided(key):
+    return run(key)
+
+
+def mean_redness(pictures):
+    """Of pictures, or of all frames of a video."""
+    return redness(pictures.flatten(0, -4) if pictures.ndim > 4 else pictures).mean().item()
