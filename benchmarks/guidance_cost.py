@@ -22,15 +22,15 @@ The community pipeline runs from its own file, unchanged but for this:
    packaged emoji pipeline's by 4), so it is asked for eight times the latents' side.
 
 It has two rows. Loaded as its documentation says, the weights of UNet and VAE want gradients, so activations are kept
-for gradients that nobody takes; "frozen" calls ``freeze_unet()`` and ``freeze_vae()`` first, which its documentation
-does not mention. The ratios are to the frozen one, the better of the two.
+for gradients that nobody takes; "frozen" does what ``freeze_unet()`` and ``freeze_vae()`` do first, which its
+documentation does not mention. The ratios are to the frozen one, the better of the two. Attention is not sliced.
 
 Time: a forward-pre-hook on the denoiser marks the beginning of each step (the first call with a new timestep), so a
 step is everything from there to the next mark: denoiser, guidance, scheduler. One run of each row in turn, ``repeats``
-times over; the median over the runs of their seconds a step. Runs are cut off at the last mark, before the final
-decode. On a GPU seconds are those of the clock, once the device has finished; on the CPU those that the process spent
-computing, so that other processes hardly matter. With ``--threads 1`` these are also the clock's on an idle machine;
-with more, threads that wait for each other count too.
+times over; the medians over the runs of the seconds a step, and of the ratio to the other row's run in the same turn.
+Runs are cut off at the last mark, before the final decode. On a GPU seconds are those of the clock, once the device has
+finished; on the CPU those that the process spent computing, so that other processes hardly matter. With ``--threads 1``
+these are also the clock's on an idle machine; with more, threads that wait for each other count too.
 
 Memory: the most that torch's allocator had given out at any one time during two steps, above what it held at the
 beginning of the first of them, when weights and embeddings are loaded. On a GPU ``torch.cuda.max_memory_allocated``;
@@ -216,13 +216,17 @@ def measure(components: Components, settings: Settings) -> list[Row]:
     for _ in range(settings.repeats):
         for name, run in runs.items():
             timed[name].append(step_seconds(denoiser, run, settings.steps))
-    medians = {name: statistics.median(seconds) for name, seconds in timed.items()}
+
+    def ratio(name: str, base: str) -> float:
+        """Within each turn, then the median: what slows a whole turn down cancels."""
+        return statistics.median(one / other for one, other in zip(timed[name], timed[base], strict=True))
+
     return [
         Row(
             name,
-            medians[name],
-            medians[name] / medians[UNGUIDED],
-            medians[name] / medians[FROZEN] if FROZEN in runs else None,
+            statistics.median(timed[name]),
+            ratio(name, UNGUIDED),
+            ratio(name, FROZEN) if FROZEN in runs else None,
             peaks[name],
             peaks[name] / peaks[FROZEN] if FROZEN in runs else None,
             timed[name],

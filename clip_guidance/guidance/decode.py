@@ -5,18 +5,22 @@ At 1024 x 1024 the activations that the decoder keeps for its backward are large
 a part of the picture, recomputation, and one picture at a time.
 """
 
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters import ADAPTERS, Size, find_adapter
-from clip_guidance.guidance.offload import neighbours_stay, weights_stay
+from clip_guidance.guidance import unpack
+from clip_guidance.guidance.adapters import ADAPTERS, Adapter, Size, by_config, find_adapter
+from clip_guidance.guidance.offload import brought_in, neighbours_stay, weights_stay
 from clip_guidance.guidance.prediction import at_least_float32
+from clip_guidance.guidance.stand_in import stand_in
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,15 @@ class Decoding:
 
     Args:
         decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
-            TAESD: a tenth of the memory).
+            TAESD: a tenth of the memory). Wherever it is, it works where the sample is.
         resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
         crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
             window at each step. Memory falls with its square, and the reward never sees the whole picture.
         checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174).
         pictures: Decode and differentiate this many pictures of a batch at a time, for one more forward of the
             decoder; None for all.
-        dtype: Precision in which the decoder runs under autocast; None for its own, but bfloat16 for a float16
-            decoder that says it overflows (``force_upcast``, as SDXL's).
+        dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
+            overflows (``force_upcast``, as SDXL's). Another one than its own takes a copy of its weights.
         seed: Seed of the windows; each run starts from it.
 
     Raises:
@@ -65,27 +69,32 @@ class Decoder:
         decoding: How to decode.
 
     Raises:
-        ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples, or the decoder
-            that is to recompute its blocks cannot.
+        ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples; or the decoder
+            that is to recompute its blocks cannot, or reads other latents than the pipeline's.
     """
 
     def __init__(self, pipe: Any, space: str, decoding: Decoding | None = None) -> None:
         self.decoding = decoding or Decoding()
         self.space = space
-        self._pipe = pipe
-        self._adapter = adapter = find_adapter(pipe)
-        self._generator = torch.Generator()
-        self._window = (0.0, 0.0)
+        self.adapter = find_adapter(pipe)
         #: The network that a gradient passes through, if any.
         self.module: Any = None
+        self._pipe = pipe
+        self._random = random.Random(self.decoding.seed)
+        self._window = (0.0, 0.0)
+        self._copy: nn.Module | None = None  # of the module, in another precision or place
+        self._copy_device: torch.device | None = None
         if space == "latent":
             return
-        if adapter.decode is None:
+        if self.adapter.decode is None:
             raise ValueError(
                 f"space='image' needs to know how {type(pipe).__name__} decodes its latents; it is known for "
                 f"{', '.join(ADAPTERS)}. Use space='latent' with a reward on the latents"
             )
-        self.module = self.decoding.decoder or (getattr(pipe, adapter.decoder) if adapter.decoder else None)
+        self.module = getattr(pipe, self.adapter.decoder) if self.adapter.decoder else None
+        if self.decoding.decoder is not None:
+            self.adapter = _adapter_of(self.decoding.decoder, self.adapter, self.module, pipe)
+            self.module = self.decoding.decoder
         if self.decoding.checkpoint and not getattr(self.module, "_supports_gradient_checkpointing", False):
             raise ValueError(
                 f"checkpoint=True needs a decoder that can recompute its blocks; {type(self.module).__name__} cannot. "
@@ -94,74 +103,125 @@ class Decoder:
 
     def start_run(self) -> None:
         """Start the random windows over."""
-        self._generator.manual_seed(self.decoding.seed)
+        self._random.seed(self.decoding.seed)
 
     def start_step(self) -> None:
         """Choose the window of the step; a step may decode several times, and must see the same one."""
         if self.decoding.crop < 1:
-            self._window = tuple(torch.rand(2, generator=self._generator).tolist())
+            self._window = self._random.random(), self._random.random()
 
     def __call__(self, sample: Tensor, size: Size | None = None) -> Tensor:
         """Pictures (B, 3, H, W), or (B, 3, F, H, W) of a video, in [0, 1], or the sample, in float32 or better."""
         sample = at_least_float32(sample)
         if self.space == "latent":
             return sample
-        adapter = self._adapter
-        assert adapter.decode is not None  # refused above
-        latents = self._shrunk(self._cropped(adapter.unpack(self._pipe, sample, size)))
+        decode = self.adapter.decode
+        assert decode is not None  # refused above
+        latents = self._shrunk(self._cropped(self.adapter.unpack(self._pipe, sample, size)))
         if self.module is None:
-            return _to_unit_range(adapter.decode(None, latents))
-        latents = adapter.denormalise(self.module, latents).to(_dtype(self.module))
-        with self._autocast(latents.device), neighbours_stay(self.module):
-            return _to_unit_range(adapter.decode(self.module, latents))
+            return _to_unit_range(decode(None, latents))
+        network = self._network(latents.device)
+        latents = self.adapter.denormalise(network, latents).to(_dtype(network))
+        with neighbours_stay(network):
+            return _to_unit_range(decode(network, latents))
 
     @contextmanager
-    def for_gradients(self) -> Iterator[None]:
+    def for_gradients(self, device: torch.device) -> Iterator[None]:
         """Inside, a backward through the decoder finds its weights in place, and its blocks are recomputed if asked."""
         if self.module is None:
             yield
             return
-        modules = [m for m in self.module.modules() if hasattr(m, "gradient_checkpointing")]
+        network = self._network(device)
+        modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
         before = [(module, module.gradient_checkpointing) for module in modules]
-        with weights_stay(self.module):
+        with weights_stay(network):
             if self.decoding.checkpoint:
-                self.module.enable_gradient_checkpointing()
+                network.enable_gradient_checkpointing()
             try:
                 yield
             finally:
                 for module, value in before:
                     module.gradient_checkpointing = value
 
+    def _network(self, device: torch.device) -> Any:
+        """The decoder, or a copy where it is to compute in another precision or, one's own decoder, in another place.
+
+        Under autocast the norms would compute, and keep, float32: nearly twice the memory.
+        """
+        dtype = self.decoding.dtype
+        if dtype is None and _dtype(self.module) == torch.float16 and _overflows(self.module):
+            dtype = torch.bfloat16
+        stays = self.decoding.decoder is None or _device(self.module) in (device, None)
+        if stays and dtype in (None, _dtype(self.module)):
+            return self.module
+        if self._copy is None or self._copy_device != device:
+            self._copy, self._copy_device = _copied(self.module, device, dtype), device
+        return self._copy
+
     def _cropped(self, latents: Tensor) -> Tensor:
         if self.decoding.crop == 1:
             return latents
         height, width = latents.shape[-2:]
-        side = max(1, round(self.decoding.crop * min(height, width)))
-        top, left = (int(u * (full - side + 1)) for u, full in zip(self._window, (height, width), strict=True))
+        side = _even(self.decoding.crop * min(height, width), min(height, width))
+        # A whole number of 2 x 2 patches, by which some decoders normalise.
+        top, left = (
+            2 * int(u * ((full - side) // 2 + 1)) for u, full in zip(self._window, (height, width), strict=True)
+        )
         return latents[..., top : top + side, left : left + side]
 
     def _shrunk(self, latents: Tensor) -> Tensor:
         if self.decoding.resolution == 1:
             return latents
-        size = [max(1, round(self.decoding.resolution * side)) for side in latents.shape[-2:]]
+        size = [_even(self.decoding.resolution * side, side) for side in latents.shape[-2:]]
         flat = latents.flatten(0, -4)
         flat = F.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
         return flat.unflatten(0, latents.shape[:-3])
 
-    def _autocast(self, device: torch.device) -> Any:
-        assert self.module is not None
-        dtype = self.decoding.dtype
-        if (
-            dtype is None
-            and _dtype(self.module) == torch.float16
-            and getattr(self.module.config, "force_upcast", False)
-        ):
-            dtype = torch.bfloat16
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+def _copied(decoder: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    if device.type != "meta" and any(weight.is_meta for weight in decoder.parameters()):
+        raise ValueError(
+            f"the decoder {type(decoder).__name__} is to compute in {dtype}, in a copy of its weights, but these are "
+            "on the meta device, as enable_sequential_cpu_offload leaves them. Convert the decoder before that"
+        )
+    with brought_in(decoder):
+        return stand_in(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
+
+
+def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) -> Adapter:
+    """The row of the table for a decoder in place of the pipeline's."""
+    given, expected = (latent_channels(each) for each in (decoder, replaced))
+    if given is not None and expected is not None and given != expected:
+        raise ValueError(
+            f"decoder={type(decoder).__name__} reads latents of {given} channels; those of {type(pipe).__name__} have "
+            f"{expected}"
+        )
+    if isinstance(decoder, AutoencoderTiny):  # picture by picture, from latents of unit variance
+        return replace(adapter, denormalise=by_config, decode=unpack.frames_decode)
+    return adapter
+
+
+def latent_channels(decoder: Any) -> int | None:
+    """Number of channels that a decoder of diffusers reads; None if its config does not say."""
+    config = getattr(decoder, "config", None)
+    return next((n for name in ("latent_channels", "z_dim") if (n := getattr(config, name, None)) is not None), None)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return getattr(module, "dtype", torch.float32)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    weight = next(module.parameters(), None)
+    return None if weight is None else weight.device
+
+
+def _overflows(decoder: nn.Module) -> bool:
+    return bool(getattr(getattr(decoder, "config", None), "force_upcast", False))
+
+
+def _even(side: float, full: int) -> int:
+    return min(full, max(2, 2 * round(side / 2)))
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ averaged: no sample's gradient depends on its neighbours.
 
 Half precision: gradients of a CLIP logit with respect to a pixel are around 1e-6, below what float16 holds, so
 they are scaled by a power of two on the way through float16 networks and back at the end (Micikevicius et al. 2018,
-arXiv:1710.03740, section 3.2); everything between the networks is in float32.
+arXiv:1710.03740, section 3.2); everything between the networks is in float32. The power is taken from each sample's
+gradient where it enters the decoder or CLIP's tower, so that the size of a reward does not matter there. Other rewards
+in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +26,7 @@ from clip_guidance.guidance.adapters import Size
 from clip_guidance.guidance.decode import Decoder, at_a_time
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
+_ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,16 @@ def reward_gradient(
     """
     decoder.start_step()
     count = at_a_time(decoder.decoding, len(x0))
-    with torch.enable_grad(), decoder.for_gradients():
+    with torch.enable_grad(), decoder.for_gradients(x0.device):
         if count == len(x0):
             x0 = x0.detach().requires_grad_()
             images = decoder(x0, size)
-            at_images = _at_images(reward, images.detach())
+            at_images = gradient_at_images(reward, images.detach())
             return RewardGradient(vjp(images, [x0], at_images.gradient)[0], at_images.rewards)
         # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
         with torch.no_grad():
             images = torch.cat([decoder(part, size) for part in x0.split(count)])
-        at_images = _at_images(reward, images)
+        at_images = gradient_at_images(reward, images)
         gradients = []
         for part, cotangent in zip(x0.split(count), at_images.gradient.split(count), strict=True):
             leaf = part.detach().requires_grad_()
@@ -87,11 +90,31 @@ def power_of_two(cotangent: Tensor) -> Tensor:
     return factor.view(-1, *[1] * (cotangent.ndim - 1))
 
 
-def _at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
-    """The reward's gradient at pictures (B, 3, H, W), a video's frames (B, 3, F, H, W) as pictures, or latents."""
+def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``network(x)`` of float32 in and out, (B, ...), through which gradients pass at a size that float16 holds."""
+    x = x.view_as(x)  # whose gradient is the network's alone
+    output = network(x)
+    if not (x.requires_grad and output.requires_grad):
+        return output
+    factors: list[Tensor] = []
+
+    def enlarged(gradient: Tensor) -> Tensor:
+        factors.append(_ENTRANCE * power_of_two(gradient))
+        return gradient * factors[-1]
+
+    output.register_hook(enlarged)
+    x.register_hook(lambda gradient: gradient / factors.pop().view(-1, *[1] * (gradient.ndim - 1)))
+    return output
+
+
+def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
+    """The reward's gradient at pictures (B, 3, H, W), a video's frames (B, 3, F, H, W) as pictures, or latents.
+
+    A video's reward is the mean of its frames'.
+    """
     if images.ndim == 5:
         frames = images.transpose(1, 2)
-        found = _at_images(reward, frames.flatten(0, 1))
+        found = gradient_at_images(reward, frames.flatten(0, 1))
         gradient = found.gradient.unflatten(0, frames.shape[:2]).transpose(1, 2)
         return RewardGradient(gradient / frames.shape[1], found.rewards.unflatten(0, frames.shape[:2]).mean(1))
     scale = _REWARD_SCALE if _has_float16(reward) else 1.0

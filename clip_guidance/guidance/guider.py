@@ -11,7 +11,7 @@ that are attached.
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.attach import GuidedStep
 from clip_guidance.guidance.attachment import Attachment
-from clip_guidance.guidance.modes import MODES
 from clip_guidance.guidance.noise import num_steps, step_index
-from clip_guidance.guidance.running import running
+from clip_guidance.guidance.running import Run, running
 
 
 class Guider(BaseGuidance):
@@ -38,18 +37,27 @@ class Guider(BaseGuidance):
     _diffusers_load_id = "null|null|null|null"
 
     _alone: BaseGuidance | None = None
-    _attachment: Any = None  # in the run that is going on
+    _attachments: Sequence[Attachment] = ()  # in the run that is going on: of this and of the guidances inside
     _step, _is_last = -1, False
     _ending: ExitStack | None = None  # of the step that is going on: what must be undone
+    _prediction: Tensor | None = None
 
     @property
     def inner(self) -> BaseGuidance:
-        """The guider that this one goes around; without any, one that passes the conditional prediction on."""
-        if self.guider is not None:
-            return self.guider
+        """The guider that this one goes around; without any, one that passes the conditional prediction on.
+
+        A guidance inside a guidance adds its shift, and goes around a guider in its turn.
+        """
+        guider = self._chain[-1].guider
+        if guider is not None:
+            return guider
         if self._alone is None:
             self._alone = ClassifierFreeGuidance(guidance_scale=1.0)
         return self._alone
+
+    @property
+    def _chain(self) -> list["Guider"]:
+        return [self, *(self.guider._chain if isinstance(self.guider, Guider) else [])]
 
     # ---- the config is read off the attributes
 
@@ -120,42 +128,64 @@ class Guider(BaseGuidance):
         """
         self._end_step()  # of a run that was cut off
         self.inner.set_state(step, num_inference_steps, timestep)
-        if not self.any_scale:
+        steering = [guidance for guidance in self._chain if guidance.any_scale]
+        if not steering:
+            self._attachments = ()
             return
         pipe = _running_pipe()
-        if self._attachment is None or self._attachment.pipe is not pipe or step <= self._step:
-            self.meet(pipe)  # a run begins
-            self._attachment = Attachment(self, pipe)
+        if not self._attachments or self._attachments[0].pipe is not pipe or step <= self._step:  # a run begins
+            for guidance in steering:
+                guidance.meet(pipe)
+            self._attachments = [Attachment(guidance, pipe) for guidance in steering]
         self._step = step
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """One of the denoiser's forwards comes; from the first on it is watched, by what needs it."""
-        if self.any_scale and (MODES[self.mode].needs_tape or self.cap is not None):
+        """One of the denoiser's forwards comes; from the first on they are watched, by what needs it."""
+        if any(attachment.mode.needs_tape or attachment.guidance.cap is not None for attachment in self._attachments):
             self._begin_step(denoiser)
         with self._ending_on_failure():
             self.inner.prepare_models(denoiser)
 
     def __call__(self, data: list[Any]) -> Any:
         """What the guider inside predicts; ``scheduler.step`` will add the shift to what it is given."""
-        if not self.any_scale:
+        if not self._attachments:
             return self.inner(data)
-        ending = self._begin_step()
+        self._begin_step()
         with self._ending_on_failure():
             output = self.inner(data)
-        ending.enter_context(_once(self._attachment.scheduler, output.pred, self._end_step))
+        self._prediction = output.pred
         return output
 
-    def _begin_step(self, denoiser: nn.Module | None = None) -> ExitStack:
+    def _begin_step(self, denoiser: nn.Module | None = None) -> None:
         """Attach, until the step has been taken, or a forward of ``denoiser`` has failed."""
+        if self._ending is not None:
+            return
+        scheduler = self._attachments[0].scheduler
+        with ExitStack() as stack:
+            guided_step = stack.enter_context(GuidedStep.on(scheduler))
+            for attachment in self._attachments:
+                stack.enter_context(guided_step.steering.of(attachment))
+            stack.enter_context(self._once(scheduler))
+            if denoiser is not None:
+                stack.enter_context(_forwards_within(self._ending_on_failure, denoiser))
+            self._ending = stack.pop_all()
+
+    def _end_step(self) -> None:
         if self._ending is None:
-            with ExitStack() as stack:
-                guided_step = stack.enter_context(GuidedStep.on(self._attachment.scheduler))
-                stack.enter_context(guided_step.steering.of(self._attachment))
-                if denoiser is not None:
-                    stack.enter_context(_forwards_within(self._ending_on_failure, denoiser))
-                self._ending = stack.pop_all()
-        return self._ending
+            return
+        ending, self._ending, self._prediction = self._ending, None, None
+        ending.close()
+        _forget_graph(self.inner)
+        if self._is_last:
+            dropped = sum(attachment.dropped for attachment in self._attachments)
+            self._attachments = ()  # which hold the pipeline, which holds this
+            if dropped:
+                warnings.warn(
+                    f"guidance left out {dropped} shifts that were not finite; these pictures were steered less. A "
+                    "reward, decoder or denoiser in float16 is the usual cause",
+                    stacklevel=2,
+                )
 
     @contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
@@ -166,23 +196,38 @@ class Guider(BaseGuidance):
             self._end_step()
             raise
 
-    def _end_step(self) -> None:
-        if isinstance(self.guider, Guider):
-            self.guider._end_step()  # which began later
-        if self._ending is None:
-            return
-        ending, self._ending = self._ending, None
-        ending.close()
-        _forget_graph(self.inner)
-        dropped = self._attachment.dropped
-        if self._is_last:
-            self._attachment = None  # which holds the pipeline, which holds this
-            if dropped:
-                warnings.warn(
-                    f"guidance left out {dropped} shifts that were not finite; these pictures were steered less. A "
-                    "reward, decoder or denoiser in float16 is the usual cause",
-                    stacklevel=2,
-                )
+    @contextmanager
+    def _once(self, scheduler: Any) -> Iterator[None]:
+        """Inside, the next ``scheduler.step`` ends the step."""
+        step = scheduler.step
+        signature = inspect.signature(step)
+
+        @functools.wraps(step)
+        def last_step(*args: Any, **kwargs: Any) -> Any:
+            scheduler.step = step
+            if not self._is_guider_in(running()):  # the step that was to follow was never taken
+                self._end_step()
+                return scheduler.step(*args, **kwargs)
+            call = signature.bind(*args, **kwargs)
+            call.arguments["model_output"] = _recorded(call.arguments["model_output"], self._prediction)
+            try:
+                return step(*call.args, **call.kwargs)
+            finally:
+                self._end_step()
+
+        scheduler.step = last_step
+        try:
+            yield
+        finally:
+            if scheduler.step is last_step:
+                scheduler.step = step
+
+    def _is_guider_in(self, run: Run | None) -> bool:
+        return (
+            run is not None
+            and run.pipe is self._attachments[0].pipe
+            and any(component is self for component in run.pipe.components.values())
+        )
 
 
 def _running_pipe() -> Any:
@@ -202,33 +247,9 @@ def _forget_graph(guider: BaseGuidance) -> None:
         buffer.running_average = buffer.running_average.detach()
 
 
-@contextmanager
-def _once(scheduler: Any, prediction: Tensor, end: Callable[[], None]) -> Iterator[None]:
-    """Inside, ``end`` is called when the next ``scheduler.step`` has been taken, or has failed."""
-    step = scheduler.step
-    signature = inspect.signature(step)
-
-    @functools.wraps(step)
-    def last_step(*args: Any, **kwargs: Any) -> Any:
-        scheduler.step = step
-        call = signature.bind(*args, **kwargs)
-        call.arguments["model_output"] = _recorded(call.arguments["model_output"], prediction)
-        try:
-            return step(*call.args, **call.kwargs)
-        finally:
-            end()
-
-    scheduler.step = last_step
-    try:
-        yield
-    finally:
-        if scheduler.step is last_step:
-            scheduler.step = step
-
-
-def _recorded(model_output: Tensor, prediction: Tensor) -> Tensor:
+def _recorded(model_output: Tensor, prediction: Tensor | None) -> Tensor:
     """The model output on the tape, where a block of its own, under ``no_grad``, has cast the prediction (Wan's do)."""
-    if prediction.requires_grad and not model_output.requires_grad:
+    if prediction is not None and prediction.requires_grad and not model_output.requires_grad:
         with torch.enable_grad():
             cast = prediction.to(model_output.dtype)
         if cast.equal(model_output):

@@ -26,6 +26,17 @@ def weights_stay(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def brought_in(module: nn.Module) -> Iterator[None]:
+    """Inside, weights of ``module`` that group offloading keeps elsewhere, perhaps on a disk, are here to be read."""
+    with weights_stay(module):
+        for group in _groups(module):
+            group.onload_()
+            if group.stream is not None:
+                group.stream.synchronize()
+        yield
+
+
+@contextmanager
 def neighbours_stay(module: nn.Module) -> Iterator[None]:
     """Inside, ``module`` sends no other network away when it wakes under ``enable_model_cpu_offload``.
 
@@ -33,15 +44,15 @@ def neighbours_stay(module: nn.Module) -> Iterator[None]:
     every guided step, and mode "exact" would find its weights on another device in the backward.
     """
     hook: Any = getattr(module, "_hf_hook", None)
-    neighbour = getattr(hook, "prev_module_hook", None)
-    if neighbour is None:
-        yield
-        return
-    hook.prev_module_hook = None
+    hooks = [each for each in getattr(hook, "hooks", [hook]) if getattr(each, "prev_module_hook", None) is not None]
+    neighbours = [each.prev_module_hook for each in hooks]
+    for each in hooks:
+        each.prev_module_hook = None
     try:
         yield
     finally:
-        hook.prev_module_hook = neighbour
+        for each, neighbour in zip(hooks, neighbours, strict=True):
+            each.prev_module_hook = neighbour
 
 
 def _stay() -> None:

@@ -10,13 +10,14 @@ gradient of one part after the other, so that only one part's activations are in
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clip_guidance.guidance.cutouts import Cutouts, View
-from clip_guidance.guidance.gradient import parts
+from clip_guidance.guidance.gradient import parts, sized_for_half
+from clip_guidance.guidance.prediction import at_least_float32
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -83,12 +84,13 @@ class CLIPReward(nn.Module):
         for first in range(0, len(views), chunk):
             image_embeds = self._embed(images, views[first : first + chunk])
             cosines = (image_embeds * text_embeds).sum(-1)  # (views, B)
-            yield self.clip.logit_scale.exp() * cosines.sum(0) / len(views)
+            yield at_least_float32(self.clip.logit_scale).exp() * cosines.sum(0) / len(views)
 
     def _embed(self, images: Tensor, views: list[View]) -> Tensor:
         """(views, B, d): one pass of the tower for all of them, whatever their sizes are."""
         pixel_values = torch.cat([self.clip.image_processor.differentiable(view(images)) for view in views])
-        return self.clip.image_embeds(pixel_values.to(self.clip.dtype)).unflatten(0, (len(views), -1))
+        image_embeds = sized_for_half(lambda x: self.clip.image_embeds(x.to(self.clip.dtype)), pixel_values)
+        return image_embeds.unflatten(0, (len(views), -1))
 
     def _text_embeds_for(self, batch: int) -> Tensor:
         prompts = len(self.text_embeds)
@@ -113,14 +115,22 @@ class WeightedRewards(nn.Module):
 
     def __init__(self, rewards: Iterable[tuple[float, Callable[[Tensor], Tensor]]]) -> None:
         super().__init__()
-        self.rewards = list(rewards)
-        if not self.rewards:
+        pairs = list(rewards)
+        if not pairs:
             raise ValueError("expected at least one (weight, reward), got none")
-        for index, (weight, reward) in enumerate(self.rewards):
-            _as_weight(weight, f"reward {index}")
+        self.weights = [_as_weight(weight, f"reward {index}") for index, (weight, _) in enumerate(pairs)]
+        for index, (_, reward) in enumerate(pairs):
             if not callable(reward):
                 raise TypeError(f"reward {index} must be callable, got {type(reward).__name__}")
-        self.networks = nn.ModuleList(reward for _, reward in self.rewards if isinstance(reward, nn.Module))
+        named = {str(index): reward for index, (_, reward) in enumerate(pairs)}
+        self.networks = nn.ModuleDict({k: each for k, each in named.items() if isinstance(each, nn.Module)})
+        self._functions = {name: each for name, each in named.items() if not isinstance(each, nn.Module)}
+
+    @property
+    def rewards(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+        """Pairs of a weight and a reward."""
+        found: dict[str, Any] = {**self._functions, **dict(self.networks.items())}
+        return [(weight, found[str(index)]) for index, weight in enumerate(self.weights)]
 
     def reset(self) -> None:
         """Start over whatever is random in the rewards."""

@@ -9,16 +9,32 @@ from clip_guidance.guidance.adapters import LATENT_ONLY, UNSUPPORTED
 from clip_guidance.guidance.refused import REFUSED
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
-DIFFUSION = dict.fromkeys(
-    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete "
-    "KDPM2AncestralDiscrete DPMSolverSDE DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep SASolver "
-    "LCM TCD".split(),
-    {},
-) | {"PNDM": {"skip_prk_steps": True}}  # as in every pipeline on the hub; the others need more steps than three
+DIFFUSION = {
+    key: {}
+    for key in [
+        "DDIM",
+        "DDPM",
+        "PNDM",
+        "LMSDiscrete",
+        "EulerDiscrete",
+        "EulerAncestralDiscrete",
+        "HeunDiscrete",
+        "KDPM2Discrete",
+        "KDPM2AncestralDiscrete",
+        "DPMSolverSDE",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "UniPCMultistep",
+        "DEISMultistep",
+        "SASolver",
+        "LCM",
+        "TCD",
+    ]
+} | {"PNDM": {"skip_prk_steps": True}}  # as in every pipeline on the hub; the others need more steps than three
 _SOLVER = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 FLOW = {
-    **dict.fromkeys("FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM".split(), {}),
-    **dict.fromkeys("DPMSolverMultistep UniPCMultistep DEISMultistep SASolver".split(), _SOLVER),
+    **{key: {} for key in ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"]},
+    **dict.fromkeys(["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "SASolver"], _SOLVER),
 }
 COLUMNS = [*DIFFUSION, *(name for name in FLOW if name not in DIFFUSION)]
 
@@ -40,7 +56,7 @@ def page(rows):
             *_matrix(rows),
             *_pipelines(),
             *_schedulers(),
-            *_reasons("Steered by a reward on latents alone", LATENT_ONLY, "`space=\"latent\"` works; pictures do not."),
+            *_reasons("Steered by a reward on latents alone", LATENT_ONLY, '`space="latent"` works; pictures do not.'),
             *_reasons("Pipelines that cannot be guided", UNSUPPORTED, "`attach` says why."),
             *_reasons("Schedulers that cannot be guided", REFUSED, "`attach` says why."),
         ]
@@ -49,8 +65,8 @@ def page(rows):
 
 def _matrix(rows):
     yield "## Pipeline × scheduler\n"
-    yield "✓ guided, ✗ refused by `attach` with the reason, — diffusers itself does not run this pair, empty: a scheduler"
-    yield "for another kind of model.\n"
+    yield "✓ guided, ✗ refused by `attach` with the reason, — diffusers itself does not run this pair, empty: a"
+    yield "scheduler for another kind of model.\n"
     yield "| pipeline | " + " | ".join(COLUMNS) + " |"
     yield "| --- |" + " --- |" * len(COLUMNS)
     for key, outcomes in rows.items():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.stable_diffusion_3.denoise import StableDiffusion3LoopAfterDenoiser
 from modular_runs import GUIDERS, SCALE, SD3, built, modes, redness, run, untouched
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
@@ -48,23 +49,44 @@ def test_a_run_that_is_cut_off_leaves_nothing(monkeypatch, mode, nested, place):
     assert run(pipe, inputs).equal(expected)
 
 
+@pytest.fixture
+def cut_off(monkeypatch):
+    """(pipe, inputs, guider) -> a run that ends between the guider and the scheduler."""
+
+    def cut(pipe, inputs, guider):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stop"):
+            patch.setattr(StableDiffusion3LoopAfterDenoiser, "__call__", failing(RuntimeError))
+            run(pipe, inputs, guider=guider)
+        assert torch.is_grad_enabled()
+
+    return cut
+
+
+@pytest.mark.parametrize("nested", [False, True])
 @modes
-def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(monkeypatch, mode):
+def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(cut_off, mode, nested):
     pipe, inputs = built(SD3)
-    expected = run(pipe, inputs, guider=Guidance(redness, SCALE, mode=mode))
-    block = next(each for each in blocks_of(pipe._blocks) if type(each).__name__ == "StableDiffusion3LoopAfterDenoiser")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stop"):
-        patch.setattr(type(block), "__call__", failing(RuntimeError))
-        run(pipe, inputs)
-    assert torch.is_grad_enabled()
+    guidance = Guidance(redness, SCALE, mode=mode, guider=Guidance(redness, 1.0, mode=mode) if nested else None)
+    expected = run(pipe, inputs, guider=guidance)
+    plain = run(pipe, inputs, guider=ClassifierFreeGuidance(3.0))
+    cut_off(pipe, inputs, guidance)
     assert run(pipe, inputs).equal(expected)
+    untouched(pipe)
+    cut_off(pipe, inputs, guidance)
+    assert run(pipe, inputs, guider=ClassifierFreeGuidance(3.0)).equal(plain)
     untouched(pipe)
 
 
-def blocks_of(block):
-    yield block
-    for each in getattr(block, "sub_blocks", {}).values():
-        yield from blocks_of(each)
+@modes
+def test_after_a_run_that_was_cut_off_everything_may_be_exchanged(cut_off, mode):
+    pipe, inputs = modular.stable_diffusion3()
+    guidance, other = (Guidance(redness, SCALE, mode=each) for each in (mode, "x0"))
+    expected = run(pipe, inputs, guider=other)
+    cut_off(pipe, inputs, guidance)
+    guidance.mode = "x0"
+    pipe.update_components(scheduler=pipe.scheduler.from_config(pipe.scheduler.config))
+    assert run(pipe, inputs).equal(expected)
+    untouched(pipe)
 
 
 @modes

@@ -75,6 +75,18 @@ def test_x0_is_the_schedulers_own_and_moves_by_what_is_written_back(setting):
     assert len(told) == (0 if setting.scheduler in AT_THE_END + SILENT else num_steps(scheduler))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_lcms_boundary_condition_stands_between_prediction_and_step(prediction):
+    scheduler = diffusers.LCMScheduler(prediction_type=prediction, clip_sample=False, timestep_scaling=0.01)
+    scheduler.set_timesteps(4)
+    kind, (output, x, delta) = prediction_type(scheduler), tensors(3)
+    for t in scheduler.timesteps:
+        level = noise_level(scheduler, t)
+        shifted = kind.write_back(output, delta, level)
+        close(scheduler.step(shifted, t, x).denoised, kind.to_x0(output, x, level) + delta)
+    assert scheduler.get_scalings_for_boundary_condition_discrete(int(t))[0] > 0.03  # by default it is next to nothing
+
+
 def close(found, expected, atol=2e-4):
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=atol)
 

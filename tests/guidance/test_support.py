@@ -1,7 +1,4 @@
-"""Pipeline × scheduler: what runs with what, guided. The tables in docs/support.md are written by this test:
-
-    pytest tests/guidance/test_support.py --write-docs
-"""
+"""Pipeline × scheduler: what runs with what, guided. With ``--write-docs`` this test writes docs/support.md."""
 
 import warnings
 
@@ -19,14 +16,35 @@ pytestmark = pytest.mark.skipif(
 #: One pipeline for each way to hand a prediction to the scheduler, and the schedulers for its kind of model.
 ROWS = {
     **dict.fromkeys(
-        "StableDiffusionPipeline StableDiffusionXLPipeline KolorsPipeline Kandinsky3Pipeline IFPipeline "
-        "LDMTextToImagePipeline PixArtAlphaPipeline HunyuanDiTPipeline DiTPipeline CogView3PlusPipeline".split(),
+        [
+            "StableDiffusionPipeline",
+            "StableDiffusionXLPipeline",
+            "KolorsPipeline",
+            "Kandinsky3Pipeline",
+            "IFPipeline",
+            "LDMTextToImagePipeline",
+            "PixArtAlphaPipeline",
+            "HunyuanDiTPipeline",
+            "DiTPipeline",
+            "CogView3PlusPipeline",
+        ],
         DIFFUSION,
     ),
     **dict.fromkeys(
-        "StableDiffusion3Pipeline FluxPipeline Flux2Pipeline SanaPipeline Lumina2Pipeline AuraFlowPipeline "
-        "QwenImagePipeline ZImagePipeline CogView4Pipeline ChromaPipeline HiDreamImagePipeline "
-        "OmniGenPipeline".split(),
+        [
+            "StableDiffusion3Pipeline",
+            "FluxPipeline",
+            "Flux2Pipeline",
+            "SanaPipeline",
+            "Lumina2Pipeline",
+            "AuraFlowPipeline",
+            "QwenImagePipeline",
+            "ZImagePipeline",
+            "CogView4Pipeline",
+            "ChromaPipeline",
+            "HiDreamImagePipeline",
+            "OmniGenPipeline",
+        ],
         FLOW,
     ),
 }

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from diffusers.modular_pipelines import PipelineState
 
-MODULES = "dit_classic sd3 flux sana qwen_and_friends new_dits video modular unet_sd unet_sdxl unet_other unet_pixels unet_video"
+MODULES = (
+    "dit_classic sd3 flux sana qwen_and_friends new_dits video modular "
+    "unet_sd unet_sdxl unet_other unet_pixels unet_video"
+)
 BUILDERS = [importlib.import_module(f"pipelines.{name}") for name in MODULES.split()]
 PIPELINES = {key: build for module in BUILDERS for key, build in module.PIPELINES.items()}
 #: Why a pipeline gives no latents, or cannot be guided in mode "exact".
