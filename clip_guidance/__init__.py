@@ -19,6 +19,7 @@ _EXPORTS = {
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
+    "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
     "clip_score": "score",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
+    from clip_guidance.guidance import plan_memory as plan_memory
     from clip_guidance.hub import ModelError as ModelError
     from clip_guidance.images import ImageError as ImageError
     from clip_guidance.pipeline import load_pipeline as load_pipeline

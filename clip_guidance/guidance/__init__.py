@@ -5,6 +5,8 @@ from clip_guidance.guidance.cutouts import Cutouts as Cutouts
 from clip_guidance.guidance.decode import Decoding as Decoding
 from clip_guidance.guidance.guidance import Guidance as Guidance
 from clip_guidance.guidance.guidance import GuidanceReport as GuidanceReport
+from clip_guidance.guidance.memory import MemoryPlan as MemoryPlan
+from clip_guidance.guidance.memory import plan_memory as plan_memory
 from clip_guidance.guidance.noise import UnsupportedSchedulerError as UnsupportedSchedulerError
 from clip_guidance.guidance.rewards import CLIPReward as CLIPReward
 from clip_guidance.guidance.rewards import WeightedRewards as WeightedRewards
@@ -17,5 +19,7 @@ __all__ = [
     "WeightedRewards",
     "Cutouts",
     "Decoding",
+    "MemoryPlan",
+    "plan_memory",
     "UnsupportedSchedulerError",
 ]

@@ -221,7 +221,7 @@ def _overflows(decoder: nn.Module) -> bool:
 
 
 def _even(side: float, full: int) -> int:
-    return min(full, max(2, 2 * round(side / 2)))
+    return min(full, max(2, 2 * int(side / 2)))
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:

@@ -15,7 +15,11 @@ def make_tiny_decoder():
     widths = {f"{part}_block_out_channels": (4, 4) for part in ("encoder", "decoder")}
     blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
     torch.manual_seed(0)
-    return AutoencoderTiny(**widths, **blocks).eval()
+    decoder = AutoencoderTiny(**widths, **blocks).eval()
+    last = decoder.decoder.layers[-1]
+    last.weight.data *= 0.1  # pictures lie inside [0, 1], where nothing is clipped
+    last.bias.data.fill_(0.5)
+    return decoder
 
 
 def make_wide_pipeline():

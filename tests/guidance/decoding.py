@@ -1,0 +1,30 @@
+"""Clean samples, a reward that is not linear, and its gradient through a pipeline's decoder."""
+
+import copy
+
+import torch
+
+from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.frozen import frozen
+from clip_guidance.guidance.gradient import reward_gradient
+
+
+def latents(count=2, size=(8, 8), dtype=torch.float64, seed=0):
+    return torch.randn(count, 4, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def contrast(pictures):
+    """A reward that is not linear, a number a picture."""
+    return (pictures[..., 1:] - pictures[..., :-1]).square().flatten(1).sum(1)
+
+
+def gradient(pipe, decoding, x0, reward=contrast):
+    decoder = Decoder(pipe, "image", decoding)
+    with frozen([decoder.module]):
+        return reward_gradient(reward, decoder, x0).gradient
+
+
+def with_vae(pipe, vae):
+    pipe = copy.copy(pipe)
+    pipe.vae = vae
+    return pipe
