@@ -60,7 +60,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(settings):
         {"steps": 4},
         {"mode": "exact"},
         {"start": 0.5},
-        {"stop": 0.5},
+        {"stop": 0.3},
         {"every": 2},
         {"cutouts": 1},
         {"scheduler": "dpm++"},  # not euler, which in exact arithmetic is ddim
