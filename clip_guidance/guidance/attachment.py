@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters import check_exact, describe, find_adapter
 from clip_guidance.guidance.cap import Corrections, capped
-from clip_guidance.guidance.decode import Decoder, Decoding
+from clip_guidance.guidance.decode import Decoder
 from clip_guidance.guidance.gradient import reward_gradient
 from clip_guidance.guidance.modes import MODES, DenoiserTape
 from clip_guidance.guidance.modes.tape import check_recordable
@@ -43,7 +43,7 @@ class Attachment:
         self.denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
         #: What reads the noisy sample besides: "exact" differentiates through these too.
         self.readers = [*self.denoisers, *_modules(pipe, "controlnet")]
-        self.decoder = Decoder(pipe, guidance.space, guidance.decoding or self._usual_decoding(adapter.decoder))
+        self.decoder = Decoder(pipe, guidance.space, guidance.decoding)
         self.data_variance = guidance.data_variance or adapter.data_variance
         self.dropped = 0
         self._last_index: int | None = None
@@ -54,11 +54,6 @@ class Attachment:
         taped = self.readers if self.mode.needs_tape else []
         #: The networks that a gradient passes through.
         self.networks = [m for m in (guidance.reward, self.decoder.module, *taped) if isinstance(m, nn.Module)]
-
-    def _usual_decoding(self, decoder: str | None) -> Decoding:
-        """In mode "exact", which keeps the denoiser's activations too, those of the decoder are computed again."""
-        module = getattr(self.pipe, decoder, None) if decoder and self.guidance.space == "image" else None
-        return Decoding(checkpoint=self.mode.needs_tape and getattr(module, "_supports_gradient_checkpointing", False))
 
     def owns(self, run: Run | None) -> bool:
         """Whether what is running is the pipeline that this guidance is attached to, or a loop written by hand."""

@@ -68,7 +68,7 @@ class Guidance(Guider):
             picture, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
         decoding: How the picture for the reward is decoded, to save memory and time; None for the pipeline's
-            decoder as it is, whose blocks are recomputed in mode "exact" if they can be.
+            decoder as it is.
         guider: As the guider of a modular pipeline: the guider that this one goes around, such as
             ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
             conditional prediction alone.
