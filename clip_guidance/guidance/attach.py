@@ -42,9 +42,9 @@ class GuidedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``scheduler.step`` with a guided ``model_output``."""
         call = self._signature.bind(*args, **kwargs)
-        call.arguments["model_output"] = self.steering(
-            *(call.arguments[name] for name in ("model_output", "timestep", "sample"))
-        )
+        model_output, timestep, sample = (call.arguments[name] for name in ("model_output", "timestep", "sample"))
+        eta = float(call.arguments.get("eta") or 0.0)
+        call.arguments["model_output"] = self.steering(model_output, timestep, sample, eta)
         return self._step(*call.args, **call.kwargs)
 
     @classmethod

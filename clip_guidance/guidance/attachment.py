@@ -1,6 +1,7 @@
 """One guidance on one pipeline: what is known of the pipeline, and what is remembered during a run."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from clip_guidance.guidance.adapters import check_exact, describe, find_adapter
 from clip_guidance.guidance.cap import Corrections, capped
 from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.gradient import reward_gradient
-from clip_guidance.guidance.modes import MODES, DenoiserTape
+from clip_guidance.guidance.gradient import RewardGradient, reward_gradient
+from clip_guidance.guidance.modes import DenoiserTape, find_mode
 from clip_guidance.guidance.modes.tape import check_recordable
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.noise import level_resolver
@@ -25,7 +26,7 @@ class Attachment:
     """What one guidance needs to steer one pipeline.
 
     Raises:
-        UnsupportedSchedulerError: The scheduler's noise levels are not known.
+        UnsupportedSchedulerError: The scheduler's noise levels are not known, or the mode is not defined for it.
         ValueError: ``pipe`` has no scheduler or denoiser, or its samples cannot be decoded or not recorded.
     """
 
@@ -38,13 +39,16 @@ class Attachment:
         level_resolver(self.scheduler)
         prediction_type(self.scheduler)
         adapter = find_adapter(pipe)
-        self.mode = MODES[guidance.mode]
+        self.mode = find_mode(guidance.mode)
+        self.mode.check(self.scheduler)
         self.doubled, self.repainted = adapter.doubled, adapter.repainted
         self.denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
         #: What reads the noisy sample besides: "exact" differentiates through these too.
         self.readers = [*self.denoisers, *_modules(pipe, "controlnet")]
         self.decoder = Decoder(pipe, guidance.space, guidance.decoding)
         self.data_variance = guidance.data_variance or adapter.data_variance
+        #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
+        self.needs_correction = self.mode.needs_correction or guidance.cap is not None
         self.dropped = 0
         self._last_index: int | None = None
         self._held: tuple[Tensor, float] | None = None  # the latest shift, its step's posterior variance
@@ -59,41 +63,43 @@ class Attachment:
         """Whether what is running is the pipeline that this guidance is attached to, or a loop written by hand."""
         return run is None or run.pipe is self.pipe or not isinstance(self.pipe, PIPELINES)
 
-    def enter_step(self, index: int, num_steps: int) -> bool:
-        """Note that step ``index`` of ``num_steps`` begins; True if it is to be guided."""
+    def enter_step(self, index: int, done: float) -> bool:
+        """Note that step ``index``, before which this fraction of the run is done, begins; True if it is guided."""
         if self._last_index is None or index <= self._last_index:
             self._held = None
             self.decoder.start_run()
             self.guidance.start_run()
         self._last_index = index
-        return self.guidance.acts(index / num_steps)
+        return self.guidance.acts(done)
 
     def shift(
-        self, prediction: Prediction, index: int, num_steps: int, run: Run | None, tape: DenoiserTape, seen: Corrections
+        self, prediction: Prediction, index: int, done: float, run: Run | None, tape: DenoiserTape, seen: Corrections
     ) -> Tensor:
         """Scaled shift of the clean sample predicted at step ``index``, (B, ...)."""
-        guidance, x0 = self.guidance, prediction.x0
+        guidance, report = self.guidance, self.guidance.report
+        if self.needs_correction:
+            prediction = replace(prediction, correction=seen.rms(prediction))
         variance = posterior_variance(prediction.level, self.data_variance)
         if self._held is None or index % guidance.every == 0:
 
-            def gradient(x0: Tensor) -> Tensor:
+            def gradient(x0: Tensor) -> RewardGradient:
                 found = reward_gradient(guidance.reward, self.decoder, x0, run.size if run else None)
-                guidance.report.rewards.append(found.rewards)
-                return found.gradient
+                if len(report.rewards) == len(report.steps):  # the first of those that a method asks for in a step
+                    report.rewards.append(found.rewards)
+                return found
 
             shift = self.mode.shift(prediction, gradient, self.data_variance, tape)
             self._held = self._without_non_finite(shift), variance
-            guidance.report.steps.append(index)
+            report.steps.append(index)
         shift, held_variance = self._held
-        strength = guidance.strength(index / num_steps, len(x0)).to(shift)
+        strength = guidance.strength(done, len(shift)).to(shift)
         shift = (variance / held_variance) * strength.view(-1, *[1] * (shift.ndim - 1)) * shift
-        return self._capped(shift, prediction, variance, seen)
+        return self._capped(shift, prediction.correction, variance)
 
-    def _capped(self, shift: Tensor, prediction: Prediction, variance: float, seen: Corrections) -> Tensor:
+    def _capped(self, shift: Tensor, correction: Tensor | None, variance: float) -> Tensor:
         cap = self.guidance.cap
         if cap is None:
             return shift
-        correction = seen.rms(prediction)
         limit = shift.new_full((len(shift),), math.sqrt(variance)) if correction is None else correction.to(shift)
         found = capped(shift, cap * limit)
         self.guidance.report.capped += found.count

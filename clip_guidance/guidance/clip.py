@@ -12,21 +12,25 @@ from clip_guidance.guidance.config import (
     decoding_to_config,
     guider_from_config,
     guider_to_config,
+    mode_from_config,
+    mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decode import Decoding
 from clip_guidance.guidance.guidance import Guidance
+from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
-_PLAIN = ("mode", "start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
+_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
 #: Of a config, how each of the other arguments is made again.
 _FROM_CONFIG: dict[str, Callable[[Any], Any]] = {
     "cutouts": lambda config: Cutouts(**config),
     "decoding": decoding_from_config,
     "guider": guider_from_config,
+    "mode": mode_from_config,
 }
 
 
@@ -71,7 +75,7 @@ class CLIPGuidance(Guidance):
         cutouts: int | Cutouts = 1,
         seed: int = 0,
         chunk: int | None = None,
-        mode: str = "x0",
+        mode: str | Mode = "x0",
         start: float = 0.0,
         stop: float = 1.0,
         every: int = 1,
@@ -120,6 +124,7 @@ class CLIPGuidance(Guidance):
             "scale": self.scale if isinstance(self.scale, int | float) else self._scales,
             "cutouts": cutouts_to_config(self.reward.cutouts),
             "chunk": self.reward.chunk,
+            "mode": mode_to_config(self.mode),
             **{option: getattr(self, option) for option in _PLAIN},
             "decoding": decoding_to_config(self.decoding),
             "guider": guider_to_config(self.guider),

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from diffusers import guiders
 
+from clip_guidance.guidance import methods
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.modes import Mode
 
 
 def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:
@@ -39,6 +41,38 @@ def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
     if config is None:
         return None
     return Decoding(**{**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])})
+
+
+def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:
+    """The mode's name, or a method's parameters with its class's name.
+
+    Raises:
+        TypeError: The mode's class would not be found again.
+    """
+    if isinstance(mode, str):
+        return mode
+    name = type(mode).__name__
+    if type(mode) not in methods.METHODS:
+        raise TypeError(
+            f"{name}, the mode, cannot be saved: expected the name of a mode or a class of "
+            f"clip_guidance.guidance.methods, {', '.join(each.__name__ for each in methods.METHODS)}"
+        )
+    return {"_class_name": name, **vars(mode)}
+
+
+def mode_from_config(config: str | Mode | dict[str, Any]) -> str | Mode:
+    """The inverse of :func:`mode_to_config`.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    if not isinstance(config, dict):
+        return config
+    found = {each.__name__: each for each in methods.METHODS}
+    name = config.get("_class_name")
+    if name not in found:
+        raise ValueError(f"the mode was {name}; expected one of {', '.join(found)}")
+    return found[name](**{key: value for key, value in config.items() if key != "_class_name"})
 
 
 def guider_to_config(guider: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from clip_guidance.guidance.attach import attach
 from clip_guidance.guidance.decode import Decoding
 from clip_guidance.guidance.guider import Guider
-from clip_guidance.guidance.modes import MODES
+from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
 SPACES = ("image", "latent")
@@ -31,7 +31,8 @@ class GuidanceReport:
 
     Attributes:
         steps: Index of every step at which the gradient was taken.
-        rewards: At each of these, the rewards (B,) of the predicted clean samples before the shift.
+        rewards: At each of these, the rewards (B,) of the predicted clean samples before the shift; where a method
+            adds noise to them, of the first noisy copy.
         dropped: Number of samples' shifts that were left out because they were not finite.
         capped: Number of samples' shifts that were longer than the cap and were shortened.
     """
@@ -55,7 +56,10 @@ class Guidance(Guider):
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
             negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n pictures, in
             the order of the pipeline's prompts.
-        mode: "x0" (default, no backward through the denoiser) or "exact".
+        mode: "x0" (default, no backward through the denoiser), "exact", or a published method with its parameters,
+            one of :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
+            ``UniversalGuidance``, ``TFG``. A ``scale`` of 1 is then the paper's own update. Or any other
+            :class:`~clip_guidance.guidance.modes.Mode`.
         start: Fraction of the steps before which guidance rests, in [0, 1).
         stop: Fraction of the steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
@@ -77,13 +81,13 @@ class Guidance(Guider):
         report: What happened in the latest run.
 
     Raises:
-        TypeError: ``reward`` or ``schedule`` is not callable, or ``guider`` no guider.
+        TypeError: ``reward`` or ``schedule`` is not callable, ``mode`` no mode, or ``guider`` no guider.
         ValueError: Another argument is out of range.
     """
 
     reward: Reward = field(repr=False)
     scale: float | Sequence[float] = 1.0
-    mode: str = "x0"
+    mode: str | Mode = "x0"
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
@@ -100,8 +104,7 @@ class Guidance(Guider):
             raise TypeError(f"reward must be callable, got {type(self.reward).__name__}")
         if not self._scales or not all(math.isfinite(scale) for scale in self._scales):
             raise ValueError(f"scale must be finite, got {self.scale}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        find_mode(self.mode)
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"expected 0 <= start < stop <= 1, got start={self.start}, stop={self.stop}")
         if self.every != int(self.every) or self.every < 1:
@@ -158,7 +161,7 @@ class Guidance(Guider):
             A context manager that yields this guidance. Several guidances attached at once add up.
 
         Raises:
-            UnsupportedSchedulerError: The scheduler's noise levels are not known.
+            UnsupportedSchedulerError: The scheduler's noise levels are not known, or the mode is not defined for it.
             ValueError: ``pipe`` has no scheduler or denoiser, or its latents cannot be decoded; or this guidance goes
                 around a guider.
         """

@@ -142,7 +142,7 @@ class Guider(BaseGuidance):
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """One of the denoiser's forwards comes; from the first on they are watched, by what needs it."""
-        if any(attachment.mode.needs_tape or attachment.guidance.cap is not None for attachment in self._attachments):
+        if any(attachment.mode.needs_tape or attachment.needs_correction for attachment in self._attachments):
             self._begin_step(denoiser)
         with self._ending_on_failure():
             self.inner.prepare_models(denoiser)

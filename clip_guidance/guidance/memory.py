@@ -19,6 +19,7 @@ from torch import nn
 
 from clip_guidance.guidance.decode import Decoder, Decoding, at_a_time, latent_channels
 from clip_guidance.guidance.measure import DecoderBytes, clip_rewards, decoder_bytes, decoder_on_meta, reward_bytes
+from clip_guidance.guidance.modes import Mode, find_mode
 
 if TYPE_CHECKING:
     from clip_guidance.guidance.guidance import Guidance
@@ -47,7 +48,7 @@ class MemoryPlan:
     budget: int
     subject: str
     views: int
-    mode: str
+    mode: str | Mode
 
     @property
     def exact(self) -> bool:
@@ -63,7 +64,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """In plain words."""
-        denoiser = "the denoiser's own activations, which mode='exact' keeps at the same time and which come on top"
+        denoiser = (
+            f"the denoiser's own activations, which mode={self.mode!r} keeps at the same time and which come on top"
+        )
         return "\n".join(
             [
                 f"Guidance of {self.subject}: about {readable(self.bytes)} of {readable(self.budget)}.",
@@ -71,7 +74,7 @@ class MemoryPlan:
                 f"Costs: {'; '.join(self._costs()) or 'no time'}.",
                 f"Gives up: {'; '.join(self._losses()) or 'nothing, the gradient is exact'}.",
                 "Not counted: weights, the working memory of libraries, and "
-                f"{denoiser if self.mode == 'exact' else 'the denoiser, which is at rest at that time'}.",
+                f"{denoiser if find_mode(self.mode).needs_tape else 'the denoiser, which is at rest at that time'}.",
             ]
         )
 

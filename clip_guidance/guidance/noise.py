@@ -85,6 +85,15 @@ def num_steps(scheduler: Any) -> int:
     return len(scheduler.timesteps)
 
 
+def fraction_done(scheduler: Any, index: int) -> float:
+    """Fraction, in [0, 1), of a run that is done before the step at ``index``.
+
+    A step that is taken again counts once (:mod:`clip_guidance.guidance.methods.recurrence` leaves word of it).
+    """
+    fractions = getattr(scheduler, "fractions_done", None)
+    return index / num_steps(scheduler) if fractions is None else fractions[index]
+
+
 def _one_for_all(timestep: float | Tensor) -> float | Tensor:
     """The one timestep of a batch of them."""
     if not isinstance(timestep, Tensor) or timestep.ndim == 0:

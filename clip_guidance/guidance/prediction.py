@@ -208,6 +208,10 @@ class Prediction:
         sample: The noisy sample x, of the same shape.
         level: The noise level of ``sample``.
         kind: What ``model_output`` predicts.
+        scheduler: Whose step it goes into.
+        eta: η that goes into the step with it, where the scheduler takes one (DDIM).
+        correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where
+            nothing asked for it.
     """
 
     model_output: Tensor
@@ -215,6 +219,9 @@ class Prediction:
     sample: Tensor
     level: NoiseLevel
     kind: PredictionType
+    scheduler: Any = None
+    eta: float = 0.0
+    correction: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:

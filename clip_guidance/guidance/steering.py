@@ -15,7 +15,7 @@ from clip_guidance.guidance.attachment import Attachment
 from clip_guidance.guidance.cap import Corrections
 from clip_guidance.guidance.frozen import frozen
 from clip_guidance.guidance.modes import DenoiserTape
-from clip_guidance.guidance.noise import noise_level, num_steps, step_index
+from clip_guidance.guidance.noise import fraction_done, noise_level, step_index
 from clip_guidance.guidance.prediction import Prediction, prediction_type
 from clip_guidance.guidance.running import Run, running
 
@@ -39,32 +39,35 @@ class Steering:
 
     @contextmanager
     def of(self, attachment: Attachment) -> Iterator[None]:
-        """Inside, ``attachment`` steers; a denoiser has hooks only if mode "exact" or a cap needs them."""
+        """Inside, ``attachment`` steers; a denoiser has hooks only if the mode or a cap needs them."""
         with ExitStack() as stack:
             self.attachments.append(attachment)
             stack.callback(self.attachments.remove, attachment)
             stack.enter_context(frozen(attachment.networks))
             if attachment.mode.needs_tape:
                 stack.enter_context(self._tape.watch(attachment.readers))
-            if attachment.guidance.cap is not None:
+            if attachment.needs_correction:
                 stack.enter_context(self._corrections.watch(attachment.denoisers))
             yield
 
-    def __call__(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
+    def __call__(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float = 0.0) -> Tensor:
         """The model output of a step, (B, ...), with every shift written into it."""
         try:
-            return self._steered(model_output, timestep, sample, running())
+            return self._steered(model_output, timestep, sample, eta, running())
         finally:
             self._tape.clear()
             self._corrections.clear()
 
-    def _steered(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, run: Run | None) -> Tensor:
+    def _steered(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float, run: Run | None
+    ) -> Tensor:
         own = [attachment for attachment in self.attachments if attachment.owns(run)]
         if not own:
             return model_output  # another pipeline shares the scheduler
         unguided = model_output.detach() if self._tape.inputs else model_output
-        index, total = step_index(self._scheduler, timestep), num_steps(self._scheduler)
-        active = [attachment for attachment in own if attachment.enter_step(index, total)]
+        index = step_index(self._scheduler, timestep)
+        done = fraction_done(self._scheduler, index)
+        active = [attachment for attachment in own if attachment.enter_step(index, done)]
         level = noise_level(self._scheduler, timestep)
         if not active or level.sigma == 0:
             return unguided
@@ -73,10 +76,10 @@ class Steering:
         kind = prediction_type(self._scheduler)
         with torch.set_grad_enabled(bool(self._tape.inputs)):  # a modular pipeline has left the denoiser's block
             mean = _without_variance(model_output, sample, index)
-            prediction = Prediction(mean[:batch], timestep, sample[:batch], level, kind)
+            prediction = Prediction(mean[:batch], timestep, sample[:batch], level, kind, self._scheduler, eta)
         self._tape.retain_graph = len(active) > 1
         # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
-        shifts = [a.shift(prediction, index, total, run, self._tape, self._corrections) for a in active]
+        shifts = [a.shift(prediction, index, done, run, self._tape, self._corrections) for a in active]
         shift = _clipped(torch.stack(shifts).sum(0), prediction.x0, self._scheduler.config)
         shift = _masked(shift, run, active[0].repainted).repeat(copies, *[1] * (sample.ndim - 1))
         steered = kind.write_back(mean.detach() if self._tape.inputs else mean, shift, level)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from clip_guidance.guidance.gradient import RewardGradient
 from clip_guidance.guidance.modes import x0
 from clip_guidance.guidance.modes.tape import DenoiserTape
 from clip_guidance.guidance.prediction import Prediction
@@ -22,7 +23,7 @@ _NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise rat
 
 def shift(
     prediction: Prediction,
-    reward_gradient: Callable[[Tensor], Tensor],
+    reward_gradient: Callable[[Tensor], RewardGradient],
     data_variance: float,
     tape: DenoiserTape,
 ) -> Tensor:
@@ -30,4 +31,4 @@ def shift(
     level = prediction.level
     if level.alpha <= _NO_SIGNAL * level.sigma:
         return x0.shift(prediction, reward_gradient, data_variance, tape)
-    return level.sigma**2 / level.alpha * tape.vjp(prediction, reward_gradient(prediction.x0))
+    return level.sigma**2 / level.alpha * tape.vjp(prediction, reward_gradient(prediction.x0).gradient)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from clip_guidance.guidance.gradient import RewardGradient
 from clip_guidance.guidance.noise import NoiseLevel
 from clip_guidance.guidance.prediction import Prediction
 
@@ -25,7 +26,7 @@ def posterior_variance(level: NoiseLevel, data_variance: float) -> float:
 
 
 def shift(
-    prediction: Prediction, reward_gradient: Callable[[Tensor], Tensor], data_variance: float, tape: object
+    prediction: Prediction, reward_gradient: Callable[[Tensor], RewardGradient], data_variance: float, tape: object
 ) -> Tensor:
     """Δ for a scale of 1, of the shape of the sample; ``tape`` is not used."""
-    return posterior_variance(prediction.level, data_variance) * reward_gradient(prediction.x0)
+    return posterior_variance(prediction.level, data_variance) * reward_gradient(prediction.x0).gradient

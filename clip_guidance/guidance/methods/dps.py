@@ -1,0 +1,37 @@
+"""DPS, diffusion posterior sampling (Chung et al. 2023, arXiv:2209.14687, algorithm 1).
+
+    x_{t−1} = x'_{t−1} + ζ·∇_{x_t} r(x̂₀(x_t)),
+
+where x'_{t−1} is the unguided step of DDPM: the gradient passes through the denoiser. The paper's step size
+ζ_i = ζ/‖y − A(x̂₀)‖ turns the gradient of the squared residual into one of constant length; so does, up to a factor of
+2, the reward r = −‖y − A(x̂₀)‖ with a constant ζ, which is what the released code computes. As a shift of x̂₀
+(:mod:`.ddim`): Δ = ζ·∇_{x_t} r/response.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
+from clip_guidance.guidance.modes import DenoiserTape, GradientOf
+from clip_guidance.guidance.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class DPS(OnDDIM):
+    """DPS as a mode.
+
+    Args:
+        zeta: Step size ζ; the paper's are 0.3 to 1.
+    """
+
+    zeta: float = 1.0
+    needs_tape: ClassVar[bool] = True
+
+    def shift(
+        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
+    ) -> Tensor:
+        """Δ for a scale of 1, of the shape of the sample."""
+        gradient = tape.vjp(prediction, reward_gradient(prediction.x0).gradient)
+        return step_of(prediction).shift(self.zeta * gradient)

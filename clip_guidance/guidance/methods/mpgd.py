@@ -1,0 +1,51 @@
+"""MPGD, manifold preserving guided diffusion (He et al. 2024, arXiv:2311.16424, algorithm 1).
+
+    x̂₀' = x̂₀ + c_t·∇r(x̂₀),    x_{t−1} = α'x̂₀' + √(σ'² − τ²)·ε̂ + τz
+
+There is no backward through the denoiser, and ε̂ is that of the unguided x̂₀: α'c_t·∇r is added to x_{t−1}, which is the
+shift Δ = (α'/response)·c_t·∇r (:mod:`.ddim`).
+
+The released code takes the other form of DDPM's step instead, x_{t−1} = c₁x̂₀' + c₂x_t + τz, which is the same for an
+unchanged x̂₀ but moves by c₁ ≪ α' with it: there Δ is c_t·∇r itself. Its step size is FreeDoM's (:mod:`.length`) at the
+gradient of x̂₀, c_t = ρ·rms(ε̂_cfg − ε̂_uncond)/(α'·rms(∇r)), and without classifier-free guidance
+c_t = ρ·rms(ε̂)·(σ/α)·c₁/(α'·rms(∇r)). Its ρ of 15 belongs to that form: in the paper's it would be some thirty times
+as much.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
+from clip_guidance.guidance.methods.length import step_length, unit
+from clip_guidance.guidance.modes import GradientOf
+from clip_guidance.guidance.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class MPGD(OnDDIM):
+    """MPGD without a projection, as a mode.
+
+    Args:
+        step_size: A constant c_t in the paper's step; None for the released code's step and relative c_t.
+        rho: Share of the classifier-free correction; the released code's is 15 for style, on Stable Diffusion.
+        rho_without: Share of DDPM's noise correction, where there is no classifier-free guidance.
+    """
+
+    step_size: float | None = None
+    rho: float = 15.0
+    rho_without: float = 1.0
+    needs_tape: ClassVar[bool] = False
+
+    @property
+    def needs_correction(self) -> bool:  # type: ignore[override]
+        """Whether the step is measured by it."""
+        return self.step_size is None
+
+    def shift(self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: object) -> Tensor:
+        """Δ for a scale of 1, of the shape of the sample; ``tape`` is not used."""
+        step, gradient = step_of(prediction), reward_gradient(prediction.x0).gradient
+        if self.step_size is not None:
+            return step.shift(step.following.alpha * self.step_size * gradient)
+        return step_length(prediction, step, self.rho, self.rho_without) / step.following.alpha * unit(gradient)

@@ -1,0 +1,99 @@
+"""TFG, training-free guidance (Ye et al. 2024, arXiv:2409.15761, algorithm 1), which holds the others as special cases.
+
+    r̃(x₀) = log (1/n)·Σ_j exp r(x₀ + σ̄_t ε_j),    σ̄_t = σ̄·√(1 − ᾱ_t)
+    Δ_t = ρ_t·∇_{x_t} r̃(x̂₀(x_t))                         variance guidance, through the denoiser
+    Δ_0 = z − x̂₀,  where z ← z + μ_t·∇r̃(z), N_iter times from x̂₀        mean guidance
+    x_{t−1} = DDIM(x_t, x̂₀) + Δ_t/√α_t + √ᾱ_{t−1}·Δ_0,    α_t = ᾱ_t/ᾱ_{t−1}
+
+As a shift of x̂₀ (:mod:`.ddim`), the last line is Δ = (Δ_t/√α_t + √ᾱ_{t−1}·Δ_0)/response. The strengths follow a
+schedule of mean 1 over the T steps: ρ_t = ρ·T·s_t/Σs with s = α_t ("increase"), 1 − α_t ("decrease") or 1 ("constant").
+N_recur repetitions of a step are ``recurrent(scheduler, N_recur)``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_guidance.guidance.methods.ddim import OnDDIM, Step, final_alpha_prod, step_of
+from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
+from clip_guidance.guidance.modes import DenoiserTape, GradientOf
+from clip_guidance.guidance.prediction import Prediction
+
+SCHEDULES = ("increase", "decrease", "constant")
+
+
+@dataclass(frozen=True)
+class TFG(OnDDIM):
+    """TFG as a mode.
+
+    Args:
+        rho: ρ of variance guidance; 0 turns it off, and with it the backward through the denoiser.
+        mu: μ of mean guidance; 0 turns it off.
+        sigma: σ̄ of the noise that smooths the reward.
+        samples: Number n of noisy copies. The authors' programs run with 1, their library's default is 4.
+        iterations: N_iter, steps of mean guidance.
+        rho_schedule: One of :data:`SCHEDULES`.
+        mu_schedule: One of :data:`SCHEDULES`.
+        seed: Of the noise.
+
+    Raises:
+        ValueError: ``samples`` or ``iterations`` is not a positive whole number, or a schedule is not known.
+    """
+
+    rho: float = 1.0
+    mu: float = 1.0
+    sigma: float = 0.01
+    samples: int = 1
+    iterations: int = 4
+    rho_schedule: str = "increase"
+    mu_schedule: str = "increase"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
+        if self.iterations != int(self.iterations) or self.iterations < 1:
+            raise ValueError(f"iterations must be a whole number, at least 1, got {self.iterations}")
+        for schedule in (self.rho_schedule, self.mu_schedule):
+            if schedule not in SCHEDULES:
+                raise ValueError(f"a schedule of TFG must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+
+    @property
+    def needs_tape(self) -> bool:
+        """Whether the denoiser's forward must be recorded."""
+        return self.rho != 0
+
+    def shift(
+        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
+    ) -> Tensor:
+        """Δ for a scale of 1, of the shape of the sample."""
+        step, x0, scheduler = step_of(prediction), prediction.x0, prediction.scheduler
+        smoothing = Smoothing(self.samples, self.seed)
+        generator = smoothing.generator(step.level.timestep)
+        sigma = self.sigma * step.level.sigma
+
+        at_x0 = smoothing.gradient(reward_gradient, x0, sigma, generator)
+        added = torch.zeros_like(x0)
+        if self.rho and step.has_signal:
+            delta_t = self.rho * share(self.rho_schedule, step, scheduler) * tape.vjp(prediction, at_x0)
+            added += delta_t / math.sqrt(step.alpha_t)
+        if self.mu:
+            mu_t = self.mu * share(self.mu_schedule, step, scheduler)
+            z = x0 + mu_t * at_x0
+            for _ in range(self.iterations - 1):
+                z = z + mu_t * smoothing.gradient(reward_gradient, z, sigma, generator)
+            added += step.following.alpha * (z - x0)
+        return step.shift(added)
+
+
+def share(schedule: str, step: Step, scheduler: Any) -> float:
+    """T·s_t/Σs of a schedule at a step of the run."""
+    if schedule == "constant":
+        return 1.0
+    timesteps = torch.unique(scheduler.timesteps.cpu().long()).flip(0)  # recurrence repeats them
+    products = scheduler.alphas_cumprod.cpu()[timesteps].double()
+    alphas = products / torch.cat([products[1:], products.new_tensor([final_alpha_prod(scheduler)])])
+    shares, own = (alphas, step.alpha_t) if schedule == "increase" else (1 - alphas, 1 - step.alpha_t)
+    return own / float(shares.mean())

@@ -1,0 +1,258 @@
+"""Where a method must equal another, and what it refuses."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
+
+from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
+from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
+from clip_guidance.guidance.methods.ddim import step_of
+from clip_guidance.guidance.methods.smoothing import Smoothing
+from clip_guidance.guidance.methods.tfg import share
+from clip_guidance.guidance.noise import noise_level
+from clip_guidance.guidance.prediction import Prediction, prediction_type
+
+CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
+
+
+def scheduler_of(cls=DDIMScheduler, steps=10, **config):
+    scheduler = cls(**BETAS, clip_sample=False, **config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def prediction_at(scheduler, index, shape=(2, 3, 4), **options):
+    generator = torch.Generator().manual_seed(index)
+    output, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = scheduler.timesteps[index]
+    return Prediction(output, t, x, noise_level(scheduler, t), prediction_type(scheduler), scheduler, **options)
+
+
+class Tape:
+    """A denoiser of Jacobian ½."""
+
+    def vjp(self, prediction, cotangent):
+        return 0.5 * cotangent
+
+
+# ---------------------------------------------------------------- a shift of x̂₀, and what DDIM makes of it
+
+
+@pytest.mark.parametrize("index", [0, 4, 9])
+@pytest.mark.parametrize(
+    "config", [{}, {"set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction"}]
+)
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_response_is_how_far_ddim_moves(index, config, eta):
+    scheduler = scheduler_of(**config)
+    assert_moves(scheduler, index, eta, eta=eta)
+
+
+@pytest.mark.parametrize("index", [0, 4, 9])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_response_is_how_far_ddpm_moves_whatever_eta(index, eta):
+    assert_moves(scheduler_of(DDPMScheduler), index, eta)
+
+
+def assert_moves(scheduler, index, given, **options):
+    prediction = prediction_at(scheduler, index, eta=given)
+    step, delta = step_of(prediction), torch.full((2, 3, 4), 0.3, dtype=torch.float64)
+    moved = prediction.kind.write_back(prediction.model_output, delta, prediction.level)
+    before, after = (
+        scheduler.step(
+            output, prediction.timestep, prediction.sample, generator=torch.Generator().manual_seed(0), **options
+        ).prev_sample
+        for output in (prediction.model_output, moved)
+    )
+    torch.testing.assert_close(after - before, step.response * delta, rtol=2e-5, atol=0)
+    assert step.response > 0
+
+
+@pytest.mark.parametrize("method", [DPS(), LGDMC(), FreeDoM(), MPGD(0.1), TFG()])
+def test_a_step_that_stays_where_it_is_cannot_be_shifted(method):
+    scheduler = scheduler_of(set_alpha_to_one=False)
+    prediction = prediction_at(scheduler, 9)
+    still = scheduler.step(prediction.model_output, prediction.timestep, prediction.sample).prev_sample
+    torch.testing.assert_close(still, prediction.sample)
+    assert not method.shift(prediction, reward_gradient, 1.0, Tape()).any()
+
+
+@pytest.mark.parametrize("correction", [None, torch.ones(2)])
+@pytest.mark.parametrize("method", [FreeDoM(), MPGD(), TFG(mu=0.0)])
+def test_what_is_divided_by_alpha_rests_without_a_signal(method, correction):
+    scheduler = scheduler_of(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    predictions = [prediction_at(scheduler, i, correction=correction) for i in (0, 1)]
+    shifts = [method.shift(each, reward_gradient, 1.0, Tape()) for each in predictions]
+    assert scheduler.alphas_cumprod[scheduler.timesteps[0]] == 0
+    assert not shifts[0].any() and shifts[1].isfinite().all() and shifts[1].all()
+
+
+# ---------------------------------------------------------------- one method as another
+
+
+@pytest.mark.parametrize("index", [0, 5, 9])
+def test_tfg_of_rho_alone_is_dps_with_a_step_size_of_rho_over_root_alpha(index):
+    scheduler = scheduler_of()
+    prediction = prediction_at(scheduler, index)
+    method = TFG(0.3, 0.0, sigma=0.0, **CONSTANT)
+    zeta = 0.3 / math.sqrt(step_of(prediction).alpha_t)
+    expected = DPS(zeta).shift(prediction, reward_gradient, 1.0, Tape())
+    torch.testing.assert_close(method.shift(prediction, reward_gradient, 1.0, Tape()), expected)
+
+
+def test_tfg_of_rho_alone_has_the_direction_of_freedom():
+    scheduler = scheduler_of()
+    prediction = prediction_at(scheduler, 3)
+    methods = TFG(0.3, 0.0, sigma=0.0), FreeDoM()
+    shifts = [method.shift(prediction, reward_gradient, 1.0, Tape()).flatten(1) for method in methods]
+    cosines = torch.nn.functional.cosine_similarity(*shifts)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
+
+
+def test_tfg_of_mu_alone_in_one_iteration_is_mpgd():
+    pipe, method = make_pipe(), TFG(0.0, 0.1, sigma=0.0, iterations=1, **CONSTANT)
+    assert not method.needs_tape
+    torch.testing.assert_close(guided(pipe, method), guided(pipe, MPGD(0.1)))
+
+
+@pytest.mark.parametrize("schedule", ["increase", "decrease"])
+def test_tfg_schedules_have_mean_1_and_the_direction_of_their_name(schedule):
+    scheduler = scheduler_of()
+    shares = [share(schedule, step_of(prediction_at(scheduler, i)), scheduler) for i in range(10)]
+    assert sum(shares) / 10 == pytest.approx(1, rel=1e-6)
+    assert shares == sorted(shares, reverse=schedule == "decrease")
+    assert shares[0] != pytest.approx(shares[-1], rel=1e-3)
+
+
+def test_universal_without_backward_is_mode_exact():
+    pipe = make_pipe()
+    torch.testing.assert_close(guided(pipe, UniversalGuidance(0.4)), guided(pipe, "exact", scale=0.4))
+
+
+def test_universal_is_the_sum_of_its_parts():
+    prediction = prediction_at(scheduler_of(), 3)
+    whole, forward, backward = (
+        method.shift(prediction, reward_gradient, 1.0, Tape())
+        for method in (UniversalGuidance(0.4, 2), UniversalGuidance(0.4), UniversalGuidance(0.0, 2))
+    )
+    torch.testing.assert_close(whole, forward + backward)
+    assert [UniversalGuidance(0.4, 2).needs_tape, UniversalGuidance(0.0, 2).needs_tape] == [True, False]
+
+
+def test_universal_backward_of_many_steps_finds_the_best_picture():
+    prediction = prediction_at(scheduler_of(), 3)
+    shift = UniversalGuidance(0.0, 200, 0.5).shift(prediction, reward_gradient, 1.0, Tape())
+    assert_close(gradient(prediction.x0 + shift), torch.zeros_like(shift))
+
+
+@pytest.mark.parametrize("cls", [FreeDoM, MPGD])
+def test_relative_steps_do_not_see_the_size_of_the_reward(cls):
+    pipe = make_pipe()
+    assert_close(guided(pipe, cls(), lambda x: 100 * quadratic(x)), guided(pipe, cls()))
+
+
+@pytest.mark.parametrize("method", [FreeDoM(rho=0.2), MPGD(rho=0.2)])
+def test_step_is_a_share_of_the_classifier_free_correction(method):
+    """ρ·rms(ε̂_cfg − ε̂_uncond), of each sample on its own: of x_{t−1} for FreeDoM, of α'x̂₀ for MPGD."""
+    scheduler, correction = scheduler_of(), torch.tensor([0.5, 2.0], dtype=torch.float64)
+    alone = prediction_at(scheduler, 3)
+    level = alone.level
+    prediction = replace(alone, correction=level.sigma / level.alpha * correction)  # that of x̂₀
+    shift = method.shift(prediction, reward_gradient, 1.0, Tape())
+    step = step_of(prediction)
+    moved = (step.response if isinstance(method, FreeDoM) else step.following.alpha) * shift
+    torch.testing.assert_close(moved.flatten(1).square().mean(1).sqrt(), 0.2 * correction)
+
+
+@pytest.mark.parametrize("cls", [FreeDoM, MPGD])
+def test_no_gradient_is_no_shift(cls):
+    none = lambda x: RewardGradient(torch.zeros_like(x), x.new_zeros(len(x)))  # noqa: E731
+    assert not cls().shift(prediction_at(scheduler_of(), 3), none, 1.0, Tape()).any()
+
+
+# ---------------------------------------------------------------- the smoothed reward
+
+
+def test_many_copies_give_the_gradient_of_the_expectation():
+    """E exp(−k(x + σε − y)²/2) ∝ exp(−k(x − y)²/(2(1 + kσ²)))."""
+    x0, sigma = torch.tensor([[0.3], [2.0]], dtype=torch.float64), 0.8
+    smoothing = Smoothing(20000)
+    found = smoothing.gradient(reward_gradient, x0, sigma, smoothing.generator(10))
+    torch.testing.assert_close(found, gradient(x0) / (1 + CURVATURE * sigma**2), rtol=0.03, atol=0)
+
+
+def test_noise_is_that_of_the_seed_and_the_timestep_for_every_sample():
+    x0, smoothing = torch.zeros(2, 3), Smoothing(2, seed=1)
+    first, second = smoothing.noise(x0, smoothing.generator(10))
+    assert first.shape == (1, 3) and not first.equal(second)
+    assert first.equal(smoothing.noise(x0, smoothing.generator(10))[0])
+    for other in (smoothing.generator(11), Smoothing(2, seed=2).generator(10)):
+        assert not first.equal(smoothing.noise(x0, other)[0])
+
+
+@pytest.mark.parametrize("method", [LGDMC(samples=2), TFG(sigma=0.5)])
+def test_a_sample_does_not_see_its_neighbours_and_the_samplers_noise_stays(method):
+    scheduler = scheduler_of()
+    both = prediction_at(scheduler, 3)
+    one = replace(both, model_output=both.model_output[1:], sample=both.sample[1:])
+    state = torch.random.get_rng_state()
+    shifts = [method.shift(each, reward_gradient, 1.0, Tape()) for each in (both, one)]
+    torch.testing.assert_close(shifts[0][1:], shifts[1])
+    assert torch.random.get_rng_state().equal(state)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("method", [DPS(), LGDMC(), FreeDoM(), MPGD(), TFG()], ids=lambda method: type(method).__name__)
+def test_other_schedulers_are_refused_when_attached(method):
+    scheduler = EulerDiscreteScheduler()
+    pipe = SimpleNamespace(scheduler=scheduler, unet=make_pipe().unet)
+    message = f"{type(method).__name__} is defined.*DDIMScheduler or DDPM.*EulerDiscrete.*DDIMScheduler.from_config"
+    with pytest.raises(UnsupportedSchedulerError, match=message):
+        Guidance(quadratic, mode=method, space="latent").attach(pipe)
+    assert "step" not in vars(scheduler)
+    Guidance(quadratic, mode=UniversalGuidance(), space="latent").attach(pipe)
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "message"),
+    [
+        ("dps", ValueError, r"mode must be one of x0, exact, or a method such as FreeDoM\(\), got 'dps'"),
+        (DPS, TypeError, r"mode must be an object, got the class DPS: write mode=DPS\(\)"),
+        (0.2, TypeError, r"an object with shift, check, needs_tape and needs_correction, such as .*FreeDoM.*got float"),
+    ],
+)
+def test_what_is_no_mode_is_refused(mode, error, message):
+    with pytest.raises(error, match=message):
+        Guidance(quadratic, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LGDMC(samples=0), "samples must be a whole number of noisy copies, at least 1, got 0"),
+        (lambda: TFG(samples=1.5), "samples must be a whole number of noisy copies, at least 1, got 1.5"),
+        (lambda: TFG(iterations=0), "iterations must be a whole number, at least 1, got 0"),
+        (lambda: TFG(mu_schedule="linear"), "one of increase, decrease, constant, got 'linear'"),
+        (lambda: UniversalGuidance(backward_steps=-1), "backward_steps must be a whole number, at least 0, got -1"),
+    ],
+)
+def test_arguments_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_level_must_know_its_timestep():
+    prediction = prediction_at(scheduler_of(), 0)
+    level = replace(prediction.level, timestep=None)
+    with pytest.raises(ValueError, match="expected a noise level that knows its timestep"):
+        step_of(replace(prediction, level=level))
