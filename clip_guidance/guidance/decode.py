@@ -7,7 +7,7 @@ a part of the picture, recomputation, and one picture at a time.
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,8 @@ class Decoder:
         if self.decoding.decoder is not None:
             self.adapter = _adapter_of(self.decoding.decoder, self.adapter, self.module, pipe)
             self.module = self.decoding.decoder
+        #: Precision to which each layer's weights are cast for its forward alone, if they are.
+        self._cast = _layerwise_dtype(self.module) if isinstance(self.module, nn.Module) else None
         if self.decoding.checkpoint and not getattr(self.module, "_supports_gradient_checkpointing", False):
             raise ValueError(
                 f"checkpoint=True needs a decoder that can recompute its blocks; {type(self.module).__name__} cannot. "
@@ -132,26 +134,20 @@ class Decoder:
             yield
             return
         network = self._network(device)
-        modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
-        before = [(module, module.gradient_checkpointing) for module in modules]
-        with weights_stay(network):
-            if self.decoding.checkpoint:
-                network.enable_gradient_checkpointing()
-            try:
-                yield
-            finally:
-                for module, value in before:
-                    module.gradient_checkpointing = value
+        with weights_stay(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
+            yield
 
     def _network(self, device: torch.device) -> Any:
         """The decoder, or a copy where it is to compute in another precision or, one's own decoder, in another place.
 
-        Under autocast the norms would compute, and keep, float32: nearly twice the memory.
+        Under autocast the norms would compute, and keep, float32: nearly twice the memory. Weights that are cast layer
+        by layer are copied too: the backward would find them cast back.
         """
-        dtype = self.decoding.dtype
-        if dtype is None and _dtype(self.module) == torch.float16 and _overflows(self.module):
+        dtype = self.decoding.dtype or self._cast
+        own = self._cast or _dtype(self.module)
+        if self.decoding.dtype is None and own == torch.float16 and _overflows(self.module):
             dtype = torch.bfloat16
-        stays = self.decoding.decoder is None or _device(self.module) in (device, None)
+        stays = self._cast is None and (self.decoding.decoder is None or _device(self.module) in (device, None))
         if stays and dtype in (None, _dtype(self.module)):
             return self.module
         if self._copy is None or self._copy_device != device:
@@ -207,8 +203,29 @@ def latent_channels(decoder: Any) -> int | None:
     return next((n for name in ("latent_channels", "z_dim") if (n := getattr(config, name, None)) is not None), None)
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    return getattr(module, "dtype", torch.float32)
+@contextmanager
+def _recomputed(network: Any) -> Iterator[None]:
+    modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
+    before = [(module, module.gradient_checkpointing) for module in modules]
+    network.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module, value in before:
+            module.gradient_checkpointing = value
+
+
+def _dtype(module: Any) -> torch.dtype:
+    # Of the first weight: diffusers' own `dtype` would walk through all modules, at every step.
+    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+
+
+def _layerwise_dtype(module: nn.Module) -> torch.dtype | None:
+    """The precision in which a network computes under diffusers' ``enable_layerwise_casting``; None without it."""
+    registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
+    hooks = (registry.get_hook("layerwise_casting") for registry in registries if registry is not None)
+    return next((hook.compute_dtype for hook in hooks if hook is not None), None)
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")  # accelerate's and diffusers', which put a `forward` of their own in its place
-_NOT_COPIED = (*_HOOKS, "forward", "_old_forward", "_compiled_call_impl")
+_NOT_COPIED = (*_HOOKS, "forward", "_old_forward")
 
 
 def stand_in(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -24,21 +24,21 @@ def stand_in(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """
     copies: dict[int, Any] = {}  # by the id of the original, which outlives this
 
-    def of_tensor(tensor: Tensor | None) -> Tensor | None:
+    def of_tensor(tensor: Tensor | None) -> Any:
         if tensor is not None and id(tensor) not in copies:
-            copies[id(tensor)] = make(tensor.detach())
+            made = make(tensor.detach())
+            copies[id(tensor)] = nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
         return None if tensor is None else copies[id(tensor)]
 
     def of_module(module: nn.Module | None) -> nn.Module | None:
         module = getattr(module, "_orig_mod", module)  # torch.compile's
         if module is None or id(module) in copies:
             return copies.get(id(module))
-        new = copies[id(module)] = copy.copy(module)
-        if any(name in vars(module) for name in _HOOKS) or "_compiled_call_impl" in vars(module):
+        new = copies[id(module)] = copy.copy(module)  # without what compiling in place has made
+        if any(name in vars(module) for name in _HOOKS):
             for name in _NOT_COPIED:
                 vars(new).pop(name, None)
-        weights = {name: of_tensor(weight) for name, weight in module._parameters.items()}
-        new._parameters = {k: None if w is None else nn.Parameter(w, requires_grad=False) for k, w in weights.items()}
+        new._parameters = {name: of_tensor(weight) for name, weight in module._parameters.items()}
         new._buffers = {name: of_tensor(buffer) for name, buffer in module._buffers.items()}
         new._modules = {name: of_module(child) for name, child in module._modules.items()}
         return new

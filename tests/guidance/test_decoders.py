@@ -103,6 +103,44 @@ def test_another_precision_can_be_asked_for(tiny_pipeline, checkpoint):
     assert not gradient(half, Decoding(), x0).equal(expected)
 
 
+class Plain(torch.nn.Module):
+    """A decoder that does not tell its precision, as diffusers' networks do."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae, self.config = vae, vae.config
+
+    def decode(self, latents, **options):
+        return self.vae.decode(latents, **options)
+
+
+def test_the_precision_of_a_decoder_is_that_of_its_weights(tiny_pipeline):
+    pipe, x0 = tiny_pipeline(), latents(dtype=torch.float32)
+    half = copy.deepcopy(pipe.vae).to(torch.bfloat16)
+    expected = Decoder(with_vae(pipe, half), "image")(x0)
+    assert Decoder(pipe, "image", Decoding(Plain(half)))(x0).equal(expected)
+
+
+@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"checkpoint": True}, {"dtype": torch.bfloat16}], ids=str)
+def test_weights_that_are_cast_layer_by_layer_are_differentiated(tiny_pipeline, storage, options):
+    pipe, x0 = tiny_pipeline(), latents(dtype=torch.float32)
+    rounded, cast = copy.deepcopy(pipe.vae), copy.deepcopy(pipe.vae)
+    for weight in rounded.parameters():
+        weight.data = weight.to(storage).float()
+    cast.enable_layerwise_casting(storage, torch.float32)
+    expected = gradient(with_vae(pipe, rounded), Decoding(**options), x0)
+    torch.testing.assert_close(gradient(with_vae(pipe, cast), Decoding(**options), x0), expected)
+    assert next(cast.decoder.parameters()).dtype == storage
+
+
+def test_a_decoder_that_overflows_in_the_float16_it_is_cast_to_runs_in_bfloat16(tiny_pipeline):
+    pipe, x0 = tiny_pipeline(), latents(dtype=torch.float32)
+    cast = overflowing(pipe.vae, torch.float32)
+    cast.enable_layerwise_casting(torch.bfloat16, torch.float16)
+    assert gradient(with_vae(pipe, cast), Decoding(), x0).isfinite().all()
+
+
 def test_a_copy_cannot_be_made_of_weights_that_are_not_there(tiny_pipeline):
     pipe = tiny_pipeline()
     pipe = with_vae(pipe, copy.deepcopy(pipe.vae).to("meta"))
