@@ -58,9 +58,9 @@ def with_keywords(row: Row, rng: random.Random) -> str:
 
 
 PHRASES: tuple[tuple[float, Callable[[Row, random.Random], str]], ...] = (
-    (0.4, styled),
-    (0.2, short),
-    (0.15, name_only),
+    (0.3, styled),
+    (0.15, short),
+    (0.3, name_only),
     (0.25, with_keywords),
 )
 
@@ -128,6 +128,12 @@ class CaptionedPictures:
         if not rows:
             raise ValueError(f"{path}: no usable picture ({len(skipped)} unreadable, exclude={exclude!r})")
         return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
+
+    @classmethod
+    def join(cls, parts: Sequence[CaptionedPictures]) -> CaptionedPictures:
+        """The pictures of all parts, in order; their sizes must agree."""
+        pictures = torch.cat([part.pictures for part in parts])
+        return cls(pictures, [row for part in parts for row in part.rows], [s for part in parts for s in part.skipped])
 
     def subset(self, indices: Sequence[int]) -> CaptionedPictures:
         """The pictures at ``indices``, in that order."""

@@ -7,7 +7,7 @@ from tiny import TEXTS, image_config, make_clip, make_tokenizer, text_config
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 from clip_guidance.tokenizer import tokenize
-from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ResNetConfig, ResNetModel, TextTower
+from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ResNetConfig, ResNetModel, TextTower, ViTConfig, ViTModel
 from clip_guidance.towers.text import token_mask
 
 TEXT_KINDS = ("transformer", "cbow")
@@ -146,3 +146,40 @@ def test_what_sdxl_and_textual_inversion_read(kind, tmp_path):
     encoder = clip.text_encoder
     encoder.resize_token_embeddings(len(clip.tokenizer) + 2)
     assert encoder.get_input_embeddings().weight.shape[0] == len(clip.tokenizer) + 2
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_a_vit_with_a_stem_pools_as_its_config_says(pooling):
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        stem_widths=[8, 16, 24],
+        pooling=pooling,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    tower = ViTModel(config).eval()
+    with torch.no_grad():
+        output = tower(torch.randn(3, 3, 32, 32))
+        states = output.last_hidden_state
+        expected = states.mean(1) if pooling == "mean" else states[:, 0]
+        torch.testing.assert_close(output.pooler_output, tower.vision_model.post_layernorm(expected))
+    assert states.shape == (3, 17, 32)  # 4 x 4 tokens of 8 pixels, and the class token
+
+
+def test_a_token_of_the_stem_sees_its_neighbourhood_only():
+    config = ViTConfig(image_size=64, patch_size=4, stem_widths=[8, 16], hidden_size=16, num_attention_heads=2)
+    stem = ViTModel(config).eval().vision_model.embeddings.patch_embedding
+    pixels = torch.randn(1, 3, 64, 64, requires_grad=True)
+    stem(pixels)[0, :, 8, 8].sum().backward()
+    seen = pixels.grad.abs().sum(1)[0].nonzero()
+    assert len(seen) and seen.min() >= 32 - 16 and seen.max() < 36 + 16
+
+
+def test_a_stem_that_does_not_make_the_patches_is_refused():
+    with pytest.raises(ValueError, match=r"stem_widths \[8, 16\] make patches of side 4, expected .* patch_size 8"):
+        ViTConfig(patch_size=8, stem_widths=[8, 16])
+    with pytest.raises(ValueError, match='pooling: expected "class" or "mean", got \'max\''):
+        ViTConfig(pooling="max")

@@ -45,6 +45,18 @@ def test_train_clip(clip_folder):
     assert clip.encode_text(NAMES).shape == (8, clip.config.projection_dim)
 
 
+def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path):
+    options = ["--data", data, data, "--output", tmp_path, "--init_text", clip_folder, "--batch_size", 4]
+    options += ["--image_size", 32, "--image_width", 32, "--image_layers", 1, "--patch_size", 4, "--noise", 0.1]
+    options += ["--stem_widths", 8, 16, "--pooling", "mean", "--learning_rate", 0, "--steps", 1]
+    done = launch(root, "train_clip.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert "16 pictures" in done.stdout  # of both tables
+    made, known = cg.CLIP.from_pretrained(tmp_path), cg.CLIP.from_pretrained(clip_folder)
+    assert made.config.vision_config.stem_widths == [8, 16] and made.config.vision_config.pooling == "mean"
+    torch.testing.assert_close(made.encode_text(NAMES), known.encode_text(NAMES))
+
+
 def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path):
     options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
     options += ["--vae_channels", 8, 8, "--unet_channels", 16, 16, "--vae_steps", 2, "--unet_steps", 2]
@@ -66,6 +78,14 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     pipe = cg.load_pipeline(tmp_path)
     latents = pipe.vae.encode(torch.rand(2, 3, 32, 32)).latent_dist.mean
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
+    further = tmp_path / "further"
+    options = ["--data", data, "--output", further, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
+    options += ["--unet_steps", 1, "--learning_rate", 0, "--sample_every", 2, "--init", tmp_path]
+    done = launch(root, "train_diffusion.py", *options)
+    assert done.returncode == 0, done.stderr
+    for part in ("vae", "unet"):
+        weights = getattr(cg.load_pipeline(further), part).state_dict()
+        assert all(weights[name].equal(value) for name, value in getattr(pipe, part).state_dict().items()), part
 
 
 def test_unknown_towers_and_several_processes_are_refused(root, data, tmp_path):

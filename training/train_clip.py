@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from clip_guidance.augment import random_views
+from clip_guidance.augment import random_noise, random_views
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.data import CaptionedPictures, caption
 from clip_guidance.retrieval import recall_at_k, unique
@@ -31,14 +31,18 @@ from clip_guidance.trainer import Plan, SampleOrder, fit, parse_settings, save_s
 class Settings:
     """Settings of one run; the defaults are a small CLIP for 64x64 pictures."""
 
-    data: str  # parquet table of captioned pictures
+    data: list[str]  # parquet tables of captioned pictures
     output: str  # folder for checkpoints, the log and the finished CLIP
     validation: str | None = None  # parquet table of held-out pictures
     exclude: str | None = None  # leave out pictures whose name contains this
+    init: str | None = None  # CLIP (folder or name) to go on from; its architecture and vocabulary hold
+    init_text: str | None = None  # CLIP whose text tower and vocabulary to go on from, beside a new image tower
     image_tower: str = "vit"
     text_tower: str = "transformer"
     image_size: int = 64
     patch_size: int = 16
+    stem_widths: list[int] = field(default_factory=list)  # of the ViT's residual stages; none: a linear patch embedding
+    pooling: str = "class"  # of the ViT: the class token, or the "mean" of all tokens
     image_width: int = 192
     image_layers: int = 6
     resnet_widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
@@ -48,6 +52,7 @@ class Settings:
     vocab_size: int = 3072
     context_length: int = 32
     projection_dim: int = 128
+    noise: float = 0.0  # largest standard deviation of the noise on half of the pictures, which are in [0, 1]
     steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -70,8 +75,11 @@ def find_tokenizer(settings: Settings, data: CaptionedPictures) -> CLIPTokenizer
 
 
 def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
-    """Two fresh towers over the vocabulary of the captions of ``data``."""
-    tokenizer = find_tokenizer(settings, data)
+    """Two fresh towers over the vocabulary of the captions of ``data``, or those that the settings go on from."""
+    if settings.init:
+        return CLIP.from_pretrained(settings.init).float()
+    known = CLIP.from_pretrained(settings.init_text).float() if settings.init_text else None
+    tokenizer = known.tokenizer if known is not None else find_tokenizer(settings, data)
     text_options = dict(
         vocab_size=len(tokenizer),
         hidden_size=settings.text_width,
@@ -91,6 +99,8 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
             num_hidden_layers=settings.image_layers,
             num_attention_heads=settings.image_width // 32,
             patch_size=settings.patch_size,
+            stem_widths=settings.stem_widths or None,
+            pooling=settings.pooling,
             hidden_act="gelu",
         )
     else:
@@ -100,7 +110,16 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
         vision_config=IMAGE_TOWERS[settings.image_tower][0](image_size=settings.image_size, **image_options),
         projection_dim=settings.projection_dim,
     )
-    return CLIP(config, tokenizer)
+    clip = CLIP(config, tokenizer)
+    if known is not None:
+        clip.text_encoder.load_state_dict(known.text_encoder.state_dict())
+        clip.text_projection.load_state_dict(known.text_projection.state_dict())
+    return clip
+
+
+def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
+    """Without the columns that are padding in every row: neither text tower looks at padding, so nothing changes."""
+    return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
 @torch.no_grad()
@@ -116,7 +135,8 @@ def evaluate(clip: CLIP, data: CaptionedPictures) -> dict[str, float]:
 
 def train(settings: Settings, accelerator: Accelerator) -> CLIP:
     """Trains on every pair of pictures and captions; pairs with the same caption are no negatives."""
-    data = CaptionedPictures.from_parquet(settings.data, settings.image_size, settings.exclude)
+    tables = [CaptionedPictures.from_parquet(path, settings.image_size, settings.exclude) for path in settings.data]
+    data = CaptionedPictures.join(tables)
     held_out = settings.validation and CaptionedPictures.from_parquet(
         settings.validation, settings.image_size, settings.exclude
     )
@@ -124,16 +144,18 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     torch.manual_seed(settings.seed)
-    clip = make_clip(settings, data).to(accelerator.device)
+    clip = make_clip(settings, data).to(accelerator.device, memory_format=torch.channels_last)
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         indices, rng = order(step), random.Random(f"{settings.seed}-{step}")
         captions = [caption(data.rows[i], rng) for i in indices.tolist()]
-        pictures = data.pictures[indices].to(accelerator.device).float() / 255
+        pictures = random_views(data.pictures[indices].to(accelerator.device).float() / 255)
+        if settings.noise:
+            pictures = random_noise(pictures, sigma=settings.noise)
         output = model(
-            input_ids=tokenize(clip.tokenizer, captions).to(accelerator.device),
-            pixel_values=clip.image_processor.differentiable(random_views(pictures)),
+            input_ids=trimmed(tokenize(clip.tokenizer, captions), clip.tokenizer.pad_token_id).to(accelerator.device),
+            pixel_values=clip.image_processor.differentiable(pictures),
             groups=unique(captions)[1].to(accelerator.device),
             return_loss=True,
         )

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_guidance.clip import CLIP
 from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.pipeline import load_pipeline
 from clip_guidance.trainer import Plan, SampleOrder, fit, parse_settings, save_settings
 
 
@@ -36,6 +37,7 @@ class Settings:
     data: str  # parquet table of captioned pictures
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
+    init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
     phase: str = "all"  # "autoencoder" stops before the UNet
     exclude: str | None = None  # leave out pictures whose name contains this
     size: int = 64  # side of the pictures in pixels
@@ -197,14 +199,25 @@ def make_plan(settings: Settings, steps: int, peak: float) -> Plan:
 
 
 def train_unet(
-    settings: Settings, data: CaptionedPictures, vae: AutoencoderKL, clip: CLIP, accelerator: Accelerator
+    settings: Settings,
+    data: CaptionedPictures,
+    vae: AutoencoderKL,
+    clip: CLIP,
+    accelerator: Accelerator,
+    unet: UNet2DConditionModel | None = None,
 ) -> StableDiffusionPipeline:
-    """Trains the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights (EMA)."""
+    """Trains the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights (EMA).
+
+    Args:
+        unet: one to go on from, in place of a fresh one.
+    """
     torch.manual_seed(settings.seed)
     device = accelerator.device
     latents = encode(vae.to(device), data.pictures, device)
     text_encoder, tokenizer = clip.text_encoder.to_clip_text_model().to(device), clip.tokenizer
-    unet = make_unet(settings, text_encoder.config.hidden_size).to(device, memory_format=torch.channels_last)
+    if unet is None:
+        unet = make_unet(settings, text_encoder.config.hidden_size)
+    unet.to(device, memory_format=torch.channels_last)
     ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     scheduler = make_scheduler()
     pipeline = StableDiffusionPipeline(
@@ -275,9 +288,10 @@ def main(settings: Settings) -> None:
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     save_settings(settings, Path(settings.output) / "settings.json")
-    vae = train_autoencoder(settings, data, accelerator)
+    known = load_pipeline(settings.init) if settings.init else None
+    vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
     if clip is not None:
-        pipeline = train_unet(settings, data, vae, clip, accelerator)
+        pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet)
         if accelerator.is_main_process:
             pipeline.save_pretrained(settings.output, safe_serialization=True)
 

@@ -2,9 +2,15 @@
 
 One linear patch embedding, a class token whose last state is the picture, and a norm before and after the encoder.
 The keys are those of ``transformers``' ``CLIPVisionModel`` (its spelling of ``pre_layrnorm`` included).
+
+A small ViT learns little from little data. Two things help it, both of them choices of the config: the tokens of a
+short ResNet in place of linear patches ("hybrid architecture" of Dosovitskiy et al., section 3.1), and the mean over
+the tokens in place of the class token (Beyer et al. 2022, arXiv:2205.01580).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +20,7 @@ from transformers import PreTrainedModel as PreTrainedModel
 
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 from clip_guidance.towers.layers import Encoder
+from clip_guidance.towers.resnet import Block, ResNetConfig, conv_norm
 
 
 class ViTConfig(ImageConfig):
@@ -21,7 +28,10 @@ class ViTConfig(ImageConfig):
 
     Args:
         patch_size: side of a patch in pixels; divides ``image_size``.
-        hidden_act: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
+        stem_widths: channels of the residual stages that make the tokens; None for one linear map of a patch. A stem
+            halves the side once before its first stage and before each of the others, so ``patch_size`` must be
+            2 ** stages.
+        pooling: "class" token or "mean" of all tokens.
     """
 
     model_type = "clip_guidance_vit"
@@ -31,6 +41,42 @@ class ViTConfig(ImageConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     hidden_act: str = "quick_gelu"
+    stem_widths: list[int] | None = None
+    pooling: str = "class"
+
+    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+        super().__post_init__(**kwargs)
+        if self.stem_widths and 2 ** len(self.stem_widths) != self.patch_size:
+            raise ValueError(
+                f"stem_widths {list(self.stem_widths)} make patches of side {2 ** len(self.stem_widths)}, expected "
+                f"those of patch_size {self.patch_size}"
+            )
+        if self.pooling not in ("class", "mean"):
+            raise ValueError(f'pooling: expected "class" or "mean", got {self.pooling!r}')
+
+
+class ConvStem(nn.Sequential):
+    """The stem and the first stages of :mod:`.resnet`, then a linear map to the encoder's width.
+
+    (B, 3, H, W) to (B, D, H / patch, W / patch).
+    """
+
+    def __init__(self, config: ViTConfig):
+        widths = list(config.stem_widths or ())
+        resnet = ResNetConfig(hidden_sizes=widths, depths=[1] * len(widths))
+        layers: list[nn.Module] = [
+            conv_norm(resnet, config.num_channels, widths[0] // 2),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            conv_norm(resnet, widths[0] // 2, widths[0]),
+            nn.ReLU(),
+            Block(resnet, widths[0], widths[0], stride=1),
+        ]
+        layers += [Block(resnet, i, o, stride=2) for i, o in itertools.pairwise(widths)]
+        last = nn.Conv2d(widths[-1], config.hidden_size, 1)
+        nn.init.normal_(last.weight, std=widths[-1] ** -0.5)
+        nn.init.zeros_(last.bias)
+        super().__init__(*layers, last)
 
 
 class PatchEmbeddings(nn.Module):
@@ -40,9 +86,13 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
+        self.patch_embedding: nn.Module
+        if not config.stem_widths:
+            self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
+            nn.init.normal_(self.patch_embedding.weight, std=(config.num_channels * patch**2) ** -0.5)
+        else:
+            self.patch_embedding = ConvStem(config)
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
-        nn.init.normal_(self.patch_embedding.weight, std=(config.num_channels * patch**2) ** -0.5)
         nn.init.normal_(self.position_embedding.weight, std=0.02)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -53,10 +103,11 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embeddings, norm, encoder; the class token's state, normed, is the pooled output."""
+    """Embeddings, norm, encoder; the class token's state or the mean of all, normed, is the pooled output."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.pooling = config.pooling
         self.embeddings = PatchEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = Encoder(config)
@@ -64,8 +115,9 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> ImageStates:
         hidden_states = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
-        pooled = self.post_layernorm(hidden_states[-1][:, 0])
-        return ImageStates(hidden_states, hidden_states[-1], pooled)
+        states = hidden_states[-1]
+        pooled = self.post_layernorm(states.mean(1) if self.pooling == "mean" else states[:, 0])
+        return ImageStates(hidden_states, states, pooled)
 
 
 class ViTModel(ImageTower):
