@@ -6,7 +6,14 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.distance import image_features, kernel_distance
+from clip_guidance.distance import (
+    bounds,
+    image_features,
+    kernel_distance,
+    kernel_distance_interval,
+    precision_recall,
+    resample_counts,
+)
 
 
 def test_equals_the_sum_written_out():
@@ -44,3 +51,63 @@ def test_features_do_not_depend_on_the_batch():
 def test_sets_that_do_not_fit():
     with pytest.raises(ValueError, match=r"n, m at least 2, got \(1, 3\) and \(4, 3\)"):
         kernel_distance(torch.ones(1, 3), torch.ones(4, 3))
+
+
+def test_a_resample_of_the_kernel_distance_is_that_of_the_drawn_pictures():
+    a, b = torch.randn(12, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    found = kernel_distance_interval(a, b, resamples=1, probability=0.5, seed=3)
+    counts = resample_counts(12, 1, seed=3)[0].long()
+    drawn = torch.arange(12).repeat_interleave(counts)
+
+    def k(x, y):
+        return (float(x @ y) / 4 + 1) ** 3
+
+    pairs = [(i, j) for i, j in itertools.permutations(drawn.tolist(), 2) if i != j]  # no picture beside its copy
+    expected = sum(k(a[i], a[j]) for i, j in pairs) / len(pairs)
+    expected += sum(k(x, y) for x, y in itertools.permutations(b, 2)) / (9 * 8)
+    expected -= 2 * sum(k(a[i], y) for i in drawn for y in b) / (12 * 9)
+    assert found.low == found.high == pytest.approx(expected)
+    assert found.estimate == pytest.approx(kernel_distance(a, b))
+
+
+def test_the_interval_holds_the_distance_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    inside = 0
+    for _ in range(100):
+        drawn = torch.randn(150, 6, generator=generator, dtype=torch.float64) + 0.5
+        found = kernel_distance_interval(drawn, reference, resamples=200, probability=0.9)
+        inside += found.low < TRUE_DISTANCE < found.high
+    assert 80 <= inside <= 99
+
+
+# E k(x, x') - 2 E k(x, y) + E k(y, y') for x ~ N(m, I), y ~ N(0, I) in 6 dimensions, m = 0.5: with s = x.y/6 of mean
+# mu and variance v, E (s + 1)^3 = (1 + mu)^3 + 3 (1 + mu) v + the third cumulant of s.
+def _moment(first: float, second: float) -> float:
+    """E k for means of (first, ...) and (second, ...)."""
+    dim = 6
+    mean = dim * first * second / dim
+    variance = (dim + dim * first**2 + dim * second**2) / dim**2
+    third = 6 * dim * first * second / dim**3
+    return (1 + mean) ** 3 + 3 * (1 + mean) * variance + third
+
+
+TRUE_DISTANCE = _moment(0.5, 0.5) - 2 * _moment(0.5, 0.0) + _moment(0.0, 0.0)
+
+
+def test_precision_and_recall_of_what_they_should_be_certain_of():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.cat([torch.randn(60, 5, generator=generator), torch.randn(60, 5, generator=generator) + 50])
+    same = precision_recall(real, real)
+    assert (same.precision, same.recall) == (1, 1)
+    one_mode = precision_recall(real[:60], real)  # half of what is real, all of it faithful
+    assert (one_mode.precision, one_mode.recall) == (1, 0.5)
+    far = precision_recall(real + 500, real)
+    assert (far.precision, far.recall) == (0, 0)
+    with pytest.raises(ValueError, match="expected more than 3 pictures in each set, got 3 and 120"):
+        precision_recall(real[:3], real)
+
+
+def test_bounds_are_percentiles():
+    low, high = bounds(torch.arange(101, dtype=torch.float64), probability=0.9)
+    assert (low, high) == pytest.approx((5, 95))

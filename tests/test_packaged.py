@@ -109,17 +109,6 @@ def test_examples_run(root, tmp_path):
     assert {path.name for path in (root / "examples").glob("*.py")} == {"steer.py", "zero_shot.py"}
 
 
-def test_the_steering_benchmark_runs(root, shared_data, tmp_path):
-    options = ["--data", shared_data / "emoji64-val.parquet", "--output", tmp_path / "table.md"]
-    options += ["--prompts", 4, "--candidates", 3, "--steps", 2, "--batch_size", 4]
-    command = [sys.executable, str(root / "benchmarks" / "steering.py"), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    table = (tmp_path / "table.md").read_text()
-    assert table.count("\n| ") == 10  # header, rule, real pictures and seven methods
-    assert "CLIP exact" in table and len(list(tmp_path.glob("table-*.png"))) == 7
-
-
 def test_configs_name_no_machine():
     for path in PACKAGED.rglob("config.json"):
         config = json.loads(path.read_text())

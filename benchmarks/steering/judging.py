@@ -1,0 +1,121 @@
+"""What a judge that never guided says of the pictures, and how far they are from real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from drawing import Cell
+from prompt_sets import Item
+from torch import Tensor
+
+import clip_guidance as cg
+from clip_guidance.data import CaptionedPictures
+from clip_guidance.distance import (
+    Interval,
+    bounds,
+    image_features,
+    kernel_distance_interval,
+    precision_recall,
+    resample_counts,
+)
+
+COPY_RADIUS = 0.05  # root mean square of pixels in [0, 1]: what people take for the same picture
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of one cell.
+
+    Attributes:
+        top1: share of the pictures whose target the judge prefers to all others; a tie is no preference.
+        rank: mean rank of the target, 1 is best.
+        kernel_distance: of the judge's features to those of the reference pictures.
+        precision, recall: against as many reference pictures.
+        nearest: median distance to the nearest training picture, root mean square over pixels in [0, 1].
+        copied: share nearer than :data:`COPY_RADIUS`.
+        guide: mean cosine of the guide, which is no evidence.
+        right: (n,) whether each picture's target was preferred, for paired comparisons.
+    """
+
+    count: int
+    top1: Interval
+    rank: float
+    kernel_distance: Interval
+    precision: float
+    recall: float
+    nearest: float
+    copied: float
+    guide: float | None
+    right: Tensor
+
+
+class Judge:
+    """A CLIP that never guides, the pictures of training, and those that were held out.
+
+    Args:
+        clip: the judge.
+        training: every picture that the generator was trained on.
+        held_out: real pictures that it was not.
+        references: number of training pictures that the kernel distance, precision and recall compare with.
+    """
+
+    def __init__(self, clip: cg.CLIP, training: CaptionedPictures, held_out: CaptionedPictures, references: int = 2000):
+        self.clip, self.training, self.held_out = clip, training, held_out
+        chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:references]
+        self.reference = image_features(clip, training.pictures[chosen])
+
+    def __call__(self, cell: Cell, items: Sequence[Item]) -> Judgement:
+        """Judges pictures drawn for ``items``, in the same order."""
+        ranks = self.ranks(cell.images, items)
+        right = (ranks == 1).double()
+        features = image_features(self.clip, cell.images)
+        likeness = precision_recall(features, self.reference[: len(features)])
+        distances = nearest(cell.images, self.training.pictures)
+        return Judgement(
+            count=len(items),
+            top1=mean_interval(right),
+            rank=ranks.double().mean().item(),
+            kernel_distance=kernel_distance_interval(features, self.reference),
+            precision=likeness.precision,
+            recall=likeness.recall,
+            nearest=distances.median().item(),
+            copied=(distances < COPY_RADIUS).double().mean().item(),
+            guide=cell.guide.mean().item() if len(cell.guide) else None,
+            right=right,
+        )
+
+    def ranks(self, images: Tensor, items: Sequence[Item]) -> Tensor:
+        """int64 (n,), the rank of each target among its candidates."""
+        image_embeds = self.clip.encode_image(images)
+        texts = sorted({text for item in items for text in (item.target, *item.others)})
+        numbers = {text: i for i, text in enumerate(texts)}
+        text_embeds = self.clip.encode_text(texts, batch_size=1024)
+        ranks = []
+        for embed, item in zip(image_embeds, items, strict=True):
+            scores = text_embeds[[numbers[item.target], *(numbers[text] for text in item.others)]] @ embed
+            ranks.append(1 + int((~(scores[1:] < scores[0])).sum()))
+        return torch.tensor(ranks)
+
+    def real(self, items: Sequence[Item]) -> tuple[Cell, list[Item]]:
+        """The real pictures that are meant, of the items that have one: what the judge can do at best."""
+        known = [item for item in items if item.row is not None]
+        images = self.held_out.pictures[[item.row for item in known]]
+        return Cell(images, torch.zeros(0), {}), known
+
+
+def mean_interval(values: Tensor, seed: int = 0) -> Interval:
+    """Mean of (n,) with its 95 % bootstrap interval; the same resamples for every method, which are so paired."""
+    means = resample_counts(len(values), 2000, seed) @ values.double() / len(values)
+    return Interval(values.double().mean().item(), *bounds(means))
+
+
+def nearest(images: Tensor, training: Tensor, chunk: int = 256) -> Tensor:
+    """(n,) root mean square difference of each picture to the nearest of ``training``, both uint8 (., 3, H, W)."""
+    known = training.flatten(1).float() / 255
+    parts = []
+    for part in images.split(chunk):
+        distances = torch.cdist(part.flatten(1).float() / 255, known)
+        parts.append(distances.min(1).values / known.shape[1] ** 0.5)
+    return torch.cat(parts)

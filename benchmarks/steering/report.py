@@ -1,0 +1,155 @@
+"""Tables and the plot, written anew after every cell: an interruption keeps what is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drawing import Cell, Method
+from judging import Judgement, mean_interval
+from matplotlib.figure import Figure
+from PIL import Image
+
+HEADER = (
+    "method",
+    "judge top-1 %",
+    "judge rank",
+    "kernel distance",
+    "precision",
+    "recall",
+    "nearest",
+    "copied %",
+    "denoiser / decoder / CLIP",
+    "CPU s / picture",
+    "MiB",
+    "guide cos (no evidence)",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row; ``method`` None for the real pictures."""
+
+    method: Method | None
+    judgement: Judgement
+    cost: dict[str, float]  # of one picture
+
+    @property
+    def title(self) -> str:
+        return self.method.title if self.method else "real pictures"
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """The cells of one line of the table."""
+    said, cost = result.judgement, result.cost
+    top1, distance = said.top1, said.kernel_distance
+    counts = " / ".join(f"{cost[name]:.0f}" for name in ("denoiser", "decoder", "clip")) if cost else ""
+    return (
+        result.title,
+        f"{100 * top1.estimate:.1f} ({100 * top1.low:.1f}–{100 * top1.high:.1f})",
+        f"{said.rank:.1f}",
+        f"{distance.estimate:.3f} ({distance.low:.3f}–{distance.high:.3f})",
+        f"{said.precision:.2f}",
+        f"{said.recall:.2f}",
+        f"{said.nearest:.3f}",
+        f"{100 * said.copied:.1f}",
+        counts,
+        f"{cost['seconds']:.2f}" if cost else "",
+        f"{cost['mebibytes']:.0f}" if "mebibytes" in cost else "",
+        f"{said.guide:.3f}" if said.guide is not None else "",
+    )
+
+
+def table(results: Sequence[Result]) -> str:
+    lines = [HEADER, ("---",) * len(HEADER), *map(row, results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def duels(results: Sequence[Result], family: str) -> str:
+    """Each method beside the best of ``family`` that costs no more seconds: paired differences of top-1.
+
+    The best is chosen on the very pictures that are compared, for both sides: read a narrow win as none.
+    """
+    drawn = [result for result in results if result.method and result.method.use_prompt]
+    ours = [result for result in drawn if result.method and result.method.family == family]
+    lines = [f"| against | s | {family} | s | top-1 gained, points | kernel distance gained |", "|" + " --- |" * 6]
+    for other in drawn:
+        affordable = [one for one in ours if one.cost["seconds"] <= 1.05 * other.cost["seconds"]]
+        if other in ours or not affordable:
+            continue
+        best = max(affordable, key=lambda one: one.judgement.top1.estimate)
+        gain = mean_interval(best.judgement.right - other.judgement.right)
+        closer = best.judgement.kernel_distance.estimate - other.judgement.kernel_distance.estimate
+        lines.append(
+            f"| {other.title} | {other.cost['seconds']:.2f} | {best.method.name} | {best.cost['seconds']:.2f} | "
+            f"{100 * gain.estimate:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) | {closer:+.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None:
+    """Alignment against seconds, and against the distance to real pictures: up and to the left is better."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    styles = {family: (f"C{i % 10}", "osD^vP*X<>"[i // 10 % 10 if i < 10 else 1]) for i, family in enumerate(families)}
+    for family in families:
+        chosen = [result for result in results if result.method and result.method.family == family]
+        if not chosen:
+            continue
+        colour, marker = styles[family]
+        y = [100 * one.judgement.top1.estimate for one in chosen]
+        spread = [
+            [100 * (one.judgement.top1.estimate - one.judgement.top1.low) for one in chosen],
+            [100 * (one.judgement.top1.high - one.judgement.top1.estimate) for one in chosen],
+        ]
+        for axis, x in zip(
+            axes,
+            (
+                [one.cost["seconds"] for one in chosen],
+                [one.judgement.kernel_distance.estimate for one in chosen],
+            ),
+            strict=True,
+        ):
+            axis.errorbar(x, y, yerr=spread, color=colour, marker=marker, markersize=5, elinewidth=0.6, label=family)
+    axes[0].set(xlabel="CPU seconds a picture", ylabel="judge top-1 of 100, %", xscale="log")
+    axes[1].set(xlabel="kernel distance to real pictures")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
+    """The first pictures of a cell, to be looked at."""
+    pictures = cell.images[: columns * rows].permute(0, 2, 3, 1).numpy()
+    height, width = pictures.shape[1:3]
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
+    return sheet
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Everything but the single verdicts."""
+    said = asdict(result.judgement)
+    said.pop("right")
+    return {"title": result.title, "method": repr(result.method), "cost": result.cost, **said}
+
+
+def write(results: dict[str, list[Result]], preamble: str, family: str, output: Path) -> None:
+    """``report.md``, ``report.json`` and a plot of every prompt set, in the folder ``output``."""
+    parts = [preamble]
+    for name, rows in results.items():
+        parts += [f"## {name}", table(rows)]
+        drawn = [result for result in rows if result.method]
+        if any(result.method.family == family for result in drawn if result.method):
+            parts += [f"Against what costs as much (`{family}`, at most 1.05 times the seconds):", duels(rows, family)]
+        families = list(dict.fromkeys(result.method.family for result in drawn if result.method))
+        plot(rows, output / f"{name}.png", families)
+        parts.append(f"![Alignment against cost and quality]({name}.png)")
+    (output / "report.md").write_text("\n\n".join(parts) + "\n")
+    as_json = {name: [to_json(result) for result in rows] for name, rows in results.items()}
+    (output / "report.json").write_text(json.dumps(as_json, indent=1) + "\n")

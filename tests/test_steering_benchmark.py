@@ -1,0 +1,183 @@
+"""The steering benchmark: that its prompts, ranks and costs are what they say, and that it runs, stops and goes on."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import clip_guidance as cg
+from clip_guidance.data import Row
+
+
+@pytest.fixture(autouse=True)
+def importable(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks" / "steering"))
+
+
+def rows(count=700):
+    """Of names and keywords without a word in common."""
+    return [Row(f"n{i}", ["noto", "blob"][i % 2], (f"a{i}", f"b{i}", f"n{i} c{i}")) for i in range(count)]
+
+
+def test_the_tuning_set_shares_nothing_with_the_report():
+    from prompt_sets import SETS, prompt_set
+
+    sets = {name: prompt_set(name, rows(), 500, 10, seed=1) for name in SETS}
+    assert {name: len(items) for name, items in sets.items()} == {
+        "held-out": 500,
+        "pairs": 500,
+        "keywords": 500,
+        "tuning": 200,
+    }
+    concepts = {
+        name: {word for item in items for word in item.target.split() if word.startswith("n") and word != "noto"}
+        for name, items in sets.items()
+    }
+    assert not concepts["tuning"] & (concepts["held-out"] | concepts["pairs"] | concepts["keywords"])
+
+
+def test_a_smaller_set_begins_the_larger_one():
+    from prompt_sets import SETS, prompt_set
+
+    for name in SETS:
+        assert prompt_set(name, rows(), 30, 10, 0) == prompt_set(name, rows(), 60, 10, 0)[:30]
+
+
+def test_one_of_two_concepts_is_not_enough():
+    from prompt_sets import prompt_set
+
+    for item in prompt_set("pairs", rows(), 40, 9, 0):
+        first, second = item.target.split(" picture of a ")[1].split(" and a ")
+        assert first != second and item.target not in item.others and len(set(item.others)) == 8
+        parts = [text.split(" picture of a ")[1].split(" and a ") for text in item.others]
+        assert sum(part[0] == first for part in parts) == 4 and sum(part[1] == second for part in parts) == 4
+
+
+def test_keywords_do_not_give_the_name_away():
+    from prompt_sets import keywords, telling
+
+    row = Row("cat face", "noto", ("cat", "pet", "whiskers", "Face paint", "meow"))
+    assert telling(row) == ["pet", "whiskers", "meow"]
+    prompt = keywords(row, random.Random(0))
+    assert prompt.endswith(" in noto style") and "cat" not in prompt and "face" not in prompt.lower()
+
+
+def test_unknown_and_too_small_sets_are_named():
+    from prompt_sets import prompt_set
+
+    with pytest.raises(ValueError, match="unknown prompt set 'other'; expected one of held-out, pairs, keywords"):
+        prompt_set("other", rows(), 5, 3, 0)
+    with pytest.raises(ValueError, match="held-out: expected at least 50 different prompts to choose among, got 20"):
+        prompt_set("held-out", rows(20), 20, 50, 0)
+
+
+class Embeddings:
+    """A CLIP whose texts and pictures are vectors."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def encode_text(self, texts, batch_size=0):
+        return torch.stack([self.texts[text] for text in texts])
+
+    def encode_image(self, images):
+        return images
+
+
+def test_ranks_count_ties_against_the_picture():
+    from judging import Judge
+    from prompt_sets import Item
+
+    texts = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 1.0]), "c": torch.tensor([1.0, 0.0])}
+    judge = Judge.__new__(Judge)
+    judge.clip = Embeddings(texts)
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    items = [Item("", "a", ("b",)), Item("", "a", ("b",)), Item("", "a", ("b", "c"))]
+    assert judge.ranks(images, items).tolist() == [1, 2, 3]
+
+
+def test_the_nearest_picture_is_the_nearest():
+    from judging import nearest
+
+    training = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    images = torch.cat([training[3:4], torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)])
+    every = ((images[:, None].double() - training.double()) / 255).square().flatten(2).mean(2).sqrt()
+    torch.testing.assert_close(nearest(images, training), every.min(1).values.float(), atol=2e-3, rtol=1e-3)
+
+
+def test_paired_resamples_cancel_what_methods_share():
+    from judging import mean_interval
+
+    luck = (torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    gain = mean_interval((luck + 1) - luck)
+    assert (gain.low, gain.estimate, gain.high) == pytest.approx((1, 1, 1))
+    alone = mean_interval(luck)
+    half_width = 1.96 * (luck.var() / 200) ** 0.5  # of the normal approximation
+    assert alone.high - alone.low == pytest.approx(2 * half_width, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    pipe = cg.load_pipeline("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, cg.CLIP.from_pretrained("emoji")
+
+
+def drawer(emoji):
+    from drawing import Drawer
+
+    return Drawer(*emoji, batch_size=2, seed=0)
+
+
+def test_costs_are_counted_as_the_method_implies(emoji):
+    from drawing import Method
+
+    prompts = ["a cat", "a dog"]
+    _, cost = drawer(emoji).draw(Method("ours", "", steps=3, scale=1.0), prompts, 0)
+    assert cost["denoiser"] == 2 * 2 * 3  # two pictures, each with and without text, three steps
+    assert cost["decoder"] == 2 * (3 + 1) and cost["clip"] == 2 * 3 and cost["seconds"] > 0
+    _, cost = drawer(emoji).draw(Method("text", "", steps=3, guidance_scale=1.0, best_of=2), prompts, 0)
+    assert cost["denoiser"] == 2 * 2 * 3 and cost["decoder"] == 4 and cost["clip"] == 4
+
+
+def test_best_of_keeps_what_the_guide_likes_best(emoji):
+    from drawing import Method
+
+    one, four = (drawer(emoji).draw(Method("m", "", steps=2, best_of=n), ["a cat", "a dog"], 0)[0] for n in (1, 4))
+    assert (four["guide"] >= one["guide"] - 1e-5).all() and (four["guide"] > one["guide"] + 1e-3).any()
+
+
+def test_batches_on_disk_are_not_drawn_again_and_shares_add_up(emoji, tmp_path, monkeypatch):
+    from drawing import Method, load_cell
+    from prompt_sets import Item
+
+    items = [Item(f"a {name}", f"a {name}", ()) for name in ("cat", "dog", "bus", "tree", "ball")]
+    method, whole, parts = Method("text", "", steps=2, guidance_scale=1.0), tmp_path / "whole", tmp_path / "parts"
+    assert list(drawer(emoji).draw_all(whole, method, items)) == [2, 2, 1]
+    for rank in range(2):
+        list(drawer(emoji).draw_all(parts, method, items, slice(rank, None, 2)))
+    one, other = (load_cell(drawer(emoji).paths(root, method, items)) for root in (whole, parts))
+    assert one.images.shape == (5, 3, 64, 64) and one.images.equal(other.images)
+    again = drawer(emoji)
+    monkeypatch.setattr(again, "draw", None)  # cannot be called
+    assert list(again.draw_all(whole, method, items)) == [2, 2, 1]
+    changed = drawer(emoji).paths(whole, Method("text", "", steps=3, guidance_scale=1.0), items)
+    assert not any(path.exists() for path in changed)
+
+
+def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
+    options = ["--data", shared_data / "emoji64-val.parquet", "--held_out", shared_data / "emoji64-val.parquet"]
+    options += ["--output", tmp_path / "out", "--work", tmp_path / "work", "--count", 8, "--batch_size", 4]
+    options += ["--candidates", 5, "--only", "CFG, 2", "--sets", "held-out", "keywords"]
+    command = [sys.executable, str(root / "benchmarks" / "steering" / "run.py"), *map(str, options)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["title"] for row in report["held-out"]] == ["real pictures", "CFG, 2"]
+    assert report["held-out"][0]["copied"] == 1  # here the real pictures are the training pictures
+    assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 4  # two batches a set, drawn once
+    assert (tmp_path / "out" / "held-out.png").is_file() and "CFG, 2" in (tmp_path / "out" / "report.md").read_text()
