@@ -21,8 +21,10 @@ def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Te
     ``logit_scale`` is the log of the factor, of one element; it is held at or below ln 100, and its gradient is zero
     above.
     """
-    image_embeds, text_embeds = (F.normalize(_at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
-    return logit_scale.reshape(()).clamp(max=MAX_LOGIT_SCALE).exp() * image_embeds @ text_embeds.T
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        image_embeds, text_embeds = (F.normalize(at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
+        factor = at_least_float32(logit_scale).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp()
+        return factor * image_embeds @ text_embeds.T
 
 
 def contrastive_loss(
@@ -43,16 +45,10 @@ def contrastive_loss(
     Raises:
         ValueError: the shapes do not fit.
     """
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
-        raise ValueError(
-            "expected image_embeds and text_embeds of one shape (N, d), got "
-            f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
-        )
+    check_pairs(image_embeds, text_embeds, groups)
     logits = similarity_logits(image_embeds, text_embeds, logit_scale)
     count = len(logits)
     if groups is not None:
-        if groups.shape != (count,):
-            raise ValueError(f"expected groups of shape ({count},), one entry a pair, got {tuple(groups.shape)}")
         same = groups[:, None] == groups[None, :]
         same.fill_diagonal_(False)
         logits = logits.masked_fill(same, -math.inf)
@@ -60,5 +56,23 @@ def contrastive_loss(
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def check_pairs(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None = None) -> None:
+    """Refuse what are no pairs.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            "expected image_embeds and text_embeds of one shape (N, d), got "
+            f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
+        )
+    if groups is not None and groups.shape != (len(image_embeds),):
+        raise ValueError(
+            f"expected groups of shape ({len(image_embeds)},), one entry a pair, got {tuple(groups.shape)}"
+        )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float64 as it is, anything else in float32."""
     return x if x.dtype == torch.float64 else x.float()

@@ -115,7 +115,7 @@ def test_paired_resamples_cancel_what_methods_share():
     gain = mean_interval((luck + 1) - luck)
     assert (gain.low, gain.estimate, gain.high) == pytest.approx((1, 1, 1))
     alone = mean_interval(luck)
-    half_width = 1.96 * (luck.var() / 200) ** 0.5  # of the normal approximation
+    half_width = 1.96 * (luck.var().item() / 200) ** 0.5  # of the normal approximation
     assert alone.high - alone.low == pytest.approx(2 * half_width, rel=0.15)
 
 
