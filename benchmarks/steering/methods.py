@@ -16,7 +16,7 @@ TUNED = {"start": 0.2, "cutouts": 1}  # see tune.py and its curve
 
 def main_table() -> list[Method]:
     """Every method, for the held-out pairs."""
-    return [*without_clip(), *ours(), *papers(), *text_free()]
+    return [*without_clip(), *ours(), *papers(), *text_free()[1:]]
 
 
 def short_table() -> list[Method]:
@@ -77,6 +77,7 @@ def text_free() -> list[Method]:
     only = dict(use_prompt=False, guidance_scale=1.0)
     free = "without text: "
     return [
+        Method("no text", "", **only),
         Method(f"{free}best of N", "8", best_of=8, **only),
         *(Method(f"{free}{OURS}", f"scale {scale:g}", scale=scale, options=TUNED, **only) for scale in (10.0, 20.0)),
         Method(f"{free}{OURS}, exact", "scale 5", scale=5.0, mode="exact", options=TUNED, **only),
@@ -84,3 +85,6 @@ def text_free() -> list[Method]:
         Method(f"{free}MPGD", "step 0.2", scale=1.0, mode=MPGD(step_size=0.2), **only),
         Method(f"{free}TFG", "ρ 0.25, μ 1", scale=1.0, mode=TFG(rho=0.25, mu=1.0, sigma=0.1), eta=1.0, **only),
     ]
+
+
+TABLES = {"main": main_table, "short": short_table, "text-free": text_free}

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from drawing import Cell, Drawer, Method, load_cell
 from judging import COPY_RADIUS, Judge
-from methods import OURS, main_table, short_table
+from methods import OURS, TABLES
 from prompt_sets import REPORT_SETS, Item, prompt_set
 from report import Result, contact_sheet, write
 from tqdm import tqdm
@@ -46,9 +46,11 @@ class Settings:
     output: str  # folder for report.md, report.json, plots and contact sheets
     work: str = "runs/steering"  # folder for the pictures
     model: str = "emoji"
+    clip: str = ""  # the guide; by default the model's own
     judge: str = "emoji-judge"
     exclude: str | None = "skin tone"  # leave out pictures whose name contains this
     sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
+    table: str = ""  # main, short or text-free (methods.py); by default main for the held-out pairs, short for others
     only: str = ""  # run only the methods whose title contains this
     count: int = 500
     candidates: int = 100
@@ -66,7 +68,10 @@ class Program:
         pipe = cg.load_pipeline(settings.model, device)
         pipe.set_progress_bar_config(disable=True)
         self.drawer = Drawer(
-            pipe, cg.CLIP.from_pretrained(settings.model).to(device), settings.batch_size, settings.seed
+            pipe,
+            cg.CLIP.from_pretrained(settings.clip or settings.model).to(device),
+            settings.batch_size,
+            settings.seed,
         )
         size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.training, self.held_out = (
@@ -131,10 +136,13 @@ def main(settings: Settings) -> None:
     program = Program(settings)
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
+    if settings.table and settings.table not in TABLES:
+        raise SystemExit(f"--table: expected one of {', '.join(TABLES)}, got {settings.table!r}")
     results: dict[str, list[Result]] = {}
     for name in settings.sets:
         items = program.items(name)
-        methods = [m for m in (main_table() if name == "held-out" else short_table()) if settings.only in m.title]
+        table = TABLES[settings.table or ("main" if name == "held-out" else "short")]
+        methods = [method for method in table() if settings.only in method.title]
         if program.judge is not None:
             real, known = program.judge.real(items)
             results[name] = [program.result(None, real, known)] if known else []
