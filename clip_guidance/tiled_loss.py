@@ -158,6 +158,14 @@ class Tiles:
         else:
             weights[self._own(where)] -= 2
 
+    def right(self, where: slice) -> Tensor:
+        """Bool, which text is right for which row of the tile, for ``shared`` groups."""
+        if self.groups is not None:
+            return self._same(where)
+        right = torch.zeros(where.stop - where.start, len(self.texts), dtype=torch.bool, device=self.images.device)
+        right[self._own(where)] = True
+        return right
+
     def _same(self, where: slice) -> Tensor:
         if self.groups is None or self.all_groups is None:
             raise RuntimeError("without groups no pairs are the same")

@@ -1,4 +1,4 @@
-"""The tiled loss: equal to the plain one and to definitions written out, whatever the tile and the number of processes."""
+"""The tiled losses equal the plain ones and definitions written out, whatever the tile and the number of processes."""
 
 import math
 
@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from clip_guidance.loss import contrastive_loss
+from clip_guidance.sigmoid_loss import sigmoid_loss
 from clip_guidance.tiled_loss import tiled_contrastive_loss
 
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 1, 0, 4, 5, 5, 6, 7])
@@ -98,6 +99,27 @@ def test_bad_arguments_are_named():
         tiled_contrastive_loss(images, texts, scale, positives="some")
 
 
+# ---------------------------------------------------------------- the sigmoid loss
+
+
+def siglip(images, texts, logit_scale, logit_bias, groups=None):
+    """Algorithm 1 of the paper."""
+    groups = torch.arange(len(images)) if groups is None else groups
+    logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * logit_scale.exp() + logit_bias
+    signs = torch.where(groups[:, None] == groups, 1.0, -1.0)
+    return -F.logsigmoid(signs * logits).sum() / len(images)
+
+
+@pytest.mark.parametrize("tile", [1, 30, 10_000])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_equals_the_sigmoid_loss(tile, groups):
+    inputs = [*pairs(), torch.tensor([-3.0], dtype=torch.float64)]
+    plain = value_and_grads(siglip, inputs, groups=groups)
+    tiled = value_and_grads(sigmoid_loss, inputs, groups=groups, tile=tile)
+    for one, other in zip(tiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
 # ---------------------------------------------------------------- several processes
 
 
@@ -138,7 +160,16 @@ def share_of_the_batch(rank, size):
         for grad in grads:
             dist.all_reduce(grad)
         found[positives] = [x.tolist() for x in (value.detach(), *(grad / size for grad in grads))]
+    bias = BIAS.clone().requires_grad_()
+    value = sigmoid_loss(leaf[0][own], leaf[1][own], scale, bias, GROUPS[own], tile=20)
+    grads = torch.autograd.grad(value, [*leaf, bias])
+    for grad in grads:
+        dist.all_reduce(grad)
+    found["sigmoid"] = [x.tolist() for x in (value.detach(), *(grad / size for grad in grads))]
     return found
+
+
+BIAS = torch.tensor([-3.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -149,6 +180,10 @@ def test_processes_get_the_gradients_of_one_with_the_whole_batch(size, free_port
         for result in results:
             for one, other in zip(result[positives], alone, strict=True):
                 torch.testing.assert_close(torch.tensor(one, dtype=torch.float64), other, rtol=1e-12, atol=1e-14)
+    alone = value_and_grads(sigmoid_loss, [*pairs(), BIAS], groups=GROUPS)
+    for result in results:
+        for one, other in zip(result["sigmoid"], alone, strict=True):
+            torch.testing.assert_close(torch.tensor(one, dtype=torch.float64), other, rtol=1e-12, atol=1e-14)
 
 
 def unequal_shares(rank, size):
