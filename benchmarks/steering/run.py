@@ -51,7 +51,7 @@ class Settings:
     exclude: str | None = "skin tone"  # leave out pictures whose name contains this
     sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
     table: str = ""  # main, short or text-free (methods.py); by default main for the held-out pairs, short for others
-    only: str = ""  # run only the methods whose title contains this
+    only: list[str] = field(default_factory=list)  # run only the methods whose title contains one of these
     count: int = 500
     candidates: int = 100
     batch_size: int = 20
@@ -142,7 +142,7 @@ def main(settings: Settings) -> None:
     for name in settings.sets:
         items = program.items(name)
         table = TABLES[settings.table or ("main" if name == "held-out" else "short")]
-        methods = [method for method in table() if settings.only in method.title]
+        methods = [m for m in table() if not settings.only or any(each in m.title for each in settings.only)]
         if program.judge is not None:
             real, known = program.judge.real(items)
             results[name] = [program.result(None, real, known)] if known else []

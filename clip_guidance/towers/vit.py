@@ -75,7 +75,7 @@ class ConvStem(nn.Sequential):
         layers += [Block(resnet, i, o, stride=2) for i, o in itertools.pairwise(widths)]
         last = nn.Conv2d(widths[-1], config.hidden_size, 1)
         nn.init.normal_(last.weight, std=widths[-1] ** -0.5)
-        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.get_parameter("bias"), 0.0)
         super().__init__(*layers, last)
 
 
