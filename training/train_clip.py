@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedConfig
 
 from clip_guidance.augment import random_noise, random_views
 from clip_guidance.clip import CLIP, CLIPConfig
@@ -78,9 +78,24 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
     """Two fresh towers over the vocabulary of the captions of ``data``, or those that the settings go on from."""
     if settings.init:
         return CLIP.from_pretrained(settings.init).float()
-    known = CLIP.from_pretrained(settings.init_text).float() if settings.init_text else None
-    tokenizer = known.tokenizer if known is not None else find_tokenizer(settings, data)
-    text_options = dict(
+    if settings.init_text:
+        known = CLIP.from_pretrained(settings.init_text).float()
+        config = CLIPConfig(**{**known.config.to_dict(), "vision_config": image_config(settings)})
+        clip = CLIP(config, known.tokenizer)
+        clip.text_encoder, clip.text_projection = known.text_encoder, known.text_projection
+        return clip
+    tokenizer = find_tokenizer(settings, data)
+    config = CLIPConfig(
+        text_config=text_config_for(settings, tokenizer),
+        vision_config=image_config(settings),
+        projection_dim=settings.projection_dim,
+    )
+    return CLIP(config, tokenizer)
+
+
+def text_config_for(settings: Settings, tokenizer: CLIPTokenizer) -> PreTrainedConfig:
+    """Of the text tower."""
+    options = dict(
         vocab_size=len(tokenizer),
         hidden_size=settings.text_width,
         intermediate_size=4 * settings.text_width,
@@ -91,9 +106,14 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
         pad_token_id=tokenizer.pad_token_id,
     )
     if settings.text_tower == "transformer":
-        text_options |= dict(num_hidden_layers=settings.text_layers, num_attention_heads=settings.text_width // 32)
+        options |= dict(num_hidden_layers=settings.text_layers, num_attention_heads=settings.text_width // 32)
+    return TEXT_TOWERS[settings.text_tower][0](**options)
+
+
+def image_config(settings: Settings) -> PreTrainedConfig:
+    """Of the image tower."""
     if settings.image_tower == "vit":
-        image_options = dict(
+        options = dict(
             hidden_size=settings.image_width,
             intermediate_size=4 * settings.image_width,
             num_hidden_layers=settings.image_layers,
@@ -104,17 +124,8 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
             hidden_act="gelu",
         )
     else:
-        image_options = dict(hidden_sizes=settings.resnet_widths, depths=settings.resnet_depths)
-    config = CLIPConfig(
-        text_config=TEXT_TOWERS[settings.text_tower][0](**text_options),
-        vision_config=IMAGE_TOWERS[settings.image_tower][0](image_size=settings.image_size, **image_options),
-        projection_dim=settings.projection_dim,
-    )
-    clip = CLIP(config, tokenizer)
-    if known is not None:
-        clip.text_encoder.load_state_dict(known.text_encoder.state_dict())
-        clip.text_projection.load_state_dict(known.text_projection.state_dict())
-    return clip
+        options = dict(hidden_sizes=settings.resnet_widths, depths=settings.resnet_depths)
+    return IMAGE_TOWERS[settings.image_tower][0](image_size=settings.image_size, **options)
 
 
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
