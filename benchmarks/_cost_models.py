@@ -234,31 +234,24 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 
 def _packaged(side: int, device: str, dtype: torch.dtype) -> Components:
-    clip = cg.CLIP.from_pretrained("emoji", dtype).to(device)
+    """The packaged pipeline with a guide as small as its own, whose image tower transformers does not have."""
     pipe = cg.load_pipeline("emoji", device, dtype)
     side = side or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    processor = clip.image_processor
-    extractor = _extractor(processor.image_size, processor.image_mean, processor.image_std)
-    return Components(pipe, clip, to_transformers(clip), extractor, side, None)
-
-
-def to_transformers(clip: cg.CLIP) -> CLIPModel:
-    """A stock ``CLIPModel`` with the weights of a ViT and a causal transformer: ``from_transformers`` the other way."""
-    skip = ("model_type", "architectures", "projection_dim", "transformers_version", "causal")
-    texts, pictures = (
-        {name: value for name, value in tower.to_dict().items() if name not in skip}
-        for tower in (clip.config.text_config, clip.config.vision_config)
-    )
-    model = CLIPModel(
-        CLIPConfig(text_config=texts, vision_config=pictures, projection_dim=clip.config.projection_dim)
-    ).to(clip.device, clip.dtype)
-    weights = {
-        key.removeprefix("text_encoder.").removeprefix("image_encoder."): value
-        for key, value in clip.state_dict().items()
+    tokens = pipe.text_encoder.config
+    texts = {
+        "vocab_size": tokens.vocab_size,
+        "max_position_embeddings": tokens.max_position_embeddings,
+        "eos_token_id": tokens.eos_token_id,
     }
-    weights["logit_scale"] = weights["logit_scale"].reshape(())
-    model.load_state_dict(weights)
-    return model.eval()
+    config = CLIPConfig(
+        text_config=transformer(192, 3, 6, **texts),
+        vision_config=transformer(192, 6, 6, patch_size=16, image_size=64),
+        projection_dim=128,
+    )
+    clip_model = CLIPModel(config).to(device, dtype).eval()
+    own = from_transformers(clip_model, pipe.tokenizer, ImageProcessor(64, CLIP_MEAN, CLIP_STD))
+    extractor = _extractor(64, CLIP_MEAN, CLIP_STD)
+    return Components(pipe, own.to(device).eval(), clip_model, extractor, side, None)
 
 
 def _extractor(side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> CLIPImageProcessorPil:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -108,7 +108,8 @@ class Program:
         broadcast_object_list(values)
 
     def mebibytes(self, method: Method, item: Item) -> float:
-        """Peak of two steps of one picture above the weights."""
+        """Peak of two steps of one picture above the weights, both of them guided if the method guides."""
+        method = replace(method, options={**method.options, **({"start": 0.0, "stop": 1.0} if method.scale else {})})
         drawer = Drawer(self.drawer.pipe, self.drawer.clip, 1, self.settings.seed)
 
         def run(steps: int) -> None:
