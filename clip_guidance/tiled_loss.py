@@ -45,7 +45,7 @@ def tiled_contrastive_loss(
     tile: int = TILE,
     process_group: Any = None,
 ) -> Tensor:
-    """:func:`~clip_guidance.loss.contrastive_loss` in constant memory, over all processes.
+    """:func:`~clip_guidance.loss.contrastive_loss` without its N x N matrix, over all processes.
 
     Args:
         image_embeds: (n, d) of this process, need not be unit vectors.
