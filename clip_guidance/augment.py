@@ -1,4 +1,4 @@
-"""Random views of pictures on white, for training: a shift, a scale, a turn, colours a little off, noise.
+"""Random views of pictures on white, for training: a shift, a scale, a turn, colours off or gone, a hole, noise.
 
 Drawn from torch's global random state, which the training loop sets from (seed, step).
 """
@@ -40,6 +40,47 @@ def random_views(
     views = 1 + F.grid_sample(images - 1, grid, align_corners=False)  # outside is 0 + 1: white
     contrast, brightness = 1 + uniform(colour, 1, 1, 1), 1 + uniform(colour, 1, 1, 1)
     return ((views - 0.5) * contrast + 0.5).mul(brightness).clamp(0, 1)
+
+
+def random_mirror(images: Tensor, allowed: Tensor) -> Tensor:
+    """Half of the allowed pictures mirrored left to right.
+
+    Args:
+        images: (B, 3, H, W).
+        allowed: (B,) bool; False where a mirror image shows something else (an arrow to the left, a clock, letters).
+    """
+    chosen = (torch.rand(len(images), device=images.device) < 0.5) & allowed.to(images.device)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def random_grey(images: Tensor, share: float) -> Tensor:
+    """This share of the pictures without colours (Chen et al. 2020, arXiv:2002.05709, appendix A).
+
+    What is left to know them by is their shape.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        share: probability of a picture to lose its colours.
+    """
+    luma = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R BT.601
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < share
+    return torch.where(chosen, luma.expand_as(images), images)
+
+
+def random_holes(images: Tensor, share: float, side: float = 0.4) -> Tensor:
+    """A white square hole in this share of the pictures (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        share: probability of a picture to get a hole.
+        side: of the hole, as a share of the picture's; its centre is anywhere in the picture.
+    """
+    count, _, height, width = images.shape
+    drawn = torch.rand(3, count, 1, 1, device=images.device)
+    y = torch.arange(height, device=images.device)[:, None] / height
+    x = torch.arange(width, device=images.device) / width
+    hole = ((y - drawn[0]).abs() < side / 2) & ((x - drawn[1]).abs() < side / 2) & (drawn[2] < share)
+    return images.masked_fill(hole[:, None], 1.0)
 
 
 def random_noise(images: Tensor, share: float = 0.5, sigma: float = 0.25) -> Tensor:

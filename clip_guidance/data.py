@@ -8,6 +8,7 @@ phrases over the columns, so that the text tower meets the words in every role (
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from clip_guidance.images import ImageError, load_image
+
+SIDED = re.compile(r"left|right|clock|thirty|button|input|flag|arrow|keycap|mark", re.IGNORECASE)  # in a name
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Row:
     def prompt(self) -> str:
         """The full caption, the same every time: names the style and the concept."""
         return f"a {self.style} picture of a {self.name}"
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether a mirror image shows the same concept."""
+        return not SIDED.search(self.name)
 
 
 def styled(row: Row, rng: random.Random) -> str:
@@ -58,9 +66,9 @@ def with_keywords(row: Row, rng: random.Random) -> str:
 
 
 PHRASES: tuple[tuple[float, Callable[[Row, random.Random], str]], ...] = (
-    (0.3, styled),
-    (0.15, short),
-    (0.3, name_only),
+    (0.25, styled),
+    (0.1, short),
+    (0.4, name_only),
     (0.25, with_keywords),
 )
 

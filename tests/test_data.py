@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.augment import random_noise, random_views
+from clip_guidance.augment import random_grey, random_holes, random_mirror, random_noise, random_views
 from clip_guidance.data import PHRASES, CaptionedPictures, Row, caption
 from clip_guidance.retrieval import recall_at_k, unique
 
@@ -84,6 +84,39 @@ def test_noise_falls_on_a_share_of_the_pictures():
     # uniform in [0, 0.2]: mean 0.1 with a standard error of 0.058 / sqrt(200) = 0.004, three of them 0.012
     assert noisy.max() < 0.25 and abs(noisy.mean() - 0.1) < 0.016
     assert random_noise(images, share=0.0).equal(images)
+
+
+def test_half_of_the_allowed_pictures_are_mirrored():
+    images = torch.rand(400, 3, 4, 4)
+    allowed = torch.arange(400) % 4 > 0
+    views = random_mirror(images, allowed)
+    mirrored = (views == images.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (views == images).flatten(1).all(1)).all()
+    assert not mirrored[~allowed].any() and 0.4 < mirrored[allowed].float().mean() < 0.6
+
+
+def test_grey_pictures_keep_their_luma_and_shape():
+    images = torch.rand(400, 3, 4, 4)
+    views = random_grey(images, 0.25)
+    grey = (views == views[:, :1]).flatten(1).all(1)
+    assert 0.15 < grey.float().mean() < 0.35 and views[~grey].equal(images[~grey])
+    luma = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
+    torch.testing.assert_close(views[grey, 0], luma[grey])
+
+
+def test_holes_are_white_squares_on_a_share_of_the_pictures():
+    black = torch.zeros(400, 3, 20, 20)
+    views = random_holes(black, share=0.5, side=0.4)
+    assert views.unique().tolist() == [0, 1]
+    areas = views[:, 0].sum((1, 2))
+    assert 0.4 < (areas > 0).float().mean() < 0.6 and areas.max() <= 81  # (2 * 4 + 1) squared
+    assert areas[areas > 0].mean() > 50  # those at the rim are cut
+    assert random_holes(black, share=0.0).equal(black)
+
+
+def test_what_has_sides_is_not_mirrored():
+    for name in ("left arrow", "eight o’clock", "OK button", "flag: Chad", "hourglass", "cat"):
+        assert Row(name, "noto", ()).mirrors == (name in ("hourglass", "cat"))
 
 
 def test_joined_tables_keep_their_order(tmp_path):

@@ -11,6 +11,7 @@ from tiny_models import save_tiny_clip, save_tiny_pipeline
 from clip_guidance import hub, pipeline
 from clip_guidance.clip import CLIP
 from clip_guidance.generate import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generate_settings import TUNED
 from clip_guidance.score import clip_score
 
 
@@ -39,7 +40,7 @@ def test_a_picture_is_made_again_from_its_own_file(settings, judge, tmp_path):
     (first,) = draw(settings)
     path = first.save(tmp_path)
     assert path.name == "a-red-apple-0.png"
-    assert read_settings(path) == settings
+    assert read_settings(path) == settings.resolved()
     (again,) = draw(read_settings(path))
     assert pixels(again) == pixels(first) == Image.open(path).convert("RGB").tobytes()
     assert again.save(tmp_path) == path and len(list(tmp_path.iterdir())) == 1
@@ -107,10 +108,22 @@ def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp
     folders = {"emoji": settings.model}
     monkeypatch.setattr(pipeline, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
     (packaged,) = draw(GenerateSettings("a red apple", steps=2))
-    named = dataclasses.replace(settings, judge=judge, steps=2, scale=1.0, cutouts=1)
+    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **TUNED["emoji"])
     assert pixels(packaged) == pixels(draw(named)[0])
     assert [score["model"] for score in packaged.scores] == ["emoji", "emoji-judge"]
     assert [score["guided"] for score in packaged.scores] == [True, False]
+
+
+def test_strength_is_the_models_own_unless_given():
+    def resolved(**given):
+        found = GenerateSettings("a cat", **given).resolved()
+        assert found.resolved() == found
+        return {"scale": found.scale, "start": found.start}
+
+    assert resolved() == TUNED["emoji"] and resolved(clip="emoji") == TUNED["emoji"]
+    assert resolved(scale=3.0) == TUNED["emoji"] | {"scale": 3.0}
+    assert resolved(scale=0.0)["scale"] == 0  # off is given too
+    assert resolved(model="another") == resolved(clip="another") == {"scale": 1, "start": 0}
 
 
 def test_a_missing_judge_is_told_before_the_picture_is_drawn(settings, tmp_path):

@@ -181,3 +181,43 @@ def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     assert report["held-out"][0]["copied"] == 1  # here the real pictures are the training pictures
     assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 4  # two batches a set, drawn once
     assert (tmp_path / "out" / "held-out.png").is_file() and "CFG, 2" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
+    import numpy as np
+    from drawing import Cell, Method
+    from report import Result, side_by_side
+
+    class Said:
+        right = torch.tensor([True, False, True])
+
+    colours = torch.tensor([[200, 0, 0], [0, 0, 200]], dtype=torch.uint8)
+    cells = [Cell(colour[None, :, None, None].expand(3, 3, 8, 8), torch.zeros(3), {}) for colour in colours]
+    rows = [(Result(Method(f"m{i}", ""), Said(), {}), cell) for i, cell in enumerate(cells)]
+    sheet = np.asarray(side_by_side(["a noto picture of a cat", "a dog", "a bus"], rows, columns=2))
+    for colour in colours.tolist():
+        assert (sheet == colour).all(2).sum() == 3 * (88 - 12) ** 2  # every picture of every method, once
+    green = (sheet == (0x2A, 0x9D, 0x3A)).all(2)
+    assert green[:, 104 : 104 + 88].any() and not green[:, 104 + 88 :].any()  # the second one is wrong
+
+
+def test_a_page_gets_the_table_between_its_markers():
+    from readme import BEGIN, END, filled
+
+    interval = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    entry = {"title": "CFG, 3", "top1": interval, "kernel_distance": interval, "rank": 2, "recall": 0.25, "count": 7}
+    report = {"held-out": [entry | {"cost": {}}, entry | {"cost": {"seconds": 1.5}}]}
+    page = filled(f"before {BEGIN} old {END} after", report)
+    assert page.startswith(f"before {BEGIN}\n7 prompts a row") and page.endswith(f"{END} after") and "old" not in page
+    assert "| CFG, 3 | 50.0 (40–60) | 2.0 | 0.500 (0.400–0.600) | 0.25 | 1.50 |" in page
+    assert filled(page, report) == page
+    with pytest.raises(ValueError, match="expected one <!-- steering: begin -->.*got 0 and 0"):
+        filled("nothing", report)
+
+
+def test_the_readme_says_what_the_report_says(root):
+    from readme import filled
+
+    report = json.loads((root / "benchmarks" / "steering" / "results" / "report.json").read_text())
+    page = (root / "README.md").read_text()
+    assert filled(page, report) == page

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedConfig
 
-from clip_guidance.augment import random_noise, random_views
+from clip_guidance.augment import random_grey, random_holes, random_mirror, random_noise, random_views
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.data import CaptionedPictures, caption
 from clip_guidance.retrieval import recall_at_k, unique
@@ -52,6 +52,10 @@ class Settings:
     vocab_size: int = 3072
     context_length: int = 32
     projection_dim: int = 128
+    freeze_text: bool = False  # the text encoder stays as it is (its projection learns): a UNet that reads it goes on
+    mirror: bool = False  # half of the pictures that show the same when mirrored are
+    grey: float = 0.0  # share of the pictures that lose their colours
+    holes: float = 0.0  # share of the pictures with a white hole
     noise: float = 0.0  # largest standard deviation of the noise on half of the pictures, which are in [0, 1]
     steps: int = 1000
     batch_size: int = 128
@@ -133,6 +137,19 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
+def augmented(data: CaptionedPictures, indices: Tensor, settings: Settings, device: torch.device) -> Tensor:
+    """Random views of the pictures at ``indices``: (B, 3, H, W) in [0, 1], but for noise."""
+    pictures = data.pictures[indices].to(device).float() / 255
+    if settings.mirror:
+        pictures = random_mirror(pictures, torch.tensor([data.rows[i].mirrors for i in indices.tolist()]))
+    pictures = random_views(pictures)
+    if settings.grey:
+        pictures = random_grey(pictures, settings.grey)
+    if settings.holes:
+        pictures = random_holes(pictures, settings.holes)
+    return random_noise(pictures, sigma=settings.noise) if settings.noise else pictures
+
+
 @torch.no_grad()
 def evaluate(clip: CLIP, data: CaptionedPictures) -> dict[str, float]:
     """R@k of the pictures among the distinct names they bear: a picture is the query, its name is right."""
@@ -161,9 +178,7 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         indices, rng = order(step), random.Random(f"{settings.seed}-{step}")
         captions = [caption(data.rows[i], rng) for i in indices.tolist()]
-        pictures = random_views(data.pictures[indices].to(accelerator.device).float() / 255)
-        if settings.noise:
-            pictures = random_noise(pictures, sigma=settings.noise)
+        pictures = augmented(data, indices, settings, accelerator.device)
         output = model(
             input_ids=trimmed(tokenize(clip.tokenizer, captions), clip.tokenizer.pad_token_id).to(accelerator.device),
             pixel_values=clip.image_processor.differentiable(pictures),
@@ -188,6 +203,8 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
         save_every=settings.save_every,
     )
     clip.train()
+    if settings.freeze_text:
+        clip.text_encoder.requires_grad_(False)
     fit(accelerator, clip, loss, plan, Path(settings.output), phase="clip", after_step=after_step)
     return clip.eval()
 

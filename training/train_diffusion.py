@@ -52,6 +52,7 @@ class Settings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    mirror: bool = False  # half of the pictures that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
     ema_decay: float = 0.998
     warmup: int = 100
@@ -214,6 +215,8 @@ def train_unet(
     torch.manual_seed(settings.seed)
     device = accelerator.device
     latents = encode(vae.to(device), data.pictures, device)
+    if settings.mirror:
+        mirrored, mirrors = encode(vae, data.pictures.flip(-1), device), torch.tensor([r.mirrors for r in data.rows])
     text_encoder, tokenizer = clip.text_encoder.to_clip_text_model().to(device), clip.tokenizer
     if unet is None:
         unet = make_unet(settings, text_encoder.config.hidden_size)
@@ -230,7 +233,11 @@ def train_unet(
         captions = [
             "" if rng.random() < settings.caption_dropout else caption(data.rows[i], rng) for i in indices.tolist()
         ]
-        x0 = latents[indices].to(device, memory_format=torch.channels_last)
+        x0 = latents[indices]
+        if settings.mirror:
+            chosen = mirrors[indices] & (torch.rand(len(x0)) < 0.5)
+            x0 = torch.where(chosen[:, None, None, None], mirrored[indices], x0)
+        x0 = x0.to(device, memory_format=torch.channels_last)
         noise = torch.randn_like(x0)
         # one timestep from each of B equal intervals: the same mean as B independent ones, less variance
         strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)

@@ -12,6 +12,7 @@ from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, Unive
 
 OURS = "CLIP guidance"
 TUNED = {"start": 0.2, "cutouts": 1}  # see tune.py and its curve
+PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
 
 
 def main_table() -> list[Method]:
@@ -60,7 +61,7 @@ def papers() -> list[Method]:
             Method("FreeDoM", f"ρ {rho:g}", scale=1.0, mode=FreeDoM(rho=rho), options=window, eta=1.0, times=3)
             for rho in (0.2, 0.6)
         ),
-        *(Method("MPGD", f"ρ {rho:g}", scale=1.0, mode=MPGD(rho=rho), eta=1.0) for rho in (5.0, 15.0)),
+        *(Method("MPGD", f"ρ {rho:g}", scale=1.0, mode=MPGD(rho=rho), eta=1.0) for rho in (0.5, 2.0, 5.0)),
         *(
             Method("universal guidance", f"s {s:g}", scale=1.0, mode=UniversalGuidance(s, 2, rate=0.1), times=2)
             for s in (1.0, 3.0)

@@ -13,6 +13,7 @@ from clip_guidance.cli import common
 from clip_guidance.generate import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
 
 DEFAULTS = GenerateSettings(prompt="unset")
+TUNED_DEFAULT = "tuned for the model"
 
 
 def command(
@@ -31,13 +32,17 @@ def command(
     model: Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")] = DEFAULTS.model,
     clip: Annotated[str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")] = None,
-    scale: Annotated[float, typer.Option(help="Strength of CLIP guidance; 0 is off.")] = DEFAULTS.scale,
+    scale: Annotated[
+        float | None, typer.Option(help="Strength of CLIP guidance; 0 is off.", show_default=TUNED_DEFAULT)
+    ] = None,
     guidance_scale: Annotated[
         float, typer.Option(help="Strength of classifier-free guidance.")
     ] = DEFAULTS.guidance_scale,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = DEFAULTS.steps,
     mode: Annotated[str, typer.Option(help="x0, or exact: through the denoiser.")] = DEFAULTS.mode,
-    start: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance begins.")] = DEFAULTS.start,
+    start: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Where CLIP guidance begins.", show_default=TUNED_DEFAULT)
+    ] = None,
     stop: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance ends.")] = DEFAULTS.stop,
     every: Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")] = DEFAULTS.every,
     cutouts: Annotated[int, typer.Option(min=1, help="Views of the picture that CLIP sees.")] = DEFAULTS.cutouts,
