@@ -28,9 +28,9 @@ def random_views(
     count = len(images)
 
     def uniform(bound: float, *shape: int) -> Tensor:
-        return (torch.rand(count, *shape, device=images.device) * 2 - 1) * bound
+        return ((torch.rand(count, *shape, device=images.device) * 2 - 1) * bound).to(images.dtype)
 
-    theta = torch.zeros(count, 2, 3, device=images.device)
+    theta = images.new_zeros(count, 2, 3)
     magnified, angle = 1 + uniform(scale), uniform(rotation)
     theta[:, 0, 0] = theta[:, 1, 1] = angle.cos() / magnified
     theta[:, 1, 0] = angle.sin() / magnified

@@ -87,7 +87,9 @@ class GenerateSettings:
         """These settings with the model's own values where none were given: what is drawn with and recorded."""
         tuned = TUNED.get(self.model, {}) if self.clip in (None, self.model) else {}
         own = {**UNTUNED, **tuned}
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+        scale = own["scale"] if self.scale is None else self.scale
+        start = own["start"] if self.start is None else self.start
+        return replace(self, scale=scale, start=start)
 
     @property
     def target(self) -> str:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import spawned
 
 from clip_guidance.loss import contrastive_loss
 from clip_guidance.sigmoid_loss import sigmoid_loss
@@ -123,31 +123,6 @@ def test_equals_the_sigmoid_loss(tile, groups):
 # ---------------------------------------------------------------- several processes
 
 
-def on_each(rank, size, port, work, results):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    try:
-        torch.set_num_threads(1)
-        results[rank] = work(rank, size)
-    finally:
-        dist.destroy_process_group()
-
-
-def spawned(size, work, free_port):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(on_each, (size, free_port, work, results), nprocs=size)
-        return [results[rank] for rank in range(size)]
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def share_of_the_batch(rank, size):
     """What data parallelism hands to the parameters: the mean over the processes of each one's gradients."""
     found = {}
@@ -173,8 +148,8 @@ BIAS = torch.tensor([-3.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_processes_get_the_gradients_of_one_with_the_whole_batch(size, free_port):
-    results = spawned(size, share_of_the_batch, free_port)
+def test_processes_get_the_gradients_of_one_with_the_whole_batch(size):
+    results = spawned(size, share_of_the_batch)
     for positives in ("own", "all"):
         alone = value_and_grads(tiled_contrastive_loss, pairs(), groups=GROUPS, positives=positives)
         for result in results:
@@ -195,6 +170,6 @@ def unequal_shares(rank, size):
     return ""
 
 
-def test_unequal_batches_are_refused(free_port):
-    messages = spawned(2, unequal_shares, free_port)
+def test_unequal_batches_are_refused():
+    messages = spawned(2, unequal_shares)
     assert messages == ["expected as many pairs on every process, got [4, 5]: drop the last, short batch"] * 2
