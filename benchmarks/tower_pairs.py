@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_guidance.data import CaptionedPictures
-from clip_guidance.trainer import parse_settings, read_log
+from clip_guidance.trainer import parse_settings
+from clip_guidance.training_log import read_log
 
 
 @dataclass(frozen=True)

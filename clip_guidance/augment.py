@@ -42,17 +42,6 @@ def random_views(
     return ((views - 0.5) * contrast + 0.5).mul(brightness).clamp(0, 1)
 
 
-def random_mirror(images: Tensor, allowed: Tensor) -> Tensor:
-    """Half of the allowed pictures mirrored left to right.
-
-    Args:
-        images: (B, 3, H, W).
-        allowed: (B,) bool; False where a mirror image shows something else (an arrow to the left, a clock, letters).
-    """
-    chosen = (torch.rand(len(images), device=images.device) < 0.5) & allowed.to(images.device)
-    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
-
-
 def random_grey(images: Tensor, share: float) -> Tensor:
     """This share of the pictures without colours (Chen et al. 2020, arXiv:2002.05709, appendix A).
 

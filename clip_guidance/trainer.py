@@ -1,4 +1,4 @@
-"""What the training programs share: settings, the order of samples, the loop, the log, checkpoints.
+"""What the training programs share: settings, the order of samples, the loop.
 
 A program has one frozen dataclass of settings. It is filled from a YAML recipe (``--config``) and the command line,
 which wins. The order of samples is a function of (seed, step), so a resumed run continues with the very next batch.
@@ -10,17 +10,20 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
+
+from clip_guidance.checkpoints import Checkpoints
+from clip_guidance.training_log import Log
 
 Settings = TypeVar("Settings")
 
@@ -75,49 +78,10 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
         epoch, first = epoch + 1, 0
 
 
-class Log:
-    """One JSON object a line, appended and flushed: survives a kill, read by :func:`read_log` and :func:`plot_log`."""
-
-    def __init__(self, path: str | Path, enabled: bool = True):
-        self.path, self.enabled = Path(path), enabled
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, **values: Any) -> None:
-        if self.enabled:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a log; of a step logged twice (before and after a resume) the later row."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in Path(path).read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill
-            continue
-        rows[row.get("phase", ""), row["step"]] = rows.get((row.get("phase", ""), row["step"]), {}) | row
-    return list(rows.values())
-
-
-def plot_log(path: str | Path, output: str | Path) -> None:
-    """Draws every number in the log against the step, one panel a name."""
-    from matplotlib.figure import Figure
-
-    rows = read_log(path)
-    names = sorted({k for row in rows for k, v in row.items() if isinstance(v, int | float) and k != "step"})
-    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for phase in {row.get("phase", "") for row in rows}:
-            points = [(row["step"], row[name]) for row in rows if name in row and row.get("phase", "") == phase]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=phase)
-        axis.set(title=name, xlabel="step")
-    figure.savefig(output)
-
-
 class SampleOrder:
     """This process's share of the indices of batch number ``step``; free when asked in order, as :func:`fit` does.
+
+    The shares of all processes, one after the other, are the batch of one process with the global batch size.
 
     Args:
         count: number of samples.
@@ -127,7 +91,8 @@ class SampleOrder:
 
     def __init__(self, count: int, batch_size: int, seed: int, accelerator: Accelerator):
         self.count, self.global_batch_size, self.seed = count, batch_size * accelerator.num_processes, seed
-        self.share = slice(accelerator.process_index, None, accelerator.num_processes)
+        self.first = batch_size * accelerator.process_index  # place of this share in the batch
+        self.share = slice(self.first, self.first + batch_size)
         self.next_step, self.batches = -1, batches(count, self.global_batch_size, seed)
 
     def __call__(self, step: int) -> Tensor:
@@ -139,7 +104,12 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train, and what to write down on the way."""
+    """How long and how fast to train, and what to write down on the way.
+
+    Attributes:
+        best: what ``after_step`` returns by this name chooses the weights kept as ``best.safetensors``: higher is
+            better.
+    """
 
     steps: int
     learning_rate: float
@@ -149,6 +119,19 @@ class Plan:
     seed: int
     log_every: int
     save_every: int
+    best: str | None = None
+
+
+def make_accelerator(**options: Any) -> Accelerator:
+    """Of this launch: on the CPU where there is nothing else, with as many processes as ``torchrun`` started.
+
+    ``accelerate launch --cpu`` starts one, whatever ``--num_processes`` says.
+    """
+    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss was inf or nan: training was stopped before it could spoil the weights."""
 
 
 def fit(
@@ -161,6 +144,7 @@ def fit(
     phase: str = "",
     ema: AveragedModel | None = None,
     after_step: Callable[[int], dict[str, float]] | None = None,
+    describe: Callable[[int], Any] | None = None,
 ) -> None:
     """AdamW on ``loss(model, step)["loss"]`` from the newest checkpoint in ``folder`` up to ``plan.steps``.
 
@@ -170,19 +154,21 @@ def fit(
     Args:
         loss: given the prepared model and the step number; its other entries are logged beside the loss.
         ema: an average of ``model`` to update after each step, saved with it.
-        after_step: called with the number of steps done; what it returns is logged.
+        after_step: called on every process with the number of steps done; what it returns is logged.
+        describe: the batch of a step as JSON, written to ``non-finite.json`` where the loss was.
+
+    Raises:
+        NonFiniteLossError: the loss is inf or nan; the last checkpoint is from before it.
+        CheckpointError: a checkpoint cannot be written (the last one stays whole) or does not fit the model.
     """
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError("gradient accumulation is not supported: it would not enlarge the batch of negatives")
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError('mixed precision "fp16" is not supported (its loss scale is not saved); use "bf16" or "no"')
-    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ValueError(f"expected one process or data parallelism, got {accelerator.distributed_type.value}")
+    _check(accelerator, ema)
     modules: dict[str, nn.Module] = {"model": model} | ({"ema": ema} if ema is not None else {})
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
-    start = resume(folder / "checkpoints", modules, optimizer)
+    checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
+    start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
     log = Log(folder / "log.jsonl", enabled=accelerator.is_main_process)
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints.load_moments(optimizer)
     began = time.monotonic()
     steps = tqdm(range(start, plan.steps), phase, disable=not accelerator.is_main_process)
     for step in steps:
@@ -192,7 +178,8 @@ def fit(
         with accelerator.autocast():
             values = loss(prepared, step)
         accelerator.backward(values["loss"])
-        norm = accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)
+        _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
         optimizer.step()
         optimizer.zero_grad()
         if ema is not None:
@@ -203,8 +190,48 @@ def fit(
             row = {name: value.item() for name, value in values.items()}
             log.write(phase=phase, step=done, seconds=time.monotonic() - began, grad_norm=norm.item(), **row, **found)
             steps.set_postfix({name: f"{value:.4g}" for name, value in (row | found).items()})
-        if (done % plan.save_every == 0 or done == plan.steps) and accelerator.is_main_process:
-            save_checkpoint(folder / "checkpoints", done, modules, optimizer)
+        if plan.best in found:
+            checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
+        if done % plan.save_every == 0 or done == plan.steps:
+            checkpoints.save(done, modules, optimizer)
+
+
+def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
+    """Refuses what would be another training than asked for."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "gradient accumulation is not supported: it would not enlarge the batch of negatives; chunks of a large "
+            "batch do (chunk_size)"
+        )
+    launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if launched != accelerator.num_processes:
+        raise ValueError(f"{launched} processes were launched and accelerate knows {accelerator.num_processes}")
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError('mixed precision "fp16" is not supported (its loss scale is not saved); use "bf16" or "no"')
+    sharded = getattr(accelerator, "is_fsdp2", False)
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU") and not sharded:
+        raise ValueError(f"expected one process, data parallelism or FSDP2, got {accelerator.distributed_type.value}")
+    if sharded and ema is not None:
+        raise ValueError("an average of the weights (EMA) is not supported under FSDP2")
+
+
+def _stop_if_not_finite(
+    value: Tensor,
+    norm: Tensor,
+    step: int,
+    folder: Path,
+    describe: Callable[[int], Any] | None,
+    accelerator: Accelerator,
+) -> None:
+    """A gradient that is not finite would make every weight so; the loss of a step is the same on every process."""
+    if value.isfinite() and norm.isfinite():
+        return
+    path = folder / "non-finite.json"
+    if describe is not None and accelerator.is_main_process:
+        found = {"step": step, "loss": repr(value.item()), "grad_norm": repr(norm.item()), "batch": describe(step)}
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    where = f"; its batch is in {path}" if describe is not None else ""
+    raise NonFiniteLossError(f"step {step}: loss {value.item():g}, gradient norm {norm.item():g}{where}")
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
@@ -219,55 +246,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     kept = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-def save_checkpoint(
-    folder: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, keep: int = 2
-) -> None:
-    """Writes ``folder/step-N.safetensors`` whole or not at all, and keeps the last ``keep`` of them.
-
-    Weights and optimizer moments are all there is to save: the learning rate and every random draw of the programs
-    are functions of (seed, step).
-    """
-    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "partial.safetensors"  # renamed when complete, so a kill cannot leave half a checkpoint
-    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, partial)
-    partial.rename(folder / f"step-{step}.safetensors")
-    for old in _checkpoints(folder)[:-keep]:
-        old.unlink()
-
-
-def resume(folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Loads the newest checkpoint in ``folder``; returns the step it was saved after, 0 where there is none.
-
-    Raises:
-        RuntimeError: the checkpoint's tensors do not fit the modules (other settings than those it was saved with).
-    """
-    found = _checkpoints(folder)
-    if not found:
-        return 0
-    tensors = load_file(found[-1])
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, moment = key.split("/")
-            state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return _step(found[-1])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"), key=_step)
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
 
 
 def save_settings(settings: Any, path: Path) -> None:

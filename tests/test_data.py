@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.augment import random_grey, random_holes, random_mirror, random_noise, random_views
+from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
 from clip_guidance.data import PHRASES, CaptionedPictures, Row, caption
 from clip_guidance.retrieval import recall_at_k, unique
 
@@ -84,15 +84,6 @@ def test_noise_falls_on_a_share_of_the_pictures():
     # uniform in [0, 0.2]: mean 0.1 with a standard error of 0.058 / sqrt(200) = 0.004, three of them 0.012
     assert noisy.max() < 0.25 and abs(noisy.mean() - 0.1) < 0.016
     assert random_noise(images, share=0.0).equal(images)
-
-
-def test_half_of_the_allowed_pictures_are_mirrored():
-    images = torch.rand(400, 3, 4, 4)
-    allowed = torch.arange(400) % 4 > 0
-    views = random_mirror(images, allowed)
-    mirrored = (views == images.flip(-1)).flatten(1).all(1)
-    assert (mirrored | (views == images).flatten(1).all(1)).all()
-    assert not mirrored[~allowed].any() and 0.4 < mirrored[allowed].float().mean() < 0.6
 
 
 def test_grey_pictures_keep_their_luma_and_shape():

@@ -2,15 +2,18 @@
 
 import contextlib
 import itertools
+import json
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_guidance.trainer import (
+    NonFiniteLossError,
     Plan,
     SampleOrder,
     batches,
@@ -18,9 +21,8 @@ from clip_guidance.trainer import (
     learning_rate,
     parameter_groups,
     parse_settings,
-    plot_log,
-    read_log,
 )
+from clip_guidance.training_log import plot_log, read_log
 
 
 @dataclass(frozen=True)
@@ -132,3 +134,52 @@ def test_the_log_can_be_plotted(tmp_path):
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
     with Image.open(tmp_path / "log.png") as picture:
         assert picture.size[0] > 100
+
+
+def small(folder, loss, steps=6, **options):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    plan = Plan(steps, 0.1, 2, 0.0, 1.0, seed=3, log_every=1, save_every=2, best=options.pop("best", None))
+    fit(Accelerator(), model, loss, plan, folder, **options)
+    return model
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path):
+    """The last checkpoint is from before it, and no weight is spoilt."""
+
+    def loss(model, step):
+        value = model(torch.ones(2, 4)).square().mean()
+        return {"loss": value * (float("nan") if step == 3 else 1.0)}
+
+    with pytest.raises(NonFiniteLossError, match=r"step 3: loss nan, gradient norm nan; its batch is in .*non-finite"):
+        small(tmp_path, loss, describe=lambda step: {"indices": [step, 7]})
+    found = json.loads((tmp_path / "non-finite.json").read_text())
+    assert found["step"] == 3 and found["batch"] == {"indices": [3, 7]} and found["loss"] == "nan"
+    (path,) = (tmp_path / "checkpoints").glob("step-*")
+    assert path.name == "step-2.safetensors" and all(value.isfinite().all() for value in load_file(path).values())
+
+
+def test_the_best_weights_are_those_of_the_highest_metric(tmp_path):
+    seen = {}
+
+    def loss(model, step):
+        seen[step] = model.weight.detach().clone()
+        return {"loss": model(torch.randn(8, 4)).square().mean()}
+
+    metrics = [0.1, 0.5, 0.3, 0.5, 0.4, 0.2]
+    small(tmp_path, loss, best="R@1", after_step=lambda done: {"R@1": metrics[done - 1]} if done > 1 else {})
+    assert load_file(tmp_path / "checkpoints" / "best.safetensors")["model/weight"].equal(seen[2])  # after two steps
+
+
+def test_shares_of_all_processes_make_the_batch_of_one():
+    def share(rank, size):
+        class Process:
+            num_processes, process_index = size, rank
+
+        return SampleOrder(50, 12 // size, 5, Process())
+
+    for step in (0, 7):
+        whole = share(0, 1)(step)
+        for size in (2, 3, 4):
+            assert torch.cat([share(rank, size)(step) for rank in range(size)]).equal(whole)
+            assert [share(rank, size).first for rank in range(size)] == [rank * 12 // size for rank in range(size)]

@@ -9,13 +9,17 @@ import torch
 from test_data import write_table
 
 import clip_guidance as cg
+from clip_guidance.training_log import read_log
 
 NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+LAUNCH += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def launch(root, program: str, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", str(root / "training" / program)]
+def launch(root, program: str, *options: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    command = LAUNCH if processes == 1 else [*TORCHRUN, "--nproc_per_node", str(processes)]
+    command = [*command, str(root / "training" / program)]
     return subprocess.run([*command, *map(str, options)], capture_output=True, text=True, cwd=root)
 
 
@@ -88,6 +92,23 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
         assert all(weights[name].equal(value) for name, value in getattr(pipe, part).state_dict().items()), part
 
 
-def test_unknown_towers_and_several_processes_are_refused(root, data, tmp_path):
+def test_two_processes_train_what_one_trains(root, data, clip_folder, tmp_path):
+    """The same chunks of the same global batch: captions, views and order do not depend on the processes."""
+    for folder, processes in (("one", 1), ("two", 2)):
+        options = ["--data", data, "--validation", data, "--output", tmp_path / folder, "--init", clip_folder]
+        options += ["--batch_size", 8 // processes, "--chunk_size", 2, "--steps", 3, "--warmup", 1, "--mirror", True]
+        options += ["--grey", 0.3, "--holes", 0.3, "--noise", 0.1, "--ema_decay", 0.5, "--keep_best", True]
+        options += ["--evaluate_every", 1]
+        done = launch(root, "train_clip.py", *options, processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
+    for a, b in zip(one, two, strict=True):  # weights are no measure: Adam turns rounding of a zero gradient into steps
+        assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-4)
+    assert one[0]["loss"] != pytest.approx(one[2]["loss"], rel=1e-3)
+    assert cg.CLIP.from_pretrained(tmp_path / "two" / "best").encode_text("a cat").isfinite().all()
+
+
+def test_unknown_towers_are_refused(root, data, tmp_path):
     wrong = launch(root, "train_clip.py", "--data", data, "--output", tmp_path, "--image_tower", "swin")
     assert wrong.returncode != 0 and "--image_tower: expected one of vit, resnet, got 'swin'" in wrong.stderr

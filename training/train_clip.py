@@ -10,21 +10,27 @@ the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(o
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer, PreTrainedConfig
 
-from clip_guidance.augment import random_grey, random_holes, random_mirror, random_noise, random_views
+from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.checkpoints import BEST, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.objective import ContrastiveObjective, caption_groups
 from clip_guidance.retrieval import recall_at_k, unique
 from clip_guidance.tokenizer import tokenize, train_tokenizer
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
-from clip_guidance.trainer import Plan, SampleOrder, fit, parse_settings, save_settings
+from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,13 @@ class Settings:
     grey: float = 0.0  # share of the pictures that lose their colours
     holes: float = 0.0  # share of the pictures with a white hole
     noise: float = 0.0  # largest standard deviation of the noise on half of the pictures, which are in [0, 1]
+    loss: str = "softmax"  # CLIP's, or "sigmoid", SigLIP's
+    positives: str = "own"  # of softmax: pairs of one caption are left out of each other's, or "all" of them are right
+    freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000
-    batch_size: int = 128
+    batch_size: int = 128  # pairs a process and step
+    chunk_size: int | None = None  # pairs that go through the towers at a time; changes memory and time alone
+    ema_decay: float = 0.0  # above 0 the saved CLIP is the average of the weights
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 100
@@ -67,6 +78,7 @@ class Settings:
     log_every: int = 20
     save_every: int = 200
     evaluate_every: int = 200
+    keep_best: bool = False  # also save, in output/best, the CLIP whose R@1 on the held-out pictures was highest
 
 
 def find_tokenizer(settings: Settings, data: CaptionedPictures) -> CLIPTokenizer:
@@ -137,11 +149,8 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
-def augmented(data: CaptionedPictures, indices: Tensor, settings: Settings, device: torch.device) -> Tensor:
-    """Random views of the pictures at ``indices``: (B, 3, H, W) in [0, 1], but for noise."""
-    pictures = data.pictures[indices].to(device).float() / 255
-    if settings.mirror:
-        pictures = random_mirror(pictures, torch.tensor([data.rows[i].mirrors for i in indices.tolist()]))
+def views(pictures: Tensor, settings: Settings) -> Tensor:
+    """Random views of (B, 3, H, W) in [0, 1], which they leave for noise alone."""
     pictures = random_views(pictures)
     if settings.grey:
         pictures = random_grey(pictures, settings.grey)
@@ -150,19 +159,45 @@ def augmented(data: CaptionedPictures, indices: Tensor, settings: Settings, devi
     return random_noise(pictures, sigma=settings.noise) if settings.noise else pictures
 
 
+@dataclass(frozen=True)
+class Batch:
+    """This process's pairs of one step; what is drawn depends on (seed, step, place in the global batch) alone."""
+
+    indices: list[int]
+    captions: list[str]
+    mirrored: list[bool]
+
+    @classmethod
+    def draw(cls, data: CaptionedPictures, order: SampleOrder, step: int, settings: Settings) -> Batch:
+        indices = order(step).tolist()
+        draws = [random.Random(f"{settings.seed}-{step}-{order.first + i}") for i in range(len(indices))]
+        captions = [caption(data.rows[i], rng) for i, rng in zip(indices, draws, strict=True)]
+        sided = [settings.mirror and data.rows[i].mirrors for i in indices]
+        return cls(indices, captions, [may and rng.random() < 0.5 for may, rng in zip(sided, draws, strict=True)])
+
+    def pictures(self, data: CaptionedPictures) -> Tensor:
+        """(B, 3, H, W) in [0, 1]."""
+        chosen, mirrored = data.pictures[self.indices].float() / 255, torch.tensor(self.mirrored)
+        return torch.where(mirrored[:, None, None, None], chosen.flip(-1), chosen)
+
+
 @torch.no_grad()
-def evaluate(clip: CLIP, data: CaptionedPictures) -> dict[str, float]:
+def evaluate(objective: ContrastiveObjective, data: CaptionedPictures) -> dict[str, float]:
     """R@k of the pictures among the distinct names they bear: a picture is the query, its name is right."""
-    training, _ = clip.training, clip.eval()
+    training, clip = objective.training, objective.eval().clip
+    if isinstance(objective, FSDPModule):
+        objective.unshard()  # what belongs to no layer is needed outside of forward
     names, targets = unique([row.name for row in data.rows])
     image_embeds = clip.encode_image(data.pictures, batch_size=256)
     text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
-    clip.train(training)
+    if isinstance(objective, FSDPModule):
+        objective.reshard()
+    objective.train(training)
     return recall_at_k(image_embeds @ text_embeds.T, targets.to(image_embeds.device))
 
 
-def train(settings: Settings, accelerator: Accelerator) -> CLIP:
-    """Trains on every pair of pictures and captions; pairs with the same caption are no negatives."""
+def train(settings: Settings, accelerator: Accelerator) -> None:
+    """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
     tables = [CaptionedPictures.from_parquet(path, settings.image_size, settings.exclude) for path in settings.data]
     data = CaptionedPictures.join(tables)
     held_out = settings.validation and CaptionedPictures.from_parquet(
@@ -172,27 +207,53 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     torch.manual_seed(settings.seed)
-    clip = make_clip(settings, data).to(accelerator.device, memory_format=torch.channels_last)
+    with accelerator.main_process_first():  # which learns the vocabulary
+        clip = make_clip(settings, data)
+    clip.to(accelerator.device, memory_format=torch.channels_last)
+    clip.text_encoder.requires_grad_(not settings.freeze_text)
+    objective = ContrastiveObjective(
+        clip.train(),
+        chunk_size=settings.chunk_size,
+        loss=settings.loss,
+        positives=settings.positives,
+        views=lambda pictures: clip.image_processor.differentiable(views(pictures, settings)),
+        freeze_batch_norm=settings.freeze_batch_norm,
+    ).to(accelerator.device)
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
+    average = get_ema_multi_avg_fn(settings.ema_decay)
+    ema = AveragedModel(objective, multi_avg_fn=average) if settings.ema_decay else None
+    trained = objective if ema is None else ema.module
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        indices, rng = order(step), random.Random(f"{settings.seed}-{step}")
-        captions = [caption(data.rows[i], rng) for i in indices.tolist()]
-        pictures = augmented(data, indices, settings, accelerator.device)
-        output = model(
-            input_ids=trimmed(tokenize(clip.tokenizer, captions), clip.tokenizer.pad_token_id).to(accelerator.device),
-            pixel_values=clip.image_processor.differentiable(pictures),
-            groups=unique(captions)[1].to(accelerator.device),
-            return_loss=True,
-        )
-        return {"loss": output.loss, "scale": clip.logit_scale.detach().exp()}
+        batch = Batch.draw(data, order, step, settings)
+        input_ids = trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
+        inputs = (batch.pictures(data), input_ids, caption_groups(batch.captions))
+        seed = settings.seed * 1_000_003 + step
+        value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
+        return {"loss": value, "scale": clip.logit_scale.detach().exp()}
 
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()
-        evaluated = held_out and (done % settings.evaluate_every == 0 or done == settings.steps)
-        return evaluate(clip, held_out) if evaluated and accelerator.is_main_process else {}
+        if not held_out or (done % settings.evaluate_every and done != settings.steps):
+            return {}
+        return evaluate(trained, held_out)
 
-    plan = Plan(
+    def describe(step: int) -> dict[str, Any]:
+        return asdict(Batch.draw(data, order, step, settings))
+
+    folder, plan = Path(settings.output), make_plan(settings)
+    fit(accelerator, objective, loss, plan, folder, phase="clip", ema=ema, after_step=after_step, describe=describe)
+    state = full_state_dict(trained.clip)
+    if accelerator.is_main_process:
+        clip.eval().save_pretrained(folder, state_dict=state)
+        if settings.keep_best:
+            best = load_file(folder / "checkpoints" / BEST)
+            state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
+            clip.save_pretrained(folder / "best", state_dict=state)
+
+
+def make_plan(settings: Settings) -> Plan:
+    return Plan(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         warmup=settings.warmup,
@@ -201,26 +262,18 @@ def train(settings: Settings, accelerator: Accelerator) -> CLIP:
         seed=settings.seed,
         log_every=settings.log_every,
         save_every=settings.save_every,
+        best="R@1" if settings.keep_best else None,
     )
-    clip.train()
-    if settings.freeze_text:
-        clip.text_encoder.requires_grad_(False)
-    fit(accelerator, clip, loss, plan, Path(settings.output), phase="clip", after_step=after_step)
-    return clip.eval()
 
 
 def main(settings: Settings) -> None:
     for name, known in (("image_tower", IMAGE_TOWERS), ("text_tower", TEXT_TOWERS)):
         if getattr(settings, name) not in known:
             raise SystemExit(f"--{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise SystemExit(
-            f"{accelerator.num_processes} processes: each would see only its own negatives, which is another objective "
-            "than that of one process with the same global batch; use one process"
-        )
+    if settings.keep_best and not settings.validation:
+        raise SystemExit("--keep_best: needs --validation, the held-out pictures that choose")
     save_settings(settings, Path(settings.output) / "settings.json")
-    train(settings, accelerator).save_pretrained(settings.output)
+    train(settings, make_accelerator())
 
 
 if __name__ == "__main__":

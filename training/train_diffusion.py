@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clip_guidance.clip import CLIP
 from clip_guidance.data import CaptionedPictures, caption
 from clip_guidance.pipeline import load_pipeline
-from clip_guidance.trainer import Plan, SampleOrder, fit, parse_settings, save_settings
+from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns:
 def main(settings: Settings) -> None:
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     clip = CLIP.from_pretrained(settings.clip) if settings.phase == "all" else None
     if clip is not None and not hasattr(clip.text_encoder, "to_clip_text_model"):
         raise SystemExit(

@@ -1,6 +1,6 @@
 """Does CLIP guidance help, where, and at what price? Methods x strengths, judged by a CLIP that never guided.
 
-    accelerate launch --num_processes 2 --cpu benchmarks/steering/run.py \
+    torchrun --nproc_per_node 2 benchmarks/steering/run.py \
         --data ../shared/data/emoji64-train.parquet --held_out ../shared/data/emoji64-val.parquet \
         --output benchmarks/steering/results
 

@@ -1,6 +1,6 @@
 """Searches good defaults of CLIP guidance on prompts that the report never uses, one option after the other.
 
-    accelerate launch --num_processes 2 --cpu benchmarks/steering/tune.py --data ... --held_out ... \
+    torchrun --nproc_per_node 2 benchmarks/steering/tune.py --data ... --held_out ... \
         --output benchmarks/steering/tuning
 
 Coordinate search: the scale first, then the first guided step, the cutouts and the cap, each at the best of those

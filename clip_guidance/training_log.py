@@ -1,0 +1,48 @@
+"""What a training run writes down, one JSON object a line, and how it is read and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """One JSON object a line, appended and flushed: survives a kill, read by :func:`read_log` and :func:`plot_log`."""
+
+    def __init__(self, path: str | Path, enabled: bool = True):
+        self.path, self.enabled = Path(path), enabled
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **values: Any) -> None:
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a log; of a step logged twice (before and after a resume) the later row."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in Path(path).read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill
+            continue
+        rows[row.get("phase", ""), row["step"]] = rows.get((row.get("phase", ""), row["step"]), {}) | row
+    return list(rows.values())
+
+
+def plot_log(path: str | Path, output: str | Path) -> None:
+    """Draws every number in the log against the step, one panel a name."""
+    from matplotlib.figure import Figure
+
+    rows = read_log(path)
+    names = sorted({k for row in rows for k, v in row.items() if isinstance(v, int | float) and k != "step"})
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for phase in {row.get("phase", "") for row in rows}:
+            points = [(row["step"], row[name]) for row in rows if name in row and row.get("phase", "") == phase]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=phase)
+        axis.set(title=name, xlabel="step")
+    figure.savefig(output)
