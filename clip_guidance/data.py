@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +31,12 @@ class Row:
     name: str
     style: str
     keywords: tuple[str, ...]
+    captions: tuple[str, ...] = ()  # where the data has whole captions: they take the place of phrases
 
     @property
     def prompt(self) -> str:
         """The full caption, the same every time: names the style and the concept."""
-        return f"a {self.style} picture of a {self.name}"
+        return self.captions[0] if self.captions else f"a {self.style} picture of a {self.name}"
 
     @property
     def mirrors(self) -> bool:
@@ -74,7 +76,9 @@ PHRASES: tuple[tuple[float, Callable[[Row, random.Random], str]], ...] = (
 
 
 def caption(row: Row, rng: random.Random) -> str:
-    """A caption of ``row`` drawn from :data:`PHRASES` with their weights."""
+    """One of the row's captions, or where it has none a phrase drawn from :data:`PHRASES` with their weights."""
+    if row.captions:
+        return rng.choice(row.captions)
     weights, phrases = zip(*PHRASES, strict=True)
     return rng.choices(phrases, weights)[0](row, rng)
 
@@ -138,6 +142,34 @@ class CaptionedPictures:
         return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
+    def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedPictures:
+        """Reads all pairs of whatever :func:`clip_guidance.reading.open_pairs` opens.
+
+        A row's name is its first caption, its style is empty, and its captions are those of the data.
+
+        Args:
+            path: a folder of pictures, a table, tars, or a data set of the Hub.
+            size: side of the square pictures, in pixels; others are resized.
+            options: of ``open_pairs``: ``policy``, ``workers``, ``quarantine``, ``caption_columns``, ...
+
+        Raises:
+            SourceError: there is nothing to read.
+            TooManyBadRows: more rows are bad than the policy allows, or all are.
+        """
+        from clip_guidance.reading import open_pairs
+
+        pairs = open_pairs(path, transform=lambda picture: _square(picture, size), **options)
+        pictures, rows, skipped = [], [], []
+        for i, outcome in enumerate(pairs.outcomes()):
+            if outcome.pair is None:
+                skipped.append((i, str(outcome.bad)))
+                continue
+            pictures.append(outcome.pair.image)
+            rows.append(Row(outcome.pair.captions[0], "", (), outcome.pair.captions))
+        pairs.ledger.judge(final=True)
+        return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
+
+    @classmethod
     def join(cls, parts: Sequence[CaptionedPictures]) -> CaptionedPictures:
         """The pictures of all parts, in order; their sizes must agree."""
         pictures = torch.cat([part.pictures for part in parts])
@@ -149,7 +181,10 @@ class CaptionedPictures:
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
-    picture = load_image(data)
+    return _square(load_image(data), size)
+
+
+def _square(picture: Image.Image, size: int) -> np.ndarray:
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture)

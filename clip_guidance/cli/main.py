@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from clip_guidance.cli import classify, common, generate, models, score, similar
+from clip_guidance.cli import classify, common, data, generate, models, score, similar
 
 app = typer.Typer(
     name="clip-guidance",
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for module in (generate, score, classify, similar, models):
     app.command(module.__name__.rpartition(".")[2])(module.command)
+app.add_typer(data.app, name="data")
 
 
 def run(args: Sequence[str] | None = None) -> None:

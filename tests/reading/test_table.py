@@ -1,0 +1,184 @@
+"""CSV, TSV, JSONL and parquet: which columns, which rows are bad, and how much is read."""
+
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpus import number, read_number, write_parquet
+
+from clip_guidance.reading import Policy, SourceError, open_pairs, table
+from clip_guidance.reading.columns import Columns
+
+ANY = Policy(max_bad_share=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(number(i))
+    return tmp_path
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+def read(path, **options):
+    pairs = open_pairs(path, policy=ANY, **options)
+    return {read_number(pair.image): pair.captions for pair in pairs}, pairs.ledger
+
+
+def test_quotes_commas_and_line_breaks_in_a_caption(folder):
+    text = 'image,caption\r\n0.png,"red, ""very"" red\nand round"\r\n"1.png",plain\r\n'
+    assert read(write(folder / "a.csv", text))[0] == {0: ('red, "very" red\nand round',), 1: ("plain",)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiter_and_byte_order_mark_are_found(folder, encoding, delimiter):
+    text = "\n".join(delimiter.join(line) for line in [("image", "caption"), ("0.png", "ein Apfel: grün")])
+    assert read(write(folder / "a.csv", text, encoding))[0] == {0: ("ein Apfel: grün",)}
+
+
+def test_several_columns_in_the_order_of_their_numbers(folder):
+    text = "caption_10,caption_2,filename,caption_1\nten,two,0.png,one\n,two,1.png,\n"
+    assert read(write(folder / "a.csv", text))[0] == {0: ("one", "two", "ten"), 1: ("two",)}
+
+
+def test_columns_may_be_named(folder):
+    path = write(folder / "a.csv", "text,foto,titulo,alt\nno,0.png,uno,zero\n")
+    named = {"image_column": "foto", "caption_columns": ["titulo", "alt"]}
+    assert read(path, **named)[0] == {0: ("uno", "zero")}
+    with pytest.raises(SourceError, match=r"a.csv: no column bild; it has 'text', 'foto', 'titulo', 'alt'"):
+        open_pairs(path, image_column="bild")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["url", "caption"],
+            "no column of pictures found; it has 'url', 'caption'; name it, or rename it to one of image",
+        ),
+        (
+            ["image", "class"],
+            "no column of captions found; it has 'image', 'class'; name it, or rename it to one of capt",
+        ),
+        ([], "no column of pictures found; it has none"),
+    ],
+)
+def test_missing_columns_name_those_there_are(names, message):
+    with pytest.raises(SourceError, match=f"here: {message}"):
+        Columns.find(names, "here")
+
+
+def test_bad_lines_of_a_csv_cost_their_row_alone(folder):
+    lines = [b"image,caption", b"0.png,zero", b"1.png", b"1.png,one,more", b"", b"caf\xe9.png,gone", b"2.png,caf\xe9"]
+    lines += [b",no picture", b"3.png,", b"http://example.org/a.png,remote", b"3.png,three"]
+    found, ledger = read(write(folder / "a.csv", b"\n".join(lines)))
+    assert found == {0: ("zero",), 3: ("three",)}
+    expected = {"malformed_row": 2, "missing": 2, "caption_not_text": 1, "no_picture": 1, "no_caption": 1}
+    assert ledger.bad == expected
+    details = [line["detail"] for line in ledger.examples["malformed_row"]]
+    assert details == ["1 fields, the header has 2", "3 fields, the header has 2"]
+    assert "is an address; download the pictures first" in ledger.examples["missing"][1]["detail"]
+
+
+def test_a_quote_that_is_never_closed_ends_in_a_bad_row(folder):
+    text = 'image,caption\n0.png,zero\n1.png,"open\n' + "x\n" * 70_000 + "2.png,two\n"
+    found, ledger = read(write(folder / "a.csv", text))
+    assert found[0] == ("zero",) and found[2] == ("two",)
+    assert "field larger than field limit" in ledger.examples["malformed_row"][0]["detail"]
+
+
+def test_bad_lines_of_a_jsonl_cost_their_row_alone(folder):
+    rows = ['{"image": "0.png", "caption": "zero"}', "{broken", "[1]", "", '{"image": 7, "caption": "x"}']
+    rows += ['{"image": "1.png", "caption": 7}', '{"image": "1.png"}', '{"caption": "x"}', "[" * 100_000]
+    rows += ['{"image": "1.png", "caption": ["one", "eins"]}']
+    found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
+    assert found == {0: ("zero",), 1: ("one", "eins")}
+    assert ledger.bad == {"malformed_row": 3, "no_picture": 2, "caption_not_text": 1, "no_caption": 1}
+    details = [line["detail"] for line in ledger.examples["malformed_row"]]
+    assert "expected an object, got list" in details and details[0].startswith("not JSON: ")
+    assert [line["key"] for line in ledger.examples["malformed_row"]] == ["row 2", "row 3", "row 8"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+def test_a_file_of_zero_bytes_is_a_broken_file(tmp_path, name):
+    pairs = open_pairs(write(tmp_path / name, b""), policy=ANY)
+    with pytest.raises(ValueError, match=f"none of 1 rows gives a pair: 1 broken_file; the first is {name}"):
+        list(pairs)
+
+
+def test_a_table_without_rows_says_so(tmp_path):
+    with pytest.raises(ValueError, match="a.csv: there is no row to read"):
+        list(open_pairs(write(tmp_path / "a.csv", "image,caption\n")))
+
+
+def test_one_broken_table_does_not_stop_the_others(folder):
+    write_parquet(folder, [("0", number(0), ["zero"])])
+    write(folder / "zzz.parquet", (folder / "rows.parquet").read_bytes()[:-20])
+    found, ledger = read(f"{folder}/*.parquet")
+    assert found == {0: ("zero",)} and ledger.bad == {"broken_file": 1}
+    assert "zzz.parquet" in ledger.examples["broken_file"][0]["detail"]
+
+
+def test_a_row_group_that_breaks_off_keeps_the_others(tmp_path):
+    path = write_parquet(tmp_path, [(str(i), number(i), [f"caption {i}"]) for i in range(9)], row_group_size=3)
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    found, ledger = read(path)
+    assert list(found) == [0, 1, 2, 6, 7, 8] and ledger.bad == {"broken_file": 1}
+
+
+def test_parquet_is_read_by_batches_of_a_row_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "BATCH", 2)
+    path = write_parquet(tmp_path, [(str(i), number(i), ["a"]) for i in range(10)], row_group_size=5)
+    read_batches, taken = pq.ParquetFile.iter_batches, []
+
+    def counted(self, *args, **kwargs):
+        for batch in read_batches(self, *args, **kwargs):
+            taken.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    stream = iter(open_pairs(path))
+    for done in range(1, 11):
+        next(stream)
+        assert done <= sum(taken) <= done + 1
+    assert taken == [2, 2, 1, 2, 2, 1]
+
+
+def test_parquet_rows_are_numbered_through_and_paths_start_at_the_table(folder):
+    rows = {"image": ["0.png", "1.png", "none.png", "3.png"], "text": ["a", "b", "c", "d"]}
+    pq.write_table(pa.table(rows), folder / "a.parquet", row_group_size=3)
+    pairs = open_pairs(folder / "a.parquet", policy=ANY)
+    assert [(pair.key, pair.captions) for pair in pairs] == [("row 1", ("a",)), ("row 2", ("b",)), ("row 4", ("d",))]
+    assert pairs.ledger.bad == {"missing": 1}
+
+
+@pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([[1.5], [2.5]])])
+def test_numbers_are_no_captions(tmp_path, column):
+    pq.write_table(pa.table({"image": [number(0), number(1)], "text": column}), tmp_path / "a.parquet")
+    pairs = open_pairs(tmp_path / "a.parquet", policy=ANY)
+    with pytest.raises(ValueError, match="2 caption_not_text"):
+        list(pairs)
+
+
+def test_an_absent_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path, [("0", number(0), ["zero"])])
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(SourceError, match=r"parquet needs pyarrow: pip install 'clip-guidance\[data\]'"):
+        open_pairs(path)
+
+
+def test_objects_as_captions(folder):
+    sentences = [{"raw": "one", "tokens": ["o"]}, {"raw": "two"}]
+    path = write(folder / "a.jsonl", json.dumps({"filename": "0.png", "sentences": sentences}))
+    assert read(path)[0] == {0: ("one", "two")}
