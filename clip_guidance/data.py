@@ -142,6 +142,21 @@ class CaptionedPictures:
         return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
+    def load(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedPictures:
+        """Reads a parquet table of names, styles and keywords, or whatever else :meth:`from_pairs` reads.
+
+        Args:
+            path: where the pictures are.
+            size: side of the square pictures, in pixels; others are resized.
+            exclude: rows of such a table whose name contains this are left out.
+        """
+        import pyarrow.parquet as pq
+
+        if Path(path).suffix == ".parquet" and Path(path).is_file() and "keywords" in pq.read_schema(path).names:
+            return cls.from_parquet(path, size, exclude)
+        return cls.from_pairs(path, size)
+
+    @classmethod
     def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedPictures:
         """Reads all pairs of whatever :func:`clip_guidance.reading.open_pairs` opens.
 

@@ -152,3 +152,37 @@ def test_a_run_that_is_too_short_is_no_measurement(device):
     denoiser = Denoiser(lambda sample: sample).to(device)
     with pytest.raises(RuntimeError, match="expected 4 steps, the denoiser was called at 2 timesteps"):
         step_seconds(denoiser, lambda steps: runs_of(denoiser, device)(2), steps=3)
+
+
+def test_the_losses_of_the_loss_benchmark_are_one(root, tmp_path, monkeypatch):
+    """Their gradients agree, and the plain one holds what the tiled one does not."""
+    import contrastive_loss as program
+
+    output = tmp_path / "loss.md"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    program.main(parse_settings(program.Settings, ["--sizes", "3072", "--dim", "32", "--output", str(output)]))
+    rows = [line.split(" | ") for line in output.read_text().splitlines() if line.startswith("| 3,072")]
+    assert [row[1] for row in rows] == ["tiled", "plain", "checkpointed rows"]
+    assert all(float(row[6].rstrip(" |")) < 1e-4 for row in rows)
+    megabytes = {row[1]: float(row[2].replace(",", "")) for row in rows}
+    assert megabytes["plain"] - megabytes["tiled"] > 3072**2 * 4 / 1e6  # at least one matrix of logits
+    with pytest.raises(
+        SystemExit, match=r"--methods: expected some of tiled, plain, checkpointed rows, got \['fast'\]"
+    ):
+        program.main(parse_settings(program.Settings, ["--methods", "fast"]))
+
+
+def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
+    """The same weights and batch give the same loss: the two sides do the same work."""
+    import training_step as program
+
+    from clip_guidance.convert import from_transformers
+    from clip_guidance.objective import ContrastiveObjective
+    from clip_guidance.preprocess import ImageProcessor
+
+    settings = program.Settings(batch_size=3, steps=3, warmup=1, rounds=1)
+    model, data = program.reference(), program.batch(settings)
+    clip = from_transformers(model, None, ImageProcessor(64))
+    loss = ContrastiveObjective(clip)(data["pixel_values"], data["input_ids"])
+    assert_close(loss, model(**data, return_loss=True).loss, rtol=1e-5, atol=0)
+    assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3

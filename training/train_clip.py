@@ -37,9 +37,9 @@ from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, pars
 class Settings:
     """Settings of one run; the defaults are a small CLIP for 64x64 pictures."""
 
-    data: list[str]  # parquet tables of captioned pictures
+    data: list[str]  # captioned pictures: tables, folders, tars, data sets of the Hub; see clip_guidance.reading
     output: str  # folder for checkpoints, the log and the finished CLIP
-    validation: str | None = None  # parquet table of held-out pictures
+    validation: str | None = None  # held-out pictures, read as the data is
     exclude: str | None = None  # leave out pictures whose name contains this
     init: str | None = None  # CLIP (folder or name) to go on from; its architecture and vocabulary hold
     init_text: str | None = None  # CLIP whose text tower and vocabulary to go on from, beside a new image tower
@@ -198,9 +198,9 @@ def evaluate(objective: ContrastiveObjective, data: CaptionedPictures) -> dict[s
 
 def train(settings: Settings, accelerator: Accelerator) -> None:
     """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
-    tables = [CaptionedPictures.from_parquet(path, settings.image_size, settings.exclude) for path in settings.data]
+    tables = [CaptionedPictures.load(path, settings.image_size, settings.exclude) for path in settings.data]
     data = CaptionedPictures.join(tables)
-    held_out = settings.validation and CaptionedPictures.from_parquet(
+    held_out = settings.validation and CaptionedPictures.load(
         settings.validation, settings.image_size, settings.exclude
     )
     accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")

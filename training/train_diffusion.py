@@ -34,7 +34,7 @@ from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, pars
 class Settings:
     """Settings of one run; the defaults are a small model for 64x64 pictures."""
 
-    data: str  # parquet table of captioned pictures
+    data: str  # captioned pictures: a table, folder, tars or a data set of the Hub; see clip_guidance.reading
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
     init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
@@ -290,7 +290,7 @@ def main(settings: Settings) -> None:
             f"--clip {settings.clip}: a stock pipeline needs a text tower that is a CLIPTextModel (transformer), "
             f"got {type(clip.text_encoder).__name__}"
         )
-    data = CaptionedPictures.from_parquet(settings.data, settings.size, settings.exclude)
+    data = CaptionedPictures.load(settings.data, settings.size, settings.exclude)
     accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
