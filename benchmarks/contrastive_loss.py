@@ -119,8 +119,8 @@ def main(settings: Settings) -> None:
         "# Contrastive loss over the size of the batch\n\n"
         f"`python benchmarks/contrastive_loss.py`: forward and backward, d = {settings.dim}, float32, "
         f"{torch.get_num_threads()} CPU threads, torch {torch.__version__.split('+')[0]}. MB are the peak above "
-        "holding the inputs, their gradients included; the last column is how far the sum of squares of the gradients is "
-        "from ours."
+        "holding the inputs, with their gradients; the last column tells how far these, squared and summed, are from "
+        "ours."
     )
     page = head + "\n\n" + "\n".join(lines) + "\n"
     if settings.output:
