@@ -186,3 +186,23 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     loss = ContrastiveObjective(clip)(data["pixel_values"], data["input_ids"])
     assert_close(loss, model(**data, return_loss=True).loss, rtol=1e-5, atol=0)
     assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3
+
+
+def test_fine_tuning_measures_both_kinds_of_pictures(shared_data, tmp_path):
+    import fine_tuning as program
+
+    output, held_out = tmp_path / "fine.md", shared_data / "emoji64-val.parquet"
+    argv = ["--photos", shared_data / "grocery64.parquet", "--emoji", held_out, "--emoji_held_out", held_out]
+    argv += ["--output", output, "--steps", 1, "--batch_size", 4, "--limit", 8]
+    program.main(parse_settings(program.Settings, list(map(str, argv))))
+    rows = [line for line in output.read_text().splitlines() if line.startswith("| ") and "%" not in line]
+    names = [row.split(" | ")[0] for row in rows]
+    assert names[2:] == ["| as packaged", "| fine-tuned on photographs", "| fine-tuned on photographs and emoji"]
+    assert "8 photographs for training and 8 held out" in output.read_text()
+
+
+def test_shares_have_wilsons_interval():
+    from fine_tuning import share
+
+    assert share(5, 10) == "50.0 (23.7–76.3)"  # 1927, as tabulated
+    assert share(0, 10) == "0.0 (0.0–27.8)"

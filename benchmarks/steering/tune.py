@@ -25,10 +25,10 @@ from clip_guidance.trainer import parse_settings
 ALONE = Method("CFG", "3")
 FIRST = Method("CLIP guidance", "", scale=5.0)
 GRID: dict[str, Sequence[float]] = {
-    "scale": (1.0, 2.5, 5.0, 10.0, 20.0, 40.0),
-    "start": (0.0, 0.2, 0.4, 0.6),
+    "scale": (2.5, 5.0, 10.0, 20.0, 40.0),
+    "start": (0.0, 0.2, 0.4),
     "cutouts": (1, 4),
-    "cap": (0.25, 0.5, 1.0),
+    "cap": (0.5, 1.0),
 }
 
 
