@@ -109,3 +109,59 @@ def test_rows_are_json(clip, images):
 def test_bad_labels_and_templates(clip, labels, templates, message):
     with pytest.raises(ValueError, match=message):
         ZeroShotClassifier(clip, labels, templates)
+
+
+def test_templates_come_in_every_published_shape(clip):
+    as_text = ZeroShotClassifier(clip, LABELS, ["a photo of a {}.", "art of {}"])
+    as_functions = ZeroShotClassifier(clip, LABELS, [lambda c: f"a photo of a {c}.", "art of {c}"])
+    assert as_text.class_embeds.equal(as_functions.class_embeds)
+    alone = ZeroShotClassifier(clip, LABELS, lambda c: f"art of {c}")
+    torch.testing.assert_close(alone.class_embeds, ZeroShotClassifier(clip, LABELS, "art of {}").class_embeds)
+
+
+def test_each_of_several_labels_is_a_pair_of_prompts(clip, images):
+    classifier = ZeroShotClassifier(clip, LABELS, "a {}", multi_label=True, any_picture=["a picture"])
+    result = classifier(images)
+    for place, label in enumerate(LABELS):
+        pair = ZeroShotClassifier(clip, [f"a {label}", "a picture"], "{}")(images)
+        torch.testing.assert_close(result.probs[:, place], pair.probs[:, 0])
+    fewer = ZeroShotClassifier(clip, LABELS[:2], "a {}", multi_label=True, any_picture=["a picture"])(images)
+    torch.testing.assert_close(fewer.probs, result.probs[:, :2])  # a label does not depend on the others
+    for row, above, probs in zip(result.rows(threshold=0.5), result.above(0.5), result.probs, strict=True):
+        assert set(row["labels"]) == {label for label, prob in zip(LABELS, probs, strict=True) if prob >= 0.5}
+        assert [entry.label for entry in above] == row["labels"]
+
+
+def test_a_picture_of_nothing_offered_gets_no_label(clip, images):
+    result = ZeroShotClassifier(clip, LABELS)(images)
+    best = result.probs.amax(1)
+    rows = result.rows(threshold=float(best.median()))
+    assert [row["label"] is None for row in rows] == (best < best.median()).tolist()
+    assert [row["prob"] for row in rows] == best.tolist()
+
+
+def test_calibration_changes_how_sure_it_is_and_nothing_else(clip, images):
+    labels = [LABELS[0], LABELS[1], LABELS[0]]
+    classifier = ZeroShotClassifier(clip, LABELS)
+    before = classifier(images)
+    labels = [before.labels[int(row.argmax())] for row in before.logits]
+    labels[0] = before.labels[int(before.logits[0].argsort()[-2])]  # one of three is wrong
+    temperature = classifier.calibrate(images, labels)
+    after = classifier(images)
+    assert temperature == classifier.temperature != 1
+    torch.testing.assert_close(after.logits * temperature, before.logits)
+    rows, targets = torch.arange(3), classifier.numbers(labels)
+    likelihood = [result.probs[rows, targets].log().mean() for result in (before, after)]
+    assert likelihood[1] > likelihood[0]
+
+
+def test_mistakes_in_calibration_are_named(clip, images):
+    classifier = ZeroShotClassifier(clip, LABELS)
+    with pytest.raises(ValueError, match=r"unknown labels \['dog'\]; the classifier knows cat, guinea pig"):
+        classifier.calibrate(images, ["cat", "dog", "apple"])
+    with pytest.raises(ValueError, match="expected one label a picture, got 2 labels and 3 pictures"):
+        classifier.calibrate(images, ["cat", "cat"])
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        ZeroShotClassifier(clip, LABELS, temperature=0.0)
+    with pytest.raises(ValueError, match="one label a picture to calibrate, got multi_label=True"):
+        ZeroShotClassifier(clip, LABELS, multi_label=True).calibrate(images, ["cat"] * 3)

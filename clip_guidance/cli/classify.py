@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clip_guidance.cli import common
+
+if TYPE_CHECKING:
+    import torch
+
+    from clip_guidance.zero_shot import ZeroShotClassifier
+
+FOLDERS = "folders"
 
 
 def command(
@@ -19,6 +27,21 @@ def command(
     template: Annotated[
         list[str] | None,
         typer.Option(help="A sentence with {} for the label; repeat to average.", show_default="five sentences"),
+    ] = None,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="Several labels may hold, or none.")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Give no label that is less likely.", show_default="0; 0.5 if several may hold"
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="CSV (image, label) of pictures that the probabilities shall fit.", show_default=False),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(help='The right labels, to measure by: CSV (image, label), or "folders".', show_default=False),
     ] = None,
     model: common.Model = "emoji",
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 1,
@@ -32,34 +55,110 @@ def command(
 
     Example: clip-guidance classify photos/ --labels cat,dog,"guinea pig" --top-k 2
     """
+    from clip_guidance.images import find_images
+
+    found = find_images(paths)
+    right = _truth(truth, found)
     chosen = [label for label in (labels or "").split(",") if labels]
     if labels_file is not None:
         chosen += [line for line in labels_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    chosen = chosen or sorted(set(right.values()))
     if not chosen:
         raise typer.BadParameter("give --labels or --labels-file")
 
-    from clip_guidance.images import find_images
     from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier
 
     clip = common.load_clip(model, device)
-    classifier = ZeroShotClassifier(clip, chosen, template or DEFAULT_TEMPLATES)
+    classifier = ZeroShotClassifier(clip, chosen, template or DEFAULT_TEMPLATES, multi_label=multi_label)
+    classifier.numbers(list(right.values()))  # an unknown one is told before the work
+    if calibrate is not None:
+        sample = _read_labels(calibrate)
+        common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
+    least = threshold if threshold is not None else 0.5 if multi_label else 0.0
     rows: list[dict[str, Any]] = []
+    logits: list[torch.Tensor] = []
     with common.Job() as job:
-        for batch in job.batches(find_images(paths), batch_size):
+        for batch in job.batches(found, batch_size):
             result = classifier(batch.images, batch_size=batch_size)
-            rows += [{"image": name, **row} for name, row in zip(batch.names, result.rows(top_k), strict=True)]
+            logits.append(result.logits.cpu())
+            rows += [{"image": name, **row} for name, row in zip(batch.names, result.rows(top_k, least), strict=True)]
 
+    measured = _measure(classifier, rows, logits, right) if right else None
     if json:
         common.print_json(
             {
                 "model": {"name": str(clip.name_or_path), "fingerprint": clip.fingerprint()},
                 "labels": classifier.labels,
                 "templates": classifier.templates,
+                "temperature": classifier.temperature,
+                "threshold": least,
                 "results": rows,
+                "metrics": measured,
                 "failed": job.failures,
             }
         )
     else:
-        table = [(row["image"], entry["label"], entry["prob"]) for row in rows for entry in row["top"]]
-        common.print_table(["image", "label", "prob"], table)
+        common.print_table(["image", "label", "prob"], _lines(rows, multi_label, least))
+        if measured is not None:
+            shown = {name: value for name, value in measured.items() if name != "confusion" and value is not None}
+            common.print_table(["measure", "value"], list(shown.items()))
     job.finish()
+
+
+def _lines(rows: list[dict[str, Any]], multi_label: bool, least: float) -> list[tuple[Any, ...]]:
+    """What the table shows: labels that are likely enough; "none" for a picture without one."""
+    lines = []
+    for row in rows:
+        kept = [entry for entry in row["top"] if entry["prob"] >= least]
+        lines += [(row["image"], entry["label"], entry["prob"]) for entry in kept] or [
+            (row["image"], "none", row["prob"])
+        ]
+    return lines
+
+
+def _truth(given: str | None, found: list[Path]) -> dict[str, str]:
+    """The right label by path; that of ``folders`` is the name of the folder that a picture lies in."""
+    if given is None:
+        return {}
+    return {str(path): path.resolve().parent.name for path in found} if given == FOLDERS else _read_labels(Path(given))
+
+
+def _read_labels(path: Path) -> dict[str, str]:
+    """The columns ``image`` and ``label`` of a CSV file; paths are relative to the file, unless that is no picture."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"image", "label"} <= set(reader.fieldnames or ()):
+            raise typer.BadParameter(f"{path}: expected the columns image, label; it has {reader.fieldnames or 'none'}")
+        rows = [(row["image"], row["label"].strip()) for row in reader]
+    if not rows:
+        raise typer.BadParameter(f"{path}: has no row")
+    return {str(beside if (beside := path.parent / name).is_file() else name): label for name, label in rows}
+
+
+def _measure(
+    classifier: ZeroShotClassifier, rows: list[dict[str, Any]], logits: list[torch.Tensor], right: dict[str, str]
+) -> dict[str, Any]:
+    """Metrics of the pictures whose label is known; their count tells how many."""
+    import torch
+
+    from clip_guidance.classification import average_precision, classification_metrics
+
+    by_file = {Path(name).resolve(): label for name, label in right.items()}
+    known = [(i, by_file[path]) for i, row in enumerate(rows) if (path := Path(row["image"]).resolve()) in by_file]
+    if not known:
+        return {"count": 0}
+    scores = torch.cat(logits)[[i for i, _ in known]]
+    targets = classifier.numbers([label for _, label in known])
+    if classifier.multi_label:
+        present = targets.unique().tolist()
+        each = [average_precision(scores[:, label], targets == label) for label in present]
+        return {"count": len(known), "mean_average_precision": sum(each) / len(each)}
+    found = classification_metrics(scores, targets)
+    return {
+        "count": found.count,
+        "top1": found.top1,
+        "top5": found.top5,
+        "mean_per_class_recall": found.mean_per_class_recall,
+        "calibration_error": found.error,
+        "confusion": found.confusion.tolist(),
+    }

@@ -1,0 +1,72 @@
+"""``clip-guidance classify`` where the right labels are known: metrics, calibration, abstaining."""
+
+import csv
+
+import pytest
+
+
+@pytest.fixture
+def folders(good, tmp_path):
+    """The good pictures in folders called as what they are."""
+    for i, path in enumerate(good):
+        folder = tmp_path / "classes" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "classes"
+
+
+def write_labels(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *rows])
+    return path
+
+
+def test_folders_are_labels_and_the_measure(cli, clip, folders):
+    done = cli("classify", folders, "--truth", "folders", "--model", clip, "--json")
+    assert done.code == 0 and done.json["labels"] == ["cat", "dog"]
+    rows, metrics = done.json["results"], done.json["metrics"]
+    right = [row["label"] == row["image"].split("/")[-2] for row in rows]
+    assert metrics["count"] == len(rows) and metrics["top1"] == pytest.approx(sum(right) / len(right))
+    assert sum(map(sum, metrics["confusion"])) == len(rows) and metrics["top5"] is None
+    table = cli("classify", folders, "--truth", "folders", "--model", clip)
+    assert ["count", str(len(rows))] in table.table
+
+
+def test_a_table_gives_the_truth_of_some_pictures(cli, clip, good, tmp_path):
+    truth = write_labels(good[0].parent / "truth.csv", [(good[0].name, "cat"), ("gone.png", "dog")])
+    done = cli("classify", *good, "--labels", "cat,dog", "--truth", truth, "--model", clip, "--json")
+    assert done.code == 0 and done.json["metrics"]["count"] == 1
+    wrong = cli("classify", *good, "--labels", "dog,bus", "--truth", truth, "--model", clip)
+    assert wrong.code == 2 and "unknown labels ['cat']; the classifier knows dog, bus" in wrong.err
+    broken = write_labels(tmp_path / "broken.csv", [])
+    broken.write_text("picture,label\n")
+    wrong = cli("classify", *good, "--labels", "dog", "--truth", broken, "--model", clip)
+    assert wrong.code == 2 and "expected the columns image, label; it has ['picture', 'label']" in wrong.err
+
+
+def test_below_the_threshold_there_is_no_label(cli, clip, good):
+    options = ["--labels", "cat,dog", "--model", clip]
+    done = cli("classify", *good, *options, "--threshold", 1, "--json")
+    assert all(row["label"] is None and row["prob"] < 1 for row in done.json["results"])
+    lines = [line for line in cli("classify", *good, *options, "--threshold", 1).table if line[0].endswith(".png")]
+    assert len(lines) == len(done.json["results"]) and all(line[1] == "none" for line in lines)
+
+
+def test_several_labels_may_hold(cli, clip, good):
+    done = cli("classify", *good, "--labels", "cat,dog", "--multi-label", "--top-k", 2, "--model", clip, "--json")
+    for row in done.json["results"]:
+        assert row["labels"] == [entry["label"] for entry in row["top"] if entry["prob"] >= 0.5]
+    assert done.json["threshold"] == 0.5
+
+
+def test_probabilities_fit_a_labelled_sample(cli, clip, good, tmp_path):
+    options = ["--labels", "cat,dog", "--model", clip, "--json"]
+    before = cli("classify", *good, *options).json["results"]
+    labels = [row["label"] for row in before]
+    unsure = min(range(len(before)), key=lambda i: before[i]["prob"])  # its error outweighs none of the others
+    labels[unsure] = {"cat": "dog", "dog": "cat"}[labels[unsure]]
+    sample = write_labels(tmp_path / "sample.csv", zip(good, labels, strict=True))
+    done = cli("classify", *good, *options, "--calibrate", sample)
+    assert done.code == 0
+    assert done.json["temperature"] != 1 and "calibrated: temperature" in done.err
+    assert [row["label"] for row in done.json["results"]] == [row["label"] for row in before]
