@@ -92,6 +92,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     config_class = CLIPConfig
     base_model_prefix = ""
+    supports_gradient_checkpointing = True  # of the transformer blocks in its towers
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class ContrastiveObjective(nn.Module):
             :func:`~clip_guidance.tiled_loss.tiled_contrastive_loss`.
         views: what pictures (n, 3, H, W) go through before the image tower, to its ``pixel_values``; may draw from
             torch's global random state, which is the chunk's own then.
+        cached_images: the image tower is locked and was run before: what :meth:`forward` takes for pictures are their
+            embeddings (n, d), see :mod:`clip_guidance.cached_embeds`.
         freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
         tile: logits at a time.
 
@@ -56,6 +58,7 @@ class ContrastiveObjective(nn.Module):
         loss: str = "softmax",
         positives: str = "own",
         views: Callable[[Tensor], Tensor] | None = None,
+        cached_images: bool = False,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -65,7 +68,7 @@ class ContrastiveObjective(nn.Module):
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1 pair, got {chunk_size}")
         self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
-        self.freeze_batch_norm = freeze_batch_norm
+        self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
 
@@ -73,7 +76,8 @@ class ContrastiveObjective(nn.Module):
         """The loss of the global batch; every process has it.
 
         Args:
-            pictures: (n, 3, H, W) of this process, ``pixel_values`` where there are no ``views``.
+            pictures: (n, 3, H, W) of this process, ``pixel_values`` where there are no ``views``; (n, d) where they are
+                cached.
             input_ids: int64 (n, L), row i is the caption of picture i.
             groups: int (n,); pairs with equal entries, on whatever process, have the same caption
                 (:func:`caption_groups`).
@@ -86,7 +90,9 @@ class ContrastiveObjective(nn.Module):
             ValueError: n is no multiple of ``chunk_size``, or BatchNorm would not see the global batch.
         """
         self._check(len(pictures))
-        image_embeds = torch.cat(list(self._embed(self._image_embeds, pictures, f"image-{seed}")))
+        image_embeds = pictures
+        if not self.cached_images:
+            image_embeds = torch.cat(list(self._embed(self._image_embeds, pictures, f"image-{seed}")))
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
@@ -95,6 +101,8 @@ class ContrastiveObjective(nn.Module):
 
     def train(self, mode: bool = True) -> ContrastiveObjective:
         super().train(mode)
+        if self.cached_images:
+            self.clip.image_encoder.eval()
         if self.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,11 +17,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from clip_guidance.checkpoints import Checkpoints
+from clip_guidance.parameter_groups import parameter_groups
+from clip_guidance.progress import Progress
+from clip_guidance.schedule import learning_rate as learning_rate
+from clip_guidance.schedule import warmup_steps
 from clip_guidance.training_log import Log
 
 Settings = TypeVar("Settings")
@@ -107,27 +110,61 @@ class Plan:
     """How long and how fast to train, and what to write down on the way.
 
     Attributes:
+        warmup: steps, or below 1 the share of all steps, in which the learning rate rises.
+        weight_decay: of matrices and kernels, see :mod:`clip_guidance.parameter_groups`.
         best: what ``after_step`` returns by this name chooses the weights kept as ``best.safetensors``: higher is
             better.
+        layer_decay: in (0, 1]; below 1 a block's learning rate is this times that of the block behind it.
+        batch_size: samples a step of all processes together, to show how many a second; 0 where it is not known.
+
+    Raises:
+        ValueError: ``warmup`` is neither a share nor a number of steps.
     """
 
     steps: int
     learning_rate: float
-    warmup: int
+    warmup: float
     weight_decay: float
     max_grad_norm: float
     seed: int
     log_every: int
     save_every: int
     best: str | None = None
+    layer_decay: float = 1.0
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        warmup_steps(self.warmup, self.steps)
 
 
-def make_accelerator(**options: Any) -> Accelerator:
+def make_accelerator(
+    report_to: Sequence[Any] = (), folder: str | Path | None = None, settings: Any = None, **options: Any
+) -> Accelerator:
     """Of this launch: on the CPU where there is nothing else, with as many processes as ``torchrun`` started.
 
     ``accelerate launch --cpu`` starts one, whatever ``--num_processes`` says.
+
+    Args:
+        report_to: trackers that get the rows of the log: names that accelerate knows ("tensorboard", "wandb", ...) or
+            its ``GeneralTracker``. They are closed by the accelerator's ``end_training``.
+        folder: for those that write files.
+        settings: dataclass of the run, told to the trackers.
+
+    Raises:
+        ValueError: a tracker is unknown, or its package is not installed.
     """
-    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if missing := [name for name in report_to if isinstance(name, str) and name not in installed]:
+        known = ", ".join(installed) or "none is"
+        raise ValueError(f"report_to: expected trackers that are installed ({known}), got {', '.join(missing)}")
+    if not report_to:
+        return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    options |= {"log_with": list(report_to), "project_dir": folder}
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    values = {} if settings is None else asdict(settings)
+    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
+    accelerator.init_trackers("clip_guidance", config=plain)
+    return accelerator
 
 
 class NonFiniteLossError(RuntimeError):
@@ -163,37 +200,55 @@ def fit(
     """
     _check(accelerator, ema)
     modules: dict[str, nn.Module] = {"model": model} | ({"ema": ema} if ema is not None else {})
-    optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.98))
+    groups = parameter_groups(model, plan.weight_decay, plan.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
     checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
     start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
     log = Log(folder / "log.jsonl", enabled=accelerator.is_main_process)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints.load_moments(optimizer)
     began = time.monotonic()
-    steps = tqdm(range(start, plan.steps), phase, disable=not accelerator.is_main_process)
-    for step in steps:
-        torch.manual_seed((plan.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, plan.steps, plan.learning_rate, plan.warmup)
-        with accelerator.autocast():
-            values = loss(prepared, step)
-        accelerator.backward(values["loss"])
-        norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)
-        _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema is not None:
-            ema.update_parameters(model)
-        done = step + 1
-        found = after_step(done) if after_step is not None else {}
-        if found or done % plan.log_every == 0 or done == plan.steps:
-            row = {name: value.item() for name, value in values.items()}
-            log.write(phase=phase, step=done, seconds=time.monotonic() - began, grad_norm=norm.item(), **row, **found)
-            steps.set_postfix({name: f"{value:.4g}" for name, value in (row | found).items()})
-        if plan.best in found:
-            checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
-        if done % plan.save_every == 0 or done == plan.steps:
-            checkpoints.save(done, modules, optimizer)
+    with Progress(phase, start, plan.steps, plan.batch_size, accelerator.is_main_process) as progress:
+        for step in range(start, plan.steps):
+            values = _one_step(accelerator, prepared, optimizer, loss, plan, step, folder, describe)
+            if ema is not None:
+                ema.update_parameters(model)
+            done = step + 1
+            found = after_step(done) if after_step is not None else {}
+            progress.advance()
+            if found or done % plan.log_every == 0 or done == plan.steps:
+                row = {name: value.item() for name, value in values.items()} | found
+                log.write(phase=phase, step=done, seconds=time.monotonic() - began, **row)
+                accelerator.log({f"{phase}/{name}".lstrip("/"): value for name, value in row.items()}, step=done)
+                progress.show(row)
+            if plan.best in found:
+                checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
+            if done % plan.save_every == 0 or done == plan.steps:
+                checkpoints.save(done, modules, optimizer)
+
+
+def _one_step(
+    accelerator: Accelerator,
+    prepared: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[nn.Module, int], dict[str, Tensor]],
+    plan: Plan,
+    step: int,
+    folder: Path,
+    describe: Callable[[int], Any] | None,
+) -> dict[str, Tensor]:
+    """One step of AdamW; what ``loss`` returned, and ``grad_norm``, that of the gradient before it was clipped."""
+    torch.manual_seed((plan.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, plan.steps, plan.learning_rate, plan.warmup) * group["lr_scale"]
+    with accelerator.autocast():
+        values = loss(prepared, step)
+    accelerator.backward(values["loss"])
+    norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)
+    _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
+    optimizer.step()
+    optimizer.zero_grad()
+    return values | {"grad_norm": norm}
 
 
 def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
@@ -232,20 +287,6 @@ def _stop_if_not_finite(
         path.write_text(json.dumps(found, indent=2) + "\n")
     where = f"; its batch is in {path}" if describe is not None else ""
     raise NonFiniteLossError(f"step {step}: loss {value.item():g}, gradient norm {norm.item():g}{where}")
-
-
-def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
-    """Linear warm-up to ``peak``, then half a cosine down to zero at ``total`` (SGDR, arXiv:1608.03983, eq. 5)."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels only: norms, biases and the temperature are left alone."""
-    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-    kept = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 def save_settings(settings: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from clip_guidance.schedule import warmup_steps
 from clip_guidance.trainer import (
     NonFiniteLossError,
     Plan,
@@ -76,6 +77,19 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[9] == rates[10] == 0.5 and rates[4] == pytest.approx(0.25)
     assert all(a > b for a, b in itertools.pairwise(rates[10:])) and rates[100] == pytest.approx(0)
     assert rates[55] == pytest.approx(0.25)
+
+
+def test_warmup_below_one_is_a_share_of_the_steps():
+    for step in range(201):
+        assert learning_rate(step, 200, 0.5, 0.05) == learning_rate(step, 200, 0.5, 10)
+    assert [warmup_steps(warmup, 200) for warmup in (0, 0.0, 0.5, 0.999, 1, 1.0, 250)] == [0, 0, 100, 200, 1, 1, 250]
+    assert learning_rate(0, 200, 0.5, 0) == 0.5  # no warm-up at all
+
+
+@pytest.mark.parametrize("warmup", [-1, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_warmup_that_makes_no_sense_is_named(warmup):
+    with pytest.raises(ValueError, match=rf"warmup: expected a share .* in \[0, 1\) or a whole number .* got {warmup}"):
+        Plan(10, 0.1, warmup, 0.0, 1.0, seed=0, log_every=1, save_every=1)
 
 
 def test_norms_biases_and_temperature_do_not_decay():

@@ -1,10 +1,11 @@
-"""Trains a CLIP from scratch on captioned pictures with the symmetric contrastive objective.
+"""Trains a CLIP on captioned pictures with the symmetric contrastive objective, from scratch or on from another.
 
     accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml
 
 Any image tower with any text tower (``--image_tower vit|resnet --text_tower transformer|cbow``). The vocabulary is
 learnt from the captions. During training, R@1 and R@5 of the held-out pictures among all names they bear are logged;
-the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``.
+the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``. With ``--lora_rank`` its
+adapter alone is saved too, in ``output/adapter``.
 """
 
 from __future__ import annotations
@@ -20,21 +21,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTokenizer, PreTrainedConfig
+from transformers import CLIPTokenizer
 
 from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.cached_embeds import cached_image_embeds
 from clip_guidance.checkpoints import BEST, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.lora import add_lora, merged, save_adapter
+from clip_guidance.model_card import write_model_card
 from clip_guidance.objective import ContrastiveObjective, caption_groups
 from clip_guidance.retrieval import recall_at_k, unique
 from clip_guidance.tokenizer import tokenize, train_tokenizer
+from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
+from clip_guidance.tower_settings import TowerSettings
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
 from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
+from clip_guidance.training_log import read_log
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(TowerSettings):
     """Settings of one run; the defaults are a small CLIP for 64x64 pictures."""
 
     data: list[str]  # captioned pictures: tables, folders, tars, data sets of the Hub; see clip_guidance.reading
@@ -43,42 +50,35 @@ class Settings:
     exclude: str | None = None  # leave out pictures whose name contains this
     init: str | None = None  # CLIP (folder or name) to go on from; its architecture and vocabulary hold
     init_text: str | None = None  # CLIP whose text tower and vocabulary to go on from, beside a new image tower
-    image_tower: str = "vit"
-    text_tower: str = "transformer"
-    image_size: int = 64
-    patch_size: int = 16
-    stem_widths: list[int] = field(default_factory=list)  # of the ViT's residual stages; none: a linear patch embedding
-    pooling: str = "class"  # of the ViT: the class token, or the "mean" of all tokens
-    image_width: int = 192
-    image_layers: int = 6
-    resnet_widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
-    resnet_depths: list[int] = field(default_factory=lambda: [1, 1, 2, 2])
-    text_width: int = 192
-    text_layers: int = 3
-    vocab_size: int = 3072
-    context_length: int = 32
-    projection_dim: int = 128
+    init_image: str | None = None  # CLIP whose image tower to go on from, beside a new text tower
     freeze_text: bool = False  # the text encoder stays as it is (its projection learns): a UNet that reads it goes on
+    freeze_image: bool = False  # the image half stays as it is: every picture is embedded once, before training (LiT)
+    lora_rank: int = 0  # above 0: train adapters of that rank, the projections and the temperature, nothing else
     mirror: bool = False  # half of the pictures that show the same when mirrored are
     grey: float = 0.0  # share of the pictures that lose their colours
     holes: float = 0.0  # share of the pictures with a white hole
     noise: float = 0.0  # largest standard deviation of the noise on half of the pictures, which are in [0, 1]
+    patch_dropout: float = 0.0  # share of the ViT's patches that a step leaves out, and about that share of its cost
     loss: str = "softmax"  # CLIP's, or "sigmoid", SigLIP's
     positives: str = "own"  # of softmax: pairs of one caption are left out of each other's, or "all" of them are right
     freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000
     batch_size: int = 128  # pairs a process and step
     chunk_size: int | None = None  # pairs that go through the towers at a time; changes memory and time alone
+    gradient_checkpointing: bool = False  # transformer blocks run twice and keep less; changes memory and time alone
+    compile: bool = False  # torch.compile of the towers
     ema_decay: float = 0.0  # above 0 the saved CLIP is the average of the weights
     learning_rate: float = 1e-3
+    layer_decay: float = 1.0  # below 1 each block learns at this times the rate of the block behind it
     weight_decay: float = 0.1
-    warmup: int = 100
+    warmup: float = 100  # steps, or below 1 the share of all steps
     max_grad_norm: float = 1.0
     seed: int = 0
     log_every: int = 20
     save_every: int = 200
     evaluate_every: int = 200
     keep_best: bool = False  # also save, in output/best, the CLIP whose R@1 on the held-out pictures was highest
+    report_to: list[str] = field(default_factory=list)  # accelerate's trackers: tensorboard, wandb, ...
 
 
 def find_tokenizer(settings: Settings, data: CaptionedPictures) -> CLIPTokenizer:
@@ -96,52 +96,23 @@ def make_clip(settings: Settings, data: CaptionedPictures) -> CLIP:
         return CLIP.from_pretrained(settings.init).float()
     if settings.init_text:
         known = CLIP.from_pretrained(settings.init_text).float()
-        config = CLIPConfig(**{**known.config.to_dict(), "vision_config": image_config(settings)})
+        config = CLIPConfig(**{**known.config.to_dict(), "vision_config": settings.image_config()})
         clip = CLIP(config, known.tokenizer)
         clip.text_encoder, clip.text_projection = known.text_encoder, known.text_projection
         return clip
     tokenizer = find_tokenizer(settings, data)
+    if settings.init_image:
+        known = CLIP.from_pretrained(settings.init_image).float()
+        config = CLIPConfig(**{**known.config.to_dict(), "text_config": settings.text_config(tokenizer)})
+        clip = CLIP(config, tokenizer, known.image_processor)
+        clip.image_encoder, clip.visual_projection = known.image_encoder, known.visual_projection
+        return clip
     config = CLIPConfig(
-        text_config=text_config_for(settings, tokenizer),
-        vision_config=image_config(settings),
+        text_config=settings.text_config(tokenizer),
+        vision_config=settings.image_config(),
         projection_dim=settings.projection_dim,
     )
     return CLIP(config, tokenizer)
-
-
-def text_config_for(settings: Settings, tokenizer: CLIPTokenizer) -> PreTrainedConfig:
-    """Of the text tower."""
-    options = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.text_width,
-        intermediate_size=4 * settings.text_width,
-        max_position_embeddings=settings.context_length,
-        hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    if settings.text_tower == "transformer":
-        options |= dict(num_hidden_layers=settings.text_layers, num_attention_heads=settings.text_width // 32)
-    return TEXT_TOWERS[settings.text_tower][0](**options)
-
-
-def image_config(settings: Settings) -> PreTrainedConfig:
-    """Of the image tower."""
-    if settings.image_tower == "vit":
-        options = dict(
-            hidden_size=settings.image_width,
-            intermediate_size=4 * settings.image_width,
-            num_hidden_layers=settings.image_layers,
-            num_attention_heads=settings.image_width // 32,
-            patch_size=settings.patch_size,
-            stem_widths=settings.stem_widths or None,
-            pooling=settings.pooling,
-            hidden_act="gelu",
-        )
-    else:
-        options = dict(hidden_sizes=settings.resnet_widths, depths=settings.resnet_depths)
-    return IMAGE_TOWERS[settings.image_tower][0](image_size=settings.image_size, **options)
 
 
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
@@ -196,27 +167,43 @@ def evaluate(objective: ContrastiveObjective, data: CaptionedPictures) -> dict[s
     return recall_at_k(image_embeds @ text_embeds.T, targets.to(image_embeds.device))
 
 
+def prepare_towers(clip: CLIP, settings: Settings) -> Any:
+    """Freezes, adapts and changes the towers as the settings say; returns peft's settings of the adapters, if any."""
+    clip.text_encoder.requires_grad_(not settings.freeze_text)
+    for part in (clip.image_encoder, clip.visual_projection):
+        part.requires_grad_(not settings.freeze_image)
+    adapters = add_lora(clip, settings.lora_rank) if settings.lora_rank else None
+    if settings.patch_dropout:
+        set_patch_dropout(clip, settings.patch_dropout)
+    if settings.gradient_checkpointing:
+        checkpoint_blocks(clip)
+    if settings.compile:
+        compile_towers(clip)
+    return adapters
+
+
 def train(settings: Settings, accelerator: Accelerator) -> None:
     """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
-    tables = [CaptionedPictures.load(path, settings.image_size, settings.exclude) for path in settings.data]
-    data = CaptionedPictures.join(tables)
-    held_out = settings.validation and CaptionedPictures.load(
-        settings.validation, settings.image_size, settings.exclude
-    )
+    folder, size = Path(settings.output), settings.image_size
+    data = CaptionedPictures.join([CaptionedPictures.load(path, size, settings.exclude) for path in settings.data])
+    held_out = settings.validation and CaptionedPictures.load(settings.validation, size, settings.exclude)
     accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     torch.manual_seed(settings.seed)
-    with accelerator.main_process_first():  # which learns the vocabulary
-        clip = make_clip(settings, data)
-    clip.to(accelerator.device, memory_format=torch.channels_last)
-    clip.text_encoder.requires_grad_(not settings.freeze_text)
+    embeds = None
+    with accelerator.main_process_first():  # which learns the vocabulary and embeds the pictures
+        clip = make_clip(settings, data).to(accelerator.device, memory_format=torch.channels_last)
+        if settings.freeze_image:
+            embeds = cached_image_embeds(clip, data.pictures, folder / "image-embeds.safetensors")
+    adapters = prepare_towers(clip, settings)
     objective = ContrastiveObjective(
         clip.train(),
         chunk_size=settings.chunk_size,
         loss=settings.loss,
         positives=settings.positives,
         views=lambda pictures: clip.image_processor.differentiable(views(pictures, settings)),
+        cached_images=settings.freeze_image,
         freeze_batch_norm=settings.freeze_batch_norm,
     ).to(accelerator.device)
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
@@ -226,8 +213,9 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch = Batch.draw(data, order, step, settings)
+        pictures = batch.pictures(data) if embeds is None else embeds[batch.indices]
         input_ids = trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
-        inputs = (batch.pictures(data), input_ids, caption_groups(batch.captions))
+        inputs = (pictures, input_ids, caption_groups(batch.captions))
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         return {"loss": value, "scale": clip.logit_scale.detach().exp()}
@@ -241,39 +229,64 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     def describe(step: int) -> dict[str, Any]:
         return asdict(Batch.draw(data, order, step, settings))
 
-    folder, plan = Path(settings.output), make_plan(settings)
+    plan = make_plan(settings, order.global_batch_size)
     fit(accelerator, objective, loss, plan, folder, phase="clip", ema=ema, after_step=after_step, describe=describe)
     state = full_state_dict(trained.clip)
     if accelerator.is_main_process:
-        clip.eval().save_pretrained(folder, state_dict=state)
+        save(clip.eval(), state, folder, adapters)
         if settings.keep_best:
             best = load_file(folder / "checkpoints" / BEST)
             state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
-            clip.save_pretrained(folder / "best", state_dict=state)
+            save(clip, state, folder / "best", adapters)
+        rows = [row for row in read_log(folder / "log.jsonl") if "R@1" in row]
+        figures = {name: rows[-1][name] for name in ("R@1", "R@5")} if rows else None
+        write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=figures)
 
 
-def make_plan(settings: Settings) -> Plan:
-    return Plan(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        log_every=settings.log_every,
-        save_every=settings.save_every,
-        best="R@1" if settings.keep_best else None,
-    )
+def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = None) -> None:
+    """Writes the CLIP of this state; one with adapters as a CLIP without, and its adapter beside it."""
+    if adapters is not None:
+        save_adapter(state, adapters, folder / "adapter")
+        state = merged(state)
+    clip.save_pretrained(folder, state_dict=state)
 
 
-def main(settings: Settings) -> None:
+def make_plan(settings: Settings, batch_size: int) -> Plan:
+    shared = ("steps", "learning_rate", "warmup", "weight_decay", "layer_decay", "max_grad_norm", "seed")
+    options = {name: getattr(settings, name) for name in (*shared, "log_every", "save_every")}
+    return Plan(**options, batch_size=batch_size, best="R@1" if settings.keep_best else None)
+
+
+def check(settings: Settings) -> None:
+    """Ends the program where settings contradict each other."""
     for name, known in (("image_tower", IMAGE_TOWERS), ("text_tower", TEXT_TOWERS)):
         if getattr(settings, name) not in known:
             raise SystemExit(f"--{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
+    given = [f"--{name}" for name in ("init", "init_text", "init_image") if getattr(settings, name)]
+    if len(given) > 1:
+        raise SystemExit(f"expected one CLIP to go on from, got {', '.join(given)}")
     if settings.keep_best and not settings.validation:
         raise SystemExit("--keep_best: needs --validation, the held-out pictures that choose")
+    if settings.freeze_image and not (settings.init or settings.init_image):
+        raise SystemExit("--freeze_image: needs --init or --init_image, the CLIP whose image tower is locked")
+    altering = [
+        f"--{name}" for name in ("mirror", "grey", "holes", "noise", "patch_dropout") if getattr(settings, name)
+    ]
+    if settings.freeze_image and altering:
+        raise SystemExit(f"--freeze_image: pictures are embedded once, as they are, without {', '.join(altering)}")
+    if settings.lora_rank and (not settings.init or settings.freeze_text or settings.freeze_image):
+        raise SystemExit("--lora_rank: needs --init, the CLIP that is adapted, and neither of its towers frozen")
+
+
+def main(settings: Settings) -> None:
+    check(settings)
+    try:
+        accelerator = make_accelerator(settings.report_to, settings.output, settings)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     save_settings(settings, Path(settings.output) / "settings.json")
-    train(settings, make_accelerator())
+    train(settings, accelerator)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

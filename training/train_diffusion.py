@@ -55,7 +55,7 @@ class Settings:
     mirror: bool = False  # half of the pictures that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
     ema_decay: float = 0.998
-    warmup: int = 100
+    warmup: float = 100  # steps, or below 1 the share of all steps
     max_grad_norm: float = 1.0
     seed: int = 0
     log_every: int = 20
@@ -150,7 +150,7 @@ def train_autoencoder(settings: Settings, data: CaptionedPictures, accelerator: 
         x = pixels(data.pictures[order(step)], accelerator.device)
         return model(x.flip(-1) if step % 2 else x)
 
-    plan = make_plan(settings, settings.vae_steps, settings.vae_learning_rate)
+    plan = make_plan(settings, settings.vae_steps, settings.vae_learning_rate, order)
     fit(accelerator, AutoencoderLoss(vae, settings.kl_weight), loss, plan, folder.with_name("vae-run"), phase="vae")
     vae.eval()
     normalise_latents(vae, data, accelerator.device)
@@ -186,7 +186,7 @@ def normalise_latents(vae: AutoencoderKL, data: CaptionedPictures, device: torch
     post.weight *= std[None, :, None, None]
 
 
-def make_plan(settings: Settings, steps: int, peak: float) -> Plan:
+def make_plan(settings: Settings, steps: int, peak: float, order: SampleOrder) -> Plan:
     return Plan(
         steps=steps,
         learning_rate=peak,
@@ -196,6 +196,7 @@ def make_plan(settings: Settings, steps: int, peak: float) -> Plan:
         seed=settings.seed,
         log_every=settings.log_every,
         save_every=settings.save_every,
+        batch_size=order.global_batch_size,
     )
 
 
@@ -254,7 +255,7 @@ def train_unet(
             sample_sheet(pipeline, settings).save(Path(settings.output) / f"samples-{done:06d}.png")
         return {}
 
-    plan = make_plan(settings, settings.unet_steps, settings.learning_rate)
+    plan = make_plan(settings, settings.unet_steps, settings.learning_rate, order)
     fit(accelerator, unet, loss, plan, Path(settings.output) / "unet-run", phase="unet", ema=ema, after_step=after_step)
     return pipeline
 

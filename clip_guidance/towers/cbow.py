@@ -51,6 +51,10 @@ class BagOfWords(nn.Module):
         # three equal hidden states: SDXL with clip_skip=1 reads the third from the end
         return TextStates((x, x, x), last_hidden_state, mean + self.pooler(mean))
 
+    def by_depth(self) -> list[list[nn.Module]]:
+        """See :meth:`~clip_guidance.towers.text.TextTower.by_depth`; the perceptron is the one block."""
+        return [[self.embeddings, self.final_layer_norm], [self.pooler]]
+
 
 class CBOWTextModel(TextTower):
     """Bag-of-words text tower, a drop-in ``text_encoder``."""

@@ -57,7 +57,7 @@ class ImageTower(SelfInitialised, PreTrainedModel):
 
     def __init__(self, config: ImageConfig):
         super().__init__(config)
-        self.vision_model = self.make_vision_model(config)
+        self.vision_model: Any = self.make_vision_model(config)
         self.visual_projection: nn.Linear | None = None
         if config.projection_dim is not None:
             self.visual_projection = linear(config.hidden_size, config.projection_dim, bias=False)
@@ -66,6 +66,13 @@ class ImageTower(SelfInitialised, PreTrainedModel):
     @staticmethod
     def make_vision_model(config: Any) -> nn.Module:
         raise TypeError("ImageTower is abstract: use ViTModel or ResNetModel")
+
+    def by_depth(self) -> list[list[nn.Module]]:
+        """The parts of the tower from the input on: the embeddings or the stem, then block after block.
+
+        What stands behind the last block, a norm or a projection, is in none of them.
+        """
+        return self.vision_model.by_depth()
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None

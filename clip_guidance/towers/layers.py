@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def linear(inputs: int, outputs: int, std: float | None = None, bias: bool = True) -> nn.Linear:
@@ -65,8 +66,12 @@ class MLP(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(x)))
 
 
-class EncoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+class EncoderLayer(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Its base runs it again in the backward pass, instead of keeping its activations, where the model is told to by
+    ``transformers``' ``activation_checkpointing_enable`` (Chen et al. 2016, arXiv:1604.06174).
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

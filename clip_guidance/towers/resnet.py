@@ -7,6 +7,8 @@ positions instead of attention pooling, which at these widths costs more than it
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,9 +99,16 @@ class ResNet(nn.Module):
             hidden_states.append(x.flatten(2).transpose(1, 2))
         return ImageStates(tuple(hidden_states), hidden_states[-1], x.mean((2, 3)))
 
+    def by_depth(self) -> list[list[nn.Module]]:
+        """See :meth:`~clip_guidance.towers.image.ImageTower.by_depth`."""
+        return [[self.stem], *([block] for stage in self.stages for block in cast(nn.Sequential, stage))]
+
 
 class ResNetModel(ImageTower):
-    """CLIP's ResNet image tower."""
+    """CLIP's ResNet image tower.
+
+    It has no gradient checkpointing: a block that runs twice would count its batch twice in BatchNorm's averages.
+    """
 
     config_class = ResNetConfig
 

@@ -76,6 +76,13 @@ class TextTower(SelfInitialised, PreTrainedModel):
     def make_text_model(config: Any) -> nn.Module:
         raise TypeError("TextTower is abstract: use TransformerTextModel or CBOWTextModel")
 
+    def by_depth(self) -> list[list[nn.Module]]:
+        """The parts of the tower from the input on: the embeddings or the stem, then block after block.
+
+        What stands behind the last block, a norm or a projection, is in none of them.
+        """
+        return self.text_model.by_depth()
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding
 

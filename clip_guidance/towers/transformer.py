@@ -52,6 +52,10 @@ class TextTransformer(nn.Module):
         pooled = last_hidden_state[torch.arange(len(end), device=end.device), end]
         return TextStates(hidden_states, last_hidden_state, pooled)
 
+    def by_depth(self) -> list[list[nn.Module]]:
+        """See :meth:`~clip_guidance.towers.text.TextTower.by_depth`."""
+        return [[self.embeddings], *([layer] for layer in self.encoder.layers)]
+
     def _attention(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, bool]:
         """The mask (B, 1, L, L) to add to attention, and whether plain causal attention says it all."""
         causal = self.config.causal
@@ -69,6 +73,7 @@ class TransformerTextModel(TextTower):
     """CLIP's text tower, a drop-in ``text_encoder``."""
 
     config_class = TransformerTextConfig
+    supports_gradient_checkpointing = True
 
     @staticmethod
     def make_text_model(config: TransformerTextConfig) -> nn.Module:

@@ -6,6 +6,9 @@ The keys are those of ``transformers``' ``CLIPVisionModel`` (its spelling of ``p
 A small ViT learns little from little data. Two things help it, both of them choices of the config: the tokens of a
 short ResNet in place of linear patches ("hybrid architecture" of Dosovitskiy et al., section 3.1), and the mean over
 the tokens in place of the class token (Beyer et al. 2022, arXiv:2205.01580).
+
+For the time of training, part of the patches can be left out (FLIP, Li et al. 2023, arXiv:2212.00794, section 3): a
+step then costs less by about that part.
 """
 
 from __future__ import annotations
@@ -102,28 +105,62 @@ class PatchEmbeddings(nn.Module):
         return torch.cat([class_token, patches], 1) + self.position_embedding.weight
 
 
+def drop_patches(tokens: Tensor, share: float) -> Tensor:
+    """The class token and a random subset of the others, another one for each picture.
+
+    Draws from torch's global random state. The positions are in the tokens already, so their order is of no account.
+
+    Args:
+        tokens: (B, 1 + patches, D), the class token first.
+        share: of the patches that is left out, in [0, 1).
+
+    Returns:
+        (B, 1 + kept, D), kept = (1 - share) · patches, rounded, but at least 1.
+    """
+    patches = tokens.shape[1] - 1
+    kept = max(1, round(patches * (1 - share)))
+    chosen = torch.rand(len(tokens), patches, device=tokens.device).topk(kept).indices + 1
+    class_token = chosen.new_zeros(len(tokens), 1)
+    where = torch.cat([class_token, chosen], 1)[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, where)
+
+
 class VisionTransformer(nn.Module):
-    """Embeddings, norm, encoder; the class token's state or the mean of all, normed, is the pooled output."""
+    """Embeddings, norm, encoder; the class token's state or the mean of all, normed, is the pooled output.
+
+    Attributes:
+        patch_dropout: share of the patches that is left out in training mode; no part of the config, for it changes
+            what a step costs and not what the model is.
+    """
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.pooling = config.pooling
+        self.patch_dropout = 0.0
         self.embeddings = PatchEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> ImageStates:
-        hidden_states = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
+        tokens = self.embeddings(pixel_values)
+        if self.training and self.patch_dropout:
+            tokens = drop_patches(tokens, self.patch_dropout)
+        hidden_states = self.encoder(self.pre_layrnorm(tokens))
         states = hidden_states[-1]
         pooled = self.post_layernorm(states.mean(1) if self.pooling == "mean" else states[:, 0])
         return ImageStates(hidden_states, states, pooled)
+
+    def by_depth(self) -> list[list[nn.Module]]:
+        """See :meth:`~clip_guidance.towers.image.ImageTower.by_depth`."""
+        return [[self.embeddings, self.pre_layrnorm], *([layer] for layer in self.encoder.layers)]
 
 
 class ViTModel(ImageTower):
     """CLIP's ViT image tower."""
 
     config_class = ViTConfig
+    supports_gradient_checkpointing = True
 
     @staticmethod
     def make_vision_model(config: ViTConfig) -> nn.Module:
