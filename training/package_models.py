@@ -46,8 +46,10 @@ def main(settings: Settings) -> None:
         save_half(CLIP.from_pretrained(settings.judge), models / f"{settings.name}-judge" / "clip")
     if settings.diffusion:
         pipeline = StableDiffusionPipeline.from_pretrained(settings.diffusion, use_safetensors=True)
-        save_half(pipeline.unet, models / settings.name / "unet")
-        save_half(pipeline.vae, models / settings.name / "vae")
+        for part in ("unet", "vae"):
+            module = getattr(pipeline, part)
+            module.register_to_config(_name_or_path=f"{settings.name}/{part}")  # not where it was trained
+            save_half(module, models / settings.name / part)
         pipeline.scheduler.save_pretrained(models / settings.name / "scheduler")
     sizes = {path: path.stat().st_size for path in sorted(models.rglob("*.safetensors"))}
     for path, size in sizes.items():

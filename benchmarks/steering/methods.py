@@ -45,9 +45,9 @@ def without_clip() -> list[Method]:
 def ours() -> list[Method]:
     return [
         *(Method(OURS, f"scale {scale:g}", scale=scale, options=TUNED) for scale in (2.5, 5.0, 10.0, 20.0)),
-        Method(OURS, "scale 10, CFG 2", scale=10.0, guidance_scale=2.0, options=TUNED),
-        Method(OURS, "scale 10, best of 2", scale=10.0, best_of=2, options=TUNED),
-        Method(OURS, "scale 10, η 1", scale=10.0, eta=1.0, options=TUNED),
+        Method(OURS, "CFG 2, scale 10", scale=10.0, guidance_scale=2.0, options=TUNED),
+        Method(OURS, "best of 2, scale 10", scale=10.0, best_of=2, options=TUNED),
+        Method(OURS, "η 1, scale 10", scale=10.0, eta=1.0, options=TUNED),
         *(Method("CLIP guidance, exact", f"scale {s:g}", scale=s, mode="exact", options=TUNED) for s in (2.5, 5.0)),
     ]
 
