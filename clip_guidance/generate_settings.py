@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers and 
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
-TUNED = {"emoji": {"scale": 10.0, "start": 0.2}}  # what benchmarks/steering/tune.py found, by model
+TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # what benchmarks/steering/tune.py found, by model
 UNTUNED = {"scale": 1.0, "start": 0.0}
 JUDGES = {"emoji": "emoji-judge"}  # a CLIP that never guided, by the model whose pictures it scores
 

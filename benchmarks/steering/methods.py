@@ -11,7 +11,7 @@ from drawing import Method
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 
 OURS = "CLIP guidance"
-TUNED = {"start": 0.2, "cutouts": 1}  # see tune.py and its curve
+TUNED = {"start": 0.0, "cutouts": 1}  # see tune.py and its curve
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
 
 

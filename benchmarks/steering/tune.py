@@ -67,6 +67,8 @@ def plot(curves: dict[str, list[tuple[float, Result]]], alone: Result, path: Pat
         axes[1, column].set(xlabel=option)
         if option == "scale":
             axes[1, column].set_xscale("log")
+            axes[1, column].set_xticks(x, [f"{value:g}" for value in x])
+            axes[1, column].minorticks_off()
     axes[0, 0].set(ylabel="judge top-1 of 100")
     axes[1, 0].set(ylabel="kernel distance")
     axes[0, 0].legend()
