@@ -24,6 +24,7 @@ _EXPORTS = {
     "ZeroShotResult": "zero_shot",
     "clip_score": "score",
     "image_similarity": "similarity",
+    "ImageIndex": "index",
     "ModelError": "hub",
     "ImageError": "images",
     "PromptTruncatedWarning": "tokenizer",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import plan_memory as plan_memory
     from clip_guidance.hub import ModelError as ModelError
     from clip_guidance.images import ImageError as ImageError
+    from clip_guidance.index import ImageIndex as ImageIndex
     from clip_guidance.pipeline import load_pipeline as load_pipeline
     from clip_guidance.score import clip_score as clip_score
     from clip_guidance.similarity import image_similarity as image_similarity

@@ -28,3 +28,49 @@ def image_similarity(clip: CLIP, images_a: Any, images_b: Any = None, batch_size
     embeds_a = clip.encode_image(images_a, batch_size=batch_size)
     embeds_b = embeds_a if images_b is None else clip.encode_image(images_b, batch_size=batch_size)
     return (embeds_a @ embeds_b.T).clamp(-1, 1)
+
+
+def paired_similarity(clip: CLIP, images_a: Any, images_b: Any, batch_size: int = 64) -> torch.Tensor:
+    """Compares the first picture of one list with the first of another, the second with the second, and so on.
+
+    Args:
+        clip: the model.
+        images_a: n pictures, as for ``CLIP.encode_image``.
+        images_b: n pictures.
+        batch_size: pictures encoded at once.
+
+    Returns:
+        (n,) cosines in [-1, 1].
+
+    Raises:
+        ValueError: the lists differ in length.
+        ImageError: a picture cannot be read.
+    """
+    embeds_a = clip.encode_image(images_a, batch_size=batch_size)
+    embeds_b = clip.encode_image(images_b, batch_size=batch_size)
+    if len(embeds_a) != len(embeds_b):
+        raise ValueError(f"expected as many pictures in both lists, got {len(embeds_a)} and {len(embeds_b)}")
+    return (embeds_a * embeds_b).sum(-1).clamp(-1, 1)
+
+
+def duplicate_images(clip: CLIP, images: Any, threshold: float = 0.95, batch_size: int = 64) -> list[list[int]]:
+    """Finds near-duplicates: groups of pictures joined by a chain of cosines of at least ``threshold``.
+
+    For the pictures of an index, whatever their number, see ``ImageIndex.duplicates``.
+
+    Args:
+        clip: the model.
+        images: n pictures, as for ``CLIP.encode_image``.
+        threshold: cosine in (0, 1].
+        batch_size: pictures encoded at once.
+
+    Returns:
+        Groups of at least two positions in ``images``, ascending; groups by their first.
+
+    Raises:
+        ValueError: the threshold is out of range.
+        ImageError: a picture cannot be read.
+    """
+    from clip_guidance.index.duplicates import duplicate_groups
+
+    return duplicate_groups(clip.encode_image(images, batch_size=batch_size).cpu().numpy(), threshold)

@@ -12,17 +12,17 @@ from collections.abc import Sequence
 
 import typer
 
-from clip_guidance.cli import classify, common, data, generate, models, score, similar
+from clip_guidance.cli import classify, common, data, generate, index, models, score, search, similar
 
 app = typer.Typer(
     name="clip-guidance",
-    help="Steer, score, classify and compare pictures with CLIP.",
+    help="Steer, score, classify, compare and search pictures with CLIP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, score, classify, similar, models):
+for module in (generate, score, classify, similar, index, search, models):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(data.app, name="data")
 

@@ -1,4 +1,4 @@
-"""``clip-guidance similar``: how alike are pictures?"""
+"""``clip-guidance similar``: how alike are pictures, and which of them are near-duplicates?"""
 
 from __future__ import annotations
 
@@ -11,24 +11,43 @@ from clip_guidance.cli import common
 
 
 def command(
-    paths: common.Paths,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)
+    ] = None,
     to: Annotated[
         Path | None, typer.Option(help="Rank the pictures by likeness to this one.", show_default=False)
+    ] = None,
+    duplicates: Annotated[
+        float | None,
+        typer.Option(help="Group pictures whose cosine is at least this, such as 0.95.", show_default=False),
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="With --duplicates: the pictures of this index.", show_default=False)
     ] = None,
     model: common.Model = "emoji",
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 16,
 ) -> None:
-    """Compare pictures with one another, or with one of them.
+    """Compare pictures with one another, or with one of them, or find near-duplicates.
 
     Prints cosines of CLIP embeddings: 1 for the same picture.
 
     Example: clip-guidance similar photos/ --to query.png
     """
+    if duplicates is not None and to is not None:
+        raise typer.BadParameter("give --to or --duplicates")
+    if index is not None:
+        if duplicates is None or paths:
+            raise typer.BadParameter("--index takes --duplicates and no pictures")
+        _print_duplicates_of_index(index, duplicates, json)
+        return
+    if not paths:
+        raise typer.BadParameter("give pictures, or --index and --duplicates")
     import torch
 
     from clip_guidance.images import find_images, load_image
+    from clip_guidance.index.duplicates import duplicate_groups
 
     clip = common.load_clip(model, device)
     query = None if to is None else clip.encode_image(load_image(to))
@@ -40,7 +59,10 @@ def command(
     names = list(embeds)
     pictures = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
     document: dict[str, Any]
-    if query is None:
+    if duplicates is not None:
+        groups = [[names[i] for i in group] for group in duplicate_groups(pictures.cpu().numpy(), duplicates)]
+        document, columns, table = {"duplicates": groups}, ["group", "image"], _lines(groups)
+    elif query is None:
         matrix = (pictures @ pictures.T).tolist()
         document = {"images": names, "similarity": matrix}
         columns, table = ["", *names], [[name, *row] for name, row in zip(names, matrix, strict=True)]
@@ -56,3 +78,19 @@ def command(
     else:
         common.print_table(columns, table)
     job.finish()
+
+
+def _print_duplicates_of_index(address: str, threshold: float, json: bool) -> None:
+    from clip_guidance.index import ImageIndex
+
+    with ImageIndex.open(address, create=False) as opened:
+        groups = opened.duplicates(threshold)
+        known = {"name": opened.model, "fingerprint": opened.fingerprint}
+    if json:
+        common.print_json({"model": known, "duplicates": groups})
+    else:
+        common.print_table(["group", "image"], _lines(groups))
+
+
+def _lines(groups: list[list[str]]) -> list[list[Any]]:
+    return [[number, name] for number, group in enumerate(groups, 1) for name in group]

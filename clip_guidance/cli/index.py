@@ -1,0 +1,108 @@
+"""``clip-guidance index``: makes pictures searchable, and keeps the index up to date."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clip_guidance.cli import common
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+    from clip_guidance.index import Changes, ImageIndex
+
+Address = Annotated[
+    str, typer.Option("--index", help="A folder, or Milvus: ./x.db, http://host:19530.", show_default=False)
+]
+IndexModel = Annotated[
+    str | None,
+    typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.", show_default="that of the index"),
+]
+DEFAULT_MODEL = "emoji"
+
+
+def command(
+    paths: common.Paths,
+    index: Address,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE for every picture given; repeat for more. JSON, or text.", show_default=False),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Take out pictures whose file is gone.")] = False,
+    model: IndexModel = None,
+    json: common.Json = False,
+    device: common.Device = None,
+    batch_size: common.BatchSize = 64,
+) -> None:
+    """Add pictures to an index; changed and moved files are noticed, unchanged ones are not read again.
+
+    What is added stays, whatever interrupts the rest.
+
+    Example: clip-guidance index photos/ --index photos.index --metadata album=summer
+    """
+    from clip_guidance.images import find_images
+    from clip_guidance.index.results import Changes
+
+    extra = dict(map(_pair, metadata or []))
+    found = find_images(paths)
+    clip = _clip_of(index, model, device)
+    total = Changes()
+    with _open(index, clip) as opened:
+        with common.Job() as job, common.progress() as bar:
+            task = bar.add_task("pictures", total=len(found))
+            for changes in opened.iter_add(found, extra, batch_size):
+                bar.advance(task, _size(changes))
+                total += changes
+            if prune:
+                total += opened.sync(batch_size=batch_size)
+        for skipped in total.skipped:
+            job.fail(skipped.path, skipped.reason)
+        count = len(opened)
+    if json:
+        moved = [{"from": move.old, "to": move.new} for move in total.moved]
+        rows = {"added": total.added, "updated": total.updated, "moved": moved, "removed": total.removed}
+        known = {"name": opened.model, "fingerprint": opened.fingerprint}
+        common.print_json(
+            {"model": known, **rows, "unchanged": total.unchanged, "pictures": count, "failed": job.failures}
+        )
+    else:
+        counts = {name: len(getattr(total, name)) for name in ("added", "updated", "moved", "removed")}
+        table = {**counts, "unchanged": total.unchanged, "failed": len(job.failures), "pictures in all": count}
+        common.print_table(["what", "number"], [list(row) for row in table.items()])
+    job.finish()
+
+
+def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:
+    """The CLIP asked for, or the one that the index was made with, or the default for a new one."""
+    from clip_guidance.index import ImageIndex, ImageIndexError
+
+    if model is None:
+        try:
+            with ImageIndex.open(address, create=False) as made:
+                model = made.model
+        except ImageIndexError:  # there is none yet; what else is wrong is told when it is opened with the CLIP
+            model = DEFAULT_MODEL
+    return common.load_clip(model, device)
+
+
+def _open(address: str, clip: CLIP) -> ImageIndex:
+    from clip_guidance.index import ImageIndex
+
+    return ImageIndex.open(address, clip)
+
+
+def _size(changes: Changes) -> int:
+    listed = (changes.added, changes.updated, changes.moved, changes.skipped)
+    return changes.unchanged + sum(len(paths) for paths in listed)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"--metadata: expected KEY=VALUE, got {text}")
+    try:
+        return key, jsonlib.loads(value, parse_constant=str)
+    except ValueError:
+        return key, value

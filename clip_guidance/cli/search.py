@@ -1,0 +1,49 @@
+"""``clip-guidance search``: finds indexed pictures by a text, a picture, or a sum of both."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clip_guidance.cli import common
+from clip_guidance.cli.index import Address, IndexModel
+
+
+def command(
+    query: Annotated[
+        list[str],
+        typer.Argument(help="A text, a picture, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
+    ],
+    index: Address,
+    where: Annotated[
+        str | None,
+        typer.Option(help='A filter of metadata: year >= 2020 and album in (a, "b c")', show_default=False),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Pictures shown.")] = 10,
+    model: IndexModel = None,
+    json: common.Json = False,
+    device: common.Device = None,
+) -> None:
+    """Find the pictures of an index that match best.
+
+    Words are joined by spaces; a sign between spaces starts the next term, "quotes" keep one in a text.
+
+    Example: clip-guidance search "2 * red apple" - ./worm.png --index photos.index --where "album = summer"
+    """
+    from clip_guidance.index import ImageIndex
+    from clip_guidance.index.where import compile_where
+
+    compile_where(where)  # an error in it is told before the model is loaded
+    words = " ".join(query)
+    if model is None:
+        with ImageIndex.open(index, create=False) as made:
+            model = made.model
+    with ImageIndex.open(index, common.load_clip(model, device), create=False) as opened:
+        hits = opened.search(words, top_k, where)
+        known = {"name": opened.model, "fingerprint": opened.fingerprint}
+    if json:
+        results = [{"image": hit.path, "similarity": hit.score, "metadata": hit.metadata} for hit in hits]
+        common.print_json({"model": known, "query": words, "where": where, "results": results})
+    else:
+        common.print_table(["image", "similarity"], [[hit.path, hit.score] for hit in hits])

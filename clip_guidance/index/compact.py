@@ -1,0 +1,32 @@
+"""Drops the vectors of deleted and replaced pictures: the living ones are copied to a new file, then it takes over."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from clip_guidance.index.vectors import VectorFile, blocks
+
+if TYPE_CHECKING:
+    from clip_guidance.index.store import Store
+
+
+def compact(store: Store) -> int:
+    """Rewrites the vector file without dead rows; killed at any moment, the index is as before or as after.
+
+    Returns:
+        The number of rows dropped.
+    """
+    with store.writing():
+        old = VectorFile(store.folder / store.get("vectors"))
+        total, rows = store.get("rows"), store.rows()
+        name = f"vectors-{uuid.uuid4().hex[:8]}"
+        new = VectorFile.create(store.folder / name, old.dim, old.dtype.name)
+        for start, block in blocks(old.read(total), rows):
+            new.write(start, block)
+        store.renumber(rows, name)
+    with store.writing():  # so that nobody makes a file or changes which one is used
+        for path in store.folder.glob("vectors-*"):  # the old one, and what earlier kills left
+            if path.name != store.get("vectors"):
+                path.unlink()
+    return int(total - len(rows))

@@ -1,0 +1,49 @@
+"""Writes an index in formats that anything reads: vectors as safetensors, the rest as a JSON line a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_guidance.index.vectors import blocks, sync_file
+
+if TYPE_CHECKING:
+    from clip_guidance.index.store import Store
+
+EMBEDS, ENTRIES = "embeds.safetensors", "entries.jsonl"
+
+
+def export(store: Store, folder: Path) -> int:
+    """Writes ``embeds.safetensors`` and ``entries.jsonl``, in the same order; returns the number of pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    embeds, entries = folder / f"{EMBEDS}.part", folder / f"{ENTRIES}.part"
+    with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
+        rows = store.rows()
+        matrix.write(_header(len(rows), store))
+        for start, block in blocks(vectors, rows):
+            matrix.write(block.astype("<f4").tobytes())
+            for entry in store.by_rows(rows[start : start + len(block)]):
+                line = {"path": entry.path, "hash": entry.hash, "size": entry.size, "metadata": entry.metadata}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sync_file(matrix)
+        sync_file(lines)
+    os.replace(embeds, folder / EMBEDS)
+    os.replace(entries, folder / ENTRIES)
+    return len(rows)
+
+
+def _header(count: int, store: Store) -> bytes:
+    """The head of a safetensors file with one tensor: written by hand because the library wants all of it in memory.
+
+    Format: the length of what follows (uint64), then JSON, padded so that the numbers are aligned
+    (https://huggingface.co/docs/safetensors, "Format").
+    """
+    dim = store.meta["dim"]
+    about = {key: str(store.meta[key]) for key in ("fingerprint", "model")}
+    tensor = {"dtype": "F32", "shape": [count, dim], "data_offsets": [0, 4 * count * dim]}
+    text = json.dumps({"__metadata__": about, "embeds": tensor}).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

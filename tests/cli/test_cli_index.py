@@ -1,0 +1,120 @@
+"""``clip-guidance index``, ``search`` and ``similar --duplicates``."""
+
+import shutil
+
+import pytest
+
+from clip_guidance.clip import CLIP
+from clip_guidance.index import ImageIndex
+
+
+@pytest.fixture
+def address(tmp_path):
+    return tmp_path / "photos.index"
+
+
+@pytest.fixture
+def filled(cli, clip, good, address):
+    done = cli("index", *good, "--index", address, "--model", clip, "--metadata", "album=x", "--metadata", "year=2020")
+    assert done.code == 0
+    return address
+
+
+def test_index_names_the_bad_picture_and_adds_the_others(cli, clip, pictures, good, address):
+    words = ["index", pictures, "--index", address, "--model", clip, "--metadata", "album=x", "--batch-size", 2]
+    done = cli(*words, "--json")
+    assert done.code == 1 and f"failed: {pictures}/broken.png: is empty (0 bytes)" in done.err
+    assert done.json["added"] == [str(path) for path in good] and done.json["pictures"] == 3
+    assert done.json["failed"] == [{"path": str(pictures / "broken.png"), "reason": "is empty (0 bytes)"}]
+    (pictures / "broken.png").unlink()
+    good[0].rename(pictures / "z.png")
+    assert cli(*words).table == [
+        ["what", "number"],
+        ["added", "0"],
+        ["updated", "0"],
+        ["moved", "1"],
+        ["removed", "0"],
+        ["unchanged", "2"],
+        ["failed", "0"],
+        ["pictures in all", "3"],
+    ]
+    (pictures / "z.png").unlink()
+    done = cli(*words, "--prune", "--json")
+    assert done.code == 0 and done.json["removed"] == [str(pictures / "z.png")] and done.json["pictures"] == 2
+
+
+def test_search_finds_what_the_index_does(cli, clip, good, filled):
+    with ImageIndex.open(filled, CLIP.from_pretrained(clip)) as index:
+        expected = index.search(f"2 * red apple - {good[1]}")
+    query = ["2 * red apple", "-", good[1]]  # the model is that of the index
+    done = cli("search", *query, "--index", filled, "--json")
+    assert done.code == 0 and done.err == ""
+    assert [row["image"] for row in done.json["results"]] == [hit.path for hit in expected]
+    scores = [row["similarity"] for row in done.json["results"]]
+    assert scores == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    assert done.json["results"][0]["metadata"] == {"album": "x", "year": 2020}
+    assert done.json["query"] == f"2 * red apple - {good[1]}"
+    header, first = cli("search", good[2], "--index", filled, "--top-k", 1).table
+    assert header == ["image", "similarity"] and first == [str(good[2]), "1.0000"]
+
+
+def test_search_filters(cli, good, filled):
+    found = {}
+    for where in ("album = x and year >= 2020", "year < 2020", 'path ~ "*b.png"'):
+        done = cli("search", "apple", "--index", filled, "--where", where, "--json")
+        found[where] = {row["image"] for row in done.json["results"]}
+    assert list(found.values()) == [{str(path) for path in good}, set(), {str(good[1])}]
+
+
+def test_ctrl_c_keeps_what_is_acknowledged(cli, clip, good, address, monkeypatch):
+    encode, calls = CLIP.image_embeds, []
+
+    def interrupted(self, pixels):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, pixels)
+
+    monkeypatch.setattr(CLIP, "image_embeds", interrupted)
+    done = cli("index", *good, "--index", address, "--model", clip, "--batch-size", 1, "--json")
+    assert done.code == 130 and "stopped; what was done is kept" in done.err
+    assert done.json["added"] == [str(path) for path in good[:2]] and done.json["pictures"] == 2
+
+
+def test_similar_groups_duplicates(cli, clip, good, filled):
+    copy = shutil.copy2(good[1], good[1].with_name("copy.png"))
+    done = cli("similar", *good, copy, "--duplicates", 0.9999, "--model", clip, "--json")
+    assert done.json["duplicates"] == [[str(good[1]), str(copy)]]
+    lines = [["group", "image"], ["1", str(good[1])], ["1", str(copy)]]
+    assert cli("similar", *good, copy, "--duplicates", 0.9999, "--model", clip).table == lines
+    cli("index", copy, "--index", filled)
+    assert cli("similar", "--index", filled, "--duplicates", 0.9999).table == lines
+    assert cli("similar", "--index", filled, "--duplicates", 0.9999, "--json").json["duplicates"] == [
+        [str(good[1]), str(copy)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "apple", "--index", "gone"], "gone: there is no image index"),
+        (["search", "apple", "--index", "INDEX", "--where", "year >"], "where: expected a value at character 7"),
+        (["search", "apple", "-", "--index", "INDEX"], "query: expected a text or a picture at character 8: apple -"),
+        (["search", "./gone.png", "--index", "INDEX"], "query: there is no file ./gone.png, at character 1"),
+        (["search", "apple", "--index", "INDEX", "--model", "JUDGE"], "their vectors cannot be compared"),
+        (["index", "a.png", "--index", "INDEX", "--model", "JUDGE"], "their vectors cannot be compared"),
+        (["index", "a.png", "--index", "PICTURES", "--model", "JUDGE"], "it holds other files"),
+        (["index", "a.png", "--index", "new", "--metadata", "album"], "--metadata: expected KEY=VALUE, got album"),
+        (["index", "a.png"], "Missing option '--index'"),
+        (["similar"], "give pictures, or --index and --duplicates"),
+        (["similar", "a.png", "--to", "b.png", "--duplicates", "0.9"], "give --to or --duplicates"),
+        (["similar", "a.png", "--index", "INDEX"], "--index takes --duplicates and no pictures"),
+        (["similar", "--index", "INDEX", "--duplicates", "1.5"], "threshold: expected a cosine in (0, 1], got 1.5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_with_2(cli, filled, judge, pictures, words, message):
+    known = {"INDEX": filled, "JUDGE": judge, "PICTURES": pictures}
+    done = cli(*(known.get(word, word) for word in words))
+    assert (done.code, done.out) == (2, "")
+    assert message in " ".join(done.err.replace("│", " ").split())

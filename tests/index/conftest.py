@@ -1,0 +1,50 @@
+"""A tiny CLIP, another one, and pictures."""
+
+from pathlib import Path
+
+import pytest
+from index_helpers import free_port, need_milvus, save_picture, start_server
+from tiny_models import save_tiny_clip
+
+from clip_guidance.clip import CLIP
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> CLIP:
+    return CLIP.from_pretrained(save_tiny_clip(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture(scope="session")
+def other_clip(tmp_path_factory) -> CLIP:
+    return CLIP.from_pretrained(save_tiny_clip(tmp_path_factory.mktemp("other"), seed=1))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Path]:
+    return [save_picture(tmp_path / "pictures" / f"{name}.png", seed) for seed, name in enumerate("abcdef")]
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory):
+    """A milvus-lite server on 127.0.0.1."""
+    need_milvus()
+    port = free_port()
+    process = start_server(tmp_path_factory.mktemp("server"), port)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def _milvus(request, tmp_path) -> str:
+    need_milvus()
+    return str(tmp_path / "x.db") if request.param == "file" else request.getfixturevalue("milvus_server")
+
+
+@pytest.fixture(params=["file", "server"])
+def milvus_address(request, tmp_path) -> str:
+    return _milvus(request, tmp_path)
+
+
+@pytest.fixture(params=["folder", "file", "server"])
+def any_address(request, tmp_path) -> str:
+    return str(tmp_path / "index") if request.param == "folder" else _milvus(request, tmp_path)

@@ -1,0 +1,418 @@
+"""The index as a user meets it: adding, searching, changing, moved and broken files, export, refusals.
+
+Every test that uses the fixture ``index`` runs on a folder, on a Milvus file, and on a Milvus server over the network.
+"""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from index_helpers import OLD, save_picture
+from PIL import Image
+from safetensors import safe_open
+
+import clip_guidance as cg
+from clip_guidance.images import Skipped
+from clip_guidance.index import Changes, ImageIndexError, Moved, Term
+from clip_guidance.index import adding as adding_module
+from clip_guidance.similarity import image_similarity
+
+
+@pytest.fixture
+def open_index(tmp_path, any_address):
+    """Opens the index; its folder, or the catalogue that belongs to Milvus, is ``index``."""
+    place = {} if Path(any_address) == tmp_path / "index" else {"catalogue": tmp_path / "index"}
+    return lambda clip=None, **options: cg.ImageIndex.open(any_address, clip, **place, **options)
+
+
+@pytest.fixture
+def index(open_index, clip):
+    with open_index(clip) as index:
+        yield index
+
+
+@pytest.fixture
+def encoded(clip, monkeypatch):
+    """Numbers of pictures that passed through the image tower, pass by pass."""
+    passes, encode = [], clip.image_embeds
+    monkeypatch.setattr(clip, "image_embeds", lambda pixels: passes.append(len(pixels)) or encode(pixels))
+    return passes
+
+
+def names(paths) -> list[str]:
+    return [Path(path).name for path in paths]
+
+
+def ranking(clip, paths, query: torch.Tensor) -> list[tuple[str, float]]:
+    """What a search must find: all cosines, sorted."""
+    cosines = clip.encode_image(paths) @ (query / query.norm())
+    return [(str(paths[i]), float(cosines[i])) for i in cosines.argsort(descending=True)]
+
+
+def check_hits(hits, expected) -> None:
+    assert [hit.path for hit in hits] == [path for path, _ in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+# Adding and searching
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_search_equals_sorting_all_cosines(clip, index, pictures, batch_size):
+    assert index.add(pictures, batch_size=batch_size) == Changes(added=[str(path) for path in pictures])
+    assert len(index) == 6 and pictures[0] in index and "gone.png" not in index
+    text, (a, b) = clip.encode_text("apple")[0], clip.encode_image(pictures[:2])
+    check_hits(index.search("apple", k=6), ranking(clip, pictures, text))
+    check_hits(index.search(pictures[0], k=3), ranking(clip, pictures, a)[:3])
+    assert index.search(pictures[0])[0].score == pytest.approx(1, abs=1e-5)
+    query = f"2 * apple - {pictures[1]}"
+    check_hits(index.search(query), ranking(clip, pictures, 2 * text - b))
+    terms = [Term("apple", 2), Term(Image.open(pictures[1]), -1)]
+    check_hits(index.search(terms), ranking(clip, pictures, 2 * text - b))
+
+
+def test_what_is_added_is_there_after_reopening(open_index, clip, index, pictures):
+    index.add(pictures[0].parent)
+    before = index.search("apple")
+    with open_index(clip, create=False) as again:
+        assert again.search("apple") == before and len(before) == 6
+        check_hits(again.search("apple", exact=True), [(hit.path, hit.score) for hit in before])
+
+
+def test_half_precision_takes_half_the_disk(tmp_path, clip, pictures):
+    with cg.ImageIndex.open(tmp_path / "half", clip, dtype="float16") as half:
+        half.add(pictures)
+        best = ranking(clip, pictures, clip.encode_text("apple")[0])[0][1]
+        assert half.search("apple")[0].score == pytest.approx(best, abs=1e-3)
+        assert os.path.getsize(next((tmp_path / "half").glob("vectors-*"))) == 64 + 6 * 12 * 2
+
+
+def test_many_queries_at_once(clip, index, pictures):
+    index.add(pictures, metadata=lambda path: {"first": path.name < "d"})
+    queries = clip.encode_text(["apple", "worm", "car"])
+    found = index.search_embeds(queries, clip.fingerprint(), k=2, where={"first": True})
+    for query, hits in zip(queries, found, strict=True):
+        check_hits(hits, ranking(clip, pictures[:3], query)[:2])
+    with pytest.raises(ValueError, match=r"embeds: expected the shape \(q, 12\), got \(3, 5\)"):
+        index.search_embeds(torch.ones(3, 5), clip.fingerprint())
+    with pytest.raises(ValueError, match=r"embeds: expected unit vectors"):
+        index.search_embeds(2 * queries, clip.fingerprint())
+    assert index.search_embeds(queries[:0], clip.fingerprint()) == []
+
+
+def test_an_empty_index_finds_nothing(index):
+    assert index.search("apple") == [] and len(index) == 0 and index.duplicates() == []
+    assert index.add([]) == Changes()
+    with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
+        index.search("apple", k=0)
+
+
+def test_filters_are_exact_at_any_selectivity(clip, index, pictures):
+    index.add(pictures, metadata=lambda path: {"n": "abcdef".index(path.stem), "odd": path.stem in "bdf"})
+    query = clip.encode_text("apple")[0]
+    for limit in range(7):
+        check_hits(index.search("apple", where=f"n < {limit}"), ranking(clip, pictures[:limit], query) if limit else [])
+    hits = index.search("apple", where="odd = true and n > 1")
+    check_hits(hits, ranking(clip, [pictures[3], pictures[5]], query))
+    assert all(hit.metadata == {"n": "abcdef".index(Path(hit.path).stem), "odd": True} for hit in hits)
+    with pytest.raises(ValueError, match="where: expected a value at character 4, it ends"):
+        index.search("apple", where="n <")
+
+
+# Broken, changed, moved, copied
+
+
+def test_broken_pictures_are_named_and_the_others_added(index, pictures, encoded):
+    folder = pictures[0].parent
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "cut.png").write_bytes(pictures[0].read_bytes()[:200])
+    os.mkfifo(folder / "pipe.png")
+    changes = index.add([folder, folder / "pipe.png", folder / "gone.png", folder.parent / "gone"], batch_size=4)
+    assert names(changes.added) == names(pictures) and sum(encoded) == 6
+    reasons = {Path(skipped.path).name: skipped.reason for skipped in changes.skipped}
+    assert reasons.keys() == {"empty.png", "text.jpg", "cut.png", "pipe.png", "gone.png", "gone"}
+    assert reasons["empty.png"] == "is empty (0 bytes)" and reasons["text.jpg"] == "is not a picture"
+    assert reasons["gone.png"] == reasons["gone"] == "no such file"
+    assert "cannot be read" in reasons["cut.png"] and reasons["pipe.png"] == "is no regular file"
+
+
+def test_names_that_are_no_text_are_skipped(index, pictures):
+    odd = os.fsencode(pictures[0].parent) + b"/\xff.png"
+    shutil.copy(pictures[0], odd)
+    changes = index.add(pictures[0].parent)
+    assert len(changes.added) == 6
+    assert [skipped.reason for skipped in changes.skipped] == ["its name is no valid text; rename it"]
+
+
+def test_embeddings_that_are_no_numbers_are_skipped(clip, index, pictures, monkeypatch):
+    encode = clip.image_embeds
+
+    def broken(pixels):
+        embeds = encode(pixels)
+        embeds[1, 3] = float("nan")
+        return embeds
+
+    monkeypatch.setattr(clip, "image_embeds", broken)
+    changes = index.add(pictures)
+    assert changes.skipped == [Skipped(str(pictures[1]), "the model's embedding of it is not finite")]
+    assert changes.added == [str(path) for path in pictures if path != pictures[1]]
+    monkeypatch.undo()
+    check_hits(index.search("apple"), ranking(clip, [pictures[0], *pictures[2:]], clip.encode_text("apple")[0]))
+
+
+def test_unchanged_files_are_not_read_again(index, pictures, encoded, monkeypatch):
+    index.add(pictures)
+    monkeypatch.setattr(adding_module, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert index.add(pictures) == Changes(unchanged=6)
+    assert encoded == [6]
+
+
+def test_touched_files_are_read_but_not_encoded(index, pictures, encoded):
+    index.add(pictures)
+    os.utime(pictures[0], (OLD + 5, OLD + 5))
+    assert index.add(pictures) == Changes(unchanged=6)
+    assert encoded == [6] and index._store.by_path(str(pictures[0])).mtime_ns == (OLD + 5) * 10**9
+
+
+def test_a_file_changed_within_the_tick_of_its_time_is_noticed(clip, index, tmp_path):
+    """Same size and time, other content: that happens where a file is rewritten right after it was read."""
+    path = tmp_path / "new.bmp"
+    Image.new("RGB", (32, 32), "red").save(path)
+    index.add(path)
+    found = os.stat(path)
+    Image.effect_noise((32, 32), 80).convert("RGB").save(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert os.stat(path).st_size == found.st_size
+    assert index.verify().changed == [str(path)]
+    assert index.add(path).updated == [str(path)]
+    check_hits(index.search("apple"), ranking(clip, [path], clip.encode_text("apple")[0]))
+
+
+def test_changed_files_are_encoded_again_and_keep_their_metadata(clip, index, pictures, encoded):
+    index.add(pictures, metadata={"album": "x"})
+    save_picture(pictures[2], seed=99)
+    os.utime(pictures[2], (OLD + 5, OLD + 5))
+    assert index.add(pictures) == Changes(updated=[str(pictures[2])], unchanged=5)
+    assert encoded == [6, 1] and len(index) == 6
+    hits = index.search("apple")
+    check_hits(hits, ranking(clip, pictures, clip.encode_text("apple")[0]))
+    assert all(hit.metadata == {"album": "x"} for hit in hits)
+
+
+def test_a_picture_that_got_broken_stays_as_it_was(index, pictures):
+    index.add(pictures)
+    before = index.search("apple")
+    pictures[0].write_bytes(b"half of a cop")
+    changes = index.add(pictures)
+    assert changes == Changes(unchanged=5, skipped=[Skipped(str(pictures[0]), "is not a picture")])
+    assert index.search("apple") == before
+
+
+def test_moved_files_keep_metadata_and_are_not_encoded(index, pictures, encoded):
+    index.add(pictures, metadata={"album": "x"})
+    before = index.search("apple")
+    new = pictures[0].parent / "new"
+    new.mkdir()
+    for path in pictures[:2]:
+        path.rename(new / path.name)
+    changes = index.add(pictures[0].parent, batch_size=3)
+    moved = [Moved(str(path), str(new / path.name)) for path in pictures[:2]]
+    assert changes == Changes(moved=moved, unchanged=4) and encoded == [6]
+    places = {move.old: move.new for move in moved}
+    hits = index.search("apple")
+    assert [(hit.path, hit.score, hit.metadata) for hit in hits] == [
+        (places.get(hit.path, hit.path), hit.score, hit.metadata) for hit in before
+    ]
+
+
+def test_copies_are_pictures_of_their_own(index, pictures):
+    index.add(pictures)
+    copies = [shutil.copy2(pictures[0], pictures[0].with_name(f"copy{n}.png")) for n in range(2)]
+    assert index.add(pictures[0].parent).added == [str(path) for path in copies] and len(index) == 8
+    pictures[0].unlink()
+    twins = [shutil.copy2(copies[0], pictures[0].with_name(f"twin{n}.png")) for n in range(2)]
+    changes = index.add(twins)  # one of them takes the place of what is gone, and only one
+    assert changes == Changes(added=[str(twins[1])], moved=[Moved(str(pictures[0]), str(twins[0]))])
+
+
+def test_a_path_given_twice_counts_once(index, pictures, monkeypatch):
+    monkeypatch.chdir(pictures[0].parent)
+    changes = index.add(["a.png", pictures[0], "./a.png", pictures[0].parent])
+    assert names(changes.added) == names(pictures)
+
+
+# Metadata, deleting, synchronising
+
+
+def test_metadata_is_put_over_what_is_there(index, pictures):
+    index.add(pictures, metadata={"album": "x", "deep": {"a": 1}})
+    index.add(pictures[:2], metadata={"album": "y", "year": 2020})
+    assert index.update_metadata({"deep": {"b": [1, "é"]}}, pictures[0]) == 1
+    assert index.update_metadata({"album": None}, where="album = x") == 4
+    metadata = {Path(entry.path).name: entry.metadata for entry in index.entries()}
+    assert metadata["a.png"] == {"album": "y", "deep": {"a": 1, "b": [1, "é"]}, "year": 2020}
+    assert metadata["b.png"] == {"album": "y", "deep": {"a": 1}, "year": 2020}
+    assert metadata["c.png"] == {"deep": {"a": 1}}
+    assert names(entry.path for entry in index.entries("year = 2020")) == ["a.png", "b.png"]
+    for bad in ({"a": float("nan")}, {"a": {1, 2}}):
+        with pytest.raises(ValueError, match="metadata: expected JSON"):
+            index.add(pictures, metadata=bad)
+
+
+def test_deleting(index, pictures):
+    index.add(pictures, metadata=lambda path: {"n": "abcdef".index(path.stem)})
+    assert names(index.delete(pictures[0])) == ["a.png"]
+    assert names(index.delete(where="n in (1, 2)")) == ["b.png", "c.png"]
+    assert names(index.delete(pictures[0].parent, where="n = 3")) == ["d.png"]
+    assert index.delete("elsewhere") == [] and names(hit.path for hit in index.search(pictures[5])) == [
+        "f.png",
+        "e.png",
+    ]
+    assert pictures[0].exists() and index.compact() == 4
+    assert names(hit.path for hit in index.search(pictures[5])) == ["f.png", "e.png"]
+    assert names(index.add(pictures).added) == ["a.png", "b.png", "c.png", "d.png"]
+    assert sorted(names(index.delete([pictures[0].parent]))) == names(pictures) and len(index) == 0
+    with pytest.raises(ValueError, match="expected paths, where or both: which pictures are meant?"):
+        index.delete()
+
+
+def test_verify_tells_and_sync_puts_right(clip, index, pictures, encoded):
+    index.add(pictures, metadata={"album": "x"})
+    assert index.verify() == index.verify(full=True) and index.verify().intact == 6
+    pictures[0].unlink()
+    save_picture(pictures[1], seed=99)
+    os.utime(pictures[1], (OLD + 5, OLD + 5))
+    elsewhere = pictures[2].parent.parent / "elsewhere"
+    elsewhere.mkdir()
+    pictures[2].rename(elsewhere / "c.png")
+    os.mkfifo(pictures[0])  # would be waited for if it were read
+    assert names(index.verify().missing) == ["a.png", "c.png"]
+    pictures[0].unlink()
+    found = index.verify()
+    assert (names(found.missing), names(found.changed), found.intact) == (["a.png", "c.png"], ["b.png"], 3)
+    changes = index.sync(elsewhere, batch_size=2)
+    moved = [Moved(str(pictures[2]), str(elsewhere / "c.png"))]
+    assert changes == Changes(updated=[str(pictures[1])], moved=moved, removed=[str(pictures[0])])
+    assert encoded == [6, 1] and index.verify().intact == len(index) == 5
+    now = [pictures[1], elsewhere / "c.png", *pictures[3:]]
+    hits = index.search("apple")
+    check_hits(hits, ranking(clip, now, clip.encode_text("apple")[0]))
+    assert all(hit.metadata == {"album": "x"} for hit in hits)
+
+
+def test_full_verification_reads_every_file(index, pictures):
+    index.add(pictures)
+    content = bytearray(pictures[0].read_bytes())
+    content[-20] ^= 1  # as a failing disk does: same size, same time
+    pictures[0].write_bytes(content)
+    os.utime(pictures[0], (OLD, OLD))
+    assert index.verify().intact == 6
+    assert names(index.verify(full=True).changed) == ["a.png"]
+
+
+def test_duplicates(clip, index, pictures):
+    copy = shutil.copy2(pictures[3], pictures[3].with_name("copy.png"))
+    index.add([*pictures, copy], metadata=lambda path: {"kept": path.name != "copy.png"})
+    assert index.duplicates(0.9999) == [[str(pictures[3]), str(copy)]]
+    assert index.duplicates(0.9999, where="kept = true") == []
+    lowest = float(image_similarity(clip, pictures).min())
+    assert names(index.duplicates(max(lowest, 1e-3))[0]) == names([*pictures, copy])
+
+
+# Export
+
+
+def test_export_is_the_index(tmp_path, clip, index, pictures):
+    index.add(pictures, metadata=lambda path: {"name": path.stem})
+    index.delete(pictures[1])
+    assert index.export(tmp_path / "out") == 5
+    lines = (tmp_path / "out" / "entries.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    kept = [pictures[0], *pictures[2:]]
+    assert [row["path"] for row in rows] == [str(path) for path in kept]
+    assert [row["metadata"] for row in rows] == [{"name": path.stem} for path in kept]
+    assert [row["size"] for row in rows] == [path.stat().st_size for path in kept]
+    with safe_open(tmp_path / "out" / "embeds.safetensors", "pt") as file:
+        torch.testing.assert_close(file.get_tensor("embeds"), clip.encode_image(kept))
+        assert file.metadata() == {"fingerprint": clip.fingerprint(), "model": str(clip.name_or_path)}
+    index.delete(where={})
+    assert index.export(tmp_path / "out") == 0
+    with safe_open(tmp_path / "out" / "embeds.safetensors", "np") as file:
+        assert file.get_tensor("embeds").shape == (0, 12)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeds.safetensors", "entries.jsonl"]
+
+
+# Refusals, interruption, threads
+
+
+def test_another_model_is_refused(open_index, clip, other_clip, index, pictures):
+    index.add(pictures)
+    made = rf"index: was made with the CLIP .* \(fingerprint {clip.fingerprint()}\), this one's is "
+    with pytest.raises(ImageIndexError, match=f"{made}{other_clip.fingerprint()}: their vectors cannot be compared"):
+        open_index(other_clip)
+    with pytest.raises(ImageIndexError, match=made):
+        index.search_embeds(other_clip.encode_text("apple"), other_clip.fingerprint())
+    assert index.fingerprint == clip.fingerprint() and index.model == str(clip.name_or_path)
+
+
+def test_without_a_clip_all_but_encoding_works(open_index, clip, index, pictures):
+    index.add(pictures)
+    with open_index() as bare:
+        assert len(bare) == 6 and bare.verify().intact == 6
+        assert bare.update_metadata({"a": 1}, pictures[0]) == 1 and bare.delete(pictures[1]) == [str(pictures[1])]
+        found = bare.search_embeds(clip.encode_text("apple"), clip.fingerprint())[0]
+        check_hits(found, [(hit.path, hit.score) for hit in index.search("apple")])
+        for needs in (lambda: bare.search("apple"), lambda: bare.add(pictures), lambda: bare.sync()):
+            with pytest.raises(ImageIndexError, match=r"index: was opened without a CLIP: ImageIndex\.open\("):
+                needs()
+
+
+def test_opening_what_is_not_there(tmp_path, clip):
+    for options in ({"clip": clip, "create": False}, {}):
+        with pytest.raises(ImageIndexError, match="none: there is no image index"):
+            cg.ImageIndex.open(tmp_path / "none", **options)
+    with pytest.raises(ValueError, match="dtype: expected 'float32' or 'float16', got 'int8'"):
+        cg.ImageIndex.open(tmp_path / "none", clip, dtype="int8")
+    assert not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_loses_nothing_acknowledged(open_index, clip, index, pictures, monkeypatch):
+    encode, acknowledged = clip.image_embeds, []
+
+    def interrupted(pixels):
+        if len(acknowledged) == 2:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    monkeypatch.setattr(clip, "image_embeds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for changes in index.iter_add(pictures, batch_size=2):
+            acknowledged.append(changes)
+    monkeypatch.undo()
+    with open_index(clip) as again:
+        assert names(entry.path for entry in again.entries()) == ["a.png", "b.png", "c.png", "d.png"]
+        assert names(again.add(pictures).added) == ["e.png", "f.png"]
+    check_hits(index.search("apple"), ranking(clip, pictures, clip.encode_text("apple")[0]))
+
+
+def test_threads_may_share_an_index(clip, index, pictures):
+    index.add(pictures[:3])
+    query, found = clip.encode_text("apple").numpy(), []
+
+    def search():
+        found.extend(len(index.search_embeds(query, clip.fingerprint())[0]) for _ in range(20))
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    index.add(pictures[3:], batch_size=1)
+    for thread in threads:
+        thread.join()
+    assert len(found) == 60 and set(found) <= {3, 4, 5, 6}
+    np.testing.assert_equal(len(index.search_embeds(query, clip.fingerprint())[0]), 6)
