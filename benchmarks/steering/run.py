@@ -53,7 +53,7 @@ class Settings:
     exclude: str | None = "skin tone"  # leave out pictures whose name contains this
     sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
     table: str = ""  # main, short or text-free (methods.py); by default main for the held-out pairs, short for others
-    only: list[str] = field(default_factory=list)  # run only the methods whose title contains one of these
+    only: list[str] = field(default_factory=list)  # run only the methods whose title begins with one of these
     count: int = 500
     candidates: int = 100
     batch_size: int = 20
@@ -146,7 +146,7 @@ def main(settings: Settings) -> None:
     for name in settings.sets:
         items = program.items(name)
         table = TABLES[settings.table or ("main" if name == "held-out" else "short")]
-        methods = [m for m in table() if not settings.only or any(each in m.title for each in settings.only)]
+        methods = [m for m in table() if not settings.only or m.title.startswith(tuple(settings.only))]
         if program.judge is not None:
             real, known = program.judge.real(items)
             results[name] = [program.result(None, real, known)] if known else []
