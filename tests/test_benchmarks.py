@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -206,3 +207,20 @@ def test_shares_have_wilsons_interval():
 
     assert share(5, 10) == "50.0 (23.7–76.3)"  # 1927, as tabulated
     assert share(0, 10) == "0.0 (0.0–27.8)"
+
+
+def test_the_soak_kills_resumes_and_tells_a_difference(shared_data, tmp_path):
+    import resume_soak as program
+
+    output = tmp_path / "soak.md"
+    argv = ["--data", str(shared_data / "emoji64-val.parquet"), "--output", str(output)]
+    argv += ["--kills", "1", "--steps", "12", "--save_every", "2", "--patience", "0.05"]
+    program.main(parse_settings(program.Settings, argv))
+    assert "1 times at random" in output.read_text() and "identical, every bit" in output.read_text()
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, value in ((one, 1.0), (other, 1.0 + 2**-23)):
+        (folder / "checkpoints").mkdir(parents=True)
+        for name in ("checkpoints/step-2.safetensors", "model.safetensors"):
+            save_file({"weight": torch.tensor([value])}, folder / name)
+    assert program.differences(one, one) == []
+    assert program.differences(one, other) == ["model.safetensors: weight", "step-2.safetensors: weight"]
