@@ -6,6 +6,7 @@ import pytest
 from index_helpers import free_port, need_milvus, save_picture, start_server
 from tiny_models import save_tiny_clip
 
+import clip_guidance as cg
 from clip_guidance.clip import CLIP
 
 
@@ -48,3 +49,24 @@ def milvus_address(request, tmp_path) -> str:
 @pytest.fixture(params=["folder", "file", "server"])
 def any_address(request, tmp_path) -> str:
     return str(tmp_path / "index") if request.param == "folder" else _milvus(request, tmp_path)
+
+
+@pytest.fixture
+def open_index(tmp_path, any_address):
+    """Opens the index; its folder, or the catalogue that belongs to Milvus, is ``index``."""
+    place = {} if Path(any_address) == tmp_path / "index" else {"catalogue": tmp_path / "index"}
+    return lambda clip=None, **options: cg.ImageIndex.open(any_address, clip, **place, **options)
+
+
+@pytest.fixture
+def index(open_index, clip):
+    with open_index(clip) as index:
+        yield index
+
+
+@pytest.fixture
+def encoded(clip, monkeypatch):
+    """Numbers of pictures that passed through the image tower, pass by pass."""
+    passes, encode = [], clip.image_embeds
+    monkeypatch.setattr(clip, "image_embeds", lambda pixels: passes.append(len(pixels)) or encode(pixels))
+    return passes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clip_guidance.index.entries import Batch, Seen
@@ -65,3 +66,24 @@ def start_server(folder: Path, port: int) -> subprocess.Popen:
     process.kill()
     process.wait()
     raise AssertionError("milvus-lite server did not listen within 30 s")
+
+
+def names(paths) -> list[str]:
+    return [Path(path).name for path in paths]
+
+
+def ranking(clip, paths, query: torch.Tensor) -> list[tuple[str, float]]:
+    """What a search must find: all cosines, sorted."""
+    cosines = clip.encode_image(paths) @ (query / query.norm())
+    return [(str(paths[i]), float(cosines[i])) for i in cosines.argsort(descending=True)]
+
+
+def check_hits(hits, expected) -> None:
+    assert [hit.path for hit in hits] == [path for path, _ in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def held(store: Store) -> dict[str, list[float]]:
+    """The vector of each path."""
+    with store.reading() as vectors:
+        return {entry.path: vectors[entry.row].tolist() for entry in store.by_rows(store.rows())}
