@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_guidance.images import as_list
+from clip_guidance.preprocess import RESAMPLING
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -65,12 +66,20 @@ class ScoreDefinition:
             "weight": self.weight,
             "prefix": self.prefix,
             "clip": self.clip,
-            "model": str(clip.name_or_path),
-            "fingerprint": clip.fingerprint(),
-            "dtype": str(clip.dtype).removeprefix("torch."),
-            "image_size": clip.image_processor.image_size,
-            "context_length": getattr(clip.tokenizer, "model_max_length", None),
+            **judge_record(clip),
         }
+
+
+def judge_record(clip: CLIP) -> dict[str, Any]:
+    """Which CLIP judges, in which precision, and what it sees of a picture and a text."""
+    processor = clip.image_processor
+    return {
+        "model": str(clip.name_or_path),
+        "fingerprint": clip.fingerprint(),
+        "dtype": str(clip.dtype).removeprefix("torch."),
+        "preprocessing": f"resize {processor.resize_to} {RESAMPLING[processor.resample]}, crop {processor.image_size}",
+        "context_length": getattr(clip.tokenizer, "model_max_length", None),
+    }
 
 
 HESSEL = ScoreDefinition("hessel", weight=2.5, prefix="A photo depicts ", clip="each")

@@ -115,7 +115,7 @@ def test_the_record_tells_models_and_definitions_apart(clip, folder, tmp_path):
         "model": str(folder),
         "fingerprint": None,
         "dtype": "float32",
-        "image_size": 32,
+        "preprocessing": "resize 32 bicubic, crop 32",
         "context_length": CONTEXT,
     }
     other = CLIP.from_pretrained(save_tiny_clip(tmp_path, seed=1))
