@@ -27,6 +27,7 @@ from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower, TextTowe
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 _TOWERS = ("text_config", "vision_config")
+_FROM_AUTO = {"config", "adapter_kwargs", "trust_remote_code", "revision"}
 _NOT_ARCHITECTURE = ("dtype", "_name_or_path", "transformers_version", "architectures")
 
 
@@ -225,17 +226,22 @@ class CLIP(SelfInitialised, PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "emoji", dtype: torch.dtype = torch.float32) -> CLIP:
+    def from_pretrained(
+        cls, name_or_path: str | Path = "emoji", dtype: torch.dtype = torch.float32, **auto: Any
+    ) -> CLIP:
         """Loads a CLIP, ready for inference.
 
         Args:
             name_or_path: a packaged default ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package or
                 a ``transformers`` CLIP. Weights must be safetensors.
             dtype: precision of the weights, whatever they are stored in.
+            **auto: what ``AutoModel`` passes on of its own; all of it is in the folder too.
 
         Raises:
             ModelError: there is no such model, it holds pickled weights only, it is no CLIP, or it is damaged.
         """
+        if unknown := auto.keys() - _FROM_AUTO:
+            raise TypeError(f"CLIP.from_pretrained: expected name_or_path and dtype, got also {', '.join(unknown)}")
         found = find_model(name_or_path, "clip", model_types=(CLIPConfig.model_type, "clip"))
         try:
             tokenizer = found.tokenizer()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 # diffusers loads a class from a module only if it finds the class's base under its own name in that module
 from transformers import PreTrainedModel as PreTrainedModel
@@ -82,13 +82,32 @@ class TransformerTextModel(TextTower):
     def to_clip_text_model(self) -> CLIPTextModel:
         """A stock ``CLIPTextModel`` with copies of these weights and equal outputs, for use without this package.
 
+        A LoRA that was trained on transformers 5's ``CLIPTextModel`` names its layers without ``text_model.``:
+        diffusers loads it into this model, and not into the tower itself.
+
         Raises:
             ValueError: the tower is not causal, which ``CLIPTextModel`` cannot be.
         """
+        model = CLIPTextModel(self._clip_text_config())
+        model.load_state_dict(self.text_model.state_dict())
+        return model.to(self.device, self.dtype).eval()
+
+    def to_clip_text_model_with_projection(self) -> CLIPTextModelWithProjection:
+        """The same of a tower that projects: encoder 2 of SDXL, those of Stable Diffusion 3.
+
+        Raises:
+            ValueError: the tower is not causal, or has no projection.
+        """
+        if self.text_projection is None:
+            raise ValueError("this tower has no projection; CLIP.text_encoder_with_projection() does")
+        model = CLIPTextModelWithProjection(self._clip_text_config())
+        model.text_model.load_state_dict(self.text_model.state_dict())
+        model.text_projection.load_state_dict(self.text_projection.state_dict())
+        return model.to(self.device, self.dtype).eval()
+
+    def _clip_text_config(self) -> CLIPTextConfig:
         if not self.config.causal:
             raise ValueError("CLIPTextModel attends causally; this tower was made with causal=False")
         names = CLIPTextConfig().to_dict().keys() & self.config.to_dict().keys() - {"model_type", "architectures"}
         shared = {name: getattr(self.config, name) for name in names}
-        model = CLIPTextModel(CLIPTextConfig(**{**shared, "projection_dim": self.config.projection_dim or 512}))
-        model.load_state_dict(self.text_model.state_dict())
-        return model.to(self.device, self.dtype).eval()
+        return CLIPTextConfig(**{**shared, "projection_dim": self.config.projection_dim or 512})
