@@ -9,6 +9,7 @@ import torch
 from test_data import write_table
 
 import clip_guidance as cg
+from clip_guidance.data import CaptionedPictures
 from clip_guidance.training_log import read_log
 
 NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
@@ -65,6 +66,7 @@ def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path)
 def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path):
     options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
     options += ["--vae_channels", 8, 8, "--unet_channels", 16, 16, "--vae_steps", 2, "--unet_steps", 2]
+    options += ["--latent_channels", 4, "--validation", data]
     options += ["--vae_batch_size", 4, "--save_every", 1, "--log_every", 1, "--sample_every", 2, "--warmup", 1]
     done = launch(root, "train_diffusion.py", *options)
     assert done.returncode == 0, done.stderr
@@ -82,6 +84,9 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     assert alone.returncode == 0, alone.stderr
     pipe = cg.load_pipeline(tmp_path)
     latents = pipe.vae.encode(torch.rand(2, 3, 32, 32)).latent_dist.mean
+    pictures = CaptionedPictures.load(data, 32).pictures / 127.5 - 1
+    mse = ((pipe.vae(pictures).sample.clamp(-1, 1) - pictures) / 2).square().mean()
+    assert f"PSNR {-10 * mse.log10().item():.2f} dB on {len(pictures)} pictures" in done.stdout
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
     further = tmp_path / "further"
     options = ["--data", data, "--output", further, "--clip", clip_folder, "--size", 32, "--batch_size", 4]

@@ -19,13 +19,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from autoencoder import AutoencoderLoss, encode, make_autoencoder, normalise_latents, pixels, psnr
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
 from clip_guidance.pipeline import load_pipeline
 from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
@@ -40,14 +42,15 @@ class Settings:
     init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
     phase: str = "all"  # "autoencoder" stops before the UNet
     exclude: str | None = None  # leave out pictures whose name contains this
+    validation: str | None = None  # captioned pictures on which the autoencoder's error is measured
     size: int = 64  # side of the pictures in pixels
-    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
-    latent_channels: int = 4
+    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96, 96])  # all but the last halve the side
+    latent_channels: int = 8
     vae_steps: int = 3000
     vae_batch_size: int = 16
     vae_learning_rate: float = 2e-3
-    kl_weight: float = 1e-5
-    unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])
+    kl_weight: float = 1e-4
+    unet_channels: list[int] = field(default_factory=lambda: [96, 160])
     unet_steps: int = 4000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -63,22 +66,6 @@ class Settings:
     sample_every: int = 400
     sample_prompts: list[str] = field(
         default_factory=lambda: ["twemoji butterfly", "noto red apple", "fluent 3d cat face", "blob grinning face"]
-    )
-
-
-def make_autoencoder(settings: Settings) -> AutoencoderKL:
-    """A convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 pictures."""
-    levels = len(settings.vae_channels)
-    return AutoencoderKL(
-        block_out_channels=tuple(settings.vae_channels),
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=settings.size,
-        scaling_factor=1.0,
     )
 
 
@@ -114,36 +101,15 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def pixels(pictures: Tensor, device: torch.device) -> Tensor:
-    """uint8 (B, 3, H, W) to float in [-1, 1]."""
-    return pictures.to(device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
-
-
-class AutoencoderLoss(nn.Module):
-    """Reconstruction error plus a small Kullback-Leibler term, per latent.
-
-    L1 alone gives up rare colours (green becomes brown); the squared error does not let it.
-    """
-
-    def __init__(self, vae: AutoencoderKL, kl_weight: float):
-        super().__init__()
-        self.vae, self.kl_weight = vae, kl_weight
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        posterior = self.vae.encode(x).latent_dist
-        reconstruction = self.vae.decode(posterior.sample()).sample.float()
-        l1, mse = F.l1_loss(reconstruction, x), F.mse_loss(reconstruction, x)
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return {"loss": l1 + 2 * mse + self.kl_weight * kl, "l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}
-
-
 def train_autoencoder(settings: Settings, data: CaptionedPictures, accelerator: Accelerator) -> AutoencoderKL:
     """Trains the autoencoder, normalises its latents and saves it to ``output/vae``; loads it if it is there."""
     folder = Path(settings.output) / "vae"
     if (folder / "config.json").is_file():
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
     torch.manual_seed(settings.seed)
-    vae = make_autoencoder(settings).to(memory_format=torch.channels_last)
+    vae = make_autoencoder(settings.vae_channels, settings.latent_channels, settings.size).to(
+        memory_format=torch.channels_last
+    )
     order = SampleOrder(len(data), settings.vae_batch_size, settings.seed, accelerator)
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
@@ -158,32 +124,6 @@ def train_autoencoder(settings: Settings, data: CaptionedPictures, accelerator: 
         vae.save_pretrained(folder)
     accelerator.wait_for_everyone()
     return vae
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
-    """Latent means (N, C, h, w) of uint8 pictures (N, 3, H, W)."""
-    parts = [vae.encode(pixels(part, device)).latent_dist.mean.cpu() for part in pictures.split(batch_size)]
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, data: CaptionedPictures, device: torch.device, count: int = 2048) -> None:
-    """Makes every latent channel zero mean, unit variance over the data, inside the weights.
-
-    z' = (z - m) / s is folded into ``quant_conv`` (means by rows, log-variances by a shift of -2 log s) and its inverse
-    into ``post_quant_conv``: a stock pipeline, which knows only a scaling factor, then needs none.
-    """
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    latents = encode(vae, data.pictures[chosen], device)
-    mean, std = latents.mean((0, 2, 3)).to(device), latents.std((0, 2, 3)).to(device)
-    channels = len(mean)
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
-    quant.weight[:channels] /= std[:, None, None, None]
-    quant.bias[channels:] -= 2 * std.log()
-    post.bias += post.weight[:, :, 0, 0] @ mean
-    post.weight *= std[None, :, None, None]
 
 
 def make_plan(settings: Settings, steps: int, peak: float, order: SampleOrder) -> Plan:
@@ -222,6 +162,8 @@ def train_unet(
     if unet is None:
         unet = make_unet(settings, text_encoder.config.hidden_size)
     unet.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # so few tokens: the fused kernel's backward takes twice the time
     ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     scheduler = make_scheduler()
     pipeline = StableDiffusionPipeline(
@@ -232,7 +174,8 @@ def train_unet(
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         indices, rng = order(step), random.Random(f"{settings.seed}-{step}-{accelerator.process_index}")
         captions = [
-            "" if rng.random() < settings.caption_dropout else caption(data.rows[i], rng) for i in indices.tolist()
+            "" if rng.random() < settings.caption_dropout else caption(data.rows[i], rng, DRAWING_PHRASES)
+            for i in indices.tolist()
         ]
         x0 = latents[indices]
         if settings.mirror:
@@ -244,7 +187,7 @@ def train_unet(
         strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
         timesteps = (strata * scheduler.config.num_train_timesteps).long().to(device)
         inputs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        with torch.no_grad():
+        with torch.no_grad(), accelerator.autocast():
             text = text_encoder(inputs.input_ids.to(device))[0]
         x = scheduler.add_noise(x0, noise, timesteps)
         velocity = scheduler.get_velocity(x0, noise, timesteps)
@@ -298,6 +241,10 @@ def main(settings: Settings) -> None:
     save_settings(settings, Path(settings.output) / "settings.json")
     known = load_pipeline(settings.init) if settings.init else None
     vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
+    if settings.validation:
+        unseen = CaptionedPictures.load(settings.validation, settings.size, settings.exclude)
+        error = psnr(vae.to(accelerator.device), unseen.pictures, accelerator.device)
+        accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} pictures of {settings.validation}")
     if clip is not None:
         pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet)
         if accelerator.is_main_process:
