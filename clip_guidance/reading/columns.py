@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,13 +28,22 @@ class Columns:
     Attributes:
         image: holds paths, bytes, or ``{"bytes", "path"}`` as in ``datasets``.
         captions: each holds a caption or a list of them.
+        classes: of a column that holds numbers of classes, their names (``ClassLabel`` of ``datasets``).
     """
 
     image: str
     captions: tuple[str, ...]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, names: Sequence[str], where: str, image: str | None = None, captions: Sequence[str] = ()) -> Columns:
+    def find(
+        cls,
+        names: Sequence[str],
+        where: str,
+        image: str | None = None,
+        captions: Sequence[str] = (),
+        classes: Mapping[str, Sequence[str]] | None = None,
+    ) -> Columns:
         """The columns asked for, or else those with a customary name: ``text``; ``captions``; ``caption_0``, ...
 
         Raises:
@@ -51,7 +60,7 @@ class Columns:
                     f"name it, or rename it to one of {', '.join(known)}"
                 )
         assert image is not None
-        return cls(image, tuple(captions))
+        return cls(image, tuple(captions), classes or {})
 
     @property
     def names(self) -> list[str]:
@@ -62,11 +71,18 @@ class Columns:
         self, row: Mapping[str, Any], key: str, origin: str, folder: Path, remote: Remote | None = None
     ) -> Record:
         """The record of a row; relative paths start at ``folder``, and ``remote`` opens addresses."""
-        captions = [found for name in self.captions for found in caption_values(row.get(name))]
+        captions = [found for name in self.captions for found in caption_values(self._named(name, row.get(name)))]
         try:
             return Record(key, origin, stored_picture(row.get(self.image), folder, remote), captions)
         except BadRow as bad:
             return Record(key, origin, problem=bad)
+
+    def _named(self, column: str, value: Any) -> Any:
+        """The name of a class in place of its number; as for folders, a low line stands for a space."""
+        names = self.classes.get(column, ())
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+            return names[value].replace("_", " ")
+        return value
 
 
 def stored_picture(value: Any, folder: Path, remote: Remote | None = None) -> bytes | Stored | None:

@@ -59,7 +59,9 @@ class HubSource:
             rows = rows.cast_column(picture, datasets.Image(decode=False))
         names = rows.column_names or list(next(iter(rows), {}))
         image_column = image_column or next(iter(pictures), None)
-        self.columns = Columns.find(names, f"{name}[{split}]", image_column, caption_columns)
+        kinds = (rows.features or {}).items()
+        classes = {key: kind.names for key, kind in kinds if isinstance(kind, datasets.ClassLabel)}
+        self.columns = Columns.find(names, f"{name}[{split}]", image_column, caption_columns, classes)
         self.rows = rows.select_columns([n for n in names if n in ("__key__", *self.columns.names)])
         if isinstance(self.rows, datasets.IterableDataset):
             self.parts = [Part(f"file {i}", None) for i in range(self.rows.num_shards)]

@@ -43,13 +43,13 @@ class TableSource:
         self._broken: dict[Path, str] = {}
         for path in paths:
             try:
-                names, groups = _parquet_layout(path) if path.suffix.lower() == ".parquet" else _text_layout(path)
+                names, groups, classes = _layout(path)
             except SourceError:
                 raise
             except (OSError, ValueError, csv.Error) as error:  # not a table at all: one bad row names it
                 self._broken[path], groups = f"{path}: {error}", [1]
             else:
-                self._columns[path] = Columns.find(names, str(path), image_column, caption_columns)
+                self._columns[path] = Columns.find(names, str(path), image_column, caption_columns, classes)
             first = 1
             for group, rows in enumerate(groups):
                 self.parts.append(Part(f"{path.name}/{group}", rows))
@@ -57,7 +57,7 @@ class TableSource:
                 first += rows or 0
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of a part."""
+        """The records of a part; where a row group breaks off, each row that its file promises is a bad one."""
         path, group, first = self._places[index]
         origin = str(path)
         if path in self._broken:
@@ -71,7 +71,8 @@ class TableSource:
             except StopIteration:
                 return
             except (OSError, ValueError, NotImplementedError) as error:  # whatever pyarrow's errors derive from
-                yield Record(f"row {number}", origin, problem=BadRow("broken_file", f"{path}: {error}"))
+                for lost in range(number, max(number + 1, first + (self.parts[index].rows or 0))):
+                    yield Record(f"row {lost}", origin, problem=BadRow("broken_file", f"{path}: {error}"))
                 return
             if isinstance(row, BadRow):
                 yield Record(f"row {number}", origin, problem=row)
@@ -79,11 +80,24 @@ class TableSource:
                 yield columns.record(row, f"row {number}", origin, path.parent)
 
 
-def _parquet_layout(path: Path) -> tuple[list[str], list[int | None]]:
-    """Column names, and the number of rows of each row group."""
+def _layout(path: Path) -> tuple[list[str], list[int | None], dict[str, list[str]]]:
+    """Column names, the number of rows of each part where it is known, and the names of classes by column."""
+    if path.suffix.lower() != ".parquet":
+        return *_text_layout(path), {}
     with _parquet(path) as file:
-        meta = file.metadata
-        return file.schema_arrow.names, [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        meta, schema = file.metadata, file.schema_arrow
+        groups = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+        return schema.names, groups, _class_names((schema.metadata or {}).get(b"huggingface", b"{}"))
+
+
+def _class_names(described: bytes) -> dict[str, list[str]]:
+    """Names of classes by column, from what ``datasets`` writes into a parquet file; without it there are none."""
+    try:
+        features = json.loads(described)["info"]["features"]
+        kinds = {column: kind for column, kind in features.items() if isinstance(kind, dict)}
+        return {column: kind["names"] for column, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return {}
 
 
 def _parquet_rows(path: Path, group: int, columns: Columns) -> Iterator[Any]:

@@ -141,3 +141,14 @@ def test_without_datasets_the_extra_is_named(monkeypatch):
 def test_missing_columns_are_named(folder):
     with pytest.raises(SourceError, match=r"\[train\]: no column alt; it has 'image', 'captions'"):
         HubSource(str(folder), caption_columns=["alt"])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_numbers_of_classes_are_their_names(tmp_path, streaming):
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "red_fox"])}
+    )
+    rows = {"image": [{"bytes": number(i), "path": None} for i in range(2)], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    pairs = Pairs(HubSource(str(tmp_path), streaming=streaming))
+    assert [pair.captions for pair in pairs] == [("red fox",), ("cat",)]

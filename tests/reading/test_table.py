@@ -134,7 +134,31 @@ def test_a_row_group_that_breaks_off_keeps_the_others(tmp_path):
     data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(data)
     found, ledger = read(path)
-    assert list(found) == [0, 1, 2, 6, 7, 8] and ledger.bad == {"broken_file": 1}
+    assert list(found) == [0, 1, 2, 6, 7, 8]
+    assert ledger.bad == {"broken_file": 3} and ledger.rows == 9  # as many as the file's metadata promises
+    assert [line["key"] for line in ledger.examples["broken_file"]] == ["row 4", "row 5", "row 6"]
+
+
+def test_a_row_group_that_breaks_off_in_its_middle_loses_the_rest_of_it(tmp_path, monkeypatch):
+    """What was read before stays, and another place in the file is another place for a resumed reader too."""
+    monkeypatch.setattr(table, "BATCH", 2)
+    path = write_parquet(tmp_path, [(str(i), number(i), [f"caption {i}"]) for i in range(12)], row_group_size=6)
+    read_batches = pq.ParquetFile.iter_batches
+
+    def breaking(self, *args, row_groups, **kwargs):
+        for place, batch in enumerate(read_batches(self, *args, row_groups=row_groups, **kwargs)):
+            if row_groups == [0] and place == 1:
+                raise OSError("page 2 is garbled")
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", breaking)
+    found, ledger = read(path)
+    assert list(found) == [0, 1, *range(6, 12)] and ledger.bad == {"broken_file": 4} and ledger.rows == 12
+    assert ledger.bad_share == pytest.approx(4 / 12)
+    assert "page 2 is garbled" in ledger.examples["broken_file"][0]["detail"]
+    resumed = open_pairs(path, policy=ANY)
+    resumed.row = 4  # two read, two lost
+    assert [read_number(pair.image) for pair in resumed] == list(range(6, 12))
 
 
 def test_parquet_is_read_by_batches_of_a_row_group(tmp_path, monkeypatch):
@@ -182,3 +206,17 @@ def test_objects_as_captions(folder):
     sentences = [{"raw": "one", "tokens": ["o"]}, {"raw": "two"}]
     path = write(folder / "a.jsonl", json.dumps({"filename": "0.png", "sentences": sentences}))
     assert read(path)[0] == {0: ("one", "two")}
+
+
+@pytest.mark.parametrize("label", [0, 1, 2, -1])
+def test_numbers_of_classes_are_read_as_their_names(tmp_path, label):
+    """As ``datasets`` writes them into a parquet file; a number without a name is no caption."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["cat", "red_fox"])}
+    )
+    rows = pa.table({"image": [number(0), number(1)], "label": pa.array([label, 1], pa.int64())})
+    pq.write_table(rows.cast(features.arrow_schema), tmp_path / "a.parquet")
+    found, ledger = read(tmp_path / "a.parquet")
+    named = {0: {0: ("cat",)}, 1: {0: ("red fox",)}}.get(label, {})
+    assert found == {**named, 1: ("red fox",)} and ledger.bad == ({} if named else {"caption_not_text": 1})
