@@ -11,7 +11,10 @@ adapter alone is saved too, in ``output/adapter``.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer
 
@@ -28,16 +30,24 @@ from clip_guidance.cached_embeds import cached_image_embeds
 from clip_guidance.checkpoints import BEST, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.evaluation import KS, evaluating, name_recall, retrieval_figures, zero_shot_figures
 from clip_guidance.lora import add_lora, merged, save_adapter
 from clip_guidance.model_card import write_model_card
 from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.retrieval import recall_at_k, unique
 from clip_guidance.tokenizer import tokenize, train_tokenizer
 from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
 from clip_guidance.tower_settings import TowerSettings
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
 from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 from clip_guidance.training_log import read_log
+from clip_guidance.zero_shot import DEFAULT_TEMPLATES
+
+CHOOSES = {  # what --best_by may name, and the setting that has it measured
+    **dict.fromkeys(("R@1", "R@5"), "validation"),
+    **dict.fromkeys(("zero_shot_top1", "zero_shot_mean_per_class_recall"), "zero_shot_data"),
+    **{f"retrieval_{asked}_R@{k}": "retrieval_data" for asked in ("text", "image") for k in KS},
+}
+FIGURES = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # shares of the log for the model card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,14 @@ class Settings(TowerSettings):
     log_every: int = 20
     save_every: int = 200
     evaluate_every: int = 200
-    keep_best: bool = False  # also save, in output/best, the CLIP whose R@1 on the held-out pictures was highest
+    zero_shot_data: str | None = None  # pictures and their classes: a folder a class, or a table, see zero_shot_label
+    zero_shot_label: str | None = None  # its column of classes; by default the first with a customary name
+    zero_shot_templates: list[str] = field(default_factory=list)  # "a photo of a {}", ...
+    zero_shot_every: int = 200
+    retrieval_data: str | None = None  # captioned pictures among which captions and pictures look for each other
+    retrieval_every: int = 200
+    keep_best: bool = False  # also save, in output/best, the CLIP whose best_by was highest
+    best_by: str = "R@1"  # of the held-out pictures; or zero_shot_top1, retrieval_text_R@1, ... as the log has it
     report_to: list[str] = field(default_factory=list)  # accelerate's trackers: tensorboard, wandb, ...
 
 
@@ -152,19 +169,24 @@ class Batch:
         return torch.where(mirrored[:, None, None, None], chosen.flip(-1), chosen)
 
 
-@torch.no_grad()
-def evaluate(objective: ContrastiveObjective, data: CaptionedPictures) -> dict[str, float]:
-    """R@k of the pictures among the distinct names they bear: a picture is the query, its name is right."""
-    training, clip = objective.training, objective.eval().clip
-    if isinstance(objective, FSDPModule):
-        objective.unshard()  # what belongs to no layer is needed outside of forward
-    names, targets = unique([row.name for row in data.rows])
-    image_embeds = clip.encode_image(data.pictures, batch_size=256)
-    text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
-    if isinstance(objective, FSDPModule):
-        objective.reshard()
-    objective.train(training)
-    return recall_at_k(image_embeds @ text_embeds.T, targets.to(image_embeds.device))
+Examination = tuple[int, Callable[[CLIP], dict[str, float]]]  # every how many steps, and what it finds
+
+
+def load_examinations(settings: Settings) -> list[Examination]:
+    """What is measured on the way, its pictures read."""
+    found: list[Examination] = []
+    if settings.validation:
+        held_out = CaptionedPictures.load(settings.validation, settings.image_size, settings.exclude)
+        found.append((settings.evaluate_every, partial(name_recall, data=held_out)))
+    if settings.zero_shot_data:
+        columns = [settings.zero_shot_label] if settings.zero_shot_label else []
+        classes = CaptionedPictures.from_pairs(settings.zero_shot_data, settings.image_size, caption_columns=columns)
+        figures = partial(zero_shot_figures, data=classes, templates=settings.zero_shot_templates or DEFAULT_TEMPLATES)
+        found.append((settings.zero_shot_every, figures))
+    if settings.retrieval_data:
+        captioned = CaptionedPictures.load(settings.retrieval_data, settings.image_size)
+        found.append((settings.retrieval_every, partial(retrieval_figures, data=captioned)))
+    return found
 
 
 def prepare_towers(clip: CLIP, settings: Settings) -> Any:
@@ -186,7 +208,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
     folder, size = Path(settings.output), settings.image_size
     data = CaptionedPictures.join([CaptionedPictures.load(path, size, settings.exclude) for path in settings.data])
-    held_out = settings.validation and CaptionedPictures.load(settings.validation, size, settings.exclude)
+    examinations = load_examinations(settings)
     accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
@@ -222,9 +244,12 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
 
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()
-        if not held_out or (done % settings.evaluate_every and done != settings.steps):
-            return {}
-        return evaluate(trained, held_out)
+        found: dict[str, float] = {}
+        for every, figures in examinations:
+            if done % every == 0 or done == settings.steps:
+                with evaluating(trained) as model:
+                    found |= figures(model)
+        return found
 
     def describe(step: int) -> dict[str, Any]:
         return asdict(Batch.draw(data, order, step, settings))
@@ -239,8 +264,8 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
             state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
             save(clip, state, folder / "best", adapters)
         log = folder / "log.jsonl"
-        rows = [row for row in (read_log(log) if log.is_file() else []) if "R@1" in row]
-        figures = {name: rows[-1][name] for name in ("R@1", "R@5")} if rows else None
+        last = read_log(log)[-1] if log.is_file() else {}
+        figures = {name: value for name, value in last.items() if FIGURES.match(name)}
         write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=figures)
 
 
@@ -255,7 +280,7 @@ def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = Non
 def make_plan(settings: Settings, batch_size: int) -> Plan:
     shared = ("steps", "learning_rate", "warmup", "weight_decay", "layer_decay", "max_grad_norm", "seed")
     options = {name: getattr(settings, name) for name in (*shared, "log_every", "save_every")}
-    return Plan(**options, batch_size=batch_size, best="R@1" if settings.keep_best else None)
+    return Plan(**options, batch_size=batch_size, best=settings.best_by if settings.keep_best else None)
 
 
 def check(settings: Settings) -> None:
@@ -266,8 +291,8 @@ def check(settings: Settings) -> None:
     given = [f"--{name}" for name in ("init", "init_text", "init_image") if getattr(settings, name)]
     if len(given) > 1:
         raise SystemExit(f"expected one CLIP to go on from, got {', '.join(given)}")
-    if settings.keep_best and not settings.validation:
-        raise SystemExit("--keep_best: needs --validation, the held-out pictures that choose")
+    if settings.keep_best:
+        check_best(settings)
     if settings.freeze_image and not (settings.init or settings.init_image):
         raise SystemExit("--freeze_image: needs --init or --init_image, the CLIP whose image tower is locked")
     altering = [
@@ -277,6 +302,14 @@ def check(settings: Settings) -> None:
         raise SystemExit(f"--freeze_image: pictures are embedded once, as they are, without {', '.join(altering)}")
     if settings.lora_rank and (not settings.init or settings.freeze_text or settings.freeze_image):
         raise SystemExit("--lora_rank: needs --init, the CLIP that is adapted, and neither of its towers frozen")
+
+
+def check_best(settings: Settings) -> None:
+    """Ends the program where nothing would be measured by the name that chooses."""
+    if settings.best_by not in CHOOSES:
+        raise SystemExit(f"--best_by: expected one of {', '.join(CHOOSES)}, got {settings.best_by!r}")
+    if not getattr(settings, needed := CHOOSES[settings.best_by]):
+        raise SystemExit(f"--keep_best: needs --{needed}, the pictures that choose by {settings.best_by}")
 
 
 def main(settings: Settings) -> None:
