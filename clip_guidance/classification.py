@@ -38,6 +38,12 @@ class ClassificationMetrics:
     confusion: Tensor
     error: float
 
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.page import fragment
+        from clip_guidance.report.zero_shot import metrics_parts
+
+        return fragment(*metrics_parts(self))
+
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMetrics:
     """Of logits (n, L), and int64 targets (n,), the numbers of the right labels.

@@ -109,6 +109,11 @@ class GeneratedImage:
                 return path
         raise AssertionError("unreachable: the suffixes are endless")
 
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.drawn import generated
+
+        return generated([{"image": self.image, **self.record()}])._repr_html_()
+
 
 def _versions() -> dict[str, str]:
     import diffusers

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from clip_guidance.clip import CLIP
 
 Template = str | Callable[[str], str]
@@ -84,6 +86,31 @@ class ZeroShotResult:
             row = {"label": label, "prob": top[0].prob, "top": [vars(prediction) for prediction in top]}
             rows.append(row | ({"labels": [entry.label for entry in above]} if self.multi_label else {}))
         return rows
+
+    @classmethod
+    def cat(cls, results: Sequence[ZeroShotResult]) -> ZeroShotResult:
+        """The results of several batches of pictures as one, on the CPU.
+
+        Raises:
+            ValueError: there is none, or they are of different labels.
+        """
+        kinds = {(result.labels, result.multi_label) for result in results}
+        if len(kinds) != 1:
+            raise ValueError(f"expected results of one classifier, got those of {len(kinds)}")
+        logits, probs = (torch.cat([getattr(each, of).cpu() for each in results]) for of in ("logits", "probs"))
+        return cls(results[0].labels, logits, probs, results[0].multi_label)
+
+    def plot(self, images: Any = None, k: int = 5) -> Figure:
+        """Bars beside the pictures, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
+        from clip_guidance.report.plots import plot_probs
+
+        return plot_probs(self, images, k)
+
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.page import fragment
+        from clip_guidance.report.zero_shot import result_html
+
+        return fragment(result_html(self))
 
 
 class ZeroShotClassifier:

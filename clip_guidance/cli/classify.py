@@ -45,6 +45,7 @@ def command(
     ] = None,
     model: common.Model = "emoji",
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 1,
+    report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 16,
@@ -66,7 +67,7 @@ def command(
     if not chosen:
         raise typer.BadParameter("give --labels or --labels-file")
 
-    from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier
+    from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, ZeroShotResult
 
     clip = common.load_clip(model, device)
     classifier = ZeroShotClassifier(clip, chosen, template or DEFAULT_TEMPLATES, multi_label=multi_label)
@@ -75,15 +76,16 @@ def command(
         sample = _read_labels(calibrate)
         common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
     least = threshold if threshold is not None else 0.5 if multi_label else 0.0
+    results = [classifier.classify_embeds(classifier.class_embeds[:0])]  # of no picture yet
     rows: list[dict[str, Any]] = []
-    logits: list[torch.Tensor] = []
     with common.Job() as job:
         for batch in job.batches(found, batch_size):
             result = classifier(batch.images, batch_size=batch_size)
-            logits.append(result.logits.cpu())
+            results.append(result)
             rows += [{"image": name, **row} for name, row in zip(batch.names, result.rows(top_k, least), strict=True)]
 
-    measured = _measure(classifier, rows, logits, right) if right else None
+    whole, known = ZeroShotResult.cat(results), _right_labels(rows, right)
+    measured = _measure(classifier, whole.logits, known) if right else None
     if json:
         common.print_json(
             {
@@ -102,6 +104,13 @@ def command(
         if measured is not None:
             shown = {name: value for name, value in measured.items() if name != "confusion" and value is not None}
             common.print_table(["measure", "value"], list(shown.items()))
+    if report is not None:
+        from clip_guidance.report import classification
+
+        names, truths, k = [row["image"] for row in rows], known if right else None, max(5, top_k)
+        facts = {"model": str(clip.name_or_path), "temperature": classifier.temperature}
+        page = classification(whole, names, truth=truths, k=k, threshold=least, facts=facts, failed=job.failures)
+        common.save_report(page, report)
     job.finish()
 
 
@@ -135,20 +144,21 @@ def _read_labels(path: Path) -> dict[str, str]:
     return {str(beside if (beside := path.parent / name).is_file() else name): label for name, label in rows}
 
 
-def _measure(
-    classifier: ZeroShotClassifier, rows: list[dict[str, Any]], logits: list[torch.Tensor], right: dict[str, str]
-) -> dict[str, Any]:
-    """Metrics of the pictures whose label is known; their count tells how many."""
-    import torch
+def _right_labels(rows: list[dict[str, Any]], right: dict[str, str]) -> list[str | None]:
+    """The right label of each picture, None where it is not known."""
+    by_file = {Path(name).resolve(): label.strip() for name, label in right.items()}
+    return [by_file.get(Path(row["image"]).resolve()) for row in rows]
 
+
+def _measure(classifier: ZeroShotClassifier, logits: torch.Tensor, right: list[str | None]) -> dict[str, Any]:
+    """Metrics of the pictures whose label is known; their count tells how many."""
     from clip_guidance.classification import average_precision, classification_metrics
 
-    by_file = {Path(name).resolve(): label for name, label in right.items()}
-    known = [(i, by_file[path]) for i, row in enumerate(rows) if (path := Path(row["image"]).resolve()) in by_file]
+    known = [i for i, label in enumerate(right) if label is not None]
     if not known:
         return {"count": 0}
-    scores = torch.cat(logits)[[i for i, _ in known]]
-    targets = classifier.numbers([label for _, label in known])
+    scores = logits[known]
+    targets = classifier.numbers([label for label in right if label is not None])
     if classifier.multi_label:
         present = targets.unique().tolist()
         each = [average_precision(scores[:, label], targets == label) for label in present]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from clip_guidance.clip import CLIP
     from clip_guidance.images import ImageBatch
+    from clip_guidance.report.page import Page
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _warned: set[str] = set()
@@ -30,6 +31,27 @@ Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a fo
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures held and encoded at once.")]
+
+
+def _report_target(path: Path | None) -> Path | None:
+    if path is not None:
+        from clip_guidance.report.page import check_target
+
+        try:
+            check_target(path)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return path
+
+
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_report_target,
+        help="Also write a page to look at (.html), with up to 200 pictures. Replaces a former report, no other file.",
+        show_default=False,
+    ),
+]
 
 
 def narrate(kind: str, message: str) -> None:
@@ -127,6 +149,11 @@ def quiet(*libraries: str) -> None:
         logging = importlib.import_module(f"{library}.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def save_report(page: Page, path: Path) -> None:
+    """Writes the page that --report asks for; after the results are printed, for it may fail."""
+    narrate("report", str(page.save(path)))
 
 
 def print_json(document: Any) -> None:

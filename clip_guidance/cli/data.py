@@ -27,6 +27,7 @@ def check(
             show_default=False,
         ),
     ],
+    report: common.Report = None,
     json: common.Json = False,
     quarantine: Annotated[
         Path | None, typer.Option(help="List every bad row in this .jsonl file, as it is met.", show_default=False)
@@ -74,13 +75,17 @@ def check(
     with common.Job() as job, common.progress() as bar:
         task = bar.add_task("rows", total=known if limit is None else limit)
         reading.check(pairs, limit, on_row=lambda: bar.advance(task))
-    report = reading.Report.of(pairs)
-    for row in [row for examples in report.examples.values() for row in examples]:
+    found = reading.Report.of(pairs)
+    for row in [row for examples in found.examples.values() for row in examples]:
         job.fail(row["key"], f"{row['reason']}: {row['detail']}")
     if json:
-        common.print_json(report.as_json())
+        common.print_json(found.as_json())
     else:
-        common.print_table(["what", "rows", "share", "meaning"], report.table())
-    if not report.accepted:
-        common.narrate("error", f"{path}: {report.verdict}")
-    raise typer.Exit(130 if job.interrupted else 0 if report.accepted else 1)
+        common.print_table(["what", "rows", "share", "meaning"], found.table())
+    if report is not None:
+        from clip_guidance.report import data_check
+
+        common.save_report(data_check(found), report)
+    if not found.accepted:
+        common.narrate("error", f"{path}: {found.verdict}")
+    raise typer.Exit(130 if job.interrupted else 0 if found.accepted else 1)

@@ -54,6 +54,7 @@ def command(
         typer.Option(help="Longest step of CLIP guidance, in steps of classifier-free guidance.", show_default="none"),
     ] = DEFAULTS.cap,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
 ) -> None:
@@ -76,7 +77,11 @@ def command(
             rows.append({"image": str(path), **generated.record()})
             if generated.settings in originals:
                 _compare(generated, originals[generated.settings])
-    _report(rows, json)
+    _print(rows, json)
+    if report is not None:
+        from clip_guidance.report import generated as page_of
+
+        common.save_report(page_of(rows, failed=job.failures), report)
     job.finish()
 
 
@@ -131,7 +136,7 @@ def _compare(generated: GeneratedImage, original: Path) -> None:
         common.narrate("warning", f"{original} came out differently; models, versions or device have changed")
 
 
-def _report(rows: list[dict[str, Any]], json: bool) -> None:
+def _print(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         common.print_json(rows)
         return

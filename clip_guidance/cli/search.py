@@ -22,6 +22,7 @@ def command(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Pictures shown.")] = 10,
     model: IndexModel = None,
+    report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
 ) -> None:
@@ -47,3 +48,7 @@ def command(
         common.print_json({"model": known, "query": words, "where": where, "results": results})
     else:
         common.print_table(["image", "similarity"], [[hit.path, hit.score] for hit in hits])
+    if report is not None:
+        from clip_guidance.report import search
+
+        common.save_report(search(words, hits, facts={"model": known["name"], "index": index, "where": where}), report)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clip_guidance.cli import common
+
+if TYPE_CHECKING:
+    from clip_guidance.report import Page
 
 
 def command(
@@ -25,6 +28,7 @@ def command(
         str | None, typer.Option(help="With --duplicates: the pictures of this index.", show_default=False)
     ] = None,
     model: common.Model = "emoji",
+    report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 16,
@@ -40,7 +44,7 @@ def command(
     if index is not None:
         if duplicates is None or paths:
             raise typer.BadParameter("--index takes --duplicates and no pictures")
-        _print_duplicates_of_index(index, duplicates, json)
+        _print_duplicates_of_index(index, duplicates, json, report)
         return
     if not paths:
         raise typer.BadParameter("give pictures, or --index and --duplicates")
@@ -77,10 +81,25 @@ def command(
         common.print_json({"model": fingerprint, **document, "failed": job.failures})
     else:
         common.print_table(columns, table)
+    if report is not None:
+        facts = {"model": str(clip.name_or_path), "least cosine": duplicates}
+        common.save_report(_page(document, facts, job.failures), report)
     job.finish()
 
 
-def _print_duplicates_of_index(address: str, threshold: float, json: bool) -> None:
+def _page(document: dict[str, Any], facts: dict[str, Any], failed: list[dict[str, str]]) -> Page:
+    """The report of what is printed as JSON."""
+    from clip_guidance.report import duplicates, ranking, similarity
+
+    if "duplicates" in document:
+        return duplicates(document["duplicates"], facts=facts, failed=failed)
+    if "similarity" in document:
+        return similarity(document["similarity"], document["images"], facts=facts, failed=failed)
+    names, cosines = ([row[of] for row in document["results"]] for of in ("image", "similarity"))
+    return ranking(names, cosines, to=document["to"], facts=facts, failed=failed)
+
+
+def _print_duplicates_of_index(address: str, threshold: float, json: bool, report: Path | None) -> None:
     from clip_guidance.index import ImageIndex
 
     with ImageIndex.open(address, create=False) as opened:
@@ -90,6 +109,9 @@ def _print_duplicates_of_index(address: str, threshold: float, json: bool) -> No
         common.print_json({"model": known, "duplicates": groups})
     else:
         common.print_table(["group", "image"], _lines(groups))
+    if report is not None:
+        facts = {"model": opened.model, "index": address, "least cosine": threshold}
+        common.save_report(_page({"duplicates": groups}, facts, []), report)
 
 
 def _lines(groups: list[list[str]]) -> list[list[Any]]:

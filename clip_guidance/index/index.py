@@ -31,7 +31,7 @@ from clip_guidance.index.export import export
 from clip_guidance.index.metadata import Metadata, patch, patches
 from clip_guidance.index.opening import open_store, other_model
 from clip_guidance.index.query import Query, query_embeds
-from clip_guidance.index.results import Changes, Hit, Verification
+from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import Condition, both, compile_where
@@ -157,7 +157,7 @@ class ImageIndex:
 
     # Asking it
 
-    def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> list[Hit]:
+    def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> Hits:
         """The pictures that match best.
 
         Args:
@@ -169,7 +169,7 @@ class ImageIndex:
             exact: compare every vector, also where Milvus could answer approximately. Filters are always exact.
 
         Returns:
-            At most ``k``, best first.
+            At most ``k``, best first: a list, which a notebook shows as pictures.
 
         Raises:
             ImageIndexError: the index was opened without a CLIP.
@@ -178,7 +178,7 @@ class ImageIndex:
         """
         condition = compile_where(where)  # before the model works
         embeds = query_embeds(self._clip(), query)
-        return self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0]
+        return Hits(self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0])
 
     def search_embeds(
         self,

@@ -23,6 +23,16 @@ class Hit:
     metadata: dict[str, Any]
 
 
+class Hits(list[Hit]):
+    """Pictures that were found, best first; a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.likeness import hits_html
+        from clip_guidance.report.page import fragment
+
+        return fragment(hits_html(self))
+
+
 @dataclass
 class Verification:
     """What became of the files of an index.

@@ -117,6 +117,12 @@ class Report:
             lines.append(("duplicate captions", self.duplicate_captions, share, "an earlier picture has the same"))
         return lines
 
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.page import fragment
+        from clip_guidance.report.reading import data_parts
+
+        return fragment(*data_parts(self))
+
     def _share(self, count: int) -> str:
         return f"{count / max(1, self.rows):.1%}"
 

@@ -1,0 +1,162 @@
+"""Plots of results for notebooks and papers, drawn with matplotlib (extra ``plot``).
+
+Every function takes the axes to draw on, or makes a figure, and returns what it drew on, so that titles, sizes and
+files are matplotlib's own: ``plot_matrix(matrix).figure.savefig("likeness.pdf")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_guidance.images import as_list, load_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from clip_guidance.zero_shot import ZeroShotResult
+
+
+def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
+    """The k likeliest labels of each picture as bars, beside the picture.
+
+    Args:
+        result: of n pictures.
+        images: the n pictures, as for ``CLIP.encode_image``; without them only the bars are drawn.
+        k: labels for each.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ImageError: a picture cannot be read.
+        ValueError: there is no picture, or not as many as results.
+    """
+    if not len(result):
+        raise ValueError("expected a result of at least one picture to plot, got none")
+    sources = None if images is None else as_list(images)
+    if sources is not None and len(sources) != len(result):
+        raise ValueError(f"expected {len(result)} pictures, one for each of the result's, got {len(sources)}")
+    size = (7.0, 0.6 + len(result) * max(1.2, 0.3 * min(k, len(result.labels))))
+    columns = 1 if sources is None else 2
+    figure, grid = _pyplot().subplots(len(result), columns, figsize=size, squeeze=False, layout="constrained")
+    for row, (axes, top) in enumerate(zip(grid, result.top(k), strict=True)):
+        if sources is not None:
+            _picture(axes[0], sources[row])
+        axes[-1].barh([entry.label for entry in top][::-1], [entry.prob for entry in top][::-1])
+        axes[-1].set_xlim(0, 1)
+    grid[-1][-1].set_xlabel("probability")
+    return figure
+
+
+def plot_matrix(
+    values: Any,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    form: str = ".2f",
+) -> Axes:
+    """A heat map of numbers: cosines of pictures, or a confusion matrix (``form="d"``).
+
+    Args:
+        values: (n, m), a tensor, an array or lists.
+        rows: n names; numbers by default.
+        columns: m names; by default those of the rows where n = m.
+        ax: where to draw; a new figure by default.
+        form: of the numbers in the cells, as for ``format``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: it is no matrix, or the names do not fit.
+    """
+    matrix = _array(values)
+    if matrix.ndim != 2:
+        raise ValueError(f"values: expected a matrix (n, m), got the shape {matrix.shape}")
+    rows = rows if rows is not None else [str(number) for number in range(matrix.shape[0])]
+    if columns is None:
+        columns = rows if len(rows) == matrix.shape[1] else [str(number) for number in range(matrix.shape[1])]
+    for what, names, count in (("rows", rows, matrix.shape[0]), ("columns", columns, matrix.shape[1])):
+        if len(names) != count:
+            raise ValueError(f"{what}: expected {count} names, got {len(names)}")
+    ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
+    shown = ax.imshow(matrix, cmap="Blues")
+    middle = (matrix.max() + matrix.min()) / 2
+    for (i, j), value in np.ndenumerate(matrix):
+        colour = "white" if value > middle else "black"
+        ax.text(j, i, format(value, form), ha="center", va="center", color=colour, fontsize="small")
+    ax.set_yticks(range(matrix.shape[0]), rows)
+    ax.set_xticks(range(matrix.shape[1]), columns, rotation=90)
+    ax.figure.colorbar(shown, ax=ax)
+    return ax
+
+
+def plot_scores(scores: Any, label: str = "score", ax: Axes | None = None) -> Axes:
+    """How often each range of scores occurs (Sturges 1926), with a dashed line at the mean; of the finite ones alone.
+
+    Args:
+        scores: (n,).
+        label: what they are.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: none is finite.
+    """
+    values = _array(scores).astype(np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise ValueError(f"scores: expected at least one finite number, got {len(values)} that are none")
+    ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
+    ax.hist(finite, bins="sturges")
+    ax.axvline(finite.mean(), linestyle="--", color="black", label=f"mean {finite.mean():.2f}")
+    ax.set(xlabel=label, ylabel="pictures")
+    ax.legend()
+    return ax
+
+
+def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: int = 5) -> Figure:
+    """Pictures in rows, with captions: the hits of a search, or what was drawn.
+
+    Args:
+        images: n pictures, as for ``CLIP.encode_image``.
+        captions: n texts.
+        columns: pictures in a row.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ImageError: a picture cannot be read.
+        ValueError: there is no picture, or not as many captions.
+    """
+    sources = as_list(images)
+    if captions is not None and len(captions) != len(sources):
+        raise ValueError(f"captions: expected {len(sources)}, one for each picture, got {len(captions)}")
+    columns = min(columns, len(sources))
+    rows = -(-len(sources) // columns)
+    size = (2 * columns, 2.2 * rows)
+    figure, grid = _pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in grid.flat[len(sources) :]:
+        ax.set_axis_off()
+    for number, (ax, source) in enumerate(zip(grid.flat, sources, strict=False)):
+        _picture(ax, source)
+        if captions is not None:
+            ax.set_title(captions[number], fontsize="small", parse_math=False)
+    return figure
+
+
+def _picture(ax: Axes, source: Any) -> None:
+    ax.imshow(load_image(source))
+    ax.set_axis_off()
+
+
+def _array(values: Any) -> np.ndarray:
+    """Of a tensor wherever it is, an array or lists."""
+    return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "clip-guidance[plot]"') from error
+    return pyplot
