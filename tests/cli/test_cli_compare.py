@@ -1,0 +1,76 @@
+"""``compare``: the scores that ``score`` wrote, pair by pair, and a clear no to what cannot be compared."""
+
+import json
+
+import pytest
+
+
+def scored(cli, clip, output, pairs, *options):
+    """Scores pictures against prompts and gives the rows."""
+    table = output.with_suffix(".pairs.jsonl")
+    rows = [{"image": str(image), "prompt": prompt} for image, prompt in pairs]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli("score", "--prompts-file", table, "--model", clip, "--output", output, "--json", *options)
+    assert done.code == 0
+    return [row["score"] for row in done.json["results"]]
+
+
+def test_compares_what_score_wrote(cli, clip, good, tmp_path):
+    prompts = ["a cat", "a dog", "an apple"]
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.csv"
+    first = scored(cli, clip, a, zip(good, prompts, strict=True))
+    second = scored(cli, clip, b, zip(reversed(good), prompts, strict=True))
+    done = cli("compare", a, b, "--json", "--resamples", 200)
+    assert done.code == 0
+    expected = [y - x for x, y in zip(first, second, strict=True)]
+    assert {row["prompt"]: row["difference"] for row in done.json["results"]} == pytest.approx(
+        dict(zip(prompts, expected, strict=True)), abs=1e-5
+    )
+    assert done.json["difference"]["estimate"] == pytest.approx(sum(expected) / 3, abs=1e-5)
+    assert done.json["pairs"] == 3 and done.json["definition"]["definition"] == "torchmetrics"
+    assert "difference: b - a = " in done.err and "of 3 pairs" in done.err
+    header, *rows = cli("compare", a, b).table
+    assert header == ["prompt", "a", "b", "difference"]
+    assert [float(row[3]) for row in rows] == sorted((float(row[3]) for row in rows), reverse=True)
+
+
+def test_names_what_does_not_pair(cli, clip, good, tmp_path):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    scored(cli, clip, a, zip(good, ["a cat", "a dog", "an apple"], strict=True))
+    scored(cli, clip, b, zip(good, ["a cat", "a dog", "a boat"], strict=True))
+    with b.open("a") as file:
+        file.write('{"image": "cut')
+    done = cli("compare", a, b, "--json")
+    assert done.code == 1 and done.json["pairs"] == 2
+    reasons = [(failure["path"], failure["reason"]) for failure in done.json["failed"]]
+    assert reasons == [
+        (str(b), "row 4: is no row of a table"),
+        (str(a), f"an apple: is not in {b}"),
+        (str(b), f"a boat: is not in {a}"),
+    ]
+    assert f"failed: {a}: an apple: is not in {b}" in done.err
+
+
+def test_pictures_of_one_prompt_pair_by_name(cli, clip, good, tmp_path):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for output in (a, b):
+        scored(cli, clip, output, [(image, "a cat") for image in good])
+    by_prompt = cli("compare", a, b)
+    assert by_prompt.code == 2 and "expected at least 2 pairs, got 1" in by_prompt.err
+    done = cli("compare", a, b, "--on", "image", "--json")
+    assert done.code == 0 and done.json["win_rate"] == {"estimate": 0.5, "low": 0.5, "high": 0.5}
+    assert {(row["image"], row["prompt"]) for row in done.json["results"]} == {
+        (f"{name}.png", "a cat") for name in "abc"
+    }
+
+
+def test_refuses_other_definitions_and_judges(cli, clip, judge, good, tmp_path):
+    pairs = list(zip(good, ["a cat", "a dog", "an apple"], strict=True))
+    a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")
+    scored(cli, clip, a, pairs)
+    scored(cli, clip, b, pairs, "--definition", "cosine")
+    scored(cli, judge, c, pairs)
+    other_definition, other_judge = cli("compare", a, b), cli("compare", a, c)
+    assert (other_definition.code, other_definition.out) == (other_judge.code, other_judge.out) == (2, "")
+    assert "were not scored alike: definition 'torchmetrics' and 'cosine'" in other_definition.err
+    assert "were not scored alike: fingerprint '" in other_judge.err
