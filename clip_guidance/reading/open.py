@@ -15,6 +15,7 @@ from clip_guidance.images import EXTENSIONS
 from clip_guidance.reading import table, tar
 from clip_guidance.reading.folder import FolderSource, Listing, list_files
 from clip_guidance.reading.hub import HubSource
+from clip_guidance.reading.joined import JoinedSource
 from clip_guidance.reading.pairs import Pairs
 from clip_guidance.reading.rows import Source, SourceError
 from clip_guidance.reading.table import TableSource
@@ -30,7 +31,7 @@ HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+)?")
 
 
 def open_pairs(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     image_column: str | None = None,
     caption_columns: Sequence[str] = (),
@@ -41,7 +42,8 @@ def open_pairs(
     """Opens whatever holds pictures and their captions.
 
     Args:
-        path: a folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub.
+        path: a folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
+            list of these, which are read as one.
         image_column: of tables and data sets; by default the first with a customary name.
         caption_columns: of tables and data sets; by default those with a customary name.
         split: of a data set.
@@ -53,7 +55,9 @@ def open_pairs(
         SourceError: there is nothing to read; the message names what was found and what is supported.
     """
     columns = {"image_column": image_column, "caption_columns": caption_columns}
-    return Pairs(find_source(os.fspath(path), columns, {"split": split, "streaming": streaming}), **options)
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    sources = [find_source(os.fspath(one), columns, {"split": split, "streaming": streaming}) for one in paths]
+    return Pairs(sources[0] if len(sources) == 1 else JoinedSource(sources), **options)
 
 
 def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Source:

@@ -2,12 +2,15 @@
 
 The order is a function of (seed, epoch) alone: the parts are permuted, then the rows within blocks of
 ``shuffle_buffer`` rows. A block can be found without drawing those before it, so a reader resumes by skipping rows,
-whose pictures are not even read. Pictures are decoded by threads (Pillow's decoders release the interpreter's lock) a
-few rows ahead and handed out in order, so neither the order nor a position depends on how many threads there are.
+whose pictures are not even read; parts that were read to their end before, in this epoch or an earlier one, are not
+opened, since the position holds their lengths. Pictures are decoded by threads (Pillow's decoders release the
+interpreter's lock) a few rows ahead and handed out in order, so neither the order nor a position depends on how many
+threads there are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import random
@@ -20,9 +23,9 @@ from typing import Any
 
 from PIL import Image
 
-from clip_guidance.reading.decode import decode
+from clip_guidance.reading.decode import clean_captions, decode
 from clip_guidance.reading.policy import Ledger, Outcome, Policy
-from clip_guidance.reading.rows import Pair, Record, Source
+from clip_guidance.reading.rows import BadRow, Pair, Record, Source
 
 
 class Pairs:
@@ -51,6 +54,8 @@ class Pairs:
         epoch: number of epochs done.
         row: rows of this epoch done by this process, bad ones included.
         ledger: counts of this epoch, or of the one just ended.
+        lengths: rows of the parts that were read to their end, by the number of the part, where the source does not
+            know them itself.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Pairs:
             self.quarantine.parent.mkdir(parents=True, exist_ok=True)
             self.quarantine.touch()
         self.epoch = self.row = 0
+        self.lengths: dict[int, int] = {}
         self.ledger = self._new_ledger()
 
     def __iter__(self) -> Iterator[Pair]:
@@ -115,7 +121,9 @@ class Pairs:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the pair handed out last, ready for JSON."""
-        return {**self._identity(), "epoch": self.epoch, "row": self.row, "counts": self.ledger.state_dict()}
+        lengths = [[part, rows] for part, rows in self.lengths.items()]
+        place = {"epoch": self.epoch, "row": self.row, "lengths": lengths}
+        return {**self._identity(), **place, "counts": self.ledger.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with the very next pair when iterated next; the number of ``workers`` may differ.
@@ -128,8 +136,16 @@ class Pairs:
             found = "; ".join(f"{name} is {own[name]!r} here and {state.get(name)!r} in the state" for name in wrong)
             raise ValueError(f"{self.source.name}: the state is of another order: {found}")
         self.epoch, self.row = state["epoch"], state["row"]
+        self.lengths = {part: rows for part, rows in state.get("lengths", [])}
         self.ledger = self._new_ledger()
         self.ledger.load_state_dict(state["counts"])
+
+    def captions(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
+        """The captions of the first ``limit`` rows of the first epoch, without their pictures; bad ones left out."""
+        for record in itertools.islice(self._records(0, 0), limit):
+            with contextlib.suppress(BadRow):
+                if record.problem is None:
+                    yield clean_captions(record.captions() if callable(record.captions) else record.captions)[0]
 
     def _identity(self) -> dict[str, Any]:
         """What the order depends on; not the source's name, so that a data set may be moved."""
@@ -153,21 +169,28 @@ class Pairs:
         while rows := list(itertools.islice(own, size)):
             if self.shuffle_buffer:
                 random.Random(f"{self.seed}/{epoch}/{block}").shuffle(rows)
-            yield from rows[offset:]
+            rows = rows[: offset - 1 if offset else None : -1]
+            while rows:  # let go one by one: at no time is more than a block held
+                yield rows.pop()
             block, offset = block + 1, 0
 
     def _from(self, order: list[int], skip: int) -> Iterator[Record]:
         """The records of the parts in this order without the first ``skip``; parts of known length are not opened."""
         for index in order:
-            rows = self.source.parts[index].rows
+            known = self.source.parts[index].rows
+            rows = self.lengths.get(index) if known is None else known
             if rows is not None and rows <= skip:
                 skip -= rows
                 continue
+            read = 0
             for record in self.source.read(index):
+                read += 1
                 if skip:
                     skip -= 1
                 else:
                     yield record
+            if known is None:
+                self.lengths[index] = read
 
     def _decoded(self, records: Iterator[Record]) -> Iterator[Outcome]:
         """Decodes in order, with at most two records a thread under way."""

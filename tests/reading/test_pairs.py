@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import weakref
 
 import pytest
 import torch
 from corpus import number, read_number
 
 from clip_guidance.reading import Pairs, Policy, TooManyBadRows
+from clip_guidance.reading.joined import JoinedSource
 from clip_guidance.reading.rows import Part, Record
 
 ANY = Policy(max_bad_share=1)
@@ -133,6 +135,71 @@ def test_no_more_is_read_ahead_than_the_buffer_and_two_rows_a_worker(shuffle_buf
         next(stream)
         assert source.taken <= done + max(1, shuffle_buffer) + 2 * workers
     stream.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_records_are_held_than_the_buffer_and_those_under_way(workers):
+    """Of several blocks and epochs: neither the block before nor what was handed out is kept."""
+    alive, most = weakref.WeakSet(), 0
+
+    class Held:
+        """A stored picture whose life can be watched."""
+
+        def __init__(self, data):
+            self.data = data
+
+        def read(self, max_bytes):
+            return self.data
+
+    class Watched(Counted):
+        def read(self, index):
+            nonlocal most
+            for record in super().read(index):
+                picture = Held(record.picture)
+                alive.add(picture)
+                most = max(most, len(alive))
+                yield Record(record.key, record.origin, picture, record.captions)
+
+    pairs = Pairs(Watched([40] * 6, known=False), shuffle_buffer=16, workers=workers)
+    assert sum(1 for _ in itertools.islice(pairs.forever(), 2 * 240)) == 480
+    assert 16 <= most <= 16 + 2 * workers + 3  # one being read, one being decoded, one just handed out
+
+
+@pytest.mark.parametrize("shuffle_buffer", [0, 4])
+def test_parts_that_were_read_are_skipped_unopened(shuffle_buffer):
+    """A tar says nowhere how many rows it has; what one epoch or run has found out, a resumed one uses."""
+
+    def reader(known=False):
+        return Pairs(source := Counted(LENGTHS, known), shuffle_buffer=shuffle_buffer, seed=3), source
+
+    for position in (0, 4, 9, 17, 25, 26 + 13):
+        first, _ = reader()
+        stream = first.forever()
+        seen = [read_number(next(stream).image) for _ in range(position)]
+        state = json.loads(json.dumps(first.state_dict()))
+        rest = [read_number(next(stream).image) for _ in range(20)]
+        second, source = reader()
+        second.load_state_dict(state)
+        stream = second.forever()
+        assert [read_number(next(stream).image) for _ in range(20)] == rest and len(seen) == position
+        assert source.taken <= 20 + max(LENGTHS) + 2 * shuffle_buffer  # of one part alone rows are passed over
+        if position > 26:
+            assert set(second.lengths.items()) == set(enumerate(LENGTHS))
+
+
+def test_captions_are_read_without_pictures():
+    source = Counted(LENGTHS, bad=(1,))
+    found = list(Pairs(source, shuffle_buffer=4, seed=1).captions(10))
+    assert len(found) == 10 and all(caption.startswith("row ") for (caption,) in found)
+    assert source.taken <= 12  # a row without a picture has a caption all the same
+    assert len(list(Pairs(Counted(LENGTHS)).captions())) == 26
+
+
+def test_joined_sources_are_one():
+    joined = JoinedSource([Counted([3, 2]), Counted([4])])
+    assert joined.name == "counted, counted" and [part.rows for part in joined.parts] == [3, 2, 4]
+    assert rows_of(Pairs(joined)) == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert sorted(rows_of(Pairs(joined, shuffle_buffer=9, seed=1))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
 
 
 def test_opening_reads_nothing():
