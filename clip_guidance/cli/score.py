@@ -2,44 +2,105 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json as json_library
-from collections.abc import Iterable
+import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clip_guidance.cli import common
-from clip_guidance.generate import read_record
+
+if TYPE_CHECKING:
+    from clip_guidance.scoring.judges import Judge
+    from clip_guidance.scoring.processes import Processes
+    from clip_guidance.scoring.run import Options, Work
+    from clip_guidance.scoring.work import Item
+    from clip_guidance.scoring.workfile import WorkFile
+
+SHOWN = 200  # rows of the table on a terminal
+
+
+class LongPrompts(str, Enum):
+    """What becomes of a text that does not fit the context."""
+
+    truncate = "truncate"
+    average = "chunk-average"
+
+
+class DType(str, Enum):
+    """What the CLIP computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def command(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            help="Pictures, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and prompt; "
+            "- for lines of paths or JSON objects.",
+            show_default=False,
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The text for all pictures.", show_default="the prompt stored by generate"),
+        typer.Option(help="The text for all pictures without one.", show_default="the prompt stored by generate"),
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="CSV or JSONL with the columns image and prompt, instead of PATHS.", show_default=False),
+        typer.Option(help="A table with the columns image and prompt, instead of PATHS.", show_default=False),
     ] = None,
     definition: Annotated[
-        str, typer.Option(help="torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed) or cosine.")
-    ] = "torchmetrics",
-    model: common.Model = "emoji-judge",
+        list[str],
+        typer.Option(
+            help="torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, clip-iqa[:PAIR], "
+            "aesthetic:HEAD.safetensors; repeat for several at once."
+        ),
+    ] = ["torchmetrics"],  # noqa: B006
+    model: Annotated[
+        list[str], typer.Option(help="CLIP: a packaged name, a folder, or a hub id; repeat for several at once.")
+    ] = ["emoji-judge"],  # noqa: B006
     output: Annotated[
-        Path | None, typer.Option(help="Also write .jsonl or .csv, as pictures are done.", show_default=False)
+        Path | None,
+        typer.Option(help="Also write .jsonl, .csv or .parquet, complete at the end.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with --output: what it holds, or what a killed run left in OUTPUT.partial, is not computed "
+            "again where picture (its bytes), prompt, definition and model are the same.",
+        ),
+    ] = False,
+    long_prompts: Annotated[
+        LongPrompts,
+        typer.Option(help="Texts above the context: truncate (the row says so), or average chunks under another name."),
+    ] = LongPrompts.truncate,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps embeddings, so that a picture is encoded once.", show_default=False),
     ] = None,
     json: common.Json = False,
     device: common.Device = None,
+    dtype: Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")] = DType.float32,
     batch_size: common.BatchSize = 16,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode pictures.", show_default="one a core, at most 8")
+    ] = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Decode large JPEGs smaller: quicker, not the same.")] = False,
 ) -> None:
     """Score pictures against texts; the definition is written with every score.
+
+    Streams: memory does not grow with the number of pictures. A picture that cannot be read is named and skipped.
+    What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the pictures.
 
     Example: clip-guidance score pictures/ --prompt "a red apple" --output scores.jsonl
     """
@@ -47,119 +108,158 @@ def command(
         raise typer.BadParameter("give pictures or --prompts-file")
     if prompt and prompts_file:
         raise typer.BadParameter("give --prompt or --prompts-file")
-    if output and output.suffix not in (".jsonl", ".csv"):
-        raise typer.BadParameter(f"--output must end in .jsonl or .csv, got {output.name}")
-    if output and output.exists():
-        raise typer.BadParameter(f"--output {output} exists; scores are never overwritten")
+    if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise typer.BadParameter(f"--output must end in .jsonl or .csv or .parquet, got {output.name}")
+    if resume and not output:
+        raise typer.BadParameter("--resume needs the --output to go on with")
 
-    import torch
+    from clip_guidance.embed_cache import EmbedCache
+    from clip_guidance.scoring.processes import find_processes
+    from clip_guidance.scoring.run import Options, Work
 
-    from clip_guidance.images import find_images
-    from clip_guidance.score import clip_score, get_definition
-
-    wanted = get_definition(definition)
-    clip = common.load_clip(model, device)
-    record = wanted.record(clip)
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as files, common.Job() as job:
-        file = files.enter_context(output.open("x", encoding="utf-8", newline="")) if output else None
-        pairs = read_pairs(prompts_file) if prompts_file else []
-        known = pairs or _with_prompts(find_images(paths or []), prompt, job)
-        for batch in job.batches([path for path, _ in known], batch_size):
-            prompts = [known[index][1] for index in batch.indices]
-            scores = clip_score(clip, batch.images, prompts, wanted, batch_size=batch_size).tolist()
-            done = [
-                {"image": name, "prompt": text, "score": score, "guided": _guided_by(name, record), **record}
-                for name, text, score in zip(batch.names, prompts, scores, strict=True)
-            ]
-            rows += done
-            if file:
-                _append(file, done, header=len(rows) == len(done))
-    mean = wanted.mean(torch.tensor([row["score"] for row in rows])) if rows else None
-    if json:
-        own = [{key: value for key, value in row.items() if key not in record} for row in rows]
-        common.print_json({"definition": record, "mean": mean, "results": own, "failed": job.failures})
-    else:
-        table = [(row["image"], row["prompt"], row["score"]) for row in rows]
-        common.print_table(["image", "prompt", "score"], table)
-    _narrate_mean(rows, mean, record)
+    given = paths or [prompts_file or Path()]
+    processes = find_processes(device)
+    _check_input(given, prompts_file, output, processes)
+    with ExitStack() as stack, common.Job() as job:
+        place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
+        work = Work(place, processes)
+        work.check(resume)
+        stack.enter_context(work.locked())
+        judges = _judges(model, definition, processes.device, dtype.value, long_prompts.value, draft)
+        settings = {"threads": threads} if threads else {}
+        kept = stack.enter_context(EmbedCache(cache)) if cache else None
+        _score(_items(given, prompt), judges, work, Options(batch_size, draft=draft, cache=kept, **settings), job)
+        work.finish()
+        if processes.rank == 0:
+            if output:
+                work.write()
+            _report(work, judges, json, job)
+            work.clear()
     job.finish()
 
 
-def read_pairs(path: Path) -> list[tuple[Path, str]]:
-    """Pictures and texts from a CSV or JSONL file; relative paths start at the file's folder.
+def _check_input(given: list[Path], prompts_file: Path | None, output: Path | None, processes: Processes) -> None:
+    from clip_guidance.scoring.work import STDIN, check_table, is_table
 
-    Raises:
-        ValueError: it is neither, or a row lacks ``image`` or ``prompt``.
-    """
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{path}: expected a .csv or .jsonl file")
-    rows: Iterable[Any] = csv.DictReader(io.StringIO(text, newline=""))
-    if path.suffix == ".jsonl":
-        rows = map(_parsed, text.splitlines())
-    pairs = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not (row.get("image") and row.get("prompt")):
-            raise ValueError(f"{path}: row {number} has no image or no prompt")
-        pairs.append((path.parent / row["image"], row["prompt"]))
-    return pairs
+    if prompts_file and not is_table(prompts_file):
+        raise ValueError(f"{prompts_file}: expected a .csv, .tsv, .jsonl or .parquet file")
+    if processes.count > 1 and not output:
+        raise ValueError("several processes need --output, in a folder that all of them see")
+    if processes.count > 1 and any(str(path) == STDIN for path in given):
+        raise ValueError("standard input cannot be shared among processes: put its lines into a .jsonl file")
+    for path in given:
+        if is_table(path) and (path.is_file() or prompts_file):
+            check_table(path)
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json_library.loads(line)
-    except json_library.JSONDecodeError:
-        return None  # refused like a row without an image, by its number
+def _items(given: list[Path], prompt: str | None) -> Iterator[Item]:
+    from clip_guidance.scoring.work import read_work
+
+    return read_work(given, prompt, sys.stdin)
 
 
-def _with_prompts(paths: list[Path], prompt: str | None, job: common.Job) -> list[tuple[Path, str]]:
-    """Each picture with the text given, or the one that ``generate`` stored in it; else it fails by name."""
-    if prompt:
-        return [(path, prompt) for path in paths]
-    pairs = []
-    for path in paths:
-        settings = (read_record(path) or {}).get("settings", {})
-        if text := settings.get("clip_prompt") or settings.get("prompt"):
-            pairs.append((path, text))
+def _judges(
+    models: list[str], definitions: list[str], device: str | None, dtype: str, long_prompts: Any, draft: bool
+) -> list[Judge]:
+    import torch
+
+    from clip_guidance.picture_scores import get_picture_score
+    from clip_guidance.scoring.judges import make_judge
+
+    scores = [get_picture_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
+    clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
+    return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
+
+
+def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
+    """Scores until all is done or Ctrl-C is pressed; what was done then is written all the same."""
+    from clip_guidance.scoring.run import score_items
+
+    if work.torn():
+        common.narrate("repaired", f"{work.output}: its last line was cut short; that score is computed again")
+    work.begin(judges)
+    repeated = 0
+    with job, common.progress() as bar:
+        task = bar.add_task("pictures", total=None)
+        for done in score_items(items, judges, work, options):
+            for failure in done.failures:
+                job.fail(failure.image, failure.reason)
+            repeated += done.repeated
+            bar.advance(task, done.items)
+    if repeated:
+        common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
+
+
+def _report(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
+    """Prints the rows and the means, of all processes."""
+    import torch
+
+    from clip_guidance.scoring.workfile import WorkFile
+
+    summaries = []
+    with WorkFile(work.base) as base:
+        for definition in (definition for judge in judges for definition in judge.definitions):
+            summary = base.summary(definition.id)
+            mean = None
+            if summary.count:  # of one number, the mean is that number, clipped where the definition says so
+                mean = definition.score.mean(torch.tensor([summary.arithmetic_mean], dtype=torch.float64))
+            summaries.append((summary, mean))
+        means = [{**s.record, "mean": mean, "count": s.count} for s, mean in summaries]
+        job.failures = [{"path": failure.image, "reason": failure.reason} for failure in base.failures()]
+        if json:
+            _print_json(base, means, job.failures)
         else:
-            job.fail(str(path), _unreadable(path) or "holds no prompt; give --prompt or --prompts-file")
-    return pairs
+            _print_table(base, len(means) > 1)
+    for summary, mean in summaries:
+        if mean is not None:
+            by = f"{summary.record['definition']} by {summary.record['model']}"
+            common.narrate("mean", f"{mean:.4f} ({by}, n = {summary.count})")
+    _narrate_marks([summary for summary, _ in summaries])
 
 
-def _unreadable(path: Path) -> str | None:
-    from clip_guidance.images import ImageError, load_image
-
-    try:
-        load_image(path)
-    except ImageError as error:
-        return error.reason
-    return None
-
-
-def _guided_by(name: str, record: dict[str, Any]) -> bool:
-    """Whether the CLIP that scores the picture also steered it."""
-    guide = (read_record(name) or {}).get("guide") or {}
-    return guide.get("fingerprint") == record["fingerprint"]
-
-
-def _append(file: TextIO, rows: list[dict[str, Any]], header: bool) -> None:
-    if file.name.endswith(".csv"):
-        writer = csv.DictWriter(file, rows[0])
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-    else:
-        file.writelines(json_library.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.flush()  # an interrupted run keeps what it has done
+def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
+    """One document, its rows printed as they are read."""
+    head: dict[str, Any] = {"scores": means}
+    if len(means) == 1:
+        record = {key: value for key, value in means[0].items() if key not in ("mean", "count")}
+        head = {"definition": record, "mean": means[0]["mean"]}
+    print(json_library.dumps(head, indent=2, ensure_ascii=False)[:-2] + ',\n  "results": [', end="")
+    separator = "\n"
+    for row, record in base.rows():
+        own = {key: value for key, value in vars(row).items() if key not in ("record", "position")}
+        names = {"definition": record["definition"], "model": record["model"]}
+        print(separator + "    " + json_library.dumps({**own, **names}, ensure_ascii=False), end="")
+        separator = ",\n"
+    print('\n  ],\n  "failed": ' + json_library.dumps(failures, ensure_ascii=False) + "\n}")
 
 
-def _narrate_mean(rows: list[dict[str, Any]], mean: float | None, record: dict[str, Any]) -> None:
-    if mean is not None:
-        common.narrate("mean", f"{mean:.4f} ({record['definition']} by {record['model']}, n = {len(rows)})")
-    if guided := sum(row["guided"] for row in rows):
+def _print_table(base: WorkFile, several: bool) -> None:
+    """Lines for other programs, all of them; on a terminal the first ones."""
+    columns = ["image", "prompt", "score", *(["definition", "model"] if several else [])]
+    rows = (
+        (row.image, row.prompt, row.score, *((record["definition"], record["model"]) if several else ()))
+        for row, record in base.rows()
+    )
+    if sys.stdout.isatty():
+        common.print_table(columns, list(itertools.islice(rows, SHOWN)))
+        if left := sum(1 for _ in rows):
+            common.narrate("note", f"{left} more rows are not shown; --output keeps them")
+        return
+    print("\t".join(columns))
+    for image, text, score, *names in rows:
+        print("\t".join([image, text, f"{score:.4f}", *names]))
+
+
+def _narrate_marks(summaries: list[Any]) -> None:
+    """What a reader of the means must know."""
+    guided = {s.record["model"]: s for s in summaries if s.guided}
+    for name, summary in guided.items():
+        which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
         common.narrate(
             "warning",
-            f"{guided} of {len(rows)} pictures were guided by the very CLIP that scores them, "
+            f"{summary.guided} of {summary.count} pictures were guided by the very CLIP that scores them{which}, "
             "which flatters them; choose another --model",
         )
+    if truncated := sum(summary.truncated for summary in summaries):
+        total = sum(summary.count for summary in summaries)
+        common.narrate("note", f"{truncated} of {total} scores are of a text that was cut (column truncated)")

@@ -179,7 +179,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
         (["score", "a.png", "--prompt", "x", "--output", "x.txt"], "must end in .jsonl or .csv"),
         (
             ["score", "a.png", "--prompt", "x", "--definition", "y", "--model", "CLIP"],
-            "no score definition 'y'",
+            "no score 'y'; there are hessel",
         ),
         (["similar", "a.png", "--to", "gone.png", "--model", "CLIP"], "gone.png: no such file"),
         (["generate"], "give --prompt or --from"),

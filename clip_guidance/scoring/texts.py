@@ -1,0 +1,118 @@
+"""Each distinct text encoded once, with what is known of its length.
+
+A text longer than the context is cut before its last tokens, the end token kept, and reported; or ("chunk-average") its
+tokens are dealt into chunks that fit, and its vector is the normalised mean of theirs. The second is another score,
+under another name: no CLIP was trained on such vectors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_guidance.tokenizer import warn_truncated
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+
+LongPrompts: TypeAlias = Literal["truncate", "chunk-average"]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text's vector and length.
+
+    Attributes:
+        embed: unit vector (d,), on the model's device.
+        tokens: its length, start and end included.
+        truncated: whether it was cut to the context.
+    """
+
+    embed: Tensor
+    tokens: int
+    truncated: bool
+
+
+class TextEncoder:
+    """Encodes texts and remembers the last ones.
+
+    On a CPU each text is encoded by itself, so that its vector does not depend, in the last bits, on its neighbours: a
+    resumed run and one on several processes give the same numbers. On a GPU they go together, which is much faster.
+
+    Args:
+        clip: with a tokenizer.
+        long_prompts: what to do with a text that does not fit.
+        remembered: number of texts kept; of each a vector.
+
+    Raises:
+        ValueError: the CLIP has no tokenizer, or ``long_prompts`` is something else.
+    """
+
+    def __init__(self, clip: CLIP, long_prompts: LongPrompts = "truncate", remembered: int = 65536) -> None:
+        if clip.tokenizer is None:
+            raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
+        if long_prompts not in get_args(LongPrompts):
+            raise ValueError(f"expected {' or '.join(get_args(LongPrompts))} for long prompts, got {long_prompts!r}")
+        self.clip, self.tokenizer, self.long_prompts, self.remembered = clip, clip.tokenizer, long_prompts, remembered
+        self.together = 1 if clip.device.type == "cpu" else 256
+        self._known: OrderedDict[str, EncodedText] = OrderedDict()
+        self._warned = False
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, EncodedText]:
+        """The texts' vectors, by text.
+
+        Warns:
+            PromptTruncatedWarning: of the first text that is cut.
+        """
+        distinct = list(dict.fromkeys(texts))
+        new = [text for text in distinct if text not in self._known]
+        for start in range(0, len(new), self.together):
+            part = new[start : start + self.together]
+            self._known.update(zip(part, self._encode(part), strict=True))
+        for text in distinct:
+            self._known.move_to_end(text)
+        found = {text: self._known[text] for text in distinct}
+        while len(self._known) > self.remembered:
+            self._known.popitem(last=False)
+        return found
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> list[EncodedText]:
+        limit = self.tokenizer.model_max_length
+        whole = self.tokenizer(texts, verbose=False).input_ids
+        tokens = [len(ids) for ids in whole]
+        if self.long_prompts == "truncate":
+            chunks = [[ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]] for ids in whole]
+            self._warn(texts, tokens)
+        else:
+            chunks = [_dealt(ids, limit) for ids in whole]
+        padded = self.tokenizer.pad({"input_ids": [c for group in chunks for c in group]}, return_tensors="pt")
+        embeds = self.clip.text_embeds(padded.input_ids.to(self.clip.device))
+        groups = embeds.split([len(group) for group in chunks])
+        cut = [self.long_prompts == "truncate" and count > limit for count in tokens]
+        return [
+            EncodedText(group[0] if len(group) == 1 else F.normalize(group.mean(0), dim=0), count, was_cut)
+            for group, count, was_cut in zip(groups, tokens, cut, strict=True)
+        ]
+
+    def _warn(self, texts: list[str], tokens: list[int]) -> None:
+        """Of the first only: the rows tell of each."""
+        long = [text for text, count in zip(texts, tokens, strict=True) if count > self.tokenizer.model_max_length]
+        if long and not self._warned:
+            self._warned = True
+            warn_truncated(self.tokenizer, long[:1])
+
+
+def _dealt(ids: list[int], limit: int) -> list[list[int]]:
+    """Token ids in as few chunks as fit the context, of equal length but for one token, each with start and end."""
+    start, *inner, end = ids
+    count = max(1, -(-len(inner) // (limit - 2)))
+    bounds = [len(inner) * i // count for i in range(count + 1)]
+    return [[start, *inner[a:b], end] for a, b in pairwise(bounds)]

@@ -1,0 +1,149 @@
+"""What there is to score, one item after the other: pictures, folders, globs, tables, lines of standard input.
+
+Nothing is kept: of a folder only the names in it, of a table a row at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clip_guidance.images import EXTENSIONS, find_images
+from clip_guidance.reading.decode import clean_captions
+from clip_guidance.reading.rows import BadRow, Record, SourceError, StoredFile
+from clip_guidance.reading.table import SUFFIXES, TableSource
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture and the text it is compared with.
+
+    Attributes:
+        name: its path as given, or the row of the table that holds its bytes.
+        source: a path, the bytes of a file, or None where ``problem`` says why there is none.
+        prompt: None for the one that is stored in the picture, if any.
+        problem: why it cannot be scored, where that is known already.
+        position: among all items, from 0 on.
+    """
+
+    name: str
+    source: str | bytes | None
+    prompt: str | None = None
+    problem: str | None = None
+    position: int = 0
+
+
+def read_work(paths: Sequence[Path], prompt: str | None = None, lines: Iterable[str] = ()) -> Iterator[Item]:
+    """The items that the paths stand for, in their order.
+
+    Args:
+        paths: pictures, folders (searched recursively), globs, tables (.csv, .tsv, .jsonl, .parquet) with the columns
+            image and prompt, or ``-`` for ``lines``.
+        prompt: of every picture that comes without one.
+        lines: paths, or JSON objects with ``image`` and maybe ``prompt``.
+
+    Raises:
+        ValueError: a table cannot be read, or a row of it has no image or no prompt.
+    """
+    for position, item in enumerate(item for path in paths for item in _items(path, lines)):
+        yield replace(item, position=position, prompt=item.prompt if item.prompt is not None else prompt)
+
+
+def is_table(path: Path) -> bool:
+    """Whether its name is that of a table."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def check_table(path: Path) -> None:
+    """Reads a table of text over once, so that a bad row is told before anything is computed.
+
+    Parquet, which may hold the pictures themselves, is not read over: of it only the columns are checked.
+
+    Raises:
+        ValueError: it is no table, or a row has no image or no prompt; names the row.
+    """
+    source = _open_table(path)
+    if path.suffix.lower() == ".parquet":
+        return
+    for record in source.read(0):
+        for item in _of_record(record, path):
+            if item.problem:
+                raise ValueError(f"{path}: {item.problem}")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The visible pictures under a folder, in the order of ``find_images``, holding one folder's names at a time."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(path)
+        elif path.suffix.lower() in EXTENSIONS and entry.is_file():
+            yield path
+
+
+def _items(path: Path, lines: Iterable[str]) -> Iterator[Item]:
+    if str(path) == STDIN:
+        yield from filter(None, map(_of_line, lines))
+    elif is_table(path) and path.is_file():
+        source = _open_table(path)
+        for part in range(len(source.parts)):
+            for record in source.read(part):
+                yield from _of_record(record, path)
+    else:
+        none = True
+        for picture in walk(path) if path.is_dir() else find_images([path]):
+            none = False
+            yield Item(str(picture), str(picture))
+        if none:  # fails by name instead of passing unnoticed
+            yield Item(str(path), str(path))
+
+
+def _of_line(line: str) -> Item | None:
+    text = line.strip()
+    if not text.startswith("{"):
+        return Item(text, text) if text else None
+    try:
+        row: Any = json.loads(text)
+    except ValueError as error:
+        return Item(text[:60], None, problem=f"is no path and no JSON ({error})")
+    image, prompt = row.get("image"), row.get("prompt")
+    if not isinstance(image, str) or not image:
+        return Item(text[:60], None, problem="has no image")
+    if prompt is not None and not isinstance(prompt, str):
+        return Item(image, None, problem=f"expected a text as its prompt, got {prompt!r}")
+    return Item(image, image, prompt or None)
+
+
+def _open_table(path: Path) -> TableSource:
+    try:
+        return TableSource([path], str(path), caption_columns=["prompt"])
+    except SourceError:
+        return TableSource([path], str(path))  # columns of the customary names, or an error that says what there is
+
+
+def _of_record(record: Record, table: Path) -> Iterator[Item]:
+    """An item for each of the row's prompts."""
+    name = f"{table}: {record.key}"
+    try:
+        if record.problem is not None:
+            raise record.problem
+        if record.picture is None:
+            raise BadRow("no_picture", "there is no picture")
+        prompts, _ = clean_captions(record.captions)
+    except BadRow as bad:
+        yield Item(name, None, problem=f"{record.key} has no image or no prompt ({bad.detail})")
+        return
+    for prompt in prompts:
+        if isinstance(record.picture, StoredFile):
+            yield Item(str(record.picture.path), str(record.picture.path), prompt)
+        else:
+            assert isinstance(record.picture, bytes)
+            yield Item(name, record.picture, prompt)
