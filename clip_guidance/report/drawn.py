@@ -41,5 +41,5 @@ def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
     settings = row["settings"]
     lines = [settings["prompt"], f"seed {settings['seed']}"]
     lines += [f"{name} {settings[name]}" for name in own if settings.get(name) not in (None, "")]
-    lines += [f"{one['score']:.2f} by {one['model']}{' (guided)' if one['guided'] else ''}" for one in row["scores"]]
+    lines += [f"{one['score']:.2f} by {one['model']}{' (the guide)' if one['guided'] else ''}" for one in row["scores"]]
     return Card(row["image"], lines=tuple(lines))

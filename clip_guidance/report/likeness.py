@@ -51,7 +51,7 @@ def similarity(
     body = parts.heat_map(cells, *sides)
     counts = [parts.shown(len(side), total) for side, total in zip(sides, (len(rows), len(columns)), strict=True)]
     note = counts[0] if images_b is None else f"{counts[0]} in rows, {counts[1]} in columns"
-    shades = "The darker, the more alike, from the lowest to the highest cosine here."
+    shades = "The bluer, the more alike, from the lowest to the highest cosine here."
     heat = parts.section("Similarity", body, f"{note}. {shades} {ROUNDED}")
     return Page("How alike pictures are", (parts.facts(facts or {}), heat, *parts.failures(failed)))
 

@@ -109,7 +109,7 @@ def heat_map(
     corner: str = "",
     form: str = ".3f",
 ) -> Markup:
-    """A table of numbers whose ground is the darker the higher the number, from the lowest to the highest.
+    """A table of numbers whose ground is the bluer the higher the number, from the lowest to the highest.
 
     Args:
         values: (n, m).
@@ -187,7 +187,7 @@ def _headings(heads: Sequence[Thumbnail | str], named: bool = True) -> list[dict
     return [
         {"thumbnail": None, "title": head, "text": head}
         if isinstance(head, str)
-        else {"thumbnail": head, "title": head.name, "text": f"{number}{f' {next(names)}' if named else ''}"}
+        else {"thumbnail": head, "title": head.name, "text": f"{number}{f' · {next(names)}' if named else ''}"}
         for number, head in enumerate(heads, 1)
     ]
 

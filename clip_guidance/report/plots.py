@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from clip_guidance.images import as_list, load_image
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clip_guidance.zero_shot import ZeroShotResult
+
+
+PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
 
 
 def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
@@ -44,7 +48,9 @@ def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure
     for row, (axes, top) in enumerate(zip(grid, result.top(k), strict=True)):
         if sources is not None:
             _picture(axes[0], sources[row])
-        axes[-1].barh([entry.label for entry in top][::-1], [entry.prob for entry in top][::-1])
+        axes[-1].barh(range(len(top)), [entry.prob for entry in top])
+        axes[-1].set_yticks(range(len(top)), [entry.label for entry in top], **PLAIN)
+        axes[-1].invert_yaxis()  # the likeliest on top
         axes[-1].set_xlim(0, 1)
     grid[-1][-1].set_xlabel("probability")
     return figure
@@ -85,8 +91,8 @@ def plot_matrix(
     for (i, j), value in np.ndenumerate(matrix):
         colour = "white" if value > middle else "black"
         ax.text(j, i, format(value, form), ha="center", va="center", color=colour, fontsize="small")
-    ax.set_yticks(range(matrix.shape[0]), rows)
-    ax.set_xticks(range(matrix.shape[1]), columns, rotation=90)
+    ax.set_yticks(range(matrix.shape[0]), rows, **PLAIN)
+    ax.set_xticks(range(matrix.shape[1]), columns, rotation=90, **PLAIN)
     ax.figure.colorbar(shown, ax=ax)
     return ax
 
@@ -140,7 +146,7 @@ def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: in
     for number, (ax, source) in enumerate(zip(grid.flat, sources, strict=False)):
         _picture(ax, source)
         if captions is not None:
-            ax.set_title(captions[number], fontsize="small", parse_math=False)
+            ax.set_title(captions[number], fontsize="small", **PLAIN)
     return figure
 
 
@@ -151,7 +157,10 @@ def _picture(ax: Axes, source: Any) -> None:
 
 def _array(values: Any) -> np.ndarray:
     """Of a tensor wherever it is, an array or lists."""
-    return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.double() if values.is_floating_point() else values).numpy()  # numpy knows no bfloat16
+    return np.asarray(values)
 
 
 def _pyplot() -> Any:

@@ -54,7 +54,9 @@ def classification(
     measured = () if truth is None else _measured(result, truth)
     order = range(len(result)) if truth is None else _mistakes_first(result, truth)
     chosen = list(order)[: parts.PICTURES]
-    note = parts.shown(len(chosen), len(result), which="the first" if truth is None else "mistakes first:")
+    note = parts.shown(len(chosen), len(result)) + (
+        "" if truth is None else ", mistakes first, the surest before others"
+    )
     guesses = _guesses(result, chosen, sources, truth, k, threshold)
     body = parts.section("Pictures", parts.classified(guesses), f"{note}. {ROUNDED}")
     about = parts.facts(facts or {})
