@@ -2,15 +2,17 @@
 
 A checkpoint is one safetensors file of full tensors, sharded ones gathered, under ``module/parameter`` and
 ``optimizer/index/moment``. Weights and moments are all there is to save: the learning rate, the order of samples and
-every random draw of the programs are functions of (seed, step).
+every random draw of the programs are functions of (seed, step). Only a stream has a place, of each process its own: it
+is in the metadata of the same file, so that no kill parts it from the weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,24 @@ class Checkpoints:
     def __init__(self, folder: str | Path, writes: bool = True, keep: int = 2):
         self.folder, self.writes, self.keep = Path(folder), writes, keep
         self.moments: dict[str, Tensor] = {}  # of the checkpoint that was loaded, until they are asked for
+        self.places: list[Any] = []  # of each process in its stream, in the checkpoint that was loaded
+        self.loaded: Path | None = None
         self.best = _metric(self.folder / BEST)
 
-    def save(self, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self,
+        step: int,
+        modules: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        places: Sequence[Any] | None = None,
+    ) -> None:
         """Writes the checkpoint of ``step`` and deletes all but the last ``keep``.
+
+        Args:
+            step: number of steps done.
+            modules: whose weights are saved.
+            optimizer: whose moments are.
+            places: of each process in its stream, ready for JSON.
 
         Raises:
             CheckpointError: it cannot be written, for one because the disk is full. Earlier ones stay as they are.
@@ -53,7 +69,8 @@ class Checkpoints:
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": _full(value) for key, value in moments.items()}
         if self.writes:
-            self._write(tensors, self.folder / f"step-{step}.safetensors", {})
+            metadata = {} if places is None else {"places": json.dumps(places)}
+            self._write(tensors, self.folder / f"step-{step}.safetensors", metadata)
             for old in self.paths()[: -self.keep]:
                 old.unlink()
 
@@ -84,13 +101,26 @@ class Checkpoints:
         for path in reversed(self.paths()):
             try:
                 tensors = load_file(path)
+                self.places = json.loads(_metadata(path).get("places", "[]"))
             except (SafetensorError, OSError) as error:
                 warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
                 continue
             load_weights(tensors, modules, path)
+            self.loaded = path
             self.moments = {key: value for key, value in tensors.items() if key.startswith("optimizer/")}
             return _step(path)
         return 0
+
+    def place(self, index: int, count: int) -> Any:
+        """The place of process ``index`` of ``count`` in its stream, in the checkpoint that was loaded.
+
+        Raises:
+            CheckpointError: it has none, or those of another number of processes, which shared the stream otherwise.
+        """
+        if len(self.places) != count:
+            found = f"of {len(self.places)} processes" if self.places else "no place in a stream"
+            raise CheckpointError(f"{self.loaded}: expected the places of {count} processes in a stream, found {found}")
+        return self.places[index]
 
     def load_moments(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives an optimizer the moments of the checkpoint that was loaded, sharded as its parameters are."""
@@ -164,10 +194,12 @@ def _sharded(value: Tensor, like: Any) -> Tensor:
 
 
 def _metric(path: Path) -> float | None:
-    if not path.is_file():
-        return None
+    return float(_metadata(path)["metric"]) if path.is_file() else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        return float(file.metadata()["metric"])
+        return file.metadata() or {}
 
 
 def _step(path: Path) -> int:

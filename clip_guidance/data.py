@@ -179,7 +179,7 @@ class CaptionedPictures:
         """
         from clip_guidance.reading import open_pairs
 
-        pairs = open_pairs(path, transform=lambda picture: _square(picture, size), **options)
+        pairs = open_pairs(path, transform=lambda picture: square(picture, size), **options)
         pictures, rows, skipped = [], [], []
         for i, outcome in enumerate(pairs.outcomes()):
             if outcome.pair is None:
@@ -202,10 +202,11 @@ class CaptionedPictures:
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
-    return _square(load_image(data), size)
+    return square(load_image(data), size)
 
 
-def _square(picture: Image.Image, size: int) -> np.ndarray:
+def square(picture: Image.Image, size: int) -> np.ndarray:
+    """uint8 (size, size, 3) of an RGB picture."""
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture)

@@ -1,7 +1,7 @@
-"""What the training programs share: settings, the order of samples, the loop.
+"""What the training programs share: settings and the loop; batches are in :mod:`clip_guidance.batches`.
 
 A program has one frozen dataclass of settings. It is filled from a YAML recipe (``--config``) and the command line,
-which wins. The order of samples is a function of (seed, step), so a resumed run continues with the very next batch.
+which wins.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from clip_guidance.batches import SampleOrder as SampleOrder
+from clip_guidance.batches import batches as batches
 from clip_guidance.checkpoints import Checkpoints
 from clip_guidance.parameter_groups import parameter_groups
 from clip_guidance.progress import Progress
@@ -62,47 +65,6 @@ def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) ->
     parser.set_defaults(**recipe)
     for action in parser._actions:
         action.required = action.required and action.dest not in recipe
-
-
-def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless batches of indices below ``count``: a new permutation each epoch, the short last batch dropped.
-
-    Yields:
-        int64 tensors (batch_size,), beginning with batch number ``start`` of the same endless sequence.
-    """
-    if batch_size > count:
-        raise ValueError(f"batch_size {batch_size} exceeds the {count} samples there are")
-    per_epoch = count // batch_size
-    epoch, first = divmod(start, per_epoch)
-    while True:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        for i in range(first, per_epoch):
-            yield order[i * batch_size : (i + 1) * batch_size]
-        epoch, first = epoch + 1, 0
-
-
-class SampleOrder:
-    """This process's share of the indices of batch number ``step``; free when asked in order, as :func:`fit` does.
-
-    The shares of all processes, one after the other, are the batch of one process with the global batch size.
-
-    Args:
-        count: number of samples.
-        batch_size: samples a process and step.
-        seed: of the permutations.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, accelerator: Accelerator):
-        self.count, self.global_batch_size, self.seed = count, batch_size * accelerator.num_processes, seed
-        self.first = batch_size * accelerator.process_index  # place of this share in the batch
-        self.share = slice(self.first, self.first + batch_size)
-        self.next_step, self.batches = -1, batches(count, self.global_batch_size, seed)
-
-    def __call__(self, step: int) -> Tensor:
-        if step != self.next_step:
-            self.batches = batches(self.count, self.global_batch_size, self.seed, start=step)
-        self.next_step = step + 1
-        return next(self.batches)[self.share]
 
 
 @dataclass(frozen=True)
@@ -167,6 +129,16 @@ def make_accelerator(
     return accelerator
 
 
+class Stateful(Protocol):
+    """What is saved with a checkpoint, a state for each process, because it is no function of (seed, step)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its present state, ready for JSON."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss was inf or nan: training was stopped before it could spoil the weights."""
 
@@ -182,6 +154,7 @@ def fit(
     ema: AveragedModel | None = None,
     after_step: Callable[[int], dict[str, float]] | None = None,
     describe: Callable[[int], Any] | None = None,
+    stream: Stateful | None = None,
 ) -> None:
     """AdamW on ``loss(model, step)["loss"]`` from the newest checkpoint in ``folder`` up to ``plan.steps``.
 
@@ -193,6 +166,7 @@ def fit(
         ema: an average of ``model`` to update after each step, saved with it.
         after_step: called on every process with the number of steps done; what it returns is logged.
         describe: the batch of a step as JSON, written to ``non-finite.json`` where the loss was.
+        stream: where ``loss`` takes its batches from, if that has a place to go on from.
 
     Raises:
         NonFiniteLossError: the loss is inf or nan; the last checkpoint is from before it.
@@ -204,6 +178,8 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
     checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
     start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
+    if start and stream is not None:
+        stream.load_state_dict(checkpoints.place(accelerator.process_index, accelerator.num_processes))
     log = Log(folder / "log.jsonl", enabled=accelerator.is_main_process)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints.load_moments(optimizer)
@@ -224,7 +200,8 @@ def fit(
             if plan.best in found:
                 checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
             if done % plan.save_every == 0 or done == plan.steps:
-                checkpoints.save(done, modules, optimizer)
+                places = None if stream is None else gather_object([stream.state_dict()])
+                checkpoints.save(done, modules, optimizer, places)
 
 
 def _one_step(

@@ -1,0 +1,291 @@
+"""Training from a stream: resumed bit for bit after a kill, shared among processes, in bounded memory."""
+
+import gc
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import weakref
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import make_clip
+from torch import nn
+
+from clip_guidance.batches import StreamedBatches, ToSquare
+from clip_guidance.checkpoints import CheckpointError
+from clip_guidance.clip import CLIP
+from clip_guidance.reading import TooManyBadRows, hub, open_pairs
+from clip_guidance.trainer import Plan, fit
+from clip_guidance.training_log import read_log
+
+ROWS = 60
+BROKEN = 17  # the number of the row whose picture is cut off
+
+
+def encoded(i):
+    pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()[: 60 if i == BROKEN else None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three tars of ten rows and a parquet table of thirty, one of whose pictures is broken."""
+    folder = tmp_path_factory.mktemp("stream")
+    for shard in range(3):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for i in range(10 * shard, 10 * shard + 10):
+                for name, content in ((f"{i:03}.png", encoded(i)), (f"{i:03}.txt", f"left {i}\nthing {i}".encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    rows = {"image": [encoded(i) for i in range(30, 60)], "caption": [f"thing {i}" for i in range(30, 60)]}
+    pq.write_table(pa.table(rows), folder / "rows.parquet", row_group_size=8)
+    return [f"{folder}/{{0..2}}.tar", str(folder / "rows.parquet")]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("known")
+    make_clip().save_pretrained(folder)
+    return str(folder)
+
+
+# Killed and resumed
+
+
+def command(root, data, known, output, processes, workers, steps=60):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    program = [*(launch if processes > 1 else []), str(root / "training" / "train_clip.py")]
+    options = {"init": known, "output": output, "image_size": 32, "batch_size": 4, "steps": steps, "warmup": 2}
+    options |= {"streaming": True, "shuffle_buffer": 7, "workers": workers, "mirror": True, "log_every": 1}
+    options |= {"save_every": 4, "ema_decay": 0.9, "seed": 5}
+    return [sys.executable, *program, "--data", *data, *(f"--{k}={v}" for k, v in options.items())]
+
+
+def killed(words, output, at):
+    """Ends the launch without a warning as soon as the checkpoint of a step is there."""
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not (output / "checkpoints" / f"step-{at}.safetensors").is_file():
+            assert run.poll() is None, "it ended before the checkpoint was there"
+            time.sleep(0.001)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_stream_goes_on_bit_for_bit(processes, root, data, known, tmp_path):
+    """With another number of threads too; 60 steps go round the 60 rows four times, or eight."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = subprocess.run(command(root, data, known, whole, processes, 3), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    killed(command(root, data, known, broken, processes, 2), broken, at=12)
+    assert not (broken / "checkpoints" / "step-60.safetensors").exists()
+    done = subprocess.run(command(root, data, known, broken, processes, 0), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected, found = (load_file(folder / "checkpoints" / "step-60.safetensors") for folder in (whole, broken))
+    assert expected.keys() == found.keys() and all(value.equal(found[key]) for key, value in expected.items())
+    logs = [[{**row, "seconds": 0} for row in read_log(folder / "log.jsonl")] for folder in (whole, broken)]
+    assert logs[0] == logs[1] and len(logs[0]) == 60
+    assert len({row["loss"] for row in logs[0]}) == 60  # it trained on different batches
+    names = [path.name for path in whole.glob("quarantine*.jsonl")]
+    listed = [json.loads(line) for name in names for line in (whole / name).read_text().splitlines()]
+    assert len(names) == processes and [line["key"] for line in listed] == [f"{BROKEN:03}"]
+    assert CLIP.from_pretrained(broken).encode_text("thing 3").equal(CLIP.from_pretrained(whole).encode_text("thing 3"))
+
+
+# The batches
+
+
+class Process:
+    def __init__(self, index=0, count=1):
+        self.process_index, self.num_processes = index, count
+
+
+def streamed(data, batch_size=4, index=0, count=1, transform=None, **options):
+    options = {"seed": 3, "shuffle_buffer": 7, "shard": (index, count), **options}
+    pairs = open_pairs(data, transform=transform or ToSquare(32), **options)
+    return StreamedBatches(pairs, batch_size, 3, Process(index, count), mirror=True)
+
+
+def same(one, other):
+    return one.pictures.equal(other.pictures) and one.captions == other.captions and one.described == other.described
+
+
+def test_a_state_after_any_step_goes_on_with_the_next_batch(data):
+    whole = streamed(data)
+    states, expected = [], []
+    for step in range(40):
+        states.append(json.loads(json.dumps(whole.state_dict())))
+        expected.append(whole(step))
+    for start in (0, 1, 13, 14, 15, 16, 29, 39):
+        resumed = streamed(data, workers=start % 3)
+        resumed.load_state_dict(states[start])
+        assert all(same(resumed(step), expected[step]) for step in range(start, 40))
+
+
+def test_pictures_are_those_of_the_rows_and_some_are_mirrored(data):
+    """A caption with "left" in it forbids to mirror, whichever caption was drawn."""
+    batches, seen = streamed(data), []
+    for step in range(30):
+        batch = batches(step)
+        for picture, name, mirrored in zip(batch.pictures, batch.captions, batch.described["mirrored"], strict=True):
+            number = int(name.split()[1])
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            expected = torch.tensor(pixels).permute(2, 0, 1) / 255
+            assert picture.equal(expected.flip(-1) if mirrored else expected)
+            seen.append((number, mirrored))
+    assert not any(mirrored for number, mirrored in seen if number < 30)
+    assert 0.3 < np.mean([mirrored for number, mirrored in seen if number >= 30]) < 0.7
+    assert {number for number, _ in seen} == set(range(ROWS)) - {BROKEN}
+
+
+def test_processes_share_the_rows(data):
+    """Of an epoch each row comes once, whoever has it."""
+    shares = [open_pairs(data, shard=(i, 3), seed=3, shuffle_buffer=7) for i in range(3)]
+    captions = [pair.captions[-1] for share in shares for pair in share]
+    assert sorted(captions) == sorted(f"thing {i}" for i in range(ROWS) if i != BROKEN)
+    assert streamed(data, index=1, count=3).global_batch_size == 12 and streamed(data, index=1, count=3).first == 4
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, workers):
+    alive, most = weakref.WeakSet(), 0
+
+    class Watched(ToSquare):
+        def __call__(self, picture):
+            nonlocal most
+            made = super().__call__(picture)
+            alive.add(made)
+            most = max(most, len(alive))
+            return made
+
+    batches = streamed(data, transform=Watched(32), workers=workers)
+    gc.collect()
+    for step in range(60):  # four epochs
+        batches(step)
+    assert 4 <= most <= 4 + 2 * workers + 1
+
+
+def test_a_stream_goes_forward_only(data):
+    batches = streamed(data)
+    batches(0)
+    with pytest.raises(ValueError, match="a stream goes forward: expected step 1, was asked for 0"):
+        batches(0)
+
+
+# Checkpoints
+
+
+def small_fit(folder, stream, steps=3):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+
+    def loss(model, step):
+        pictures = torch.rand(4, 3, 8, 8) if stream is None else stream(step).pictures
+        return {"loss": model(pictures.mean((2, 3))).square().mean()}
+
+    fit(Accelerator(cpu=True), model, loss, Plan(steps, 0.1, 0, 0.0, 1.0, 3, 1, 1), folder, stream=stream)
+
+
+def test_places_that_do_not_fit_are_refused(data, tmp_path):
+    small_fit(tmp_path / "stream", streamed(data))
+    with pytest.raises(ValueError, match="state is of another order: shuffle_buffer is 9 here and 7 in the state"):
+        small_fit(tmp_path / "stream", streamed(data, shuffle_buffer=9), steps=4)
+    with pytest.raises(ValueError, match="state is of another order: parts is"):
+        small_fit(tmp_path / "stream", streamed(data[:1]), steps=4)
+    small_fit(tmp_path / "memory", None)
+    with pytest.raises(
+        CheckpointError, match=r"step-3.safetensors: expected the places of 1 processes in a stream, found no"
+    ):
+        small_fit(tmp_path / "memory", streamed(data), steps=4)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    from clip_guidance.checkpoints import Checkpoints
+
+    model = nn.Linear(2, 1)
+    Checkpoints(tmp_path).save(1, {"model": model}, torch.optim.AdamW(model.parameters()), [{"row": 1}, {"row": 2}])
+    found = Checkpoints(tmp_path)
+    assert found.load_weights({"model": model}) == 1 and found.place(1, 2) == {"row": 2}
+    with pytest.raises(CheckpointError, match="expected the places of 3 processes in a stream, found of 2 processes"):
+        found.place(0, 3)
+
+
+# The program
+
+
+@pytest.fixture(scope="module")
+def program(root):
+    spec = importlib.util.spec_from_file_location("train_clip_streamed", root / "training" / "train_clip.py")
+    module = sys.modules["train_clip_streamed"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train_clip_streamed"]
+
+
+@pytest.fixture
+def settings(program, data, tmp_path):
+    sizes = {"image_size": 32, "image_width": 32, "image_layers": 1, "text_width": 32, "text_layers": 1}
+    small = sizes | {"batch_size": 4, "vocab_size": 600, "context_length": 12, "log_every": 1, "steps": 3, "warmup": 0}
+    small |= {"data": data, "projection_dim": 16, "output": str(tmp_path), "streaming": True, "shuffle_buffer": 5}
+    return lambda **options: program.Settings(**{**small, **options})
+
+
+def test_the_vocabulary_is_learnt_from_the_first_captions(program, settings, tmp_path):
+    program.main(settings(vocabulary_rows=40))
+    clip = CLIP.from_pretrained(tmp_path)
+    assert clip.tokenizer.tokenize("thing") == ["thing</w>"] and len(clip.tokenizer.tokenize("zebra")) > 1
+    assert next(row["bad_share"] for row in read_log(tmp_path / "log.jsonl")) == 0
+
+
+def test_a_data_set_of_the_hub_is_streamed(program, settings, data, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def load(module, name, split, streaming):
+        asked.append((name, split, streaming))
+        return module.load_dataset("parquet", data_files=data[1], split=split, streaming=streaming)
+
+    monkeypatch.setattr(hub, "_load", load)
+    program.main(settings(data=["someone/things"]))
+    assert set(asked) == {("someone/things", "train", True)}
+    assert len(read_log(tmp_path / "log.jsonl")) == 3
+
+
+def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_path):
+    with pytest.raises(TooManyBadRows, match=r"1 of 60 rows are bad \(1.7%, more than max_bad_share=1.0%\): 1 corrupt"):
+        program.main(settings(steps=40, max_bad_share=0.01))
+    (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "corrupt"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"exclude": "skin", "freeze_image": True, "init": "x"},
+            "pictures pass by, which goes without --exclude, --fr",
+        ),
+        ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_named(options, message, program, settings):
+    with pytest.raises(SystemExit, match=message):
+        program.main(settings(**options))
