@@ -47,6 +47,12 @@ class PairedComparison:
         """Float64 (n,), b − a."""
         return self.b - self.a
 
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.page import fragment
+        from clip_guidance.report.scored import comparison_parts
+
+        return fragment(*comparison_parts(self))
+
 
 def compare_scores(
     a: Mapping[Any, float],

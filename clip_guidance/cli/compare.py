@@ -34,6 +34,7 @@ def command(
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 10_000,
     probability: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    report: common.Report = None,
     json: common.Json = False,
 ) -> None:
     """Compare the scores of two runs, pair by pair, with bootstrap intervals.
@@ -68,6 +69,10 @@ def command(
     else:
         common.print_table(columns, rows)
     _narrate(found, f"{100 * probability:g} % interval")
+    if report is not None:
+        from clip_guidance.report import comparison
+
+        common.save_report(comparison(found, facts={"a": str(a), "b": str(b), **first.settings}), report)
     job.finish()
 
 

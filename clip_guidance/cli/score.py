@@ -17,6 +17,7 @@ import typer
 from clip_guidance.cli import common
 
 if TYPE_CHECKING:
+    from clip_guidance.report import Page
     from clip_guidance.scoring.judges import Judge
     from clip_guidance.scoring.processes import Processes
     from clip_guidance.scoring.run import Options, Work
@@ -88,6 +89,7 @@ def command(
         Path | None,
         typer.Option(help="Folder that keeps embeddings, so that a picture is encoded once.", show_default=False),
     ] = None,
+    report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
     dtype: Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")] = DType.float32,
@@ -133,8 +135,11 @@ def command(
         if processes.rank == 0:
             if output:
                 work.write()
-            _report(work, judges, json, job)
+            _print(work, judges, json, job)
+            page = _page(work, job.failures) if report else None
             work.clear()
+            if report and page:
+                common.save_report(page, report)
     job.finish()
 
 
@@ -190,7 +195,7 @@ def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Opti
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 
 
-def _report(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
+def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
     """Prints the rows and the means, of all processes."""
     import torch
 
@@ -215,6 +220,18 @@ def _report(work: Work, judges: list[Judge], json: bool, job: common.Job) -> Non
             by = f"{summary.record['definition']} by {summary.record['model']}"
             common.narrate("mean", f"{mean:.4f} ({by}, n = {summary.count})")
     _narrate_marks([summary for summary, _ in summaries])
+
+
+def _page(work: Work, failed: list[dict[str, str]]) -> Page:
+    from clip_guidance.report import Scores, scores
+    from clip_guidance.scoring.workfile import WorkFile
+
+    def rows(wanted: str) -> Iterator[tuple[str, str, float]]:
+        return ((row.image, row.prompt, row.score) for row, _ in base.rows() if row.record == wanted)
+
+    with WorkFile(work.base) as base:
+        records = base.records().items()
+        return scores(*(Scores(rows(key), record["definition"], record) for key, record in records), failed=failed)
 
 
 def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:

@@ -16,6 +16,21 @@ from clip_guidance.report.likeness import search as search
 from clip_guidance.report.likeness import similarity as similarity
 from clip_guidance.report.page import Page as Page
 from clip_guidance.report.reading import data_check as data_check
+from clip_guidance.report.scored import Scores as Scores
+from clip_guidance.report.scored import comparison as comparison
+from clip_guidance.report.scored import scores as scores
 from clip_guidance.report.zero_shot import classification as classification
 
-__all__ = ["Page", "classification", "data_check", "duplicates", "generated", "ranking", "search", "similarity"]
+__all__ = [
+    "Page",
+    "Scores",
+    "classification",
+    "comparison",
+    "data_check",
+    "duplicates",
+    "generated",
+    "ranking",
+    "scores",
+    "search",
+    "similarity",
+]

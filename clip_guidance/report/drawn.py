@@ -25,7 +25,7 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
     chosen = rows[: parts.PICTURES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
     note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.01."
-    about = {name: settings[0][name] for name in names if name in shared and settings[0][name] != ""}
+    about = {name: settings[0][name] for name in names if name in shared}
     made = {"device": rows[0]["device"], **rows[0]["versions"]} if rows else {}
     return Page(
         "Drawn pictures",

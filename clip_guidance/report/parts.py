@@ -68,8 +68,9 @@ def section(title: str, body: Markup, note: str = "") -> Markup:
 
 
 def facts(values: Mapping[str, Any]) -> Markup:
-    """Names and values, those that are None left out."""
-    return render("facts", [(name, _words(value)) for name, value in values.items() if value is not None])
+    """Names and values; what is None or an empty text is left out."""
+    rows = [(name, _words(value)) for name, value in values.items() if value not in (None, "")]
+    return render("facts", rows) if rows else Markup("")
 
 
 def bars(rows: Iterable[tuple[str, float]]) -> Markup:

@@ -80,6 +80,32 @@ def test_generate_reports_what_it_drew(cli, clip, pipeline, tmp_path, report, pa
     assert [line[2].split()[0] for line in lines] == [f"{row['scores'][0]['score']:.2f}" for row in done.json]
 
 
+def test_score_reports_every_definition(cli, clip, pictures, good, tmp_path, report, page):
+    words = ["score", pictures, "--prompt", "a <b>", "--model", clip, "--report", report, "--json"]
+    done = cli(*words, "--definition", "torchmetrics", "--definition", "cosine")
+    assert done.code == 1 and sorted(titles(page())) == sorted(2 * [str(path) for path in good])
+    wanted = sorted(f"{row['score']:.2f}" for row in done.json["results"])
+    assert sorted(value.text for value in page().all("p", "value")) == wanted
+    assert f"{pictures}/broken.png is empty (0 bytes)" in page().text and "a <b>" in page().text
+    output = tmp_path / "scores.jsonl"
+    assert cli(*words, "--output", output).code == 1 and output.exists()
+    assert sorted(titles(page())) == [str(path) for path in good]
+
+
+def test_compare_reports_its_pairs(cli, clip, good, tmp_path, report, page):
+    for number, name in enumerate("ab"):
+        table = tmp_path / f"{name}.csv"
+        lines = [f"{good[number]},a cat", f"{good[2]},a dog"]
+        table.write_text("\n".join(["image,prompt", *lines]) + "\n")
+        cli("score", table, "--model", clip, "--output", tmp_path / f"{name}.jsonl")
+    done = cli("compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--resamples", 20, "--report", report, "--json")
+    rows = [[cell.text for cell in row.all("td")] for row in page().all("tr")[1:]]
+    assert rows == [
+        [row["prompt"], f"{row['a']:.2f}", f"{row['b']:.2f}", f"{row['difference']:+.2f}"]
+        for row in done.json["results"]
+    ]
+
+
 def test_data_check_reports_what_it_counts(cli, pictures, report, page):
     done = cli("data", "check", pictures, "--report", report, "--json")
     assert f"no_caption ({done.json['bad']['no_caption']})" in page().text

@@ -1,0 +1,83 @@
+"""Pages of scores and of runs compared: every number counted, the extremes shown, in one pass."""
+
+import math
+
+import html_pages
+import numpy as np
+
+from clip_guidance import report
+from clip_guidance.comparison import compare_scores
+from clip_guidance.report import scored
+
+
+def shown(section):
+    return [
+        (card.all("img")[0].attributes["title"], card.all("p", "value")[0].text) for card in section.all("li", "card")
+    ]
+
+
+def test_few_pictures_are_all_shown_once_best_first(photos):
+    values = [1.005, -2.5, 31.239, math.nan, 7]
+    rows = zip(photos, ["<b>"] * 5, values, strict=True)
+    page = html_pages.read(report.scores(report.Scores(rows, "<i>", {"prefix": "", "weight": 2.5})).to_html())
+    html_pages.assert_harmless(page)
+    head, spread, pictures = page.all("section")
+    expected = [(photos[2], "31.24"), (photos[4], "7.00"), (photos[0], f"{1.005:.2f}"), (photos[1], "-2.50")]
+    assert shown(pictures) == [(str(path), value) for path, value in expected]
+    assert head.text == "<i> weight 2.5 pictures 4 scores that are not finite 1"
+    assert sum(int(bar.text.split(":")[0]) for bar in spread.all("rect")) == 4
+    assert {line.text for line in pictures.all("p", "line")} == {"<b>"}
+
+
+def test_of_many_the_best_and_the_worst_are_shown(photos, monkeypatch):
+    monkeypatch.setattr(scored, "EXTREMES", 2)
+    values = np.random.default_rng(0).permutation(1000).tolist()
+    best, worst = sorted(values)[::-1][:2], sorted(values)[:2]
+    page = html_pages.read(report.scores(report.Scores((photos[0], "", float(value)) for value in values)).to_html())
+    sections = {section.all("h2")[0].text: section for section in page.all("section")}
+    assert [value for _, value in shown(sections["Best"])] == [f"{value:.2f}" for value in best]
+    assert [value for _, value in shown(sections["Worst"])] == [f"{value:.2f}" for value in worst]
+    assert "the worst 2 of 1,000 pictures, the worst first." in sections["Worst"].text
+
+
+def test_equal_scores_keep_their_order(photos):
+    page = html_pages.read(report.scores(report.Scores([(path, "", 1.0) for path in photos])).to_html())
+    assert [name for name, _ in shown(page.all("section")[-1])] == list(map(str, photos))
+
+
+def test_several_definitions_stand_below_one_another(photos):
+    both = [report.Scores([(photos[0], "", 1.0)], title) for title in ("one", "two")]
+    page = html_pages.read(report.scores(*both, failed=[{"path": "x", "reason": "y"}]).to_html())
+    titles = [title.text for title in page.all("h2")]
+    assert titles == ["one", "Spread", "Pictures", "two", "Spread", "Pictures", "Not read"]
+
+
+def test_nothing_scored_is_a_page_too():
+    assert "0 pictures" in html_pages.read(report.scores(report.Scores([])).to_html()).text
+
+
+def test_a_comparison_shows_every_pair_and_its_figures():
+    a = {"<script>": 1.0, ("b.png", "x"): 2.0, "c": 5.0, "gone": 1.0}
+    b = {"<script>": 4.25, ("b.png", "x"): 1.0, "c": 5.0}
+    found = compare_scores(a, b, resamples=50)
+    page = report.comparison(found)
+    tree = html_pages.read(page.to_html())
+    html_pages.assert_harmless(tree)
+    (table,) = tree.all("table")
+    assert [[cell.text for cell in row.all("td")] for row in table.all("tr")[1:]] == [
+        ["<script>", "1.00", "4.25", "+3.25"],
+        ["c", "5.00", "5.00", "+0.00"],
+        ["b.png | x", "2.00", "1.00", "-1.00"],
+    ]
+    figures = dict(zip(*([part.text for part in tree.all(tag)] for tag in ("dt", "dd")), strict=True))
+    assert figures["difference b − a"].startswith("+0.7500 (") and figures["b is higher"].startswith("50.0% (")
+    assert figures["only in a"] == "1" and "only in b" not in figures
+    assert all(part in found._repr_html_() for part in page.parts)
+
+
+def test_of_many_pairs_those_that_differ_most_are_shown(monkeypatch):
+    monkeypatch.setattr(scored, "EXTREMES", 1)
+    found = compare_scores({str(i): 0.0 for i in range(9)}, {str(i): float(i) for i in range(9)}, resamples=10)
+    tree = html_pages.read(report.comparison(found).to_html())
+    assert [row.all("td")[0].text for row in tree.all("tr")[1:]] == ["8", "0"]
+    assert "2 of 9 pairs" in tree.text
