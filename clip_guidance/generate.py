@@ -34,6 +34,7 @@ from clip_guidance.generate_settings import (
 __all__ = [
     "METADATA_KEY",
     "SCHEDULERS",
+    "Drawer",
     "GeneratedImage",
     "GenerateSettings",
     "generate",
@@ -142,29 +143,47 @@ def generate(
     Raises:
         ValueError: a model is unknown or a setting out of range.
     """
-    from clip_guidance.clip import CLIP
-    from clip_guidance.score import TORCHMETRICS
+    draw = Drawer(device)
+    for one in settings:
+        yield draw(one, on_step)
 
-    @functools.lru_cache(maxsize=1)
-    def pipeline(model: str, scheduler: str | None) -> Any:
-        return _load_pipeline(model, scheduler, device)
 
-    @functools.lru_cache(maxsize=2)
-    def scorer(name: str) -> _Scorer:
-        clip = CLIP.from_pretrained(name).to(device)
-        return _Scorer(clip, TORCHMETRICS.record(clip))
+class Drawer:
+    """Draws one picture at a time, and keeps the models of the latest ones.
 
-    for one in (each.resolved() for each in settings):
-        pipe = pipeline(one.model, one.scheduler)  # first: a model that is none is the plainest mistake
+    Args:
+        device: where to draw.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = device
+        self._pipeline = functools.lru_cache(maxsize=1)(_load_pipeline)
+        self._scorer = functools.lru_cache(maxsize=2)(_load_scorer)
+
+    def pipeline(self, settings: GenerateSettings) -> Any:
+        """The pipeline that draws a picture of these settings; loaded if the latest one was drawn by another."""
+        return self._pipeline(settings.model, settings.scheduler, self.device)
+
+    def __call__(self, settings: GenerateSettings, on_step: Callable[[], None] | None = None) -> GeneratedImage:
+        """One picture, scored by its guide and by a judge.
+
+        Args:
+            settings: what to draw.
+            on_step: called after every denoising step.
+
+        Raises:
+            ValueError: a model is unknown or a setting out of range.
+        """
+        one = settings.resolved()
+        pipe = self.pipeline(one)  # first: a model that is none is the plainest mistake
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
-        guide, judge = (scorer(name) if name else None for name in names)  # before the picture: they may fail
+        guide, judge = (self._scorer(name, self.device) if name else None for name in names)  # may fail: before drawing
         guidance = _guidance(guide.clip, one) if guide and one.scale else None
-        image = _draw(pipe, guidance, one, on_step)
-        generated = GeneratedImage(image, one, device=str(device))
+        generated = GeneratedImage(_draw(pipe, guidance, one, on_step), one, device=str(self.device))
         if guide and guidance:
             generated.guide = {"name": guide.record["model"], "fingerprint": guide.record["fingerprint"]}
         generated.scores = [each.score(generated) for each in (guide, judge) if each]
-        yield generated
+        return generated
 
 
 @dataclass
@@ -181,6 +200,14 @@ class _Scorer:
         score = clip_score(self.clip, generated.image, target, TORCHMETRICS).item()
         guided = generated.guide is not None and generated.guide["fingerprint"] == self.record["fingerprint"]
         return {"score": score, "prompt": target, "guided": guided, **self.record}
+
+
+def _load_scorer(name: str, device: str | torch.device) -> _Scorer:
+    from clip_guidance.clip import CLIP
+    from clip_guidance.score import TORCHMETRICS
+
+    clip = CLIP.from_pretrained(name).to(device)
+    return _Scorer(clip, TORCHMETRICS.record(clip))
 
 
 def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device) -> Any:
