@@ -144,8 +144,16 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
     """A row is held back until the next one begins: the last may have been cut short, also within quotes."""
+    quotes, ended = 0, True
+
+    def watched(file: IO[str]) -> Iterator[str]:
+        nonlocal quotes, ended
+        for line in file:
+            quotes, ended = quotes + line.count('"'), line.endswith("\n")
+            yield line
+
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        lines = csv.reader(file)
+        lines = csv.reader(watched(file))
         header, held = next(lines, []), None
         for fields in lines:
             if held is not None:
@@ -153,7 +161,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
             held = dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
             if held is None and next(lines, None) is not None:
                 yield None
-    if held is not None and not is_torn(path):
+    if held is not None and ended and quotes % 2 == 0:
         yield held
 
 

@@ -1,0 +1,91 @@
+"""Files of scores: written complete, read back equal, and a torn last line left out."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from clip_guidance.scoring.output import is_torn, read_scores, write_scores
+from clip_guidance.scoring.workfile import ScoreRow, ScoresError, record_id
+
+RECORDS = [
+    {"definition": "hessel", "weight": 2.5, "clip": "each", "fingerprint": "12e4567890123456", "context_length": 77},
+    {"definition": "clip-iqa", "positive": "Good.\r\nPhoto", "fingerprint": "00ff", "context_length": 77},
+]
+PROMPTS = ["a cat", 'a "red, round"\napple', "ein Bär\r\n", "x"]
+SCORES = [
+    (
+        ScoreRow(f"{i}.png", prompt, record_id(RECORDS[i % 2]), i + 1, f"{i:032x}", 0.1 + i / 3, i == 1, 9, i == 2),
+        RECORDS[i % 2],
+    )
+    for i, prompt in enumerate(PROMPTS)
+]
+
+
+@pytest.fixture(params=[".jsonl", ".csv", ".parquet"])
+def path(request, tmp_path):
+    path = tmp_path / f"scores{request.param}"
+    write_scores(path, SCORES, RECORDS)
+    return path
+
+
+def test_what_is_written_is_read_back(path):
+    rows, records = zip(*read_scores(path), strict=True)
+    assert list(rows) == [row for row, _ in SCORES]  # to the last bit, and with the same ids of records
+    for record, (_, expected) in zip(records, SCORES, strict=True):
+        assert {key: str(value) for key, value in record.items()} == {k: str(v) for k, v in expected.items()}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_parquet_file_carries_its_records_and_types(tmp_path):
+    write_scores(tmp_path / "scores.parquet", SCORES, RECORDS)
+    schema = pq.read_schema(tmp_path / "scores.parquet")
+    assert json.loads(schema.metadata[b"clip_guidance"]) == RECORDS
+    assert {name: str(schema.field(name).type) for name in ("score", "weight", "context_length", "guided")} == {
+        "score": "double",
+        "weight": "double",
+        "context_length": "int64",
+        "guided": "bool",
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path, suffix):
+    path = tmp_path / f"scores{suffix}"
+    write_scores(path, SCORES, RECORDS)
+    data, whole = path.read_bytes(), [row for row, _ in read_scores(path)]
+    torn = 0
+    for size in range(len(data) - 1, data.index(b"\n"), -1):
+        path.write_bytes(data[:size])
+        found = [row for row, _ in read_scores(path)]
+        assert found == whole[: len(found)] and len(found) >= len(whole) - data[size:].count(b"\n") - 1
+        torn += is_torn(path)
+    assert torn > 100
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("scores.csv", "precious,data\n1,2\n", r"scores.csv: row 1: expected scores as clip-guidance score writes"),
+        ("scores.jsonl", "oops\n{}\n", r"scores.jsonl: row 1: expected scores"),
+        (
+            "scores.jsonl",
+            '{"image": "a", "prompt": "b", "score": "high", "definition": "c"}\n',
+            "scores.jsonl: row 1: could not convert",
+        ),
+        ("scores.parquet", "PAR1", r"scores.parquet: cannot be read \("),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ScoresError, match=message):
+        list(read_scores(tmp_path / name))
+
+
+def test_a_broken_row_in_the_middle_is_no_torn_line(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_scores(path, SCORES, RECORDS)
+    header, first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, first.replace(",", "", 1), *rest]))
+    with pytest.raises(ScoresError, match="row 1: expected scores"):
+        list(read_scores(path))

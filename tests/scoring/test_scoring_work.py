@@ -1,0 +1,86 @@
+"""The list of work: folders, tables and lines become items, lazily and in order."""
+
+import itertools
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clip_guidance.images import find_images
+from clip_guidance.scoring.work import Item, check_table, read_work
+
+
+@pytest.fixture
+def tree(tmp_path):
+    folder = tmp_path / "tree"
+    for name in ("b/2.png", "b/10.png", "a.png", "b.png", "b-c/x.jpg", ".hidden/y.png", "b/.z.png", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_a_folder_is_walked_in_the_order_of_find_images(tree):
+    items = list(read_work([tree], "a cat"))
+    assert {item.name for item in items} == {str(path) for path in find_images([tree])}
+    assert len(items) == 5 and [item.position for item in items] == list(range(5))
+    assert {item.prompt for item in items} == {"a cat"}
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    def endless():
+        yield from (f"{number}.png" for number in itertools.count())
+
+    assert [item.name for item in itertools.islice(read_work(["-"], None, endless()), 3)] == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
+
+
+def test_lines_are_paths_or_objects(tmp_path):
+    lines = ["a.png\n", "\n", '{"image": "b.png", "prompt": "a dog"}', '{"image": 3}', "{oops"]
+    a, b, number, broken = read_work(["-"], "a cat", lines)
+    assert (a.source, a.prompt) == ("a.png", "a cat") and (b.source, b.prompt) == ("b.png", "a dog")
+    assert number.problem == "has no image" and "no JSON" in broken.problem
+
+
+def test_what_is_not_there_stays_and_fails_by_name(tmp_path):
+    gone, empty = tmp_path / "gone.png", tmp_path / "empty"
+    empty.mkdir()
+    assert [item.name for item in read_work([gone, empty])] == [str(gone), str(empty)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_gives_a_pair_a_row(tmp_path, suffix):
+    rows = [{"image": "a.png", "prompt": "a cat"}, {"image": "deep/b.png", "prompt": "red, round"}]
+    table = tmp_path / f"pairs.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), table, row_group_size=1)
+    elif suffix == "jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        comma = "," if suffix == "csv" else "\t"
+        quoted = [comma.join(f'"{value}"' for value in row.values()) for row in rows]
+        table.write_text("\n".join([comma.join(rows[0]), *quoted]))
+    check_table(table)
+    items = list(read_work([table]))
+    assert items == [
+        Item(str(tmp_path / row["image"]), str(tmp_path / row["image"]), row["prompt"], position=i)
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_pictures_inside_a_parquet_table(tmp_path):
+    table = tmp_path / "inside.parquet"
+    pq.write_table(pa.Table.from_pylist([{"image": b"bytes", "prompt": "a cat"}]), table)
+    (item,) = read_work([table])
+    assert item == Item(f"{table}: row 1", b"bytes", "a cat")
+
+
+@pytest.mark.parametrize("row", ['{"image": "a.png"}', "not json", "[1]", '{"image": "a.png", "prompt": 7}'])
+def test_a_bad_row_is_told_before_anything_is_computed(tmp_path, row):
+    table = tmp_path / "pairs.jsonl"
+    table.write_text('{"image": "a.png", "prompt": "x"}\n' + row + "\n")
+    with pytest.raises(ValueError, match=r"pairs.jsonl: row 2 has no image or no prompt \("):
+        check_table(table)
