@@ -1,6 +1,6 @@
 """The parts that reports and notebooks are made of, each a piece of HTML in which every text is escaped.
 
-Numbers are rounded as they are shown: probabilities to 0.1 %, cosines to 0.001, scores to 0.01. A part shows a bounded
+Numbers are rounded as they are shown: probabilities to 0.1 %, cosines and scores to 0.001. A part shows a bounded
 number of things and says how many there are.
 """
 
@@ -64,7 +64,7 @@ class Guess:
 
 def section(title: str, body: Markup, note: str = "") -> Markup:
     """A part under a title."""
-    return render("section", title, note, body)
+    return render("section", title, note[:1].upper() + note[1:], body)
 
 
 def facts(values: Mapping[str, Any]) -> Markup:
@@ -139,12 +139,12 @@ def histogram(values: Sequence[float], label: str) -> Markup:
         return Markup("")
     counts, edges = np.histogram(finite, "sturges")
     bins = [
-        {"height": round(HEIGHT * share, 1), "title": f"{count}: {low:.2f} to {high:.2f}"}
+        {"height": round(HEIGHT * share, 1), "title": f"{count}: {low:.3f} to {high:.3f}"}
         for count, share, low, high in zip(counts, counts / counts.max(), edges[:-1], edges[1:], strict=True)
     ]
     mean, low, high = finite.mean(), edges[0], edges[-1]
     where = (mean - low) / (high - low)
-    return render("histogram", bins, where, f"{low:.2f}", f"{high:.2f}", f"{label}: mean {mean:.2f} of {len(finite)}")
+    return render("histogram", bins, where, f"{low:.3f}", f"{high:.3f}", f"{label}: mean {mean:.3f} of {len(finite)}")
 
 
 def failures(failed: Sequence[Mapping[str, str]]) -> tuple[Markup, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clip_guidance.comparison import PairedComparison
 
 EXTREMES = 30  # pictures shown of the best, and of the worst
-ROUNDED = "Scores are rounded to 0.01."
+ROUNDED = "Scores are rounded to 0.001."
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def comparison_parts(found: PairedComparison) -> tuple[Markup, ...]:
     numbers = zip(found.a.tolist(), found.b.tolist(), found.differences.tolist(), strict=True)
     rows = sorted(((name, *three) for name, three in zip(names, numbers, strict=True)), key=lambda row: -row[3])
     chosen = rows if len(rows) <= 2 * EXTREMES else rows[:EXTREMES] + rows[-EXTREMES:]
-    lines = [(name, f"{a:.2f}", f"{b:.2f}", f"{difference:+.2f}") for name, a, b, difference in chosen]
+    lines = [(name, f"{a:.3f}", f"{b:.3f}", f"{difference:+.3f}") for name, a, b, difference in chosen]
     which = f"The {EXTREMES} that gain and the {EXTREMES} that lose most:"
     note = f"{parts.shown(len(chosen), len(rows), 'pairs', which)}. {ROUNDED}"
     return (
@@ -131,5 +131,5 @@ def _extremes(count: int, best: list[_Row], worst: list[_Row]) -> tuple[Markup, 
 
 
 def _gallery(rows: Sequence[_Row]) -> Markup:
-    cards = [Card(row.image, value=f"{row.score:.2f}", lines=(row.text,) if row.text else ()) for row in rows]
+    cards = [Card(row.image, value=f"{row.score:.3f}", lines=(row.text,) if row.text else ()) for row in rows]
     return parts.gallery(cards)

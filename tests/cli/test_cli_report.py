@@ -77,14 +77,14 @@ def test_generate_reports_what_it_drew(cli, clip, pipeline, tmp_path, report, pa
     assert titles(page()) == [row["image"] for row in done.json]
     lines = [[line.text for line in card.all("p", "line")] for card in page().all("li", "card")]
     assert [line[:2] for line in lines] == [["a <b> & c", "seed 0"], ["a <b> & c", "seed 1"]]
-    assert [line[2].split()[0] for line in lines] == [f"{row['scores'][0]['score']:.2f}" for row in done.json]
+    assert [line[2].split()[0] for line in lines] == [f"{row['scores'][0]['score']:.3f}" for row in done.json]
 
 
 def test_score_reports_every_definition(cli, clip, pictures, good, tmp_path, report, page):
     words = ["score", pictures, "--prompt", "a <b>", "--model", clip, "--report", report, "--json"]
     done = cli(*words, "--definition", "torchmetrics", "--definition", "cosine")
     assert done.code == 1 and sorted(titles(page())) == sorted(2 * [str(path) for path in good])
-    wanted = sorted(f"{row['score']:.2f}" for row in done.json["results"])
+    wanted = sorted(f"{row['score']:.3f}" for row in done.json["results"])
     assert sorted(value.text for value in page().all("p", "value")) == wanted
     assert f"{pictures}/broken.png is empty (0 bytes)" in page().text and "a <b>" in page().text
     output = tmp_path / "scores.jsonl"
@@ -101,7 +101,7 @@ def test_compare_reports_its_pairs(cli, clip, good, tmp_path, report, page):
     done = cli("compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--resamples", 20, "--report", report, "--json")
     rows = [[cell.text for cell in row.all("td")] for row in page().all("tr")[1:]]
     assert rows == [
-        [row["prompt"], f"{row['a']:.2f}", f"{row['b']:.2f}", f"{row['difference']:+.2f}"]
+        [row["prompt"], f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['difference']:+.3f}"]
         for row in done.json["results"]
     ]
 

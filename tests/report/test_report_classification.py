@@ -102,7 +102,7 @@ def test_a_page_says_how_many_of_many_it_shows(photos, result, monkeypatch):
     monkeypatch.setattr(parts, "PICTURES", 2)
     page = report.classification(result, photos)
     assert [card.all("img")[0].attributes["title"] for card in cards(page)] == [str(path) for path in photos[:2]]
-    assert "the first 2 of 5 pictures. Probabilities are rounded to 0.1 %." in html_pages.read(page.to_html()).text
+    assert "The first 2 of 5 pictures. Probabilities are rounded to 0.1 %." in html_pages.read(page.to_html()).text
 
 
 def test_a_picture_that_is_gone_is_told_not_fatal(photos, result):

@@ -42,7 +42,7 @@ def test_a_heat_map_of_two_lists_and_of_many(photos, matrix, monkeypatch):
     assert "2 pictures in rows, 5 pictures in columns." in page.text and len(cells(page)[0]) == 5
     monkeypatch.setattr(parts, "SIDE", 3)
     page = html_pages.read(report.similarity(matrix, photos).to_html())
-    assert "the first 3 of 5 pictures." in page.text and len(cells(page)) == len(cells(page)[0]) == 3
+    assert "The first 3 of 5 pictures." in page.text and len(cells(page)) == len(cells(page)[0]) == 3
     with pytest.raises(ValueError, match=r"expected a matrix \(5, 5\) for these pictures, got \(2, 5\)"):
         report.similarity(matrix[:2], photos)
 
@@ -71,7 +71,7 @@ def test_hits_are_shown_with_their_metadata_on_the_page_and_in_a_notebook(photos
     assert [line.text for line in card.all("p", "line")] == ["<i>album</i>: <script>", "year: 2020"]
     assert page.title == "Search: 2 * <b> - x" and "where" not in html_pages.read(page.parts[0]).text
     monkeypatch.setattr(parts, "PICTURES", 4)
-    assert "the first 4 of 5 pictures, best first" in html_pages.read(hits._repr_html_()).text
+    assert "The first 4 of 5 pictures, best first" in html_pages.read(hits._repr_html_()).text
 
 
 def test_duplicates_are_shown_group_by_group_as_long_as_there_is_room(photos, monkeypatch):
@@ -81,7 +81,7 @@ def test_duplicates_are_shown_group_by_group_as_long_as_there_is_room(photos, mo
     monkeypatch.setattr(parts, "PICTURES", 3)
     page = html_pages.read(report.duplicates(groups).to_html())
     assert [len(section.all("img")) for section in page.all("section")] == [2, 1]
-    assert "the first 3 of 5 pictures" in page.text and "the first 1 of 3 pictures" in page.text
+    assert "the first 3 of 5 pictures" in page.text and "The first 1 of 3 pictures" in page.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 3000])
@@ -95,7 +95,7 @@ def test_a_histogram_counts_every_finite_value(count):
     assert heights == pytest.approx([parts.HEIGHT * number / max(counts) for number in counts], abs=0.0501)
     tops = [float(bar.attributes["y"]) + height for bar, height in zip(bars, heights, strict=True)]
     assert tops == pytest.approx([120] * len(bars))
-    assert f"<score>: mean {values.mean():.2f} of {count}" in page.text
+    assert f"<score>: mean {values.mean():.3f} of {count}" in page.text
     low, high = (float(page.all("span")[at].text) for at in (0, 2))
     mean, width = float(page.all("line")[0].attributes["x1"]), 20 * len(bars)
     assert low + mean / width * (high - low) == pytest.approx(values.mean(), abs=0.02 * (high - low) / len(bars) + 0.01)
@@ -111,7 +111,7 @@ def test_failures_are_bounded_and_named(monkeypatch):
     monkeypatch.setattr(parts, "LINES", 2)
     (part,) = parts.failures(failed)
     assert cells(html_pages.read(part), str) == [["0.png", "<empty>"], ["1.png", "<empty>"]]
-    assert "the first 2 of 5 inputs" in html_pages.read(part).text
+    assert "The first 2 of 5 inputs" in html_pages.read(part).text
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_drawn_pictures_have_their_own_settings_and_those_of_all(drawn):
         assert embedded.convert("RGB").getpixel((0, 0)) == (number, 0, 0)
         lines = [line.text for line in card.all("p", "line")]
         steps = each.settings.steps
-        assert lines == [each.settings.prompt, f"seed {number}", f"steps {steps}", "27.12 by <judge>"]
+        assert lines == [each.settings.prompt, f"seed {number}", f"steps {steps}", "27.123 by <judge>"]
     (shared,) = tree.all("dl")
     settings = asdict(drawn[0].settings)
     names = [name.text for name in shared.all("dt")]

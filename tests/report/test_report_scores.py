@@ -22,7 +22,7 @@ def test_few_pictures_are_all_shown_once_best_first(photos):
     page = html_pages.read(report.scores(report.Scores(rows, "<i>", {"prefix": "", "weight": 2.5})).to_html())
     html_pages.assert_harmless(page)
     head, spread, pictures = page.all("section")
-    expected = [(photos[2], "31.24"), (photos[4], "7.00"), (photos[0], f"{1.005:.2f}"), (photos[1], "-2.50")]
+    expected = [(photos[2], "31.239"), (photos[4], "7.000"), (photos[0], "1.005"), (photos[1], "-2.500")]
     assert shown(pictures) == [(str(path), value) for path, value in expected]
     assert head.text == "<i> weight 2.5 pictures 4 scores that are not finite 1"
     assert sum(int(bar.text.split(":")[0]) for bar in spread.all("rect")) == 4
@@ -35,9 +35,9 @@ def test_of_many_the_best_and_the_worst_are_shown(photos, monkeypatch):
     best, worst = sorted(values)[::-1][:2], sorted(values)[:2]
     page = html_pages.read(report.scores(report.Scores((photos[0], "", float(value)) for value in values)).to_html())
     sections = {section.all("h2")[0].text: section for section in page.all("section")}
-    assert [value for _, value in shown(sections["Best"])] == [f"{value:.2f}" for value in best]
-    assert [value for _, value in shown(sections["Worst"])] == [f"{value:.2f}" for value in worst]
-    assert "the worst 2 of 1,000 pictures, the worst first." in sections["Worst"].text
+    assert [value for _, value in shown(sections["Best"])] == [f"{value:.3f}" for value in best]
+    assert [value for _, value in shown(sections["Worst"])] == [f"{value:.3f}" for value in worst]
+    assert "The worst 2 of 1,000 pictures, the worst first." in sections["Worst"].text
 
 
 def test_equal_scores_keep_their_order(photos):
@@ -65,9 +65,9 @@ def test_a_comparison_shows_every_pair_and_its_figures():
     html_pages.assert_harmless(tree)
     (table,) = tree.all("table")
     assert [[cell.text for cell in row.all("td")] for row in table.all("tr")[1:]] == [
-        ["<script>", "1.00", "4.25", "+3.25"],
-        ["c", "5.00", "5.00", "+0.00"],
-        ["b.png | x", "2.00", "1.00", "-1.00"],
+        ["<script>", "1.000", "4.250", "+3.250"],
+        ["c", "5.000", "5.000", "+0.000"],
+        ["b.png | x", "2.000", "1.000", "-1.000"],
     ]
     figures = dict(zip(*([part.text for part in tree.all(tag)] for tag in ("dt", "dd")), strict=True))
     assert figures["difference b − a"].startswith("+0.7500 (") and figures["b is higher"].startswith("50.0% (")
