@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.clip_iqa import clip_iqa
+from clip_guidance.image_quality import clip_iqa
 from clip_guidance.images import load_image
 from clip_guidance.score import HESSEL, TORCHMETRICS, clip_score
 from clip_guidance.trainer import parse_settings

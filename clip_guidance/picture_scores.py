@@ -95,7 +95,7 @@ def get_picture_score(score: Score) -> PictureScore:
         return PromptScore(DEFINITIONS[score])
     kind, _, rest = score.partition(":")
     if kind == "clip-iqa":
-        from clip_guidance.clip_iqa import get_pair
+        from clip_guidance.image_quality import get_pair
 
         return get_pair(rest or "quality")
     if kind == "aesthetic" and rest:

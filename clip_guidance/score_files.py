@@ -1,46 +1,49 @@
-"""Files of scores, as ``clip-guidance score --output`` writes them: a row a picture, with the definition beside it.
+"""Scores that ``clip-guidance score --output`` wrote, ready for a comparison of two files.
 
-Two such files can be compared where they were scored by one definition and one judge, which their columns tell.
+A file may hold several scores of each picture, one a definition and judge. Two of them can be compared where the whole
+record beside them agrees, save the model's name: the fingerprint tells one model from another under any name.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
-# what makes two scores incomparable; the model's name does not, since one model has a name on every machine
-SETTINGS = (
-    *("definition", "weight", "prefix", "clip", "positive", "negative", "logit_scale", "head"),
-    *("fingerprint", "dtype", "preprocessing", "context_length"),
-)
-NEEDED = ("definition", "fingerprint")
+from clip_guidance.scoring.output import SUFFIXES
+from clip_guidance.scoring.output import read_scores as read_rows
+from clip_guidance.scoring.workfile import ScoreRow
 
 Key: TypeAlias = str | tuple[str, str]
 
 
-@dataclass(frozen=True)
-class ScoreFile:
-    """The scored pictures of a file.
+@dataclass
+class ScoreSet:
+    """The scores of a file by one definition and judge.
 
     Attributes:
         path: the file.
-        rows: those with a finite ``score``, a float.
-        settings: the definition and judge of all of them, as text.
-        skipped: the other rows, each with its number and what is wrong with it.
+        record: definition, model and preprocessing, as text: a number is one whether it comes from CSV or JSON.
+        rows: with finite scores.
+        skipped: the images with other scores, and what is wrong with them.
     """
 
     path: Path
-    rows: list[dict[str, Any]]
-    settings: dict[str, str]
-    skipped: list[str]
+    record: dict[str, str]
+    rows: list[ScoreRow] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What has to agree in a comparison."""
+        return {name: value for name, value in self.record.items() if name != "model"}
+
+    def __str__(self) -> str:
+        return f"{self.record['definition']} by {self.record.get('model', 'a model without a name')}"
 
     def scores(self, on: Literal["prompt", "image"] = "prompt") -> dict[Key, float]:
         """The mean score of each key.
@@ -50,112 +53,82 @@ class ScoreFile:
                 prompt.
 
         Raises:
-            ValueError: a row has no such column.
+            ValueError: on prompts, where a picture has none.
         """
         groups: dict[Key, list[float]] = {}
         for key, row in zip(self._keys(on), self.rows, strict=True):
-            groups.setdefault(key, []).append(row["score"])
+            groups.setdefault(key, []).append(row.score)
         return {key: fmean(scores) for key, scores in groups.items()}
 
-    def _keys(self, on: str) -> list[Key]:
-        for column in ("prompt", "image")[: 1 if on == "prompt" else 2]:
-            if lacking := [row for row in self.rows if not row.get(column)]:
-                raise ValueError(f"{self.path}: {len(lacking)} of {len(self.rows)} rows have no {column}")
-        prompts = [str(row["prompt"]) for row in self.rows]
+    def _keys(self, on: str) -> Sequence[Key]:
         if on == "prompt":
-            return [*prompts]
-        images = [os.path.abspath(str(row["image"])) for row in self.rows]
+            if lacking := sum(not row.prompt for row in self.rows):
+                raise ValueError(f"{self.path}: {lacking} of {len(self.rows)} rows have no prompt; pair on image")
+            return [row.prompt for row in self.rows]
+        images = [os.path.abspath(row.image) for row in self.rows]
         shared = os.path.commonpath([os.path.dirname(image) for image in images]) if images else ""
-        return [(os.path.relpath(image, shared), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return [(os.path.relpath(image, shared), row.prompt) for image, row in zip(images, self.rows, strict=True)]
 
 
-def read_scores(path: str | Path) -> ScoreFile:
-    """Reads a file of scores; a row that cannot be used is skipped and named.
+def read_scores(path: str | Path) -> list[ScoreSet]:
+    """Reads a file of scores; a last line that was cut short is left out.
 
     Args:
         path: .jsonl, .csv or .parquet.
 
     Raises:
-        ValueError: another kind of file, no scores in it, or scores of several definitions or judges.
+        ValueError: another kind of file, one without scores, a damaged row, or scores of an unknown judge.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    path, sets = Path(path), dict[str, ScoreSet]()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a file of scores ({', '.join(SUFFIXES)})")
-    rows, skipped = [], []
-    for number, row in enumerate(_rows(path), start=1):
-        score = _finite(row.get("score")) if isinstance(row, dict) else None
-        if score is None:
-            skipped.append(
-                f"row {number}: {'has no finite score' if isinstance(row, dict) else 'is no row of a table'}"
-            )
+    for row, record in read_rows(path):
+        if row.record not in sets:
+            if "fingerprint" not in record:
+                raise ValueError(f"{path}: has no fingerprint of the judge: it is not known what it compares with")
+            sets[row.record] = ScoreSet(path, {name: str(value) for name, value in record.items()})
+        of_record = sets[row.record]
+        if math.isfinite(row.score):
+            of_record.rows.append(row)
         else:
-            rows.append({**row, "score": score})
-    if not rows:
-        raise ValueError(f"{path}: expected rows with a column score, found none in {len(skipped)} rows")
-    return ScoreFile(path, rows, _settings(path, rows), skipped)
+            of_record.skipped.append(f"{row.image}: {of_record}: its score is {row.score}")
+    if not any(found.rows for found in sets.values()):
+        raise ValueError(f"{path}: holds no scores")
+    return list(sets.values())
 
 
-def refuse_unlike(a: ScoreFile, b: ScoreFile) -> None:
-    """Refuses to compare what was not scored alike.
+def find_comparable(
+    a: Sequence[ScoreSet], b: Sequence[ScoreSet], definition: str | None = None, model: str | None = None
+) -> tuple[ScoreSet, ScoreSet]:
+    """The scores that two files have in common.
+
+    Args:
+        a: all scores of the first file.
+        b: all scores of the second.
+        definition: only those by this definition.
+        model: only those by the model of this name in the first file.
 
     Raises:
-        ValueError: names each setting in which the two differ.
+        ValueError: there is no such score in common, in which case it says what differs, or there are several.
     """
-    names = [name for name in SETTINGS if a.settings.get(name, "") != b.settings.get(name, "")]
-    if names:
-        unlike = "; ".join(f"{n} {a.settings.get(n, '')!r} and {b.settings.get(n, '')!r}" for n in names)
-        raise ValueError(f"{a.path} and {b.path} were not scored alike: {unlike}")
+    a = [found for found in a if definition in (None, found.record["definition"])]
+    a = [found for found in a if model in (None, found.record.get("model"))]
+    b = [found for found in b if definition in (None, found.record["definition"])]
+    if not a or not b:
+        raise ValueError(f"no score {' by '.join(filter(None, (definition, model)))!r} in both files")
+    pairs = [(one, other) for one in a for other in b if one.settings == other.settings]
+    if len(pairs) == 1:
+        return pairs[0]
+    if pairs:
+        raise ValueError(f"several scores are in both: {'; '.join(str(one) for one, _ in pairs)}; choose one of them")
+    raise ValueError(f"{a[0].path} and {b[0].path} were not scored alike: {_unlike(a, b)}")
 
 
-def _settings(path: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The settings that all rows share, as text: a number is one whether it comes from CSV or JSON."""
-    found = {}
-    for name in SETTINGS:
-        values = {"" if row.get(name) is None else str(row[name]) for row in rows}
-        if len(values) > 1:
-            raise ValueError(f"{path}: its rows differ in {name}: {', '.join(map(repr, sorted(values)))}")
-        found[name] = values.pop()
-        if name in NEEDED and not found[name]:
-            raise ValueError(f"{path}: has no {name}, so that it is not known what it may be compared with")
-    return {name: value for name, value in found.items() if value}
-
-
-def _finite(value: Any) -> float | None:
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        return None
-    return score if math.isfinite(score) else None
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        if path.suffix == ".csv":
-            try:
-                yield from csv.DictReader(file)
-            except csv.Error as error:
-                raise ValueError(f"{path}: {error}") from error
-            return
-        for line in file:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:  # the last line of a run that was killed
-                    yield None
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'clip-guidance[data]'") from None
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+def _unlike(a: Sequence[ScoreSet], b: Sequence[ScoreSet]) -> str:
+    """What differs: by setting where each file has one score, else which scores there are."""
+    if len(a) > 1 or len(b) > 1:
+        return f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
+    one, other = a[0].settings, b[0].settings
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return "; ".join(f"{name} {one.get(name, '')!r} and {other.get(name, '')!r}" for name in names)

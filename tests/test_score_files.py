@@ -1,126 +1,107 @@
 """Files of scores: the same rows from every format, what pairs, and what must not be compared."""
 
-import csv
 import json
 import math
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from clip_guidance.score_files import read_scores, refuse_unlike
+from clip_guidance.score_files import find_comparable, read_scores
+from clip_guidance.scoring.output import write_scores
+from clip_guidance.scoring.workfile import ScoreRow, record_id
 
-JUDGE = {"definition": "hessel", "weight": 2.5, "prefix": "A photo depicts ", "fingerprint": "ab12", "dtype": "float32"}
+HESSEL = {"definition": "hessel", "weight": 2.5, "prefix": "A photo depicts ", "model": "m", "fingerprint": "ab12"}
+COSINE = {"definition": "cosine", "weight": 1.0, "model": "m", "fingerprint": "ab12"}
 
 
-def row(image: str, prompt: str, score: float | None, **changes) -> dict:
-    return {"image": image, "prompt": prompt, "score": score, **JUDGE, **changes}
+def row(image: str, prompt: str, score: float, record: dict = HESSEL) -> tuple[ScoreRow, dict]:
+    return ScoreRow(image, prompt, record_id(record), 0, "00", score, False, None, False), record
 
 
-def write(path, rows):
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write(path, *rows):
+    write_scores(path, rows, list({record_id(record): record for _, record in rows}.values()))
     return path
 
 
-ROWS = [
-    row("out/0.png", "a cat", 0.5),
-    row("out/1.png", 'a "red",\nround apple', 0.25),
-    row("out/2.png", "a cat", 1.0),
-    row("out/3.png", "failed", None),
-]
+def only(path):
+    (found,) = read_scores(path)
+    return found
+
+
+APPLE = 'a "red",\nround apple'
+ROWS = [row("out/0.png", "a cat", 0.5), row("out/1.png", APPLE, 0.25), row("out/2.png", "a cat", 1.0)]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_every_format_says_the_same(tmp_path, suffix):
-    found = read_scores(write(tmp_path / f"scores.{suffix}", ROWS))
-    assert found.scores("prompt") == {"a cat": 0.75, 'a "red",\nround apple': 0.25}  # the mean over its pictures
-    assert list(found.scores("image")) == [(f"{i}.png", ROWS[i]["prompt"]) for i in range(3)]
-    assert found.skipped == ["row 4: has no finite score"]
-    assert found.settings == {key: str(value) for key, value in JUDGE.items()}
-    refuse_unlike(found, read_scores(write(tmp_path / "other.jsonl", ROWS)))
+    found = read_scores(write(tmp_path / f"scores.{suffix}", *ROWS, row("out/3.png", "a dog", math.nan)))
+    assert found[0].scores("prompt") == {"a cat": 0.75, APPLE: 0.25}  # the mean over its pictures
+    assert list(found[0].scores("image")) == [("0.png", "a cat"), ("1.png", APPLE), ("2.png", "a cat")]
+    assert found[0].skipped == ["out/3.png: hessel by m: its score is nan"]
+    assert str(found[0]) == "hessel by m" and found[0].record == {key: str(value) for key, value in HESSEL.items()}
+    other = read_scores(write(tmp_path / "other.jsonl", *ROWS))
+    assert find_comparable(found, other) == (found[0], other[0])
 
 
 def test_pictures_pair_by_their_path_below_the_folder_they_share(tmp_path):
-    one = read_scores(write(tmp_path / "a.jsonl", [row("runs/a/x/0.png", "p", 1), row("runs/a/y/0.png", "p", 2)]))
-    other = read_scores(
-        write(tmp_path / "b.jsonl", [row("/elsewhere/b/x/0.png", "p", 3), row("/elsewhere/b/y/0.png", "p", 4)])
-    )
-    assert one.scores("image").keys() == other.scores("image").keys() == {("x/0.png", "p"), ("y/0.png", "p")}
+    one = only(write(tmp_path / "a.jsonl", row("runs/a/x/0.png", "p", 1.0), row("runs/a/y/0.png", "", 2.0)))
+    other = only(write(tmp_path / "b.jsonl", row("/else/b/x/0.png", "p", 3.0), row("/else/b/y/0.png", "", 4.0)))
+    assert one.scores("image").keys() == other.scores("image").keys() == {("x/0.png", "p"), ("y/0.png", "")}
+    with pytest.raises(ValueError, match="a.jsonl: 1 of 2 rows have no prompt; pair on image"):
+        one.scores("prompt")
 
 
-def test_a_killed_runs_last_line_and_odd_scores_are_skipped_by_name(tmp_path):
-    path = write(tmp_path / "a.jsonl", [row("0.png", "p", 1), row("1.png", "p", math.nan), row("2.png", "p", "high")])
-    path.write_text(path.read_text() + '[1]\n{"image": "3.png", "sc')
-    found = read_scores(path)
-    assert found.scores() == {"p": 1.0}
-    assert found.skipped == [
-        "row 2: has no finite score",
-        "row 3: has no finite score",
-        "row 4: is no row of a table",
-        "row 5: is no row of a table",
-    ]
+def test_a_killed_writers_last_line_is_left_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", *ROWS)
+    path.write_text(path.read_text() + '{"image": "3.png", "sc')
+    assert len(only(path).rows) == 3
 
 
 @pytest.mark.parametrize(
-    "changes,message",
+    "record,message",
     [
-        (
-            {"definition": "cosine", "weight": 1.0},
-            "not scored alike: definition 'hessel' and 'cosine'; weight '2.5' and",
-        ),
-        ({"fingerprint": "cd34"}, "not scored alike: fingerprint 'ab12' and 'cd34'$"),
-        ({"dtype": "bfloat16"}, "not scored alike: dtype 'float32' and 'bfloat16'$"),
-        ({"head": "ef56"}, "not scored alike: head '' and 'ef56'$"),
+        (COSINE, "not scored alike: definition 'hessel' and 'cosine'; weight '2.5' and '1.0'; prefix '.*' and ''$"),
+        ({**HESSEL, "fingerprint": "cd34"}, "not scored alike: fingerprint 'ab12' and 'cd34'$"),
+        ({**HESSEL, "decode": "draft"}, "not scored alike: decode '' and 'draft'$"),
     ],
 )
-def test_what_was_not_scored_alike_is_refused(tmp_path, changes, message):
-    one = read_scores(write(tmp_path / "a.jsonl", [row("0.png", "p", 1)]))
-    other = read_scores(write(tmp_path / "b.csv", [row("0.png", "p", 1, **changes)]))
+def test_what_was_not_scored_alike_is_refused(tmp_path, record, message):
+    one = read_scores(write(tmp_path / "a.jsonl", row("0.png", "p", 1.0)))
+    other = read_scores(write(tmp_path / "b.csv", row("0.png", "p", 1.0, record)))
     with pytest.raises(ValueError, match=message):
-        refuse_unlike(one, other)
-    refuse_unlike(one, read_scores(write(tmp_path / "c.csv", [row("0.png", "p", 1, model="of any name", seed=3)])))
+        find_comparable(one, other)
 
 
-@pytest.mark.parametrize(
-    "name,rows,message",
-    [
-        (
-            "a.jsonl",
-            [row("0", "p", 1), row("1", "p", 1, definition="cosine")],
-            "differ in definition: 'cosine', 'hessel'",
-        ),
-        ("a.jsonl", [{"image": "0", "prompt": "p", "score": 1}], "a.jsonl: has no definition, so that it is not known"),
-        ("a.csv", [row("0", "p", 1, fingerprint=None)], "a.csv: has no fingerprint"),
-        ("a.csv", [row("0", "p", None)], "expected rows with a column score, found none in 1 rows"),
-    ],
-)
-def test_unusable_files(tmp_path, name, rows, message):
-    with pytest.raises(ValueError, match=message):
-        read_scores(write(tmp_path / name, rows))
+def test_a_model_is_one_under_any_name(tmp_path):
+    one = read_scores(write(tmp_path / "a.jsonl", row("0.png", "p", 1.0)))
+    other = read_scores(write(tmp_path / "b.csv", row("0.png", "p", 1.0, {**HESSEL, "model": "/elsewhere/m"})))
+    assert find_comparable(one, other, "hessel", "m")[1].record["model"] == "/elsewhere/m"
 
 
-def test_unreadable_files(tmp_path):
+def test_of_several_scores_the_common_one_or_the_one_that_is_asked_for(tmp_path):
+    judge = {**HESSEL, "model": "n", "fingerprint": "cd34"}
+    several = [row("0.png", "p", 1.0), row("0.png", "p", 2.0, COSINE), row("0.png", "p", 3.0, judge)]
+    a, b = (read_scores(write(tmp_path / f"{name}.csv", *several)) for name in "ab")
+    with pytest.raises(ValueError, match="several scores are in both: hessel by m; cosine by m; hessel by n; choose"):
+        find_comparable(a, b)
+    assert [found.scores()["p"] for found in find_comparable(a, b, "cosine")] == [2.0, 2.0]
+    assert [found.scores()["p"] for found in find_comparable(a, b, model="n")] == [3.0, 3.0]
+    assert find_comparable(a, b[1:2]) == (a[1], b[1])
+    with pytest.raises(ValueError, match="no score 'cosine by n' in both files"):
+        find_comparable(a, b, "cosine", "n")
+    with pytest.raises(ValueError, match="not scored alike: hessel by m, cosine by m and hessel by n$"):
+        find_comparable(a[:2], b[2:])
+
+
+def test_unusable_files(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt: expected a file of scores \(.jsonl, .csv, .parquet\)"):
         read_scores(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError):
         read_scores(tmp_path / "gone.csv")
-    (tmp_path / "a.parquet").write_bytes(b"not a table at all")
-    with pytest.raises(ValueError, match=r"a.parquet: cannot be read as parquet"):
-        read_scores(tmp_path / "a.parquet")
-    (tmp_path / "long.csv").write_text("score\n" + "1" * 200_000)
-    with pytest.raises(ValueError, match=r"long.csv: field larger than field limit"):
-        read_scores(tmp_path / "long.csv")
-
-
-def test_rows_without_a_key(tmp_path):
-    found = read_scores(write(tmp_path / "a.csv", [row("0.png", "", 1), row("", "p", 2)]))
-    with pytest.raises(ValueError, match="a.csv: 1 of 2 rows have no prompt"):
-        found.scores("prompt")
+    with pytest.raises(ValueError, match="nan.csv: holds no scores"):
+        read_scores(write(tmp_path / "nan.csv", row("0", "p", math.inf)))
+    anonymous = {"definition": "hessel", "model": "m"}
+    with pytest.raises(ValueError, match="own.jsonl: has no fingerprint of the judge"):
+        read_scores(write(tmp_path / "own.jsonl", row("0", "p", 1.0, anonymous)))
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"image": "0", "prompt": "p"}) + "\n")
+    with pytest.raises(ValueError, match="bad.jsonl: row 1: expected scores as clip-guidance score writes them"):
+        read_scores(tmp_path / "bad.jsonl")

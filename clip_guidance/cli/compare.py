@@ -31,6 +31,10 @@ def command(
     on: Annotated[
         On, typer.Option(help="What is paired: prompts, over whose pictures is averaged, or pictures by file name.")
     ] = On.prompt,
+    definition: Annotated[
+        str | None, typer.Option(help="The score to compare, where the files hold several.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Its judge, by the name it has in A.", show_default=False)] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 10_000,
     probability: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
@@ -44,10 +48,9 @@ def command(
     Example: clip-guidance compare plain.jsonl guided.jsonl
     """
     from clip_guidance.comparison import compare_scores
-    from clip_guidance.score_files import read_scores, refuse_unlike
+    from clip_guidance.score_files import find_comparable, read_scores
 
-    first, second = read_scores(a), read_scores(b)
-    refuse_unlike(first, second)
+    first, second = find_comparable(read_scores(a), read_scores(b), definition, model)
     job = common.Job()
     for file in (first, second):
         for problem in file.skipped:
@@ -61,7 +64,7 @@ def command(
     rows = [(*_cells(key), *numbers) for key, *numbers in sorted(pairs, key=lambda pair: -pair[3])]
     columns = [*(("prompt",) if on is On.prompt else ("image", "prompt")), "a", "b", "difference"]
     if json:
-        files = {"a": str(a), "b": str(b), "definition": first.settings, "on": on.value, "pairs": len(rows)}
+        files = {"a": str(a), "b": str(b), "definition": first.record, "on": on.value, "pairs": len(rows)}
         intervals = {"difference": asdict(found.difference), "win_rate": asdict(found.win_rate)}
         bootstrap = {"resamples": resamples, "probability": probability, "seed": seed}
         results = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -72,7 +75,7 @@ def command(
     if report is not None:
         from clip_guidance.report import comparison
 
-        common.save_report(comparison(found, facts={"a": str(a), "b": str(b), **first.settings}), report)
+        common.save_report(comparison(found, facts={"a": str(a), "b": str(b), **first.record}), report)
     job.finish()
 
 

@@ -44,7 +44,6 @@ def test_names_what_does_not_pair(cli, clip, good, tmp_path):
     assert done.code == 1 and done.json["pairs"] == 2
     reasons = [(failure["path"], failure["reason"]) for failure in done.json["failed"]]
     assert reasons == [
-        (str(b), "row 4: is no row of a table"),
         (str(a), f"an apple: is not in {b}"),
         (str(b), f"a boat: is not in {a}"),
     ]
@@ -74,3 +73,15 @@ def test_refuses_other_definitions_and_judges(cli, clip, judge, good, tmp_path):
     assert (other_definition.code, other_definition.out) == (other_judge.code, other_judge.out) == (2, "")
     assert "were not scored alike: definition 'torchmetrics' and 'cosine'" in other_definition.err
     assert "were not scored alike: fingerprint '" in other_judge.err
+
+
+def test_of_several_scores_one_is_chosen(cli, clip, good, tmp_path):
+    a, b = tmp_path / "a.csv", tmp_path / "b.parquet"
+    pairs = list(zip(good, ["a cat", "a dog", "an apple"], strict=True))
+    scored(cli, clip, a, pairs, "--definition", "cosine", "--definition", "hessel")
+    scored(cli, clip, b, reversed(pairs), "--definition", "hessel", "--definition", "cosine")
+    unclear = cli("compare", a, b)
+    assert unclear.code == 2 and "several scores are in both: cosine by" in unclear.err
+    done = cli("compare", a, b, "--definition", "cosine", "--json")
+    assert done.code == 0 and done.json["definition"]["definition"] == "cosine"
+    assert done.json["difference"] == {"estimate": 0, "low": 0, "high": 0}
