@@ -14,7 +14,7 @@ from clip_guidance.data import CaptionedPictures
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
-    """A convolutional autoencoder without attention: 4 levels make 8x8 latents of 64x64 pictures."""
+    """A convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 pictures."""
     levels = len(channels)
     return AutoencoderKL(
         block_out_channels=tuple(channels),

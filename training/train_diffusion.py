@@ -44,13 +44,13 @@ class Settings:
     exclude: str | None = None  # leave out pictures whose name contains this
     validation: str | None = None  # captioned pictures on which the autoencoder's error is measured
     size: int = 64  # side of the pictures in pixels
-    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96, 96])  # all but the last halve the side
-    latent_channels: int = 8
+    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
+    latent_channels: int = 4
     vae_steps: int = 3000
     vae_batch_size: int = 16
     vae_learning_rate: float = 2e-3
-    kl_weight: float = 1e-4
-    unet_channels: list[int] = field(default_factory=lambda: [96, 160])
+    kl_weight: float = 1e-5
+    unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])
     unet_steps: int = 4000
     batch_size: int = 64
     learning_rate: float = 1e-3
