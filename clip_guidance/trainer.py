@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import accelerate
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -113,16 +115,19 @@ def make_accelerator(
         settings: dataclass of the run, told to the trackers.
 
     Raises:
-        ValueError: a tracker is unknown, or its package is not installed.
+        ValueError: a tracker is unknown, or its package is not installed; or the launch asks for what would be another
+            training than it says, see :func:`check_launch`.
     """
     installed = [str(tracker) for tracker in get_available_trackers()]
     if missing := [name for name in report_to if isinstance(name, str) and name not in installed]:
         known = ", ".join(installed) or "none is"
         raise ValueError(f"report_to: expected trackers that are installed ({known}), got {', '.join(missing)}")
-    if not report_to:
-        return Accelerator(cpu=not torch.accelerator.is_available(), **options)
-    options |= {"log_with": list(report_to), "project_dir": folder}
+    if report_to:
+        options |= {"log_with": list(report_to), "project_dir": folder}
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    check_launch(accelerator)
+    if not report_to:
+        return accelerator
     values = {} if settings is None else asdict(settings)
     plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
     accelerator.init_trackers("clip_guidance", config=plain)
@@ -228,8 +233,12 @@ def _one_step(
     return values | {"grad_norm": norm}
 
 
-def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
-    """Refuses what would be another training than asked for."""
+def check_launch(accelerator: Accelerator) -> None:
+    """Refuses what would be another training than asked for; some of it accelerate leaves out without a word.
+
+    Raises:
+        ValueError: says what was asked for, and what to use instead.
+    """
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             "gradient accumulation is not supported: it would not enlarge the batch of negatives; chunks of a large "
@@ -238,12 +247,24 @@ def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
     launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if launched != accelerator.num_processes:
         raise ValueError(f"{launched} processes were launched and accelerate knows {accelerator.num_processes}")
+    device, kind = accelerator.device.type, accelerator.distributed_type.value
     if accelerator.mixed_precision == "fp16":
-        raise ValueError('mixed precision "fp16" is not supported (its loss scale is not saved); use "bf16" or "no"')
-    sharded = getattr(accelerator, "is_fsdp2", False)
-    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU") and not sharded:
-        raise ValueError(f"expected one process, data parallelism or FSDP2, got {accelerator.distributed_type.value}")
-    if sharded and ema is not None:
+        why = "on the cpu accelerate has no loss scale and computes in float32" if device == "cpu" else ""
+        raise ValueError(
+            f'mixed precision "fp16" is not supported: {why or "its loss scale is not saved"}; use "bf16" or "no"'
+        )
+    if launched > 1 and kind != "FSDP" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError(
+            f"FSDP was asked for, and accelerate {accelerate.__version__} does not shard on the {device}: it would run "
+            f"as {kind}, with all weights on every process; launch it without FSDP"
+        )
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") and not getattr(accelerator, "is_fsdp2", False):
+        raise ValueError(f"expected one process, data parallelism or FSDP2, got {kind}")
+
+
+def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
+    check_launch(accelerator)
+    if ema is not None and getattr(accelerator, "is_fsdp2", False):
         raise ValueError("an average of the weights (EMA) is not supported under FSDP2")
 
 
