@@ -1,6 +1,7 @@
 """The names of the package are those of its modules, whatever has been imported before."""
 
 import importlib
+import importlib.util
 
 import clip_guidance
 
