@@ -48,6 +48,9 @@ class Batches(Protocol):
     def describe(self, step: int) -> dict[str, Any]:
         """Which pairs it had, ready for JSON."""
 
+    def close(self) -> None:
+        """Ends the threads that read, if there are any."""
+
 
 def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
     """Endless batches of indices below ``count``: a new permutation each epoch, the short last batch dropped.
@@ -119,6 +122,9 @@ class MemoryBatches:
         """As :class:`Batches` says."""
         return self(step).described
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class StreamedBatches:
     """Of a stream, which goes forward only; :class:`Batches` that ``fit`` saves and loads the place of.
@@ -155,6 +161,11 @@ class StreamedBatches:
         """As :class:`Batches` says; of the last step alone."""
         return self.described
 
+    def close(self) -> None:
+        """As :class:`Batches` says; the place stays, and the next batch opens the stream anew."""
+        self.stream.close()
+        self.stream = self.pairs.forever()
+
     def state_dict(self) -> dict[str, Any]:
         """The place behind the last batch, ready for JSON."""
         return {"step": self.next_step, **self.pairs.state_dict()}
@@ -165,8 +176,9 @@ class StreamedBatches:
         Raises:
             ValueError: the state is of another stream, order or number of processes; says what differs.
         """
+        self.close()
         self.pairs.load_state_dict(state)
-        self.next_step, self.stream = state["step"], self.pairs.forever()
+        self.next_step = state["step"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ as training goes, from data of any size.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -163,10 +164,9 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
     return adapters
 
 
-def train(settings: Settings, accelerator: Accelerator) -> None:
+def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
     """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
-    folder = Path(settings.output)
-    batches, examinations = load_batches(settings, accelerator), load_examinations(settings)
+    folder, examinations = Path(settings.output), load_examinations(settings)
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():  # which learns the vocabulary and embeds the pictures
         clip = make_clip(settings, batches).to(accelerator.device, memory_format=torch.channels_last)
@@ -242,7 +242,8 @@ def main(settings: Settings) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     save_settings(settings, Path(settings.output) / "settings.json")
-    train(settings, accelerator)
+    with contextlib.closing(load_batches(settings, accelerator)) as batches:
+        train(settings, accelerator, batches)
     accelerator.end_training()
 
 

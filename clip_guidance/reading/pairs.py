@@ -100,7 +100,7 @@ class Pairs:
                 self.ledger.judge()
         self.ledger.judge(final=True)
 
-    def forever(self) -> Iterator[Pair]:
+    def forever(self) -> Generator[Pair, None, None]:
         """The pairs of this and all later epochs."""
         while True:
             yield from self
