@@ -201,7 +201,7 @@ def fit(
                 row = {name: value.item() for name, value in values.items()} | found
                 log.write(phase=phase, step=done, seconds=time.monotonic() - began, **row)
                 accelerator.log({f"{phase}/{name}".lstrip("/"): value for name, value in row.items()}, step=done)
-                progress.show(row)
+                progress.show({name: value for name, value in row.items() if not name.endswith(("_low", "_high"))})
             if plan.best in found:
                 checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
             if done % plan.save_every == 0 or done == plan.steps:

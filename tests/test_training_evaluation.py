@@ -163,7 +163,7 @@ def _rows_and_pictures(figures):
     return data.rows, data.pictures
 
 
-def test_figures_are_logged_on_time_and_choose_the_best(program, sets, settings, tmp_path):
+def test_figures_are_logged_on_time_and_choose_the_best(program, sets, settings, tmp_path, capfd):
     options = {"zero_shot_data": str(sets["folder"]), "zero_shot_every": 2, "zero_shot_templates": ["a {}"]}
     options |= {"retrieval_data": str(sets["train"]), "retrieval_every": 3, "keep_best": True}
     program.main(settings(best_by="zero_shot_top1", **options))
@@ -178,6 +178,8 @@ def test_figures_are_logged_on_time_and_choose_the_best(program, sets, settings,
         CLIP.from_pretrained(tmp_path), CaptionedPictures.from_pairs(sets["folder"], 32), templates=["a {}"]
     )
     assert {name: rows[4][name] for name in final} == pytest.approx(final)
+    shown = capfd.readouterr().err
+    assert f"zero_shot_top1 {final['zero_shot_top1']:.4g}" in shown and "_low" not in shown  # intervals are in the log
     card = (tmp_path / "README.md").read_text()
     assert f"| zero_shot_top1 | {100 * final['zero_shot_top1']:.1f} % |" in card and "_low" not in card
 

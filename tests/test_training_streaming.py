@@ -27,7 +27,7 @@ from torch import nn
 from clip_guidance.batches import StreamedBatches, ToSquare
 from clip_guidance.checkpoints import CheckpointError
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import TooManyBadRows, hub, open_pairs
+from clip_guidance.reading import hub, open_pairs
 from clip_guidance.trainer import Plan, fit
 from clip_guidance.training_log import read_log
 
@@ -283,7 +283,7 @@ def test_a_data_set_of_the_hub_is_streamed(program, settings, data, tmp_path, mo
 
 
 def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_path):
-    with pytest.raises(TooManyBadRows, match=r"1 of 60 rows are bad \(1.7%, more than max_bad_share=1.0%\): 1 corrupt"):
+    with pytest.raises(SystemExit, match=r"1 of 60 rows are bad \(1.7%, more than max_bad_share=1.0%\): 1 corrupt"):
         program.main(settings(steps=40, max_bad_share=0.01))
     (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "corrupt"
@@ -296,6 +296,7 @@ def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_pat
             {"exclude": "skin", "freeze_image": True, "init": "x"},
             "pictures pass by, which goes without --exclude, --fr",
         ),
+        ({"data": ["none.tar"]}, "none.tar: there is no such file or folder; supported are"),
         ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),
     ],
 )

@@ -31,22 +31,25 @@ from transformers import CLIPTokenizer
 from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
 from clip_guidance.batches import MemoryBatches, SampleOrder, StreamedBatches, ToSquare
 from clip_guidance.cached_embeds import cached_image_embeds
-from clip_guidance.checkpoints import BEST, full_state_dict
+from clip_guidance.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.clip_settings import Settings, check
 from clip_guidance.data import CaptionedPictures, caption
 from clip_guidance.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
+from clip_guidance.hub import ModelError
 from clip_guidance.lora import add_lora, merged, save_adapter
 from clip_guidance.model_card import write_model_card
 from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.reading import Policy, open_pairs
+from clip_guidance.reading import Policy, SourceError, TooManyBadRows, open_pairs
 from clip_guidance.tokenizer import tokenize, train_tokenizer
 from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
-from clip_guidance.trainer import Plan, fit, make_accelerator, parse_settings, save_settings
+from clip_guidance.trainer import NonFiniteLossError, Plan, fit, make_accelerator, parse_settings, save_settings
 from clip_guidance.training_log import read_log
 from clip_guidance.zero_shot import DEFAULT_TEMPLATES
 
 FIGURES = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # shares of the log for the model card
+
+EXPECTED = (CheckpointError, FileNotFoundError, ModelError, NonFiniteLossError, SourceError, TooManyBadRows)  # say all
 
 
 def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches | StreamedBatches:
@@ -242,8 +245,11 @@ def main(settings: Settings) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     save_settings(settings, Path(settings.output) / "settings.json")
-    with contextlib.closing(load_batches(settings, accelerator)) as batches:
-        train(settings, accelerator, batches)
+    try:
+        with contextlib.closing(load_batches(settings, accelerator)) as batches:
+            train(settings, accelerator, batches)
+    except EXPECTED as error:
+        raise SystemExit(str(error)) from error
     accelerator.end_training()
 
 
