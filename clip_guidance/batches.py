@@ -129,7 +129,7 @@ class MemoryBatches:
 class StreamedBatches:
     """Of a stream, which goes forward only; :class:`Batches` that ``fit`` saves and loads the place of.
 
-    Held are the rows of the reader's shuffle buffer, two pictures a worker, and one batch.
+    Held are the rows of the reader's shuffle buffer, the pictures it has read ahead, and one batch.
 
     Args:
         pairs: the reader of this process, its ``transform`` a :class:`ToSquare`.

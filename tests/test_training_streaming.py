@@ -164,8 +164,8 @@ def test_processes_share_the_rows(data):
     assert streamed(data, index=1, count=3).global_batch_size == 12 and streamed(data, index=1, count=3).first == 4
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, workers):
+@pytest.mark.parametrize(("workers", "ahead", "held"), [(0, None, 0), (3, None, 6), (1, 8, 8)])
+def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, workers, ahead, held):
     alive, most = weakref.WeakSet(), 0
 
     class Watched(ToSquare):
@@ -176,11 +176,27 @@ def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, worker
             most = max(most, len(alive))
             return made
 
-    batches = streamed(data, transform=Watched(32), workers=workers)
+    batches = streamed(data, transform=Watched(32), workers=workers, ahead=ahead)
     gc.collect()
     for step in range(60):  # four epochs
         batches(step)
-    assert 4 <= most <= 4 + 2 * workers + 1
+    assert 4 <= most <= 4 + held + 1
+
+
+def test_the_next_batch_is_read_while_one_is_trained_on(data):
+    made = []
+
+    def transform(picture):
+        made.append(1)
+        return ToSquare(32)(picture)
+
+    batches = streamed(data, transform=transform, workers=1, ahead=4)
+    batches(0)
+    deadline = time.monotonic() + 60
+    while len(made) < 7 and time.monotonic() < deadline:  # of four handed out three more are under way
+        time.sleep(0.01)
+    assert len(made) == 7
+    batches.close()
 
 
 def test_a_closed_stream_has_no_thread_left_and_goes_on(data):

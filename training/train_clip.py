@@ -62,6 +62,7 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
             shuffle_buffer=settings.shuffle_buffer,
             shard=(accelerator.process_index, accelerator.num_processes),
             workers=settings.workers,
+            ahead=settings.batch_size,
             policy=Policy(max_bad_share=settings.max_bad_share),
             transform=ToSquare(size),
             quarantine=Path(settings.output) / "quarantine.jsonl",

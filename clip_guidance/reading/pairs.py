@@ -45,7 +45,9 @@ class Pairs:
         seed: of the order.
         shuffle_buffer: rows held and shuffled together; 0 keeps the source's own order. A single table or tar that
             is sorted by what it shows needs a buffer larger than a class.
-        workers: threads that read and decode, each at most two pictures ahead; 0 does it in the calling thread.
+        workers: threads that read and decode; 0 does it in the calling thread.
+        ahead: pictures that they have read or are reading before it is their turn; two a thread where not given. With
+            as many as a batch, the next batch is read while one is trained on.
         transform: given the picture (RGB), makes ``Pair.image``; runs in the threads.
         quarantine: a JSONL file to which the bad rows of the first epoch are appended, each as it is met; with several
             processes each has its own, ``quarantine-0-of-4.jsonl``.
@@ -67,6 +69,7 @@ class Pairs:
         seed: int = 0,
         shuffle_buffer: int = 0,
         workers: int = 0,
+        ahead: int | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         quarantine: Path | str | None = None,
     ):
@@ -77,6 +80,7 @@ class Pairs:
             raise ValueError(f"expected shuffle_buffer and workers >= 0, got {shuffle_buffer} and {workers}")
         self.source, self.policy, self.shard = source, policy or Policy(), (index, count)
         self.seed, self.shuffle_buffer, self.workers, self.transform = seed, shuffle_buffer, workers, transform
+        self.ahead = 2 * workers if ahead is None else max(1, ahead)
         self.quarantine = None if quarantine is None else Path(quarantine)
         if self.quarantine is not None and count > 1:
             self.quarantine = self.quarantine.with_stem(f"{self.quarantine.stem}-{index}-of-{count}")
@@ -193,7 +197,7 @@ class Pairs:
                 self.lengths[index] = read
 
     def _decoded(self, records: Iterator[Record]) -> Iterator[Outcome]:
-        """Decodes in order, with at most two records a thread under way."""
+        """Decodes in order, with at most ``ahead`` records under way."""
         if not self.workers:
             yield from (decode(record, self.policy, self.transform) for record in records)
             return
@@ -202,7 +206,7 @@ class Pairs:
         try:
             for record in records:
                 pending.append(pool.submit(decode, record, self.policy, self.transform))
-                if len(pending) == 2 * self.workers:
+                if len(pending) == self.ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
