@@ -52,6 +52,7 @@ class Page:
         """
         path = Path(path)
         check_target(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".report-{os.getpid()}.part")
         try:
             # names of files may hold bytes that are no text: Python's stand-ins for them are no UTF-8
@@ -65,13 +66,16 @@ class Page:
 def check_target(path: Path) -> None:
     """Whether a report may be written here: asked before the work, so that nothing is computed for nothing.
 
+    Folders that are not there yet will be made.
+
     Raises:
-        ValueError: the ending is not .html or .htm, there is no such folder, or a file that is no report is there.
+        ValueError: the ending is not .html or .htm, no folder can be made there, or a file that is no report is there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a report must end in .html or .htm, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{path}: {above} is no folder that can be written to")
     if (path.exists() or path.is_symlink()) and not _is_report(path):
         raise ValueError(f"{path} exists and is no report of clip_guidance; it is not overwritten")
 

@@ -132,7 +132,7 @@ def test_what_was_done_before_ctrl_c_is_reported(cli, clip, good, report, page, 
     [
         ("mine.html", "exists and is no report of clip_guidance; it is not overwritten"),
         ("report.pdf", "a report must end in .html or .htm, got report.pdf"),
-        ("gone/report.html", "there is no folder"),
+        ("mine.html/report.html", "mine.html is no folder that can be written to"),
     ],
 )
 def test_where_no_report_may_go_is_told_before_the_work(cli, good, tmp_path, command, name, message):

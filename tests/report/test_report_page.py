@@ -37,8 +37,12 @@ def test_another_file_is_never_replaced(tmp_path):
         PAGE.save(tmp_path / "folder.html")
     with pytest.raises(ValueError, match="a report must end in .html or .htm, got report.pdf"):
         PAGE.save(tmp_path / "report.pdf")
-    with pytest.raises(ValueError, match="x.html: there is no folder .*gone"):
-        PAGE.save(tmp_path / "gone" / "x.html")
+    with pytest.raises(ValueError, match="x.html: .*mine.html is no folder that can be written to"):
+        PAGE.save(tmp_path / "mine.html" / "deep" / "x.html")
+
+
+def test_folders_are_made(tmp_path):
+    assert PAGE.save(tmp_path / "a" / "b" / "x.html").is_file()
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def test_bars_are_the_probabilities(photos):
     for axes, top in zip(bars, result.top(2), strict=True):
         assert [bar.get_width() for bar in axes.patches] == pytest.approx([entry.prob for entry in top])
         assert [tick.get_text() for tick in axes.get_yticklabels()] == [entry.label for entry in top]
+        assert axes.yaxis_inverted()  # the likeliest on top
     assert [axes.images[0].get_array().shape[:2] for axes in pictures] == [(30, 40 + i) for i in range(len(photos))]
     assert len(result.plot().axes) == len(photos)
 
