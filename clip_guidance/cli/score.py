@@ -122,7 +122,8 @@ def command(
     given = paths or [prompts_file or Path()]
     processes = find_processes(device)
     _check_input(given, prompts_file, output, processes)
-    with ExitStack() as stack, common.Job() as job:
+    job = common.Job()
+    with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
         work = Work(place, processes)
         work.check(resume)

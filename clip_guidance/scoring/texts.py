@@ -7,6 +7,7 @@ under another name: no CLIP was trained on such vectors.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class EncodedText:
 
 
 class TextEncoder:
-    """Encodes texts and remembers the last ones.
+    """Encodes texts and remembers the last ones; may be called from several threads.
 
     On a CPU each text is encoded by itself, so that its vector does not depend, in the last bits, on its neighbours: a
     resumed run and one on several processes give the same numbers. On a GPU they go together, which is much faster.
@@ -64,6 +65,7 @@ class TextEncoder:
         self.together = 1 if clip.device.type == "cpu" else 256
         self._known: OrderedDict[str, EncodedText] = OrderedDict()
         self._warned = False
+        self._lock = threading.Lock()  # held while encoding: a text that two threads want is encoded once
 
     def __call__(self, texts: Sequence[str]) -> dict[str, EncodedText]:
         """The texts' vectors, by text.
@@ -71,7 +73,10 @@ class TextEncoder:
         Warns:
             PromptTruncatedWarning: of the first text that is cut.
         """
-        distinct = list(dict.fromkeys(texts))
+        with self._lock:
+            return self._find(list(dict.fromkeys(texts)))
+
+    def _find(self, distinct: list[str]) -> dict[str, EncodedText]:
         new = [text for text in distinct if text not in self._known]
         for start in range(0, len(new), self.together):
             part = new[start : start + self.together]

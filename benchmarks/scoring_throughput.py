@@ -1,0 +1,322 @@
+"""Pictures a second, from JPEG files to scores, beside transformers' and torchmetrics' own loops on the same weights.
+
+    python benchmarks/scoring_throughput.py --output benchmarks/scoring_throughput.md
+    python benchmarks/scoring_throughput.py --memory True --output benchmarks/scoring_memory.md
+
+Weights are random, of the shape of ViT-B/32; pictures are generated. All loops have the same threads of torch and the
+same batches; ours reads, hashes, decodes and acknowledges every row on the disk besides. Repeats are interleaved and a
+ratio is the median over repeats, since the machine may be busy. torchmetrics is measured where it is there and runs.
+
+With ``--memory True``: the peak of the resident memory of a process that scores 1,000 or 10,000 small pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.utils import logging
+
+from clip_guidance.clip import CLIP
+from clip_guidance.scoring.judges import Judge, make_judge
+from clip_guidance.scoring.prepare import in_threads
+from clip_guidance.scoring.processes import Processes
+from clip_guidance.scoring.run import Options, Work, score_items
+from clip_guidance.scoring.work import Item
+from clip_guidance.trainer import parse_settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run."""
+
+    pictures: int = 64
+    side: int = 512  # of the pictures, in pixels
+    per_prompt: int = 1  # pictures that share a prompt
+    model: str = "vit-b-32"  # or tiny
+    batch_size: int = 16
+    torch_threads: int = 1
+    decode_threads: int = 2
+    repeats: int = 3
+    only: str = ""  # beginnings of names, separated by commas
+    memory: bool = False
+    memory_pictures: str = "1000,10000"
+    output: Path | None = None  # also write the table here
+    json: bool = False
+
+
+def save_clip(folder: Path, size: str) -> Path:
+    """A transformers CLIP of random weights with a tokenizer of one token a letter."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({token: i for i, token in enumerate(words)}, [], model_max_length=77)
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    layers, vision = (tiny, {"image_size": 32, "patch_size": 8}) if size == "tiny" else ({}, {})
+    special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    text = {**layers, **special, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config={**layers, **vision}))
+    side = model.config.vision_config.image_size
+    square = {"height": side, "width": side}
+    for part in (model, tokenizer, CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_pictures(folder: Path, count: int, side: int) -> list[str]:
+    """Photograph-like JPEG files: smooth shapes and some grain."""
+    noise = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        coarse = Image.fromarray(noise.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((side, side), 3)
+        grain = noise.normal(0, 6, (side, side, 3))
+        picture = Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{number:06}.jpg", quality=90)
+    return sorted(map(str, folder.iterdir()))
+
+
+def prompt_of(number: int, per_prompt: int) -> str:
+    """Twelve letters and thus, with start and end, fourteen tokens: a short caption of CLIP's vocabulary."""
+    number //= per_prompt
+    return "".join(chr(ord("a") + number // 26**place % 26) for place in range(12))
+
+
+def pairs(files: list[str], settings: Settings) -> Iterator[tuple[list[Image.Image], list[str]]]:
+    """Batches, as the documentation of the peers reads them."""
+    numbered = iter(enumerate(files))
+    while batch := list(islice(numbered, settings.batch_size)):
+        images = [Image.open(path).convert("RGB") for _, path in batch]
+        yield images, [prompt_of(number, settings.per_prompt) for number, _ in batch]
+
+
+def by_transformers(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
+    """``CLIPModel`` with ``CLIPProcessor``."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer, images = CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
+    processor = CLIPProcessor(images, tokenizer)
+
+    @torch.inference_mode()
+    def loop() -> list[float]:
+        scores: list[float] = []
+        for pictures, prompts in pairs(files, settings):
+            inputs = processor(text=prompts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+            output = model(**inputs)
+            scores += (100 * (output.image_embeds * output.text_embeds).sum(-1)).tolist()
+        return scores
+
+    return loop
+
+
+def by_torchmetrics(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
+    """``CLIPScore``, which tells a mean only.
+
+    Raises:
+        Exception: it is not installed, or does not work with this transformers.
+    """
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    metric = CLIPScore(str(folder))
+    metric.update(torch.zeros(3, 64, 64, dtype=torch.uint8), "a")
+
+    @torch.inference_mode()
+    def loop() -> list[float]:
+        metric.reset()
+        for pictures, prompts in pairs(files, settings):
+            metric.update([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures], prompts)
+        return [metric.compute().item()]
+
+    return loop
+
+
+def by_us(
+    files: list[str], folder: Path, settings: Settings, draft: bool = False, **options: Any
+) -> Callable[[], list[float]]:
+    """What ``clip-guidance score`` does once its models are loaded."""
+    judge = make_judge(CLIP.from_pretrained(folder), ["torchmetrics"], draft=draft, **options)
+
+    def loop() -> list[float]:
+        judge.texts._known.clear()
+        with tempfile.TemporaryDirectory() as scratch:
+            work = Work(Path(scratch) / "scores.jsonl", Processes())
+            items = (Item(path, path, prompt_of(i, settings.per_prompt), position=i) for i, path in enumerate(files))
+            return scores_of(score_all(items, [judge], work, settings, draft))
+
+    return loop
+
+
+def score_all(items: Iterator[Item], judges: list[Judge], work: Work, settings: Settings, draft: bool = False) -> Work:
+    """Scores and writes the output."""
+    work.begin(judges)
+    options = Options(settings.batch_size, settings.decode_threads, draft)
+    for done in score_items(items, judges, work, options):
+        if done.failures:
+            raise SystemExit(f"{done.failures[0].image}: {done.failures[0].reason}")
+    work.finish()
+    work.write()
+    return work
+
+
+def scores_of(work: Work) -> list[float]:
+    return [json.loads(line)["score"] for line in work.output.open()]
+
+
+def reading_by_transformers(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
+    """Decoding and preprocessing alone: what bounds the speed where the encoder is quick, as on a GPU."""
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+
+    def loop() -> list[float]:
+        for pictures, _ in pairs(files, settings):
+            processor(images=pictures, return_tensors="pt")
+        return []
+
+    return loop
+
+
+def reading_by_us(files: list[str], folder: Path, settings: Settings, draft: bool = False) -> Callable[[], list[float]]:
+    """The same in threads."""
+    clip = CLIP.from_pretrained(folder)
+    side = 2 * clip.image_processor.resize_to
+
+    def read(path: str) -> Tensor:
+        if not draft:
+            return clip.preprocess(Path(path).read_bytes())
+        image = Image.open(io.BytesIO(Path(path).read_bytes()))
+        image.draft("RGB", (side, side))
+        return clip.preprocess(image)
+
+    def loop() -> list[float]:
+        pixels = in_threads(read, files, settings.decode_threads, 2 * settings.batch_size)
+        while batch := list(islice(pixels, settings.batch_size)):
+            torch.stack(batch)
+        return []
+
+    return loop
+
+
+LOOPS: dict[str, Callable[..., Callable[[], list[float]]]] = {
+    "transformers": by_transformers,
+    "torchmetrics": by_torchmetrics,
+    "ours": by_us,
+    "ours, --dtype bfloat16": functools.partial(by_us, dtype=torch.bfloat16),
+    "ours, --draft": functools.partial(by_us, draft=True),
+    "reading only, transformers": reading_by_transformers,
+    "reading only, ours": reading_by_us,
+    "reading only, ours, --draft": functools.partial(reading_by_us, draft=True),
+}
+
+
+def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
+    """A row a loop: pictures a second, ratio to transformers' loop, largest difference of a score."""
+    files = save_pictures(folder / "pictures", settings.pictures, settings.side)
+    weights = save_clip(folder / "clip", settings.model)
+    wanted = settings.only.split(",")
+    loops: dict[str, Callable[[], list[float]]] = {}
+    rows: list[dict[str, Any]] = []
+    for name, make in LOOPS.items():
+        if any(name.startswith(beginning) for beginning in wanted):
+            try:
+                loops[name] = make(files, weights, settings)
+            except Exception as error:  # a peer that is absent or broken
+                rows.append({"name": name, "note": f"{type(error).__name__}: {error}".splitlines()[0]})
+    found = {name: loop() for name, loop in loops.items()}  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(settings.repeats):
+        for name, loop in loops.items():
+            start = time.perf_counter()
+            loop()
+            seconds[name].append(time.perf_counter() - start)
+    for name in loops:
+        peer = "reading only, transformers" if name.startswith("reading") else "transformers"
+        row: dict[str, Any] = {"name": name, "rate": len(files) / statistics.median(seconds[name])}
+        if peer in seconds:
+            row["ratio"] = statistics.median(a / b for a, b in zip(seconds[peer], seconds[name], strict=True))
+        if found[name] and peer in found:
+            expected = found[peer] if len(found[name]) > 1 else [statistics.fmean(found[peer])]
+            row["difference"] = max(abs(a - b) for a, b in zip(found[name], expected, strict=True))
+        rows.append(row)
+    return rows
+
+
+def peak_memory(settings: Settings, count: int) -> float:
+    """MiB at the most, of a process of its own that scores so many small pictures."""
+    words = ["--memory", "True", "--memory_pictures", str(count), "--json", "True", "--model", "tiny"]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["peak"]
+
+
+def score_small(settings: Settings, folder: Path) -> float:
+    """Scores so many small pictures by the tiny CLIP; the peak of the memory of this process, in MiB."""
+    files = save_pictures(folder / "pictures", 50, 40)
+    judge = make_judge(CLIP.from_pretrained(save_clip(folder / "clip", "tiny")), ["torchmetrics"])
+    count = int(settings.memory_pictures)
+    for number in range(50, count):
+        (folder / "pictures" / f"{number:06}.jpg").hardlink_to(files[number % 50])
+    items = (
+        Item(path, path, prompt_of(i, 8), position=i)
+        for i in range(count)
+        if (path := str(folder / "pictures" / f"{i:06}.jpg"))
+    )
+    work = score_all(items, [judge], Work(folder / "scores.jsonl", Processes()), settings)
+    if sum(1 for _ in work.output.open()) != count:
+        raise SystemExit(f"expected {count} rows")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| loop | pictures / s | ratio | largest difference of a score (of 100) |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        if "note" in row:
+            lines.append(f"| {row['name']} | not measured: {row['note']} | | |")
+            continue
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        difference = f"{row['difference']:.1e}" if "difference" in row else ""
+        lines.append(f"| {row['name']} | {row['rate']:.1f} | {ratio} | {difference} |")
+    return "\n".join(lines)
+
+
+def main(settings: Settings) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(settings.torch_threads)
+    counts = settings.memory_pictures.split(",")
+    if settings.memory and len(counts) == 1:
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps({"peak": score_small(settings, Path(scratch))}))
+        return
+    rows: list[dict[str, Any]]
+    if settings.memory:
+        rows = [{"pictures": int(count), "peak": peak_memory(settings, int(count))} for count in counts]
+        lines = ["| pictures | peak resident memory, MiB |", "| --- | --- |"]
+        text = "\n".join([*lines, *(f"| {row['pictures']} | {row['peak']:.0f} |" for row in rows)])
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = measure(settings, Path(scratch))
+        shown = replace(settings, output=None)
+        text = f"{shown.pictures} JPEG files of {shown.side} × {shown.side}, {shown.per_prompt} a prompt, "
+        text += f"{shown.model}, batches of {shown.batch_size}, torch with {shown.torch_threads} and decoding with "
+        text += f"{shown.decode_threads} threads:\n\n{table(rows)}"
+    print(json.dumps(rows) if settings.json else text)
+    if settings.output:
+        with settings.output.open("a") as file:
+            file.write(text + "\n\n")
+
+
+if __name__ == "__main__":
+    main(parse_settings(Settings))

@@ -1,0 +1,168 @@
+"""``clip-guidance score`` beyond the first steps: many inputs, judges, formats, resuming, several processes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from clip_guidance.clip import CLIP
+from clip_guidance.picture_scores import score_pictures
+from clip_guidance.scoring.judges import Judge
+
+
+def test_lines_of_standard_input(cli, clip, good, monkeypatch):
+    lines = f'{good[0]}\n{{"image": "{good[1]}", "prompt": "a dog"}}\n{{"prompt": "x"}}\n'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    done = cli("score", "-", "--prompt", "a cat", "--model", clip, "--json")
+    assert done.code == 1 and 'failed: {"prompt": "x"}: has no image' in done.err
+    expected = score_pictures(CLIP.from_pretrained(clip), good[:2], "torchmetrics", ["a cat", "a dog"])
+    assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_several_models_and_definitions_side_by_side(cli, clip, judge, pictures, good, tmp_path):
+    output = tmp_path / "scores.parquet"
+    words = ["--definition", "cosine", "--definition", "clip-iqa:good photo", "--model", clip, "--model", judge]
+    done = cli("score", pictures, "--prompt", "a cat", *words, "--output", output, "--json")
+    assert done.code == 1 and "broken.png: is empty" in done.err
+    assert [(entry["model"], entry["count"]) for entry in done.json["scores"]] == [
+        *[(str(clip), 3)] * 2,
+        *[(str(judge), 3)] * 2,
+    ]
+    expected = score_pictures(CLIP.from_pretrained(judge), good, "cosine", "a cat")
+    assert done.json["scores"][2]["mean"] == pytest.approx(expected.mean().item(), abs=1e-6)
+    rows = pq.read_table(output).to_pylist()
+    assert [row["image"] for row in rows] == [str(path) for path in good for _ in range(4)]
+    assert {(row["definition"], row["model"]) for row in rows[:4]} == {
+        (entry["definition"], entry["model"]) for entry in done.json["scores"]
+    }
+    lines = cli("score", pictures, "--prompt", "a cat", *words).table
+    assert lines[0] == ["image", "prompt", "score", "definition", "model"] and len(lines) == 1 + 12
+
+
+def test_a_score_without_texts_of_its_own_needs_no_prompt(cli, clip, good):
+    done = cli("score", good[0], "--definition", "clip-iqa", "--model", clip, "--json")
+    assert done.code == 0 and done.json["results"][0]["prompt"] == "" and 0 <= done.json["mean"] <= 1
+
+
+def test_resume_goes_on_where_it_was(cli, clip, good, tmp_path, monkeypatch):
+    output = tmp_path / "scores.jsonl"
+    words = ["score", *good, "--prompt", "a cat", "--model", clip, "--output", output, "--batch-size", 1]
+    encode, calls = Judge.encode, []
+
+    def interrupted(self, pixel_values):
+        calls.append(len(pixel_values))
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(Judge, "encode", interrupted)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        from clip_guidance.cli.main import run
+
+        run([str(word) for word in words])
+    again = cli(*words)
+    assert again.code == 2 and "scores of a run that was cut short; --resume goes on with it" in again.err
+    done = cli(*words, "--resume", "--json")
+    assert done.code == 0 and calls == [1, 1, 1, 1] and len(done.json["results"]) == 3
+    assert [path.name for path in tmp_path.glob("scores*")] == ["scores.jsonl"]
+    monkeypatch.undo()
+    alone = tmp_path / "alone.jsonl"
+    assert cli(*words[:-4], "--output", alone, "--batch-size", 1).code == 0
+    assert alone.read_bytes() == output.read_bytes()
+
+
+def test_ctrl_c_writes_what_is_done(cli, clip, good, tmp_path, monkeypatch):
+    output, encode, calls = tmp_path / "scores.csv", Judge.encode, []
+
+    def interrupted(self, pixel_values):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(Judge, "encode", interrupted)
+    words = ["score", *good, "--prompt", "a cat", "--model", clip, "--output", output, "--batch-size", 1]
+    done = cli(*words)
+    assert done.code == 130 and "stopped; what was done is kept" in done.err and len(done.table) == 3
+    assert cli(*words, "--resume").code == 0 and len(calls) == 4
+
+
+def test_a_torn_output_is_repaired(cli, clip, good, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    words = ["score", *good, "--prompt", "a cat", "--model", clip, "--output", output, "--batch-size", 1]
+    cli(*words)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-20])
+    done = cli(*words, "--resume")
+    assert done.code == 0 and "scores.jsonl: its last line was cut short" in done.err
+    assert output.read_bytes() == whole
+
+
+def test_long_prompts_are_reported_in_each_row_or_averaged(cli, clip, good):
+    words = ["score", *good, "--prompt", "ox " * 50, "--model", clip, "--json"]
+    cut = cli(*words)
+    assert [(row["tokens"], row["truncated"]) for row in cut.json["results"]] == [(102, True)] * 3
+    assert "3 of 3 scores are of a text that was cut" in cut.err
+    averaged = cli(*words, "--long-prompts", "chunk-average")
+    assert averaged.json["definition"]["definition"] == "torchmetrics+chunk-average"
+    assert [row["truncated"] for row in averaged.json["results"]] == [False] * 3 and "cut" not in averaged.err
+
+
+def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
+    words = ["score", *good, "--model", clip, "--cache", tmp_path / "cache", "--json", "--prompt"]
+    first = cli(*words, "a cat").json
+    monkeypatch.setattr(Judge, "encode", None)  # is not called any more
+    assert cli(*words, "a cat").json == first
+    assert cli(*words, "a dog").code == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["a.png", "--prompt", "x", "--resume"], "--resume needs the --output"),
+        (["--prompts-file", "pairs.txt"], "pairs.txt: expected a .csv, .tsv, .jsonl or .parquet file"),
+        (["a.png", "--prompt", "x", "--long-prompts", "shrink"], "--long-prompts"),
+        (["a.png", "--definition", "aesthetic:gone.safetensors"], "gone.safetensors"),
+    ],
+)
+def test_wrong_usage_of_score(cli, words, message):
+    done = cli("score", *words)
+    assert (done.code, done.out) == (2, "") and message in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_foreign_output_is_left_alone_when_resumed(cli, clip, good, tmp_path):
+    output = tmp_path / "scores.csv"
+    output.write_text("precious,data\n1,2\n")
+    done = cli("score", *good, "--prompt", "x", "--model", clip, "--output", output, "--resume")
+    assert done.code == 2 and "expected scores as clip-guidance score writes them" in done.err
+    assert output.read_text() == "precious,data\n1,2\n"
+
+
+def test_two_processes_write_the_file_of_one(cli, clip, pictures, tmp_path):
+    words = ["score", pictures, "--prompt", "a cat", "--model", clip, "--batch-size", 1, "--device", "cpu"]
+    assert cli(*words, "--output", tmp_path / "one.jsonl").code == 1
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "clip_guidance.cli.main"]
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, words), "--output", str(tmp_path / "two.jsonl"), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1 and "broken.png: is empty" in done.stderr, done.stderr  # the corrupt one, named
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    found = json.loads(done.stdout)
+    assert len(found["results"]) == 3 and [row["path"] for row in found["failed"]] == [str(pictures / "broken.png")]
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["one.jsonl", "two.jsonl"]
+
+
+def test_several_processes_need_what_they_can_share(cli, monkeypatch):
+    from clip_guidance.scoring import processes
+
+    monkeypatch.setattr(processes, "find_processes", lambda device: processes.Processes(0, 2))
+    assert "several processes need --output" in cli("score", "a.png", "--prompt", "x").err
+    done = cli("score", "-", "--prompt", "x", "--output", "x.csv")
+    assert done.code == 2 and "standard input cannot be shared among processes" in done.err
