@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from clip_guidance.cli import classify, common, compare, data, generate, index, models, score, search, similar
+from clip_guidance.cli import classify, common, compare, data, generate, index, models, score, search, similar, ui
 
 app = typer.Typer(
     name="clip-guidance",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, score, compare, classify, similar, index, search, models):
+for module in (generate, score, compare, classify, similar, index, search, models, ui):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(data.app, name="data")
 

@@ -1,0 +1,41 @@
+"""``clip-guidance ui``: a page to draw, classify, compare and search in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clip_guidance.cli import common
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def command(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = LOCAL[0],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
+    model: Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")] = "emoji",
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP that steers and judges.", show_default="that of the model")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder in which pictures may be searched.")] = Path("."),
+    device: common.Device = None,
+) -> None:
+    """Open a page to draw, classify, compare and search pictures. It stays on this machine; end it with Ctrl-C.
+
+    Example: clip-guidance ui --root photos/
+    """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"the page needs gradio ({error}): pip install 'clip-guidance[ui]'") from None
+    common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
+    from clip_guidance.ui.app import serve
+
+    if host not in LOCAL:
+        common.narrate("warning", f"whoever reaches {host} can draw here, and search pictures in {root.resolve()}")
+    try:
+        serve(model, clip, common.resolve_device(device), root, host, port, lambda url: common.narrate("page", url))
+    except KeyboardInterrupt:
+        common.narrate("page", "closed")
