@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -133,9 +134,7 @@ def attempt(words: list[str], wait: float | None) -> tuple[bool, int, int]:
 def acknowledged(output: Path) -> int:
     """Rows that the files of a run hold."""
     held: set[tuple[str, str, str]] = set()
-    for path in output.parent.glob(f"{output.name}.partial*"):
-        if path.name.endswith("-journal"):
-            continue
+    for path in (path for path in output.parent.iterdir() if re.search(r"resumed.*\.partial(-\d+)?$", path.name)):
         with WorkFile(path) as file:
             held |= set(file._db.execute("SELECT image, prompt, record FROM rows").fetchall())
     return len(held)

@@ -193,8 +193,8 @@ class WorkFile:
         """Takes over the file of a process, then deletes it. A kill in between does no harm: it is absorbed again."""
         with WorkFile(path):  # rolls back what a kill left half written
             pass
-        with self._errors():
-            self._db.execute("ATTACH ? AS shard", (str(path),))
+        with self._errors():  # to be read only: a transaction on one file leaves no journal over several
+            self._db.execute("ATTACH ? AS shard", (path.absolute().as_uri() + "?mode=ro",))
 
         def write() -> None:
             self._db.execute(_ABSORB)
