@@ -2,18 +2,22 @@
 
 Declared policy, because readers differ silently and a score moves with them:
 
-- EXIF orientation is applied, transparency is composited on white, of an animation the first frame is taken;
+- EXIF orientation is applied, transparency is composited on white; of an animation the first frame is taken, which is
+  said once (log of this module);
 - grey, palette and CMYK become RGB; 16-bit and float pictures are scaled to 8 bits, where PIL's
   ``convert("RGB")`` saturates them to white;
+- more than 179 megapixels (twice PIL.Image.MAX_IMAGE_PIXELS) are refused before they are decoded, and so is what is no
+  regular file: a pipe would be waited for without end;
 - what cannot be read is an ``ImageError`` that names the file and the reason, and ``load_images`` can skip
   and report such files, so that one corrupt picture in ten thousand costs one line.
 """
 
 from __future__ import annotations
 
-import glob
 import io
+import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +27,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_guidance.image_files import EXTENSIONS as EXTENSIONS
+from clip_guidance.image_files import find_images as find_images
+
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor
 
-_READ = "png jpg jpeg jpe jfif webp gif bmp tif tiff avif jp2 ppm pgm ico"
-_REFUSED = "heic heif svg"  # found in a folder too: refused by name rather than overlooked
-EXTENSIONS = frozenset(f".{extension}" for extension in f"{_READ} {_REFUSED}".split())
+_log = logging.getLogger(__name__)
+_told: set[str] = set()  # what was said already
+
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr")
+_SEARCHED = 4096  # bytes at the beginning: an SVG may open with comments
 _FOREIGN_FORMATS = {
     "HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"),
     "SVG": (b"<svg",),
@@ -89,15 +97,22 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """
     name = name or image_name(source)
     try:
-        return _to_rgb(_open(source))
+        image = _open(source)
+        rgb = _to_rgb(image)
     except ImageError as error:
         raise ImageError(name, error.reason) from error
     except FileNotFoundError:
         raise ImageError(name, "no such file") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(name, f"too large ({error}); trusted? raise PIL.Image.MAX_IMAGE_PIXELS") from None
+        most = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
+        reason = f"too large, above the cap of {most} ({error}); trusted? raise PIL.Image.MAX_IMAGE_PIXELS"
+        raise ImageError(name, reason) from None
     except Exception as error:  # Pillow's decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise ImageError(name, f"cannot be read ({str(error) or type(error).__name__})") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(name, f"cannot be read ({reason})") from error
+    if image is not source:  # of a caller's own image the caller has chosen the frame
+        _tell_frames(image, name)
+    return rgb
 
 
 def load_images(
@@ -138,28 +153,6 @@ def load_images(
         yield batch
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Expands folders and globs to the pictures in them; a path that is neither stays as it is.
-
-    Args:
-        paths: files, folders (searched recursively, hidden entries left out) and globs (``**`` is recursive).
-
-    Returns:
-        Paths in the order given, those of one folder or glob sorted. What matches nothing is kept, so that
-        loading it fails by name instead of passing unnoticed.
-    """
-    found: list[Path] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            matches = sorted(path for path in given.rglob("*") if _is_visible_image(path, given))
-        elif not given.exists() and glob.has_magic(str(given)):
-            matches = sorted(Path(path) for path in glob.glob(str(given), recursive=True) if Path(path).is_file())
-        else:
-            matches = []
-        found += matches or [given]
-    return found
-
-
 def as_list(images: Any) -> list[ImageSource]:
     """One picture or many, as a list of single pictures.
 
@@ -186,11 +179,6 @@ def image_name(source: ImageSource, index: int | None = None) -> str:
     return str(source) if named else "image" if index is None else f"image {index}"
 
 
-def _is_visible_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in EXTENSIONS and not hidden and path.is_file()
-
-
 def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
@@ -205,12 +193,20 @@ def _open(source: ImageSource) -> Image.Image:
         path = os.fspath(source)
         if path.startswith(("http://", "https://")):
             raise ImageError("", "is an address; download the picture and give its path")
-        if os.path.isdir(path):
-            raise ImageError("", "is a folder that holds no picture")
-        source = Path(path).read_bytes()
+        source = _read_bytes(path)
     if isinstance(source, bytes):
         return _decode(source)
     raise ImageError("", f"expected a PIL image, path, bytes, array or tensor, got {type(source).__name__}")
+
+
+def _read_bytes(path: str) -> bytes:
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        with os.scandir(path):  # fails, and says so, where it may not be looked into
+            raise ImageError("", "is a folder that holds no picture")
+    if not stat.S_ISREG(mode):
+        raise ImageError("", "is no regular file")
+    return Path(path).read_bytes()
 
 
 def _decode(data: bytes) -> Image.Image:
@@ -219,7 +215,8 @@ def _decode(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(m in data[:512] for m in marks)), None)
+        start = data[:_SEARCHED]
+        kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(mark in start for mark in marks)), None)
         reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not a picture"
         raise ImageError("", reason) from None
 
@@ -260,6 +257,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _tell_frames(image: Image.Image, name: str) -> None:
+    """Says once that only the first frame is taken; the second picture of a camera's MPO is no frame."""
+    if "frames" in _told or image.format == "MPO":
+        return
+    try:
+        several = getattr(image, "is_animated", False)
+    except Exception:  # a broken second frame says nothing about the first
+        several = False
+    if several:
+        _told.add("frames")
+        _log.warning("%s holds several frames; of this and other such pictures the first is taken", name)
 
 
 def _upright(image: Image.Image) -> Image.Image:

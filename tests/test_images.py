@@ -102,13 +102,12 @@ def test_float_tiff_is_scaled():
 
 def test_cmyk_becomes_rgb():
     data = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert b"Adobe" in data[:64]  # whose programs store the inks inverted
     assert np.abs(np.array(pixel(data)) - (255, 0, 0)).max() <= 2
 
 
-def test_bilevel_and_animation_load():
+def test_bilevel_loads():
     assert pixel(Image.new("1", (2, 2), 1)) == (255, 255, 255)
-    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-    assert pixel(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)
 
 
 def test_loading_leaves_the_callers_image_as_it_was():
@@ -137,8 +136,9 @@ BAD_FILES = {
     "text.png": (b"hello, I am a text file", "is not a picture"),
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to PNG or JPEG"),
     "logo.svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG is not supported"),
+    "commented.svg": (b"<!--" + b" " * 3000 + b"--><svg/>", "SVG is not supported; convert it to PNG or JPEG"),
     "paper.pdf": (b"%PDF-1.7\n", "PDF is not supported"),
-    "bomb.png": (huge_png(), "too large .*3600000000 pixels.*MAX_IMAGE_PIXELS"),
+    "bomb.png": (huge_png(), "too large, above the cap of 179 megapixels .*3600000000 pixels.*MAX_IMAGE_PIXELS"),
     "lab.tif": (encode(Image.new("LAB", (2, 2)), "TIFF"), "colour mode LAB is not supported"),
     "deep.tif": (
         encode(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"),

@@ -6,6 +6,7 @@ request makes no sense, 130 interrupted. Subcommands import torch when they run:
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def run(args: Sequence[str] | None = None) -> None:
     Args:
         args: words after the program's name; by default those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are no text, or not in a terminal's letters, are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # as JSON escapes them too
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = common.show_warning
