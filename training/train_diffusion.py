@@ -57,6 +57,7 @@ class Settings:
     weight_decay: float = 0.01
     mirror: bool = False  # half of the pictures that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
+    timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more of the noisy steps, which decide the shapes
     ema_decay: float = 0.998
     warmup: float = 100  # steps, or below 1 the share of all steps
     max_grad_norm: float = 1.0
@@ -185,7 +186,7 @@ def train_unet(
         noise = torch.randn_like(x0)
         # one timestep from each of B equal intervals: the same mean as B independent ones, less variance
         strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
-        timesteps = (strata * scheduler.config.num_train_timesteps).long().to(device)
+        timesteps = (strata**settings.timestep_power * scheduler.config.num_train_timesteps).long().to(device)
         inputs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         with torch.no_grad(), accelerator.autocast():
             text = text_encoder(inputs.input_ids.to(device))[0]
