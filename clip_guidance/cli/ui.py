@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,12 @@ def command(
 
     if host not in LOCAL:
         common.narrate("warning", f"whoever reaches {host} can draw here, and search pictures in {root.resolve()}")
+    former = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a service that is stopped tidies up as with Ctrl-C
     try:
         serve(model, clip, common.resolve_device(device), root, host, port, lambda url: common.narrate("page", url))
     except KeyboardInterrupt:
         common.narrate("page", "closed")
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -51,6 +51,9 @@ class Finished:
     warnings: tuple[str, ...] = ()
 
 
+_pipeline_in_use = threading.Lock()  # a scheduler holds the state of one run; a stopped one may still be in a step
+
+
 class _Stopped(Exception):
     """Nobody looks any more."""
 
@@ -79,9 +82,10 @@ def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Ite
 
     def work() -> None:
         try:
-            with warnings.catch_warnings(record=True) as caught, watched(drawer.pipeline(settings), show, share):
+            with _pipeline_in_use, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                generated = drawer(settings)
+                with watched(drawer.pipeline(settings), show, share):
+                    generated = drawer(settings)
             told = (str(each.message) for each in caught if issubclass(each.category, UserWarning))
             events.put(Finished(generated, tuple(dict.fromkeys(told))))
         except BaseException as error:  # told by the thread that waits

@@ -1,5 +1,6 @@
 """The page in a real browser, without a network: typed, moved, drawn, downloaded."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -31,20 +32,24 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(root):
+def address(root, tmp_path_factory):
     """A server of its own process, at a free port of this machine."""
+    temporary = tmp_path_factory.mktemp("temporary")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "clip_guidance.cli.main", "ui", "--port", str(port), "--root", str(root)]
-    with subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True) as server:
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(words, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as server:
         try:
             said = server.stderr.readline()
             assert said == f"page: http://127.0.0.1:{port}/\n", said + server.stderr.read()
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.communicate()
+            said = server.communicate()[1]
+    assert server.returncode == 0 and said.endswith("page: closed\n")
+    assert not list(temporary.glob("clip_guidance-*"))  # what was uploaded and drawn is gone
 
 
 @pytest.fixture
