@@ -2,8 +2,8 @@
 
 A checkpoint is one safetensors file of full tensors, sharded ones gathered, under ``module/parameter`` and
 ``optimizer/index/moment``. Weights and moments are all there is to save: the learning rate, the order of samples and
-every random draw of the programs are functions of (seed, step). Only a stream has a place, of each process its own: it
-is in the metadata of the same file, so that no kill parts it from the weights.
+every random draw of the programs are functions of (seed, step). Only a stream has a place, of each process its own, and
+a run in float16 its loss scale: they are in the metadata of the same file, so that no kill parts them from the weights.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Checkpoints:
         self.folder, self.writes, self.keep = Path(folder), writes, keep
         self.moments: dict[str, Tensor] = {}  # of the checkpoint that was loaded, until they are asked for
         self.places: list[Any] = []  # of each process in its stream, in the checkpoint that was loaded
+        self.loss_scale: dict[str, Any] | None = None  # its state in the checkpoint that was loaded
         self.loaded: Path | None = None
         self.best = _metric(self.folder / BEST)
 
@@ -53,6 +54,7 @@ class Checkpoints:
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         places: Sequence[Any] | None = None,
+        loss_scale: dict[str, Any] | None = None,
     ) -> None:
         """Writes the checkpoint of ``step`` and deletes all but the last ``keep``.
 
@@ -61,6 +63,7 @@ class Checkpoints:
             modules: whose weights are saved.
             optimizer: whose moments are.
             places: of each process in its stream, ready for JSON.
+            loss_scale: its state, ready for JSON.
 
         Raises:
             CheckpointError: it cannot be written, for one because the disk is full. Earlier ones stay as they are.
@@ -69,7 +72,8 @@ class Checkpoints:
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": _full(value) for key, value in moments.items()}
         if self.writes:
-            metadata = {} if places is None else {"places": json.dumps(places)}
+            states = {"places": places, "loss_scale": loss_scale}
+            metadata = {name: json.dumps(state) for name, state in states.items() if state is not None}
             self._write(tensors, self.folder / f"step-{step}.safetensors", metadata)
             for old in self.paths()[: -self.keep]:
                 old.unlink()
@@ -101,7 +105,9 @@ class Checkpoints:
         for path in reversed(self.paths()):
             try:
                 tensors = load_file(path)
-                self.places = json.loads(_metadata(path).get("places", "[]"))
+                metadata = _metadata(path)
+                self.places = json.loads(metadata.get("places", "[]"))
+                self.loss_scale = json.loads(metadata.get("loss_scale", "null"))
             except (SafetensorError, OSError) as error:
                 warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
                 continue

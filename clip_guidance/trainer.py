@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import accelerate
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -27,6 +25,8 @@ from torch.optim.swa_utils import AveragedModel
 from clip_guidance.batches import SampleOrder as SampleOrder
 from clip_guidance.batches import batches as batches
 from clip_guidance.checkpoints import Checkpoints
+from clip_guidance.launch import check_launch
+from clip_guidance.loss_scale import LossScale
 from clip_guidance.parameter_groups import parameter_groups
 from clip_guidance.progress import Progress
 from clip_guidance.schedule import learning_rate as learning_rate
@@ -166,6 +166,9 @@ def fit(
     Before each step the random state is set from (seed, step, process), so a resumed run draws what an uninterrupted
     one would have drawn.
 
+    In float16 a step whose gradients overflow is skipped (:mod:`clip_guidance.loss_scale`): it has its place in the
+    schedule and its batch as any other, and leaves weights, moments and their average as they are.
+
     Args:
         loss: given the prepared model and the step number; its other entries are logged beside the loss.
         ema: an average of ``model`` to update after each step, saved with it.
@@ -174,7 +177,8 @@ def fit(
         stream: where ``loss`` takes its batches from, if that has a place to go on from.
 
     Raises:
-        NonFiniteLossError: the loss is inf or nan; the last checkpoint is from before it.
+        NonFiniteLossError: the loss or a gradient is inf or nan, by no fault of a loss scale; the last checkpoint is
+            from before it.
         CheckpointError: a checkpoint cannot be written (the last one stays whole) or does not fit the model.
     """
     _check(accelerator, ema)
@@ -182,7 +186,9 @@ def fit(
     groups = parameter_groups(model, plan.weight_decay, plan.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
     checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
+    loss_scale = LossScale(accelerator)
     start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
+    loss_scale.load_state_dict(checkpoints.loss_scale)
     if start and stream is not None:
         stream.load_state_dict(checkpoints.place(accelerator.process_index, accelerator.num_processes))
     log = Log(folder / "log.jsonl", enabled=accelerator.is_main_process)
@@ -191,8 +197,8 @@ def fit(
     began = time.monotonic()
     with Progress(phase, start, plan.steps, plan.batch_size, accelerator.is_main_process) as progress:
         for step in range(start, plan.steps):
-            values = _one_step(accelerator, prepared, optimizer, loss, plan, step, folder, describe)
-            if ema is not None:
+            values = _one_step(accelerator, prepared, optimizer, loss_scale, loss, plan, step, folder, describe)
+            if ema is not None and not optimizer.step_was_skipped:
                 ema.update_parameters(model)
             done = step + 1
             found = after_step(done) if after_step is not None else {}
@@ -206,60 +212,40 @@ def fit(
                 checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
             if done % plan.save_every == 0 or done == plan.steps:
                 places = None if stream is None else gather_object([stream.state_dict()])
-                checkpoints.save(done, modules, optimizer, places)
+                checkpoints.save(done, modules, optimizer, places, loss_scale.state_dict())
 
 
 def _one_step(
     accelerator: Accelerator,
     prepared: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AcceleratedOptimizer,
+    loss_scale: LossScale,
     loss: Callable[[nn.Module, int], dict[str, Tensor]],
     plan: Plan,
     step: int,
     folder: Path,
     describe: Callable[[int], Any] | None,
 ) -> dict[str, Tensor]:
-    """One step of AdamW; what ``loss`` returned, and ``grad_norm``, that of the gradient before it was clipped."""
+    """One step of AdamW; what ``loss`` returned, and ``grad_norm``, that of the gradient before it was clipped.
+
+    In float16 also the ``loss_scale`` that it was computed with; a step that was skipped has no ``grad_norm``.
+    """
     torch.manual_seed((plan.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, plan.steps, plan.learning_rate, plan.warmup) * group["lr_scale"]
     with accelerator.autocast():
         values = loss(prepared, step)
     accelerator.backward(values["loss"])
-    norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)
-    _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
-    optimizer.step()
+    norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)  # of gradients without the scale
+    if not norm.isfinite() and loss_scale.may_overflow(values["loss"]):
+        loss_scale.skipped_steps += 1
+        values = values | loss_scale.figures()
+    else:
+        _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
+        values = values | {"grad_norm": norm} | loss_scale.figures()
+    optimizer.step()  # not taken where a gradient overflowed; then the scale is adjusted
     optimizer.zero_grad()
-    return values | {"grad_norm": norm}
-
-
-def check_launch(accelerator: Accelerator) -> None:
-    """Refuses what would be another training than asked for; some of it accelerate leaves out without a word.
-
-    Raises:
-        ValueError: says what was asked for, and what to use instead.
-    """
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            "gradient accumulation is not supported: it would not enlarge the batch of negatives; chunks of a large "
-            "batch do (chunk_size)"
-        )
-    launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if launched != accelerator.num_processes:
-        raise ValueError(f"{launched} processes were launched and accelerate knows {accelerator.num_processes}")
-    device, kind = accelerator.device.type, accelerator.distributed_type.value
-    if accelerator.mixed_precision == "fp16":
-        why = "on the cpu accelerate has no loss scale and computes in float32" if device == "cpu" else ""
-        raise ValueError(
-            f'mixed precision "fp16" is not supported: {why or "its loss scale is not saved"}; use "bf16" or "no"'
-        )
-    if launched > 1 and kind != "FSDP" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError(
-            f"FSDP was asked for, and accelerate {accelerate.__version__} does not shard on the {device}: it would run "
-            f"as {kind}, with all weights on every process; launch it without FSDP"
-        )
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") and not getattr(accelerator, "is_fsdp2", False):
-        raise ValueError(f"expected one process, data parallelism or FSDP2, got {kind}")
+    return values
 
 
 def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
@@ -279,12 +265,13 @@ def _stop_if_not_finite(
     """A gradient that is not finite would make every weight so; the loss of a step is the same on every process."""
     if value.isfinite() and norm.isfinite():
         return
+    scale = "" if accelerator.scaler is None else f" at a loss scale of {accelerator.scaler.get_scale():g}"
     path = folder / "non-finite.json"
     if describe is not None and accelerator.is_main_process:
         found = {"step": step, "loss": repr(value.item()), "grad_norm": repr(norm.item()), "batch": describe(step)}
         path.write_text(json.dumps(found, indent=2) + "\n")
     where = f"; its batch is in {path}" if describe is not None else ""
-    raise NonFiniteLossError(f"step {step}: loss {value.item():g}, gradient norm {norm.item():g}{where}")
+    raise NonFiniteLossError(f"step {step}: loss {value.item():g}, gradient norm {norm.item():g}{scale}{where}")
 
 
 def save_settings(settings: Any, path: Path) -> None:
