@@ -27,7 +27,7 @@ class Settings(TowerSettings):
     vocabulary_rows: int = 100_000  # of a stream: rows whose captions the vocabulary is learnt from
     output: str  # folder for checkpoints, the log and the finished CLIP
     validation: str | None = None  # held-out pictures, read as the data is
-    exclude: str | None = None  # leave out pictures whose name contains this
+    exclude: str | None = None  # leave out pictures whose name, or a caption, contains this
     init: str | None = None  # CLIP (folder or name) to go on from; its architecture and vocabulary hold
     init_text: str | None = None  # CLIP whose text tower and vocabulary to go on from, beside a new image tower
     init_image: str | None = None  # CLIP whose image tower to go on from, beside a new text tower
@@ -101,9 +101,8 @@ def _check_best(settings: Settings) -> None:
 
 def _check_streaming(settings: Settings) -> None:
     """Ends the program where something needs all pictures at once."""
-    given = [f"--{name}" for name in ("exclude", "freeze_image") if getattr(settings, name)]
-    if given:
-        raise SystemExit(f"--streaming: pictures pass by, which goes without {', '.join(given)}")
+    if settings.freeze_image:
+        raise SystemExit("--streaming: pictures pass by, which goes without --freeze_image")
     if settings.shuffle_buffer < 0 or settings.workers < 0:
         found = f"{settings.shuffle_buffer} and {settings.workers}"
         raise SystemExit(f"--streaming: expected shuffle_buffer and workers of at least 0, got {found}")

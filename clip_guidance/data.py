@@ -154,13 +154,13 @@ class CaptionedPictures:
         Args:
             path: where the pictures are.
             size: side of the square pictures, in pixels; others are resized.
-            exclude: rows of such a table whose name contains this are left out.
+            exclude: rows whose name, or of other layouts a caption, contains this are left out.
         """
         import pyarrow.parquet as pq
 
         if Path(path).suffix == ".parquet" and Path(path).is_file() and "keywords" in pq.read_schema(path).names:
             return cls.from_parquet(path, size, exclude)
-        return cls.from_pairs(path, size)
+        return cls.from_pairs(path, size, exclude=exclude)
 
     @classmethod
     def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedPictures:
@@ -181,9 +181,9 @@ class CaptionedPictures:
 
         pairs = open_pairs(path, transform=lambda picture: square(picture, size), **options)
         pictures, rows, skipped = [], [], []
-        for i, outcome in enumerate(pairs.outcomes()):
+        for outcome in pairs.outcomes():
             if outcome.pair is None:
-                skipped.append((i, str(outcome.bad)))
+                skipped.append((pairs.row - 1, str(outcome.bad)))
                 continue
             pictures.append(outcome.pair.image)
             rows.append(Row(outcome.pair.captions[0], "", (), outcome.pair.captions))

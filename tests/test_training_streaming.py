@@ -27,7 +27,7 @@ from torch import nn
 from clip_guidance.batches import StreamedBatches, ToSquare
 from clip_guidance.checkpoints import CheckpointError
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import hub, open_pairs
+from clip_guidance.reading import TooManyBadRows, hub, open_pairs
 from clip_guidance.trainer import Plan, fit
 from clip_guidance.training_log import read_log
 
@@ -211,6 +211,35 @@ def test_a_closed_stream_has_no_thread_left_and_goes_on(data):
     broken.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_excluded_rows_are_passed_over_and_are_not_bad(workers, data):
+    """The rows of the tars are called "left ...", the broken one among them; resumed it goes on as it would have."""
+    batches, states, expected = streamed(data, exclude="left", workers=workers), [], []
+    for step in range(20):
+        states.append(json.loads(json.dumps(batches.state_dict())))
+        expected.append(batches(step))
+    drawn = {caption for batch in expected for caption in batch.captions}
+    assert drawn == {f"thing {i}" for i in range(30, 60)} and batches.pairs.ledger.bad_share == 0
+    assert batches.pairs.ledger.rows + batches.pairs.ledger.excluded <= ROWS
+    assert {text for texts in batches.pairs.captions() for text in texts} == drawn  # the vocabulary too
+    resumed = streamed(data, exclude="left")
+    resumed.load_state_dict(states[9])
+    assert all(same(resumed(step), expected[step]) for step in range(9, 20))
+    batches.close()
+
+
+def test_what_is_excluded_changes_no_count_of_bad_rows(data):
+    pairs = open_pairs(data, exclude="thing 1", seed=3)  # ten rows of the teens and row 1, one of the former broken
+    assert len(list(pairs)) == ROWS - 11
+    assert (pairs.ledger.rows, pairs.ledger.excluded, pairs.ledger.bad.total()) == (ROWS - 11, 11, 0)
+    pairs = open_pairs(data, exclude="thing 2", seed=3)  # eleven others
+    assert len(list(pairs)) == ROWS - 12 and pairs.ledger.bad_share == 1 / (ROWS - 11)
+    with pytest.raises(TooManyBadRows, match="there is no row to read; all 60 are excluded"):
+        list(open_pairs(data, exclude="thing"))
+    with pytest.raises(ValueError, match="exclude is 'left' here and None in the state"):
+        streamed(data, exclude="left").load_state_dict(streamed(data).state_dict())
+
+
 def test_a_stream_goes_forward_only(data):
     batches = streamed(data)
     batches(0)
@@ -309,8 +338,8 @@ def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_pat
     ("options", "message"),
     [
         (
-            {"exclude": "skin", "freeze_image": True, "init": "x"},
-            "pictures pass by, which goes without --exclude, --fr",
+            {"freeze_image": True, "init": "x"},
+            "pictures pass by, which goes without --freeze_image",
         ),
         ({"data": ["none.tar"]}, "none.tar: there is no such file or folder; supported are"),
         ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),

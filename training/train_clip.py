@@ -65,6 +65,7 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
             ahead=settings.batch_size,
             policy=Policy(max_bad_share=settings.max_bad_share),
             transform=ToSquare(size),
+            exclude=settings.exclude,
             quarantine=Path(settings.output) / "quarantine.jsonl",
         )
         accelerator.print(f"{pairs.source.name}: {pairs.source.kind}, read as training goes")
@@ -79,7 +80,8 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
 def captions(settings: Settings, batches: MemoryBatches | StreamedBatches) -> Iterator[str]:
     """What the vocabulary is learnt from."""
     if isinstance(batches, StreamedBatches):
-        pairs = open_pairs(settings.data, seed=settings.seed, shuffle_buffer=settings.shuffle_buffer)
+        options = {"seed": settings.seed, "shuffle_buffer": settings.shuffle_buffer, "exclude": settings.exclude}
+        pairs = open_pairs(settings.data, **options)
         return itertools.chain.from_iterable(pairs.captions(settings.vocabulary_rows))
     rng = random.Random(settings.seed)
     return (caption(row, rng) for row in batches.data.rows for _ in range(4))

@@ -17,19 +17,27 @@ MODES = {"CMYK": "cmyk", "P": "palette", "PA": "palette", "F": "16_bit", "L": "g
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the second where warnings are errors
 
 
-def decode(record: Record, policy: Policy, transform: Callable[[Image.Image], Any] | None = None) -> Outcome:
+def decode(
+    record: Record,
+    policy: Policy,
+    transform: Callable[[Image.Image], Any] | None = None,
+    exclude: str | None = None,
+) -> Outcome:
     """What becomes of a record; captions are looked at first because they cost less.
 
     Args:
         record: what was read.
         policy: what is refused.
         transform: given the picture (RGB), makes ``Pair.image``; its errors are the caller's.
+        exclude: records of which a caption contains this are left out, and their pictures are not read.
     """
     size = None
     try:
         if record.problem is not None:
             raise record.problem
         captions, notes = clean_captions(record.captions() if callable(record.captions) else record.captions)
+        if exclude and any(exclude in caption for caption in captions):
+            return Outcome(record)
         data = picture_bytes(record, policy)
         header = open_header(data, policy)
         size = header.size

@@ -49,7 +49,7 @@ def open_pairs(
         split: of a data set.
         streaming: of a Hub data set: read while downloading.
         **options: of :class:`~clip_guidance.reading.pairs.Pairs`: ``policy``, ``shard``, ``seed``,
-            ``shuffle_buffer``, ``workers``, ``ahead``, ``transform``, ``quarantine``.
+            ``shuffle_buffer``, ``workers``, ``ahead``, ``transform``, ``exclude``, ``quarantine``.
 
     Raises:
         SourceError: there is nothing to read; the message names what was found and what is supported.

@@ -49,12 +49,14 @@ class Pairs:
         ahead: pictures that they have read or are reading before it is their turn; two a thread where not given. With
             as many as a batch, the next batch is read while one is trained on.
         transform: given the picture (RGB), makes ``Pair.image``; runs in the threads.
+        exclude: rows of which a caption contains this are left out ("skin tone"): they are no bad rows, and their
+            pictures are not read.
         quarantine: a JSONL file to which the bad rows of the first epoch are appended, each as it is met; with several
             processes each has its own, ``quarantine-0-of-4.jsonl``.
 
     Attributes:
         epoch: number of epochs done.
-        row: rows of this epoch done by this process, bad ones included.
+        row: rows of this epoch done by this process, bad and excluded ones included.
         ledger: counts of this epoch, or of the one just ended.
         lengths: rows of the parts that were read to their end, by the number of the part, where the source does not
             know them itself.
@@ -71,6 +73,7 @@ class Pairs:
         workers: int = 0,
         ahead: int | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
+        exclude: str | None = None,
         quarantine: Path | str | None = None,
     ):
         index, count = shard
@@ -80,6 +83,7 @@ class Pairs:
             raise ValueError(f"expected shuffle_buffer and workers >= 0, got {shuffle_buffer} and {workers}")
         self.source, self.policy, self.shard = source, policy or Policy(), (index, count)
         self.seed, self.shuffle_buffer, self.workers, self.transform = seed, shuffle_buffer, workers, transform
+        self.exclude = exclude or None
         self.ahead = 2 * workers if ahead is None else max(1, ahead)
         self.quarantine = None if quarantine is None else Path(quarantine)
         if self.quarantine is not None and count > 1:
@@ -110,7 +114,10 @@ class Pairs:
             yield from self
 
     def outcomes(self) -> Generator[Outcome, None, None]:
-        """What becomes of every row, bad ones included, from here to the end of the epoch; no share is judged."""
+        """What becomes of every row, bad ones included, from here to the end of the epoch; no share is judged.
+
+        Excluded rows are not among them.
+        """
         if _in_loader_process():
             raise RuntimeError(
                 "a DataLoader's worker processes would each read all pairs; use workers= and num_workers=0"
@@ -120,7 +127,8 @@ class Pairs:
         for outcome in self._decoded(self._records(self.epoch, self.row)):
             self.row += 1  # before the yield: what was handed out is done
             self.ledger.record(outcome)
-            yield outcome
+            if not outcome.excluded:
+                yield outcome
         self.epoch, self.row = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +141,8 @@ class Pairs:
         """Continues with the very next pair when iterated next; the number of ``workers`` may differ.
 
         Raises:
-            ValueError: the state is of another order, that is another source, seed, buffer or number of processes.
+            ValueError: the state is of another order, that is another source, seed, buffer, number of processes or
+                ``exclude``.
         """
         own = self._identity()
         if wrong := [name for name in own if state.get(name) != own[name]]:
@@ -145,16 +154,23 @@ class Pairs:
         self.ledger.load_state_dict(state["counts"])
 
     def captions(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
-        """The captions of the first ``limit`` rows of the first epoch, without their pictures; bad ones left out."""
+        """The captions of the first ``limit`` rows of the first epoch, without their pictures; bad ones left out.
+
+        Excluded ones are too.
+        """
         for record in itertools.islice(self._records(0, 0), limit):
             with contextlib.suppress(BadRow):
-                if record.problem is None:
-                    yield clean_captions(record.captions() if callable(record.captions) else record.captions)[0]
+                if record.problem is not None:
+                    continue
+                found = clean_captions(record.captions() if callable(record.captions) else record.captions)[0]
+                if not (self.exclude and any(self.exclude in caption for caption in found)):
+                    yield found
 
     def _identity(self) -> dict[str, Any]:
         """What the order depends on; not the source's name, so that a data set may be moved."""
         parts = hashlib.sha256(repr([(part.name, part.rows) for part in self.source.parts]).encode()).hexdigest()[:16]
-        return {"parts": parts, "seed": self.seed, "shuffle_buffer": self.shuffle_buffer, "shard": list(self.shard)}
+        order = {"seed": self.seed, "shuffle_buffer": self.shuffle_buffer, "shard": list(self.shard)}
+        return {"parts": parts, **order, "exclude": self.exclude}
 
     def _new_ledger(self) -> Ledger:
         return Ledger(self.source.name, self.policy, self.quarantine if self.epoch == 0 else None)
@@ -199,13 +215,13 @@ class Pairs:
     def _decoded(self, records: Iterator[Record]) -> Iterator[Outcome]:
         """Decodes in order, with at most ``ahead`` records under way."""
         if not self.workers:
-            yield from (decode(record, self.policy, self.transform) for record in records)
+            yield from (decode(record, self.policy, self.transform, self.exclude) for record in records)
             return
         pending: deque[Future[Outcome]] = deque()
         pool = ThreadPoolExecutor(self.workers)
         try:
             for record in records:
-                pending.append(pool.submit(decode, record, self.policy, self.transform))
+                pending.append(pool.submit(decode, record, self.policy, self.transform, self.exclude))
                 if len(pending) == self.ahead:
                     yield pending.popleft().result()
             while pending:

@@ -51,7 +51,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a record: a pair, or the reason why not.
+    """What became of a record: a pair, or the reason why not; neither where it was left out on request.
 
     Attributes:
         record: what was read.
@@ -67,6 +67,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
 
+    @property
+    def excluded(self) -> bool:
+        """Whether it was left out on request."""
+        return self.pair is None and self.bad is None
+
 
 @dataclass
 class Ledger:
@@ -76,7 +81,8 @@ class Ledger:
         source: its name, for messages.
         policy: what is allowed.
         quarantine: a JSONL file that gets a line (origin, key, reason, detail) a bad row, at once.
-        rows: number read.
+        rows: number read, without those left out on request.
+        excluded: number of those.
         bad: number by reason.
         notes: number of good rows by what was done to them.
         captions: number in all good rows.
@@ -90,6 +96,7 @@ class Ledger:
     policy: Policy
     quarantine: Path | None = None
     rows: int = 0
+    excluded: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     captions: int = 0
@@ -111,6 +118,9 @@ class Ledger:
 
     def record(self, outcome: Outcome) -> None:
         """Counts one row."""
+        if outcome.excluded:
+            self.excluded += 1
+            return
         self.rows += 1
         if outcome.bad is not None:
             self._refuse(outcome.record, outcome.bad)
@@ -131,7 +141,8 @@ class Ledger:
         if not judged or (self.good and self.bad_share <= self.policy.max_bad_share):
             return
         if not self.rows:
-            raise TooManyBadRows(f"{self.source}: there is no row to read")
+            excluded = f"; all {self.excluded} are excluded" if self.excluded else ""
+            raise TooManyBadRows(f"{self.source}: there is no row to read{excluded}")
         if self.good:
             share = f"{self.bad_share:.1%}, more than max_bad_share={self.policy.max_bad_share:.1%}"
             found = f"{self.bad.total()} of {self.rows} rows are bad ({share})"
@@ -146,6 +157,7 @@ class Ledger:
         """The counts, ready for JSON."""
         return {
             "rows": self.rows,
+            "excluded": self.excluded,
             "bad": dict(self.bad),
             "notes": dict(self.notes),
             "captions": self.captions,
@@ -156,6 +168,7 @@ class Ledger:
         """Counts on from a state; which captions and sizes were seen before it is not known any more."""
         self.rows, self.captions, self.duplicates = state["rows"], state["captions"], state["duplicates"]
         self.bad, self.notes = Counter(state["bad"]), Counter(state["notes"])
+        self.excluded = state.get("excluded", 0)
 
     def _refuse(self, record: Record, bad: BadRow) -> None:
         assert bad.reason in REASONS

@@ -20,6 +20,16 @@ def test_pictures_and_captions_of_any_source(tmp_path):
     assert len(CaptionedPictures.join([data, data.subset([1])])) == 3
 
 
+def test_rows_may_be_left_out_by_their_captions(tmp_path):
+    rows = [("0", number(3), ["three", "drei"]), ("1", b"", ["none"]), ("2", b"", ["drei"]), ("3", number(4), ["four"])]
+    path = write_tar(tmp_path, rows)
+    data = CaptionedPictures.from_pairs(path, exclude="drei", policy=Policy(max_bad_share=0.5))
+    assert [row.name for row in data.rows] == ["four"]
+    assert data.skipped == [(1, "empty: is empty (0 bytes)")]  # counted as in the source
+    with pytest.raises(TooManyBadRows, match="none of 1 rows gives a pair"):
+        CaptionedPictures.load(write_tar(tmp_path, rows), exclude="r")
+
+
 def test_too_many_bad_rows_end_it(tmp_path):
     with pytest.raises(TooManyBadRows, match="1 of 2 rows are bad"):
         CaptionedPictures.from_pairs(write_tar(tmp_path, [("0", number(0), ["a"]), ("1", b"", ["b"])]))
