@@ -72,10 +72,13 @@ class EmbedCache:
     def put(self, key: str, embeds: Mapping[str, Tensor]) -> None:
         """Stores vectors (d,) by the hashes of their pictures; one that is there already stays.
 
+        What is not finite is not stored: another device or precision may do better.
+
         Raises:
             EmbedCacheError: the file is damaged, or the disk is full.
         """
-        rows = [(content, embed.detach().float().cpu().numpy().tobytes()) for content, embed in embeds.items()]
+        found = ((content, embed.detach().float().cpu()) for content, embed in embeds.items())
+        rows = [(content, embed.numpy().tobytes()) for content, embed in found if embed.isfinite().all()]
         self._run(key, lambda file: file.executemany("INSERT OR IGNORE INTO embeds VALUES (?, ?)", rows))
 
     def _run(self, key: str, work: Any) -> Any:

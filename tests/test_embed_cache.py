@@ -116,3 +116,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert cache.get("key", "00ff") is None
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert torch.equal(cache.get("key", "00ff"), torch.arange(3.0))
+
+
+def test_what_is_not_finite_is_not_kept(cache):
+    cache.put("key", {"00": torch.tensor([1.0, torch.nan]), "01": torch.tensor([1.0, torch.inf]), "02": torch.ones(2)})
+    assert cache.get("key", "00") is None and cache.get("key", "01") is None
+    assert torch.equal(cache.get("key", "02"), torch.ones(2))

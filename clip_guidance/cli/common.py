@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,7 +58,8 @@ Report = Annotated[
 def narrate(kind: str, message: str) -> None:
     """One line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
     style = _STYLES.get(kind, "cyan")
-    stderr.print(f"[{style}]{kind}:[/] {escape(' '.join(message.split()))}")
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()  # names of files may be no text
+    stderr.print(f"[{style}]{kind}:[/] {escape(line)}")
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -156,22 +158,36 @@ def save_report(page: Page, path: Path) -> None:
     narrate("report", str(page.save(path)))
 
 
+def as_json(document: Any, indent: int | None = None) -> str:
+    """JSON for stdout, with ASCII alone where that is not UTF-8: another codec would put its own escapes into it."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(document, indent=indent, ensure_ascii=not utf8)
+
+
 def print_json(document: Any) -> None:
     """A JSON document on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(as_json(document, indent=2))
+
+
+def print_lines(rows: Iterable[Iterable[Any]]) -> None:
+    """Tab-separated lines for other programs; a text that holds a tab, a quote or a line's end stands in quotes."""
+    writer = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
+    writer.writerows(map(_cells, rows))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout: framed on a terminal, else tab-separated lines for other programs."""
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        for line in [list(columns), *cells]:
-            print("\t".join(line))
+        print_lines([columns, *rows])
         return
     table = Table()
     for index, column in enumerate(columns):
         numeric = bool(rows) and isinstance(rows[0][index], (int, float))
         table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*map(escape, line))
+    for row in rows:
+        table.add_row(*map(escape, _cells(row)))
     Console().print(table)
+
+
+def _cells(row: Iterable[Any]) -> list[str]:
+    return [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]

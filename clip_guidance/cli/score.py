@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json as json_library
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -108,8 +107,8 @@ def command(
     """
     if (paths and prompts_file) or not (paths or prompts_file):
         raise typer.BadParameter("give pictures or --prompts-file")
-    if prompt and prompts_file:
-        raise typer.BadParameter("give --prompt or --prompts-file")
+    if prompt is not None and (prompts_file or not prompt.strip()):
+        raise typer.BadParameter("give --prompt or --prompts-file" if prompts_file else "--prompt is empty")
     if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
         raise typer.BadParameter(f"--output must end in .jsonl or .csv or .parquet, got {output.name}")
     if resume and not output:
@@ -133,20 +132,24 @@ def command(
         kept = stack.enter_context(EmbedCache(cache)) if cache else None
         _score(_items(given, prompt), judges, work, Options(batch_size, draft=draft, cache=kept, **settings), job)
         work.finish()
-        if processes.rank == 0:
-            if output:
-                work.write()
-            _print(work, judges, json, job)
-            page = _page(work, job.failures) if report else None
-            work.clear()
-            if report and page:
-                common.save_report(page, report)
+        if processes.rank:
+            return  # as if all went well: a launcher that sees a process fail ends the first one, which still writes
+        if output:
+            work.write()
+        _print(work, judges, json, job)
+        page = _page(work, job.failures) if report else None
+        work.clear()
+        if report and page:
+            common.save_report(page, report)
     job.finish()
 
 
 def _check_input(given: list[Path], prompts_file: Path | None, output: Path | None, processes: Processes) -> None:
+    from clip_guidance.scoring.output import check_output
     from clip_guidance.scoring.work import STDIN, check_table, is_table
 
+    if output:
+        check_output(output)
     if prompts_file and not is_table(prompts_file):
         raise ValueError(f"{prompts_file}: expected a .csv, .tsv, .jsonl or .parquet file")
     if processes.count > 1 and not output:
@@ -241,14 +244,14 @@ def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict
     if len(means) == 1:
         record = {key: value for key, value in means[0].items() if key not in ("mean", "count")}
         head = {"definition": record, "mean": means[0]["mean"]}
-    print(json_library.dumps(head, indent=2, ensure_ascii=False)[:-2] + ',\n  "results": [', end="")
+    print(common.as_json(head, indent=2)[:-2] + ',\n  "results": [', end="")
     separator = "\n"
     for row, record in base.rows():
         own = {key: value for key, value in vars(row).items() if key not in ("record", "position")}
         names = {"definition": record["definition"], "model": record["model"]}
-        print(separator + "    " + json_library.dumps({**own, **names}, ensure_ascii=False), end="")
+        print(separator + "    " + common.as_json({**own, **names}), end="")
         separator = ",\n"
-    print('\n  ],\n  "failed": ' + json_library.dumps(failures, ensure_ascii=False) + "\n}")
+    print('\n  ],\n  "failed": ' + common.as_json(failures) + "\n}")
 
 
 def _print_table(base: WorkFile, several: bool) -> None:
@@ -263,9 +266,7 @@ def _print_table(base: WorkFile, several: bool) -> None:
         if left := sum(1 for _ in rows):
             common.narrate("note", f"{left} more rows are not shown; --output keeps them")
         return
-    print("\t".join(columns))
-    for image, text, score, *names in rows:
-        print("\t".join([image, text, f"{score:.4f}", *names]))
+    common.print_lines(itertools.chain([columns], rows))
 
 
 def _narrate_marks(summaries: list[Any]) -> None:

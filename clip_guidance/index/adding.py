@@ -75,8 +75,8 @@ def look_at(path: str) -> os.stat_result:
         raise ImageError(path, "its name is no valid text; rename it") from None
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
-    except OSError as error:
-        raise ImageError(path, f"cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # the second for a name with a null byte
+        raise ImageError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if stat.S_ISDIR(found.st_mode):
         raise ImageError(path, "is a folder that holds no picture")
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever

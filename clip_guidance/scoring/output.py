@@ -65,13 +65,28 @@ def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
     """
     read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
     for number, row in enumerate(read(path), start=1):
-        if row is None or not {"image", "prompt", "score", "definition"} <= set(row):
+        known = row is not None and {"image", "prompt", "score", "definition"} <= set(row)
+        if row is None or not known or not isinstance(row["image"], str):
             raise ScoresError(f"{path}: row {number}: expected scores as clip-guidance score writes them")
         record = {name: value for name, value in row.items() if name not in OWN and value not in (None, "")}
         try:
             yield _row(row, record, number), record
         except (TypeError, ValueError) as error:
             raise ScoresError(f"{path}: row {number}: {error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Whether scores can be written there, asked before the work; makes the folder where there is none.
+
+    Raises:
+        ScoresError: it is a folder, or parquet needs pyarrow, which is not installed.
+        OSError: the folder cannot be made.
+    """
+    if path.suffix == ".parquet":
+        _pyarrow(path)
+    if path.is_dir():
+        raise ScoresError(f"--output {path}: expected a file, got a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def is_torn(path: Path) -> bool:
@@ -131,7 +146,7 @@ def _write_parquet(
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for line in file:
             if not line.endswith("\n"):
                 return
@@ -152,15 +167,18 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
             quotes, ended = quotes + line.count('"'), line.endswith("\n")
             yield line
 
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = csv.reader(watched(file))
-        header, held = next(lines, []), None
-        for fields in lines:
-            if held is not None:
-                yield held
-            held = dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
-            if held is None and next(lines, None) is not None:
-                yield None
+        try:
+            header, held = next(lines, []), None
+            for fields in lines:
+                if held is not None:
+                    yield held
+                held = dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
+                if held is None and next(lines, None) is not None:
+                    yield None
+        except csv.Error as error:  # a field above the limit of the csv module
+            raise ScoresError(f"{path}: line {lines.line_num}: {error}") from error
     if held is not None and ended and quotes % 2 == 0:
         yield held
 

@@ -23,7 +23,7 @@ from clip_guidance.images import ImageError, load_image
 from clip_guidance.index.adding import content_hash, read_bytes
 from clip_guidance.scoring.judges import Judge
 from clip_guidance.scoring.work import Item
-from clip_guidance.scoring.workfile import ScoreRow, WorkFile
+from clip_guidance.scoring.workfile import ScoreRow, WorkFile, is_text
 
 NO_PROMPT = "holds no prompt; give --prompt or --prompts-file"
 T = TypeVar("T")
@@ -72,7 +72,12 @@ class Preparer:
         self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
 
     def __call__(self, item: Item) -> Prepared:
-        """The item, or why it failed; never raises."""
+        """The item, or why it failed.
+
+        Raises:
+            ScoresError: what is known of earlier runs cannot be read.
+            EmbedCacheError: the cache is damaged.
+        """
         prepared = Prepared(item, item.problem)
         if item.source is not None and item.problem is None:
             try:
@@ -85,13 +90,16 @@ class Preparer:
         item = prepared.item
         record = read_record(io.BytesIO(data)) or {}  # type: ignore[arg-type] # PIL opens both
         prepared.hash = content_hash(data)
-        prepared.guide = (record.get("guide") or {}).get("fingerprint")
-        settings = record.get("settings", {})
-        prompt = item.prompt or settings.get("clip_prompt") or settings.get("prompt")
-        if self.needs_prompt and not (isinstance(prompt, str) and prompt.strip()):
+        guide, settings = record.get("guide"), record.get("settings", {})
+        prepared.guide = guide.get("fingerprint") if isinstance(guide, dict) else None
+        stored = (settings.get(name) for name in ("clip_prompt", "prompt"))
+        texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
+        prepared.prompt = next(texts, "")
+        if self.needs_prompt and not prepared.prompt:
             load_image(data, item.name)  # that it is no picture is the better reason
             raise ImageError(item.name, NO_PROMPT)
-        prepared.prompt = prompt or ""
+        if not is_text(prepared.prompt):
+            raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
         prepared.known = self.known.known(item.name, prepared.prompt, prepared.hash)
         missing = [
             place
@@ -114,7 +122,7 @@ class Preparer:
                 image = Image.open(io.BytesIO(data))
                 image.draft("RGB", (self.draft_side, self.draft_side))
                 return load_image(image, name)
-            except (OSError, SyntaxError):  # load_image tells it better
+            except Exception:  # Pillow raises anything, also for too many pixels; load_image tells it better
                 pass
         return load_image(data, name)
 

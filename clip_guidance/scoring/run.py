@@ -107,8 +107,10 @@ class Work:
         lock = self.output.with_name(self.output.name + ".lock")
         try:
             with FileLock(lock, timeout=0):
-                yield
-                lock.unlink(missing_ok=True)
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
         except Timeout:
             raise ScoresError(f"{self.output}: another run is writing it") from None
 
@@ -206,9 +208,7 @@ def _embeds(block: list[Prepared], judge: Judge, place: int, cache: EmbedCache |
         encoded = judge.encode([each.pixels[place] for each in encode])
         embeds |= {each.item.position: embed for each, embed in zip(encode, encoded, strict=True)}
         if cache is not None:
-            finite = encoded.isfinite().all(1).tolist()
-            found = zip(encode, encoded, finite, strict=True)
-            cache.put(judge.key, {each.hash: embed for each, embed, good in found if good})
+            cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
     return embeds
 
 

@@ -104,6 +104,11 @@ def record_id(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written: not one that carries bytes that are no UTF-8 (PEP 383), or half a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class WorkFile:
     """Rows and failures in a file.
 
@@ -157,7 +162,8 @@ class WorkFile:
         def write() -> int:
             self._db.executemany(_PUT, map(astuple, rows))
             added = self._db.total_changes - before
-            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", map(astuple, failures))
+            told = ((failed.position, _escaped(failed.image), _escaped(failed.reason)) for failed in failures)
+            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", told)
             return added
 
         return self._transact(write)
@@ -267,6 +273,11 @@ class _Errors:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, sqlite3.Error):
             raise ScoresError(f"{self.path}: {error}; what was acknowledged before is kept") from error
+
+
+def _escaped(text: str) -> str:
+    """A name that is no valid text may be just why its picture failed."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _row(values: Sequence[Any]) -> ScoreRow:

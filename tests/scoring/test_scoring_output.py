@@ -1,6 +1,7 @@
 """Files of scores: written complete, read back equal, and a torn last line left out."""
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +74,11 @@ def test_a_file_cut_anywhere_gives_its_whole_rows(tmp_path, suffix):
             '{"image": "a", "prompt": "b", "score": "high", "definition": "c"}\n',
             "scores.jsonl: row 1: could not convert",
         ),
+        (
+            "scores.jsonl",
+            '{"image": 5, "prompt": "b", "score": 1, "definition": "c"}\n',
+            "scores.jsonl: row 1: expected scores",
+        ),
         ("scores.parquet", "PAR1", r"scores.parquet: cannot be read \("),
     ],
 )
@@ -89,3 +95,19 @@ def test_a_broken_row_in_the_middle_is_no_torn_line(tmp_path):
     path.write_text("".join([header, first.replace(",", "", 1), *rest]))
     with pytest.raises(ScoresError, match="row 1: expected scores"):
         list(read_scores(path))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_byte_order_mark_is_no_damage(tmp_path, suffix):
+    path = tmp_path / f"scores{suffix}"
+    write_scores(path, SCORES, RECORDS)
+    whole = list(read_scores(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read_scores(path)) == whole
+
+
+def test_a_field_above_the_limit_of_csv_is_told(tmp_path):
+    row, record = SCORES[0]
+    write_scores(tmp_path / "scores.csv", [(replace(row, prompt="x" * 140_000), record)], RECORDS)
+    with pytest.raises(ScoresError, match=r"scores.csv: line 2: field larger than field limit"):
+        list(read_scores(tmp_path / "scores.csv"))
