@@ -7,7 +7,7 @@ prompt pairing:
 
 The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on pictures in their
 own size. Here pictures are resized to the CLIP's input, and a ViT keeps its positions: the record then calls the
-score "clip-iqa with positional embedding", and neither is to be compared with the published numbers.
+score "clip-iqa:quality with positional embedding", and neither is to be compared with the published numbers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PromptPair:
     def record(self, clip: CLIP) -> dict[str, Any]:
         positions = any("position" in name for name, _ in clip.image_encoder.named_parameters())
         return {
-            "definition": "clip-iqa with positional embedding" if positions else "clip-iqa",
+            "definition": f"{self.name} with positional embedding" if positions else self.name,
             "positive": self.positive,
             "negative": self.negative,
             "logit_scale": self.logit_scale,

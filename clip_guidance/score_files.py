@@ -112,17 +112,29 @@ def find_comparable(
     Raises:
         ValueError: there is no such score in common, in which case it says what differs, or there are several.
     """
+    there = f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
     a = [found for found in a if definition in (None, found.record["definition"])]
     a = [found for found in a if model in (None, found.record.get("model"))]
     b = [found for found in b if definition in (None, found.record["definition"])]
     if not a or not b:
-        raise ValueError(f"no score {' by '.join(filter(None, (definition, model)))!r} in both files")
+        raise ValueError(f"no score {' by '.join(filter(None, (definition, model)))!r} in both files: {there}")
     pairs = [(one, other) for one in a for other in b if one.settings == other.settings]
     if len(pairs) == 1:
         return pairs[0]
     if pairs:
-        raise ValueError(f"several scores are in both: {'; '.join(str(one) for one, _ in pairs)}; choose one of them")
+        raise ValueError(f"several scores are in both: {_choices([one for one, _ in pairs])}")
     raise ValueError(f"{a[0].path} and {b[0].path} were not scored alike: {_unlike(a, b)}")
+
+
+def _choices(found: Sequence[ScoreSet]) -> str:
+    """What to choose from; what definition and model do not tell apart, by the settings that differ."""
+    names = list(dict.fromkeys(map(str, found)))
+    if len(names) == len(found):
+        return f"{'; '.join(names)}; choose one by its definition and model"
+    settings = dict.fromkeys(name for one in found for name in one.settings)
+    differ = [name for name in settings if len({one.settings.get(name) for one in found}) > 1]
+    told = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
+    return f"{'; '.join(told)}; definition and model do not tell them apart: keep each in a file of its own"
 
 
 def _unlike(a: Sequence[ScoreSet], b: Sequence[ScoreSet]) -> str:

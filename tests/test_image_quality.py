@@ -42,9 +42,9 @@ def test_a_common_shift_of_both_cosines_changes_nothing(clip):
 
 
 def test_the_record_says_whether_the_tower_has_positions(clip):
-    assert get_pair("good photo").record(clip)["definition"] == "clip-iqa with positional embedding"
+    assert get_pair("good photo").record(clip)["definition"] == "clip-iqa:quality with positional embedding"
     record = get_pair("quality").record(make_clip("resnet", "cbow"))
-    assert record["definition"] == "clip-iqa"
+    assert record["definition"] == "clip-iqa:quality"
     assert (record["positive"], record["negative"], record["logit_scale"]) == ("Good photo.", "Bad photo.", 100.0)
 
 

@@ -81,12 +81,16 @@ def test_of_several_scores_the_common_one_or_the_one_that_is_asked_for(tmp_path)
     judge = {**HESSEL, "model": "n", "fingerprint": "cd34"}
     several = [row("0.png", "p", 1.0), row("0.png", "p", 2.0, COSINE), row("0.png", "p", 3.0, judge)]
     a, b = (read_scores(write(tmp_path / f"{name}.csv", *several)) for name in "ab")
-    with pytest.raises(ValueError, match="several scores are in both: hessel by m; cosine by m; hessel by n; choose"):
+    with pytest.raises(
+        ValueError, match="in both: hessel by m; cosine by m; hessel by n; choose one by its definition and model$"
+    ):
         find_comparable(a, b)
     assert [found.scores()["p"] for found in find_comparable(a, b, "cosine")] == [2.0, 2.0]
     assert [found.scores()["p"] for found in find_comparable(a, b, model="n")] == [3.0, 3.0]
     assert find_comparable(a, b[1:2]) == (a[1], b[1])
-    with pytest.raises(ValueError, match="no score 'cosine by n' in both files"):
+    with pytest.raises(
+        ValueError, match="no score 'cosine by n' in both files: hessel by m, cosine by m, hessel by n and hessel"
+    ):
         find_comparable(a, b, "cosine", "n")
     with pytest.raises(ValueError, match="not scored alike: hessel by m, cosine by m and hessel by n$"):
         find_comparable(a[:2], b[2:])
@@ -105,3 +109,12 @@ def test_unusable_files(tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps({"image": "0", "prompt": "p"}) + "\n")
     with pytest.raises(ValueError, match="bad.jsonl: row 1: expected scores as clip-guidance score writes them"):
         read_scores(tmp_path / "bad.jsonl")
+
+
+def test_what_definition_and_model_do_not_tell_apart_is_told_by_what_differs(tmp_path):
+    half = {**HESSEL, "dtype": "bfloat16"}
+    rows = [row("0.png", "p", 1.0, {**HESSEL, "dtype": "float32"}), row("0.png", "p", 2.0, half)]
+    a, b = (read_scores(write(tmp_path / f"{name}.csv", *rows)) for name in "ab")
+    told = r"hessel by m \(dtype 'float32'\); hessel by m \(dtype 'bfloat16'\); definition and model do not tell them"
+    with pytest.raises(ValueError, match=told):
+        find_comparable(a, b, "hessel", "m")

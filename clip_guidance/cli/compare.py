@@ -49,7 +49,11 @@ def command(
     """
     from clip_guidance.comparison import compare_scores
     from clip_guidance.score_files import find_comparable, read_scores
+    from clip_guidance.scoring.output import is_torn
 
+    for path in (a, b):
+        if path.is_file() and is_torn(path):
+            common.narrate("warning", f"{path}: its last line was cut short and is left out")
     first, second = find_comparable(read_scores(a), read_scores(b), definition, model)
     job = common.Job()
     for file in (first, second):

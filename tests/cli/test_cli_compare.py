@@ -48,6 +48,7 @@ def test_names_what_does_not_pair(cli, clip, good, tmp_path):
         (str(b), f"a boat: is not in {a}"),
     ]
     assert f"failed: {a}: an apple: is not in {b}" in done.err
+    assert f"warning: {b}: its last line was cut short and is left out" in done.err and f"{a}: its last" not in done.err
 
 
 def test_pictures_of_one_prompt_pair_by_name(cli, clip, good, tmp_path):
@@ -82,6 +83,15 @@ def test_of_several_scores_one_is_chosen(cli, clip, good, tmp_path):
     scored(cli, clip, b, reversed(pairs), "--definition", "hessel", "--definition", "cosine")
     unclear = cli("compare", a, b)
     assert unclear.code == 2 and "several scores are in both: cosine by" in unclear.err
+    assert "choose one by its definition and model" in unclear.err
     done = cli("compare", a, b, "--definition", "cosine", "--json")
     assert done.code == 0 and done.json["definition"]["definition"] == "cosine"
     assert done.json["difference"] == {"estimate": 0, "low": 0, "high": 0}
+
+
+def test_pairs_of_clip_iqa_are_scores_of_their_own(cli, clip, good, tmp_path):
+    both, pairs = tmp_path / "both.jsonl", list(zip(good, ["a cat", "a dog", "an apple"], strict=True))
+    scored(cli, clip, both, pairs, "--definition", "clip-iqa", "--definition", "clip-iqa:sharpness")
+    name = "clip-iqa:sharpness with positional embedding"
+    done = cli("compare", both, both, "--definition", name, "--json")
+    assert done.code == 0 and done.json["definition"]["positive"] == "Sharp photo."
