@@ -137,14 +137,19 @@ def histogram(values: Sequence[float], label: str) -> Markup:
     finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
     if not len(finite):
         return Markup("")
-    counts, edges = np.histogram(finite, "sturges")
+    counts, edges = np.histogram(finite, sturges(finite))
     bins = [
         {"height": round(HEIGHT * share, 1), "title": f"{count}: {low:.3f} to {high:.3f}"}
         for count, share, low, high in zip(counts, counts / counts.max(), edges[:-1], edges[1:], strict=True)
     ]
     mean, low, high = finite.mean(), edges[0], edges[-1]
-    where = (mean - low) / (high - low)
+    where = (mean - low) / (high - low) if high > low else 0.5
     return render("histogram", bins, where, f"{low:.3f}", f"{high:.3f}", f"{label}: mean {mean:.3f} of {len(finite)}")
+
+
+def sturges(values: np.ndarray) -> str | int:
+    """What ``np.histogram`` takes for its bins: one where the values differ by rounding alone, which it refuses."""
+    return "sturges" if np.ptp(values) > 1e-12 * np.abs(values).max() else 1
 
 
 def failures(failed: Sequence[Mapping[str, str]]) -> tuple[Markup, ...]:

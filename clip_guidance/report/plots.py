@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from clip_guidance.images import as_list, load_image
+from clip_guidance.report.parts import sturges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ def plot_scores(scores: Any, label: str = "score", ax: Axes | None = None) -> Ax
     if not len(finite):
         raise ValueError(f"scores: expected at least one finite number, got {len(values)} that are none")
     ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
-    ax.hist(finite, bins="sturges")
+    ax.hist(finite, bins=sturges(finite))
     ax.axvline(finite.mean(), linestyle="--", color="black", label=f"mean {finite.mean():.2f}")
     ax.set(xlabel=label, ylabel="pictures")
     ax.legend()

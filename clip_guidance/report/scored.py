@@ -87,7 +87,7 @@ def comparison_parts(found: PairedComparison) -> tuple[Markup, ...]:
         "only in a": len(found.only_a) or None,
         "only in b": len(found.only_b) or None,
     }
-    names = [" | ".join(key) if isinstance(key, tuple) else str(key) for key in found.keys]
+    names = [" | ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in found.keys]
     numbers = zip(found.a.tolist(), found.b.tolist(), found.differences.tolist(), strict=True)
     rows = sorted(((name, *three) for name, three in zip(names, numbers, strict=True)), key=lambda row: -row[3])
     chosen = rows if len(rows) <= 2 * EXTREMES else rows[:EXTREMES] + rows[-EXTREMES:]

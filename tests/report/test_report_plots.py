@@ -78,3 +78,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'plots need matplotlib: pip install "clip-guidance\[plot\]"'):
         plots.plot_scores([1.0])
+
+
+def test_scores_that_differ_by_rounding_alone_are_one_bar():
+    axes = plots.plot_scores([0.3, np.nextafter(0.3, 1), 0.3])
+    assert [bar.get_height() for bar in axes.patches] == [3]

@@ -81,3 +81,11 @@ def test_of_many_pairs_those_that_differ_most_are_shown(monkeypatch):
     tree = html_pages.read(report.comparison(found).to_html())
     assert [row.all("td")[0].text for row in tree.all("tr")[1:]] == ["8", "0"]
     assert "2 of 9 pairs" in tree.text
+
+
+def test_scores_that_differ_by_rounding_alone_have_a_page():
+    values = [0.3, math.nextafter(0.3, 1), 0.3]
+    page = html_pages.read(report.scores(report.Scores([("a.png", "a", value) for value in values])).to_html())
+    assert [bar.text for bar in page.all("title")[1:]] == ["3: 0.300 to 0.300"]
+    found = compare_scores({(i, "a"): 0.0 for i in range(3)}, {(i, "a"): value for i, value in enumerate(values)})
+    assert "1 | a" in html_pages.read(report.comparison(found).to_html()).text
