@@ -65,7 +65,7 @@ def r_precision(
         seed: of the draw; a picture's distractors depend on the seed and its position alone.
 
     Raises:
-        ValueError: there is no picture, there are too few texts, or the shapes do not fit.
+        ValueError: there is no picture, there are too few texts, a target is none of them, or the shapes do not fit.
     """
     n, m = len(image_embeds), len(text_embeds)
     if not n or targets.shape != (n,) or image_embeds.shape[1:] != text_embeds.shape[1:]:
@@ -75,6 +75,8 @@ def r_precision(
         )
     if not 0 < distractors < m:
         raise ValueError(f"expected between 1 and {m - 1} distractors of {m} distinct texts, got {distractors}")
+    if not 0 <= int(targets.min()) <= int(targets.max()) < m:
+        raise ValueError(f"expected targets from 0 to {m - 1}, got {int(targets.min())} to {int(targets.max())}")
     parts = []
     for start in range(0, n, CHUNK):
         rows = range(start, min(start + CHUNK, n))

@@ -78,3 +78,9 @@ def test_errors():
         clip_r_precision(clip, images, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"got \(0, 3\), \(3, 3\) and \(0,\)"):
         of_similarity(torch.ones(0, 3), torch.zeros(0), distractors=1)
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_that_is_no_text_is_refused(target):
+    with pytest.raises(ValueError, match=f"expected targets from 0 to 2, got {min(0, target)} to {max(0, target)}"):
+        of_similarity(torch.ones(2, 3), torch.tensor([0, target]), distractors=1)

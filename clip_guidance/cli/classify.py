@@ -138,10 +138,17 @@ def _read_labels(path: Path) -> dict[str, str]:
         reader = csv.DictReader(file)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
             raise typer.BadParameter(f"{path}: expected the columns image, label; it has {reader.fieldnames or 'none'}")
-        rows = [(row["image"], row["label"].strip()) for row in reader]
+        rows = [(row["image"], row["label"], reader.line_num) for row in reader]
     if not rows:
         raise typer.BadParameter(f"{path}: has no row")
-    return {str(beside if (beside := path.parent / name).is_file() else name): label for name, label in rows}
+    labels: dict[str, str] = {}
+    for image, label, line in rows:
+        if not image or not label or not label.strip():
+            raise typer.BadParameter(f"{path}: line {line}: expected an image and a label, got {image!r} and {label!r}")
+        name = str(beside if (beside := path.parent / image).is_file() else image)
+        if labels.setdefault(name, label.strip()) != label.strip():
+            raise typer.BadParameter(f"{path}: line {line}: {image} is {label.strip()}, but was {labels[name]} before")
+    return labels
 
 
 def _right_labels(rows: list[dict[str, Any]], right: dict[str, str]) -> list[str | None]:

@@ -70,3 +70,17 @@ def test_probabilities_fit_a_labelled_sample(cli, clip, good, tmp_path):
     assert done.code == 0
     assert done.json["temperature"] != 1 and "calibrated: temperature" in done.err
     assert [row["label"] for row in done.json["results"]] == [row["label"] for row in before]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([("a.png",)], "broken.csv: line 2: expected an image and a label, got 'a.png' and None"),
+        ([("a.png", "cat"), ("b.png", " ")], "line 3: expected an image and a label, got 'b.png' and ' '"),
+        ([("a.png", "cat"), ("a.png", "cat"), ("a.png", "dog")], "line 4: a.png is dog, but was cat before"),
+    ],
+)
+def test_labels_that_are_lacking_or_at_odds_are_told(cli, clip, good, tmp_path, rows, message):
+    broken = write_labels(tmp_path / "broken.csv", rows)
+    done = cli("classify", *good, "--labels", "cat,dog", "--truth", broken, "--model", clip)
+    assert done.code == 2 and message in " ".join(done.err.replace("│", " ").split())
