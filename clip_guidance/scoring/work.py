@@ -78,14 +78,22 @@ def check_table(path: Path) -> None:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The visible pictures under a folder, in the order of ``find_images``, holding one folder's names at a time."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    """The visible pictures under a folder, holding one folder's names at a time.
+
+    As with ``find_images`` broken links, pipes and closed folders are among them, and fail by name.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False):
             yield from walk(path)
-        elif path.suffix.lower() in EXTENSIONS and entry.is_file():
+        elif path.suffix.lower() in EXTENSIONS:
             yield path
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,23 @@ def test_a_folder_is_walked_in_the_order_of_find_images(tree):
     assert {item.name for item in items} == {str(path) for path in find_images([tree])}
     assert len(items) == 5 and [item.position for item in items] == list(range(5))
     assert {item.prompt for item in items} == {"a cat"}
+
+
+def test_what_cannot_be_read_is_an_item_that_fails_by_name(tmp_path, monkeypatch):
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def denied(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)  # root may look anywhere
+    names = [Path(item.name).name for item in read_work([tmp_path], "a cat")]
+    assert names == ["closed", "gone.png", "loop.png", "pipe.png"]
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
