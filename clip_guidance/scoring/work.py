@@ -115,7 +115,7 @@ def _items(path: Path, lines: Iterable[str]) -> Iterator[Item]:
 
 
 def _of_line(line: str) -> Item | None:
-    text = line.strip()
+    text = line.removeprefix("\ufeff").strip()  # the mark with which some programs begin what they write
     if not text.startswith("{"):
         return Item(text, text) if text else None
     try:
@@ -139,7 +139,7 @@ def _open_table(path: Path) -> TableSource:
 
 def _of_record(record: Record, table: Path) -> Iterator[Item]:
     """An item for each of the row's prompts."""
-    name = f"{table}: {record.key}"
+    name = str(table) if record.key == table.name else f"{table}: {record.key}"
     try:
         if record.problem is not None:
             raise record.problem
@@ -147,7 +147,11 @@ def _of_record(record: Record, table: Path) -> Iterator[Item]:
             raise BadRow("no_picture", "there is no picture")
         prompts, _ = clean_captions(record.captions)
     except BadRow as bad:
-        yield Item(name, None, problem=f"{record.key} has no image or no prompt ({bad.detail})")
+        if bad.reason == "broken_file":
+            problem = f"cannot be read as a table ({bad.detail.removeprefix(f'{table}: ')})"
+        else:
+            problem = f"{record.key} has no image or no prompt ({bad.detail})"
+        yield Item(name, None, problem=problem)
         return
     for prompt in prompts:
         if isinstance(record.picture, StoredFile):

@@ -103,3 +103,17 @@ def test_a_bad_row_is_told_before_anything_is_computed(tmp_path, row):
     table.write_text('{"image": "a.png", "prompt": "x"}\n' + row + "\n")
     with pytest.raises(ValueError, match=r"pairs.jsonl: row 2 has no image or no prompt \("):
         check_table(table)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name():
+    lines = ["\ufeffa.png\r\n", '\ufeff{"image": "b.png"}\r\n']
+    assert [item.name for item in read_work(["-"], "a cat", lines)] == ["a.png", "b.png"]
+
+
+def test_a_file_that_is_no_table_is_called_so(tmp_path):
+    table = tmp_path / "pairs.parquet"
+    table.write_bytes(b"nonsense")
+    (item,) = read_work([table])
+    assert item.name == str(table) and item.problem.startswith("cannot be read as a table (Parquet magic bytes")
+    with pytest.raises(ValueError, match=r"gone.csv: cannot be read as a table \(\[Errno 2\] No such file"):
+        check_table(tmp_path / "gone.csv")
