@@ -176,7 +176,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
 
 def test_another_run_on_the_same_accelerator_begins_with_a_scale_as_new(tmp_path):
     accelerator = make_accelerator()
-    run(tmp_path / "first", accelerator, overflow_at=(0, 1))
+    run(tmp_path / "first", accelerator, overflow_at=(0, 1, 7))
     run(tmp_path / "second", accelerator)
     run(tmp_path / "alone")
     assert rows(tmp_path / "second") == rows(tmp_path / "alone")
