@@ -65,11 +65,9 @@ def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])
-            warnings.warn(
-                f"prompt of {len(ids)} tokens cut to the context of {limit}: {cut!r} was dropped from {text!r}",
-                PromptTruncatedWarning,
-                stacklevel=4,
-            )
+            told = f"{cut!r:.500} was dropped from {text!r:.500}"
+            message = f"prompt of {len(ids)} tokens cut to the context of {limit}: {told}"
+            warnings.warn(message, PromptTruncatedWarning, stacklevel=4)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ import csv
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from clip_guidance.report.page import Page
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-_warned: set[str] = set()
 _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
 
 Paths = Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
@@ -62,11 +61,16 @@ def narrate(kind: str, message: str) -> None:
     stderr.print(f"[{style}]{kind}:[/] {escape(line)}")
 
 
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A ``warnings.showwarning`` without file names and source lines, that says nothing twice."""
-    if str(message) not in _warned:
-        _warned.add(str(message))
-        narrate("warning", str(message))
+def warn_once() -> Callable[..., None]:
+    """A ``warnings.showwarning`` without file names and source lines, that says nothing twice in a run."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            narrate("warning", str(message))
+
+    return show
 
 
 class Job:

@@ -38,7 +38,7 @@ def run(args: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as JSON escapes them too
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = common.show_warning
+        warnings.showwarning = common.warn_once()
         try:
             app(args)
         except (ValueError, OSError) as error:  # a repeated label, an unknown model, a folder in the way

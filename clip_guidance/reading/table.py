@@ -56,6 +56,10 @@ class TableSource:
                 self._places.append((path, group, first))
                 first += rows or 0
 
+    def columns(self, path: Path) -> Columns | None:
+        """Which columns of a table are read; None where it is no table."""
+        return self._columns.get(path)
+
     def read(self, index: int) -> Iterator[Record]:
         """The records of a part; where a row group breaks off, each row that its file promises is a bad one."""
         path, group, first = self._places[index]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,7 +135,11 @@ def _open_table(path: Path) -> TableSource:
     try:
         return TableSource([path], str(path), caption_columns=["prompt"])
     except SourceError:
-        return TableSource([path], str(path))  # columns of the customary names, or an error that says what there is
+        source = TableSource([path], str(path))  # columns of the customary names, or an error that says what there is
+        if columns := source.columns(path):
+            found = ", ".join(columns.captions)
+            warnings.warn(f"{path}: has no column prompt; pictures are compared with: {found}", stacklevel=2)
+        return source
 
 
 def _of_record(record: Record, table: Path) -> Iterator[Item]:

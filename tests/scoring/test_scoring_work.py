@@ -117,3 +117,13 @@ def test_a_file_that_is_no_table_is_called_so(tmp_path):
     assert item.name == str(table) and item.problem.startswith("cannot be read as a table (Parquet magic bytes")
     with pytest.raises(ValueError, match=r"gone.csv: cannot be read as a table \(\[Errno 2\] No such file"):
         check_table(tmp_path / "gone.csv")
+
+
+def test_a_column_of_another_name_is_told(tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,label\na.png,a cat\n")
+    with pytest.warns(UserWarning, match=r"pairs.csv: has no column prompt; pictures are compared with: label"):
+        (item,) = read_work([table])
+    assert item.prompt == "a cat"
+    table.write_text("image,label,prompt\na.png,a cat,a dog\n")  # a warning would fail here
+    assert [item.prompt for item in read_work([table])] == ["a dog"]
