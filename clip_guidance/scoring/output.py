@@ -47,13 +47,16 @@ def write_scores(path: Path, scores: Scores, records: Sequence[Mapping[str, Any]
     columns = list(dict.fromkeys([*OWN, *(name for record in records for name in record)]))
     rows = (as_dict(row, record) for row, record in scores)
     partial = path.with_name(path.name + ".writing")
-    if path.suffix == ".parquet":
-        _write_parquet(partial, rows, columns, records)
-    else:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            (_write_csv if path.suffix == ".csv" else _write_jsonl)(file, rows, columns)
-            sync_file(file)
-    os.replace(partial, path)
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(partial, rows, columns, records)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                (_write_csv if path.suffix == ".csv" else _write_jsonl)(file, rows, columns)
+                sync_file(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -111,3 +111,15 @@ def test_a_field_above_the_limit_of_csv_is_told(tmp_path):
     write_scores(tmp_path / "scores.csv", [(replace(row, prompt="x" * 140_000), record)], RECORDS)
     with pytest.raises(ScoresError, match=r"scores.csv: line 2: field larger than field limit"):
         list(read_scores(tmp_path / "scores.csv"))
+
+
+def test_an_error_while_writing_leaves_the_former_file_and_nothing_else(path):
+    before = path.read_bytes()
+
+    def failing():
+        yield SCORES[0]
+        raise ScoresError("the disk is full")
+
+    with pytest.raises(ScoresError, match="the disk is full"):
+        write_scores(path, failing(), RECORDS)
+    assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == [path.name]
