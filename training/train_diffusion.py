@@ -57,7 +57,7 @@ class Settings:
     weight_decay: float = 0.01
     mirror: bool = False  # half of the pictures that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
-    timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more of the noisy steps, which decide the shapes
+    timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more noisy steps, which decide the shapes
     ema_decay: float = 0.998
     warmup: float = 100  # steps, or below 1 the share of all steps
     max_grad_norm: float = 1.0

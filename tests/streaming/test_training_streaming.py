@@ -1,69 +1,29 @@
 """Training from a stream: resumed bit for bit after a kill, shared among processes, in bounded memory."""
 
 import gc
-import importlib.util
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import weakref
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.torch import load_file
-from tiny import make_clip
+from stream_rows import BROKEN, ROWS
 from torch import nn
 
 from clip_guidance.batches import StreamedBatches, ToSquare
 from clip_guidance.checkpoints import CheckpointError
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import TooManyBadRows, hub, open_pairs
+from clip_guidance.reading import TooManyBadRows, open_pairs
 from clip_guidance.trainer import Plan, fit
 from clip_guidance.training_log import read_log
-
-ROWS = 60
-BROKEN = 17  # the number of the row whose picture is cut off
-
-
-def encoded(i):
-    pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()[: 60 if i == BROKEN else None]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Three tars of ten rows and a parquet table of thirty, one of whose pictures is broken."""
-    folder = tmp_path_factory.mktemp("stream")
-    for shard in range(3):
-        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
-            for i in range(10 * shard, 10 * shard + 10):
-                for name, content in ((f"{i:03}.png", encoded(i)), (f"{i:03}.txt", f"left {i}\nthing {i}".encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-    rows = {"image": [encoded(i) for i in range(30, 60)], "caption": [f"thing {i}" for i in range(30, 60)]}
-    pq.write_table(pa.table(rows), folder / "rows.parquet", row_group_size=8)
-    return [f"{folder}/{{0..2}}.tar", str(folder / "rows.parquet")]
-
-
-@pytest.fixture(scope="module")
-def known(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("known")
-    make_clip().save_pretrained(folder)
-    return str(folder)
-
 
 # Killed and resumed
 
@@ -283,68 +243,3 @@ def test_another_number_of_processes_is_refused(tmp_path):
     assert found.load_weights({"model": model}) == 1 and found.place(1, 2) == {"row": 2}
     with pytest.raises(CheckpointError, match="expected the places of 3 processes in a stream, found of 2 processes"):
         found.place(0, 3)
-
-
-# The program
-
-
-@pytest.fixture(scope="module")
-def program(root):
-    spec = importlib.util.spec_from_file_location("train_clip_streamed", root / "training" / "train_clip.py")
-    module = sys.modules["train_clip_streamed"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_clip_streamed"]
-
-
-@pytest.fixture
-def settings(program, data, tmp_path):
-    sizes = {"image_size": 32, "image_width": 32, "image_layers": 1, "text_width": 32, "text_layers": 1}
-    small = sizes | {"batch_size": 4, "vocab_size": 600, "context_length": 12, "log_every": 1, "steps": 3, "warmup": 0}
-    small |= {"data": data, "projection_dim": 16, "output": str(tmp_path), "streaming": True, "shuffle_buffer": 5}
-    return lambda **options: program.Settings(**{**small, **options})
-
-
-def test_the_vocabulary_is_learnt_from_the_first_captions(program, settings, tmp_path):
-    program.main(settings(vocabulary_rows=40))
-    clip = CLIP.from_pretrained(tmp_path)
-    assert clip.tokenizer.tokenize("thing") == ["thing</w>"] and len(clip.tokenizer.tokenize("zebra")) > 1
-    assert next(row["bad_share"] for row in read_log(tmp_path / "log.jsonl")) == 0
-
-
-def test_a_data_set_of_the_hub_is_streamed(program, settings, data, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    asked = []
-
-    def load(module, name, split, streaming):
-        asked.append((name, split, streaming))
-        return module.load_dataset("parquet", data_files=data[1], split=split, streaming=streaming)
-
-    monkeypatch.setattr(hub, "_load", load)
-    program.main(settings(data=["someone/things"]))
-    assert set(asked) == {("someone/things", "train", True)}
-    assert len(read_log(tmp_path / "log.jsonl")) == 3
-
-
-def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_path):
-    with pytest.raises(SystemExit, match=r"1 of 60 rows are bad \(1.7%, more than max_bad_share=1.0%\): 1 corrupt"):
-        program.main(settings(steps=40, max_bad_share=0.01))
-    (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(line)["reason"] == "corrupt"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"freeze_image": True, "init": "x"},
-            "pictures pass by, which goes without --freeze_image",
-        ),
-        ({"data": ["none.tar"]}, "none.tar: there is no such file or folder; supported are"),
-        ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),
-    ],
-)
-def test_what_a_stream_cannot_do_is_named(options, message, program, settings):
-    with pytest.raises(SystemExit, match=message):
-        program.main(settings(**options))
