@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clip_guidance.clip import CLIP
+from clip_guidance.name_loss import NameLoss
 from clip_guidance.sigmoid_loss import INITIAL_BIAS, sigmoid_loss
 from clip_guidance.tiled_loss import TILE, World, tiled_contrastive_loss
 
@@ -43,6 +44,8 @@ class ContrastiveObjective(nn.Module):
             torch's global random state, which is the chunk's own then.
         cached_images: the image tower is locked and was run before: what :meth:`forward` takes for pictures are their
             embeddings (n, d), see :mod:`clip_guidance.cached_embeds`.
+        names: a loss over all names, for a locked text encoder; :meth:`forward` needs ``numbers`` then.
+        names_weight: what it is multiplied with before the contrastive loss is added.
         freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
         tile: logits at a time.
 
@@ -59,6 +62,8 @@ class ContrastiveObjective(nn.Module):
         positives: str = "own",
         views: Callable[[Tensor], Tensor] | None = None,
         cached_images: bool = False,
+        names: NameLoss | None = None,
+        names_weight: float = 1.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -69,10 +74,18 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"chunk_size: expected at least 1 pair, got {chunk_size}")
         self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
+        self.names, self.names_weight = names, names_weight
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
 
-    def forward(self, pictures: Tensor, input_ids: Tensor, groups: Tensor | None = None, seed: int = 0) -> Tensor:
+    def forward(
+        self,
+        pictures: Tensor,
+        input_ids: Tensor,
+        groups: Tensor | None = None,
+        numbers: Tensor | None = None,
+        seed: int = 0,
+    ) -> Tensor:
         """The loss of the global batch; every process has it.
 
         Args:
@@ -81,6 +94,7 @@ class ContrastiveObjective(nn.Module):
             input_ids: int64 (n, L), row i is the caption of picture i.
             groups: int (n,); pairs with equal entries, on whatever process, have the same caption
                 (:func:`caption_groups`).
+            numbers: int64 (n,), which of the ``names`` each picture bears.
             seed: of this step's random draws.
 
         Returns:
@@ -96,8 +110,15 @@ class ContrastiveObjective(nn.Module):
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
-            return sigmoid_loss(*pair, scale, self.logit_bias, groups, tile=self.tile)
-        return tiled_contrastive_loss(*pair, scale, groups, positives=self.positives, tile=self.tile)
+            loss = sigmoid_loss(*pair, scale, self.logit_bias, groups, tile=self.tile)
+        else:
+            loss = tiled_contrastive_loss(*pair, scale, groups, positives=self.positives, tile=self.tile)
+        if self.names is None:
+            return loss
+        if numbers is None:
+            raise ValueError("a loss over all names needs numbers: which of them each picture bears")
+        with random_state(f"names-{seed}", image_embeds.device):
+            return loss + self.names_weight * self.names(self.clip, image_embeds, numbers, seed)
 
     def train(self, mode: bool = True) -> ContrastiveObjective:
         super().train(mode)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clip_guidance.augment import random_views
 from clip_guidance.loss import contrastive_loss
+from clip_guidance.name_loss import NameLoss
 from clip_guidance.objective import ContrastiveObjective, caption_groups, random_state
 
 CAPTIONS = (TEXTS * 3)[:8]  # each of the four is somewhere twice
@@ -171,6 +172,17 @@ def test_captions_have_the_same_group_everywhere():
 # ---------------------------------------------------------------- several processes
 
 VARIANTS = {"softmax": {}, "all": {"positives": "all"}, "sigmoid": {"loss": "sigmoid"}}
+NUMBERS = torch.tensor([0, 1, 2, 3, 3, 2, 0, 4])  # of names that its eight pictures bear
+
+
+def named_objective(**options):
+    """One whose text encoder is locked, with a loss over five names."""
+    clip = dropping_clip()
+    clip.text_encoder.requires_grad_(False)
+    names = NameLoss(clip, ["apple", "cat", "table", "red", "green"])
+    # not what was read: a vocabulary that is trained anew in another process has another order
+    names.pooled = torch.randn(names.pooled.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return ContrastiveObjective(clip, views=random_views, names=names, names_weight=0.5, **options).double()
 
 
 def distributed_grads(rank, size):
@@ -182,6 +194,10 @@ def distributed_grads(rank, size):
         module = objective(chunk_size=1, **options).double()
         parallel = DistributedDataParallel(module)
         found[name] = grads(module, parallel(*own, seed=7))
+    module = named_objective(chunk_size=1)
+    parallel = DistributedDataParallel(module)  # kept: one that is thrown away no longer averages
+    loss = parallel(*own, NUMBERS[rows], seed=7)
+    found["names"], found["loss"] = grads(module, loss), loss.detach()
     module = objective(chunk_size=1).double()
     mesh = init_device_mesh("cpu", (size,))
     for encoder in (module.clip.image_encoder.vision_model.encoder, module.clip.text_encoder.text_model.encoder):
@@ -202,6 +218,12 @@ def test_every_gradient_is_that_of_one_process(size):
         assert expected["clip.logit_scale"].abs() > 0
         for result in results:
             assert_same(result[name], expected)
+    module = named_objective(chunk_size=1)
+    loss = module(*batch(), NUMBERS, seed=7)
+    expected = grads(module, loss)
+    for result in results:
+        assert_same(result["names"], expected)
+        torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-12, atol=0)
 
 
 def batch_norm_on_each(rank, size):

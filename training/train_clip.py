@@ -39,8 +39,10 @@ from clip_guidance.evaluation import evaluating, name_recall, retrieval_figures,
 from clip_guidance.hub import ModelError
 from clip_guidance.lora import add_lora, merged, save_adapter
 from clip_guidance.model_card import write_model_card
+from clip_guidance.name_loss import NameLoss
 from clip_guidance.objective import ContrastiveObjective, caption_groups
 from clip_guidance.reading import Policy, SourceError, TooManyBadRows, open_pairs
+from clip_guidance.retrieval import unique
 from clip_guidance.tokenizer import tokenize, train_tokenizer
 from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
 from clip_guidance.trainer import NonFiniteLossError, Plan, fit, make_accelerator, parse_settings, save_settings
@@ -179,6 +181,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         if settings.freeze_image:
             batches.embeds = cached_image_embeds(clip, batches.data.pictures, folder / "image-embeds.safetensors")
     adapters = prepare_towers(clip, settings)
+    names, numbers = unique([row.name for row in batches.data.rows]) if settings.names else ([], torch.empty(0))
     objective = ContrastiveObjective(
         clip.train(),
         chunk_size=settings.chunk_size,
@@ -186,6 +189,8 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         positives=settings.positives,
         views=lambda pictures: clip.image_processor.differentiable(views(pictures, settings)),
         cached_images=settings.freeze_image,
+        names=NameLoss(clip, names) if settings.names else None,
+        names_weight=settings.names,
         freeze_batch_norm=settings.freeze_batch_norm,
     ).to(accelerator.device)
     average = get_ema_multi_avg_fn(settings.ema_decay)
@@ -196,7 +201,9 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch = batches(step)
         input_ids = trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
-        inputs = (batch.pictures, input_ids, caption_groups(batch.captions))
+        inputs = [batch.pictures, input_ids, caption_groups(batch.captions)]
+        if settings.names:
+            inputs.append(numbers[batch.described["indices"]])
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
