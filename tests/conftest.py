@@ -1,6 +1,10 @@
 """Options and fixtures of the whole suite: the same tests run on any device and in any precision."""
 
+import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -32,6 +36,17 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def root() -> Path:
     """The repository root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def train_clip(root: Path) -> Iterator[ModuleType]:
+    """training/train_clip.py as a module: the programs are no package, so it is loaded by its path."""
+    spec = importlib.util.spec_from_file_location("train_clip_program", root / "training" / "train_clip.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="session")

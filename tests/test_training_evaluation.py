@@ -1,8 +1,5 @@
 """What is measured during training: against scipy's interval, a perfect CLIP, and the definitions written out."""
 
-import importlib.util
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,15 +101,6 @@ def test_measuring_leaves_the_training_as_it_was():
 
 
 @pytest.fixture(scope="module")
-def program(root):
-    spec = importlib.util.spec_from_file_location("train_clip_measured", root / "training" / "train_clip.py")
-    module = sys.modules["train_clip_measured"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_clip_measured"]
-
-
-@pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Training pictures; and the same classes as a folder each, as a CSV and as a parquet table with numbers."""
     folder = tmp_path_factory.mktemp("sets")
@@ -138,17 +126,17 @@ def sets(tmp_path_factory):
 
 
 @pytest.fixture
-def settings(program, sets, tmp_path):
+def settings(train_clip, sets, tmp_path):
     sizes = {"image_size": 32, "image_width": 32, "image_layers": 1, "text_width": 32, "text_layers": 1}
     small = sizes | {"batch_size": 2, "vocab_size": 600, "context_length": 40, "log_every": 9, "steps": 4, "warmup": 0}
     small |= {"data": [str(sets["train"])], "projection_dim": 16, "output": str(tmp_path)}
-    return lambda **options: program.Settings(**{**small, **options})
+    return lambda **options: train_clip.Settings(**{**small, **options})
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "parquet"])
-def test_every_layout_of_classes_says_the_same(kind, program, sets, settings):
+def test_every_layout_of_classes_says_the_same(kind, train_clip, sets, settings):
     label = {"zero_shot_label": "species"} if kind == "csv" else {}
-    ((every, figures),) = program.load_examinations(
+    ((every, figures),) = train_clip.load_examinations(
         settings(zero_shot_data=str(sets[kind]), zero_shot_every=7, **label)
     )
     assert every == 7 and sorted({row.name for row in figures.keywords["data"].rows}) == sorted(CLASSES)
@@ -163,10 +151,10 @@ def _rows_and_pictures(figures):
     return data.rows, data.pictures
 
 
-def test_figures_are_logged_on_time_and_choose_the_best(program, sets, settings, tmp_path, capfd):
+def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settings, tmp_path, capfd):
     options = {"zero_shot_data": str(sets["folder"]), "zero_shot_every": 2, "zero_shot_templates": ["a {}"]}
     options |= {"retrieval_data": str(sets["train"]), "retrieval_every": 3, "keep_best": True}
-    program.main(settings(best_by="zero_shot_top1", **options))
+    train_clip.main(settings(best_by="zero_shot_top1", **options))
     rows = {row["step"]: row for row in read_log(tmp_path / "log.jsonl")}
     assert [step for step, row in rows.items() if "zero_shot_top1" in row] == [2, 4]
     assert [step for step, row in rows.items() if "retrieval_text_R@1" in row] == [3, 4]  # and when it ends
@@ -199,6 +187,6 @@ def test_figures_are_logged_on_time_and_choose_the_best(program, sets, settings,
         ({}, "--keep_best: needs --validation"),
     ],
 )
-def test_a_choice_by_what_is_not_measured_is_named(options, message, program, settings):
+def test_a_choice_by_what_is_not_measured_is_named(options, message, train_clip, settings):
     with pytest.raises(SystemExit, match=message):
-        program.main(settings(keep_best=True, **options))
+        train_clip.main(settings(keep_best=True, **options))

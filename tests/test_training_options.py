@@ -1,8 +1,6 @@
 """What is shown while a CLIP is trained, and that the options of the program do what they say."""
 
-import importlib.util
 import io
-import sys
 
 import pytest
 import torch
@@ -119,16 +117,6 @@ def test_fit_shows_the_loss_and_the_speed(tmp_path, capfd):
 
 
 @pytest.fixture(scope="module")
-def program(root):
-    """training/train_clip.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_clip_program", root / "training" / "train_clip.py")
-    module = sys.modules["train_clip_program"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_clip_program"]
-
-
-@pytest.fixture(scope="module")
 def known(tmp_path_factory):
     """The folder of a CLIP to go on from."""
     folder = tmp_path_factory.mktemp("known")
@@ -137,13 +125,13 @@ def known(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(program, tmp_path_factory):
+def settings(train_clip, tmp_path_factory):
     """Makes small settings of the program."""
     data = write_table(tmp_path_factory.mktemp("data") / "train.parquet", ["cat", "dog", "bus", "tree"], size=32)
     sizes = {"image_size": 32, "image_width": 32, "image_layers": 2, "text_width": 32, "text_layers": 2}
     small = sizes | {"batch_size": 2, "vocab_size": 600, "context_length": 40, "log_every": 1, "steps": 2, "warmup": 0}
     small |= {"data": [str(data)], "projection_dim": 16}
-    return lambda folder, **options: program.Settings(**{**small, "output": str(folder), **options})
+    return lambda folder, **options: train_clip.Settings(**{**small, "output": str(folder), **options})
 
 
 def embeddings(clip):
@@ -152,13 +140,13 @@ def embeddings(clip):
     )
 
 
-def test_settings_reach_the_towers_and_the_loop(program, settings, tmp_path, monkeypatch):
+def test_settings_reach_the_towers_and_the_loop(train_clip, settings, tmp_path, monkeypatch):
     compiled, seen = [], {}
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    monkeypatch.setattr(program, "fit", lambda accelerator, objective, loss, plan, *_, **__: seen.update(locals()))
+    monkeypatch.setattr(train_clip, "fit", lambda accelerator, objective, loss, plan, *_, **__: seen.update(locals()))
     recorder = Recorder()
     options = {"patch_dropout": 0.5, "gradient_checkpointing": True, "compile": True, "report_to": [recorder]}
-    program.main(settings(tmp_path, **options, layer_decay=0.7, warmup=0.25, steps=8))
+    train_clip.main(settings(tmp_path, **options, layer_decay=0.7, warmup=0.25, steps=8))
     clip, plan = seen["objective"].clip, seen["plan"]
     assert clip.image_encoder.vision_model.patch_dropout == 0.5
     encoders = [clip.image_encoder.vision_model.encoder, clip.text_encoder.text_model.encoder]
@@ -181,19 +169,19 @@ def test_compiled_towers_keep_the_names_of_their_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("option", "parts"), [("freeze_image", {"image_encoder", "visual_projection"}), ("freeze_text", {"text_encoder"})]
 )
-def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, program, settings, tmp_path):
+def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, train_clip, settings, tmp_path):
     """DistributedDataParallel would wait for its gradients."""
     clip = make_clip()
-    program.prepare_towers(clip, settings(tmp_path, **{option: True}))
+    train_clip.prepare_towers(clip, settings(tmp_path, **{option: True}))
     frozen = {name.split(".")[0] for name, parameter in clip.named_parameters() if not parameter.requires_grad}
     assert frozen == parts
 
 
-def test_pictures_learn_among_all_names(program, settings, known, tmp_path):
+def test_pictures_learn_among_all_names(train_clip, settings, known, tmp_path):
     """The text encoder stays as it is; the loss is the plain one and that over the names, both above 0."""
     options = {"init": known, "freeze_text": True, "steps": 1, "log_every": 1}
     for folder, weight in (("plain", 0.0), ("named", 2.0)):
-        program.main(settings(tmp_path / folder, names=weight, **options))
+        train_clip.main(settings(tmp_path / folder, names=weight, **options))
     plain, named = (CLIP.from_pretrained(tmp_path / folder) for folder in ("plain", "named"))
     assert all(
         value.equal(plain.text_encoder.state_dict()[key]) for key, value in named.text_encoder.state_dict().items()
@@ -204,8 +192,8 @@ def test_pictures_learn_among_all_names(program, settings, known, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["init", "init_image"])
-def test_a_locked_image_half_stays_as_it_is(init, program, settings, known, tmp_path):
-    program.main(settings(tmp_path, freeze_image=True, **{init: known}))
+def test_a_locked_image_half_stays_as_it_is(init, train_clip, settings, known, tmp_path):
+    train_clip.main(settings(tmp_path, freeze_image=True, **{init: known}))
     made, before = CLIP.from_pretrained(tmp_path), CLIP.from_pretrained(known)
     assert (tmp_path / "image-embeds.safetensors").is_file()
     (text, image), (text_before, image_before) = embeddings(made), embeddings(before)
@@ -215,9 +203,9 @@ def test_a_locked_image_half_stays_as_it_is(init, program, settings, known, tmp_
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
 
 
-def test_lora_saves_the_merged_clip_and_the_adapter(program, settings, known, tmp_path):
+def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known, tmp_path):
     options = {"validation": settings(tmp_path).data[0], "keep_best": True, "evaluate_every": 1, "ema_decay": 0.5}
-    program.main(settings(tmp_path, init=known, lora_rank=2, learning_rate=0.01, **options))
+    train_clip.main(settings(tmp_path, init=known, lora_rank=2, learning_rate=0.01, **options))
     before = embeddings(CLIP.from_pretrained(known))
     for folder in (tmp_path, tmp_path / "best"):
         made, adapted = CLIP.from_pretrained(folder), CLIP.from_pretrained(known)
@@ -244,6 +232,6 @@ def test_lora_saves_the_merged_clip_and_the_adapter(program, settings, known, tm
         ({"report_to": ["paper"]}, "report_to: expected trackers that are installed"),
     ],
 )
-def test_contradicting_settings_are_named(options, message, program, settings, tmp_path):
+def test_contradicting_settings_are_named(options, message, train_clip, settings, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        program.main(settings(tmp_path, **options))
+        train_clip.main(settings(tmp_path, **options))

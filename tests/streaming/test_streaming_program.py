@@ -1,8 +1,6 @@
 """What train_clip.py does with a stream: vocabulary, Hub data sets, bad rows, options that do not go together."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
@@ -11,31 +9,22 @@ from clip_guidance.reading import hub
 from clip_guidance.training_log import read_log
 
 
-@pytest.fixture(scope="module")
-def program(root):
-    spec = importlib.util.spec_from_file_location("train_clip_streamed", root / "training" / "train_clip.py")
-    module = sys.modules["train_clip_streamed"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_clip_streamed"]
-
-
 @pytest.fixture
-def settings(program, data, tmp_path):
+def settings(train_clip, data, tmp_path):
     sizes = {"image_size": 32, "image_width": 32, "image_layers": 1, "text_width": 32, "text_layers": 1}
     small = sizes | {"batch_size": 4, "vocab_size": 600, "context_length": 12, "log_every": 1, "steps": 3, "warmup": 0}
     small |= {"data": data, "projection_dim": 16, "output": str(tmp_path), "streaming": True, "shuffle_buffer": 5}
-    return lambda **options: program.Settings(**{**small, **options})
+    return lambda **options: train_clip.Settings(**{**small, **options})
 
 
-def test_the_vocabulary_is_learnt_from_the_first_captions(program, settings, tmp_path):
-    program.main(settings(vocabulary_rows=40))
+def test_the_vocabulary_is_learnt_from_the_first_captions(train_clip, settings, tmp_path):
+    train_clip.main(settings(vocabulary_rows=40))
     clip = CLIP.from_pretrained(tmp_path)
     assert clip.tokenizer.tokenize("thing") == ["thing</w>"] and len(clip.tokenizer.tokenize("zebra")) > 1
     assert next(row["bad_share"] for row in read_log(tmp_path / "log.jsonl")) == 0
 
 
-def test_a_data_set_of_the_hub_is_streamed(program, settings, data, tmp_path, monkeypatch):
+def test_a_data_set_of_the_hub_is_streamed(train_clip, settings, data, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     asked = []
@@ -45,14 +34,14 @@ def test_a_data_set_of_the_hub_is_streamed(program, settings, data, tmp_path, mo
         return module.load_dataset("parquet", data_files=data[1], split=split, streaming=streaming)
 
     monkeypatch.setattr(hub, "_load", load)
-    program.main(settings(data=["someone/things"]))
+    train_clip.main(settings(data=["someone/things"]))
     assert set(asked) == {("someone/things", "train", True)}
     assert len(read_log(tmp_path / "log.jsonl")) == 3
 
 
-def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_path):
+def test_too_many_bad_rows_end_the_run_and_are_listed(train_clip, settings, tmp_path):
     with pytest.raises(SystemExit, match=r"1 of 60 rows are bad \(1.7%, more than max_bad_share=1.0%\): 1 corrupt"):
-        program.main(settings(steps=40, max_bad_share=0.01))
+        train_clip.main(settings(steps=40, max_bad_share=0.01))
     (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "corrupt"
 
@@ -68,6 +57,6 @@ def test_too_many_bad_rows_end_the_run_and_are_listed(program, settings, tmp_pat
         ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),
     ],
 )
-def test_what_a_stream_cannot_do_is_named(options, message, program, settings):
+def test_what_a_stream_cannot_do_is_named(options, message, train_clip, settings):
     with pytest.raises(SystemExit, match=message):
-        program.main(settings(**options))
+        train_clip.main(settings(**options))
