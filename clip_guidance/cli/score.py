@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -43,9 +43,9 @@ class DType(str, Enum):
 
 def command(
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,  # as a Path, ./- would be -
         typer.Argument(
-            help="Pictures, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and prompt; "
+            help="Pictures, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
             "- for lines of paths or JSON objects.",
             show_default=False,
         ),
@@ -56,7 +56,7 @@ def command(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="A table with the columns image and prompt, instead of PATHS.", show_default=False),
+        typer.Option(help="A table with the columns image and prompt, in place of PATHS.", show_default=False),
     ] = None,
     definition: Annotated[
         list[str],
@@ -100,15 +100,16 @@ def command(
 ) -> None:
     """Score pictures against texts; the definition is written with every score.
 
-    Streams: memory does not grow with the number of pictures. A picture that cannot be read is named and skipped.
-    What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the pictures.
+    Streams: memory does not grow with the number of pictures. A picture or row of a table that cannot be read is named
+    and skipped. What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the
+    pictures.
 
     Example: clip-guidance score pictures/ --prompt "a red apple" --output scores.jsonl
     """
     if (paths and prompts_file) or not (paths or prompts_file):
         raise typer.BadParameter("give pictures or --prompts-file")
-    if prompt is not None and (prompts_file or not prompt.strip()):
-        raise typer.BadParameter("give --prompt or --prompts-file" if prompts_file else "--prompt is empty")
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("--prompt is empty")
     if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
         raise typer.BadParameter(f"--output must end in .jsonl or .csv or .parquet, got {output.name}")
     if resume and not output:
@@ -118,7 +119,7 @@ def command(
     from clip_guidance.scoring.processes import find_processes
     from clip_guidance.scoring.run import Options, Work
 
-    given = paths or [prompts_file or Path()]
+    given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = find_processes(device)
     _check_input(given, prompts_file, output, processes)
     job = common.Job()
@@ -144,7 +145,9 @@ def command(
     job.finish()
 
 
-def _check_input(given: list[Path], prompts_file: Path | None, output: Path | None, processes: Processes) -> None:
+def _check_input(
+    given: Sequence[str | Path], prompts_file: Path | None, output: Path | None, processes: Processes
+) -> None:
     from clip_guidance.scoring.output import check_output
     from clip_guidance.scoring.work import STDIN, check_table, is_table
 
@@ -154,14 +157,14 @@ def _check_input(given: list[Path], prompts_file: Path | None, output: Path | No
         raise ValueError(f"{prompts_file}: expected a .csv, .tsv, .jsonl or .parquet file")
     if processes.count > 1 and not output:
         raise ValueError("several processes need --output, in a folder that all of them see")
-    if processes.count > 1 and any(str(path) == STDIN for path in given):
+    if processes.count > 1 and STDIN in given:
         raise ValueError("standard input cannot be shared among processes: put its lines into a .jsonl file")
-    for path in given:
+    for path in map(Path, given):
         if is_table(path) and (path.is_file() or prompts_file):
             check_table(path)
 
 
-def _items(given: list[Path], prompt: str | None) -> Iterator[Item]:
+def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[Item]:
     from clip_guidance.scoring.work import read_work
 
     return read_work(given, prompt, sys.stdin)

@@ -43,18 +43,22 @@ class Columns:
         image: str | None = None,
         captions: Sequence[str] = (),
         classes: Mapping[str, Sequence[str]] | None = None,
+        need_captions: bool = True,
     ) -> Columns:
         """The columns asked for, or else those with a customary name: ``text``; ``captions``; ``caption_0``, ...
+
+        Without ``need_captions`` there may be none, and those asked for are read of the rows that have them.
 
         Raises:
             SourceError: there is none; the message names the columns there are.
         """
-        if absent := [name for name in (image, *captions) if name and name not in names]:
+        needed = (image, *captions) if need_captions else (image,)
+        if absent := [name for name in needed if name and name not in names]:
             raise SourceError(f"{where}: no column {', '.join(absent)}; it has {', '.join(map(repr, names)) or 'none'}")
         image = image or next((n for known in IMAGES for n in names if n.lower() == known), None)
         captions = captions or next(filter(None, (_numbered(known, names) for known in CAPTIONS)), [])
         for column, meant, known in ((image, "pictures", IMAGES), (captions, "captions", CAPTIONS)):
-            if not column:
+            if not column and (need_captions or meant == "pictures"):
                 raise SourceError(
                     f"{where}: no column of {meant} found; it has {', '.join(map(repr, names)) or 'none'}; "
                     f"name it, or rename it to one of {', '.join(known)}"

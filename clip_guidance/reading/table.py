@@ -14,6 +14,7 @@ from clip_guidance.reading.rows import BadRow, Part, Record, SourceError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 BATCH = 64  # rows of a parquet file in memory at once
+LOOKED_AT = 1000  # objects of a JSONL file whose keys are its columns: the first one may be a bad row
 
 
 class TableSource:
@@ -26,15 +27,21 @@ class TableSource:
         name: what the user asked for.
         image_column: of the picture; by default the first with a customary name.
         caption_columns: of the captions; by default those with a customary name.
+        need_captions: whether a table must have a column of captions; see :meth:`Columns.find`.
 
     Raises:
-        SourceError: a table has no column of pictures or of captions.
+        SourceError: a table has no column of pictures, or of captions where it must have one.
     """
 
     kind = "table"
 
     def __init__(
-        self, paths: Sequence[Path], name: str, image_column: str | None = None, caption_columns: Sequence[str] = ()
+        self,
+        paths: Sequence[Path],
+        name: str,
+        image_column: str | None = None,
+        caption_columns: Sequence[str] = (),
+        need_captions: bool = True,
     ):
         self.name = name
         self.parts: list[Part] = []
@@ -49,7 +56,8 @@ class TableSource:
             except (OSError, ValueError, csv.Error) as error:  # not a table at all: one bad row names it
                 self._broken[path], groups = f"{path}: {error}", [1]
             else:
-                self._columns[path] = Columns.find(names, str(path), image_column, caption_columns, classes)
+                asked = (image_column, caption_columns, classes, need_captions)
+                self._columns[path] = Columns.find(names, str(path), *asked)
             first = 1
             for group, rows in enumerate(groups):
                 self.parts.append(Part(f"{path.name}/{group}", rows))
@@ -125,10 +133,11 @@ def _text_layout(path: Path) -> tuple[list[str], list[int | None]]:
         ValueError: the file has no first row.
     """
     if path.suffix.lower() == ".jsonl":
-        names = next((list(row) for row in _text_rows(path) if isinstance(row, dict)), None)
-        if names is None:
+        rows = itertools.islice((row for row in _text_rows(path) if isinstance(row, dict)), LOOKED_AT)
+        names = dict.fromkeys(name for row in rows for name in row)
+        if not names:
             raise ValueError("expected JSON objects, one a line; found none")
-        return names, [None]
+        return list(names), [None]
     with _open(path) as file:
         header = next(csv.reader(file, delimiter=_delimiter(path)), None)
     if not header:

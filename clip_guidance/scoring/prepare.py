@@ -26,6 +26,7 @@ from clip_guidance.scoring.work import Item
 from clip_guidance.scoring.workfile import ScoreRow, WorkFile, is_text
 
 NO_PROMPT = "holds no prompt; give --prompt or --prompts-file"
+NO_PROMPT_IN_ROW = "holds no prompt, and {} has none; give --prompt"
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -97,7 +98,7 @@ class Preparer:
         prepared.prompt = next(texts, "")
         if self.needs_prompt and not prepared.prompt:
             load_image(data, item.name)  # that it is no picture is the better reason
-            raise ImageError(item.name, NO_PROMPT)
+            raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
         if not is_text(prepared.prompt):
             raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
         prepared.known = self.known.known(item.name, prepared.prompt, prepared.hash)

@@ -5,6 +5,7 @@ Nothing is kept: of a folder only the names in it, of a table a row at a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
@@ -31,6 +32,7 @@ class Item:
         prompt: None for the one that is stored in the picture, if any.
         problem: why it cannot be scored, where that is known already.
         position: among all items, from 0 on.
+        row: of a table, that named the picture: file and number.
     """
 
     name: str
@@ -38,19 +40,20 @@ class Item:
     prompt: str | None = None
     problem: str | None = None
     position: int = 0
+    row: str = ""
 
 
-def read_work(paths: Sequence[Path], prompt: str | None = None, lines: Iterable[str] = ()) -> Iterator[Item]:
-    """The items that the paths stand for, in their order.
+def read_work(paths: Sequence[str | Path], prompt: str | None = None, lines: Iterable[str] = ()) -> Iterator[Item]:
+    """The items that the paths stand for, in their order; a bad row of a table is one that has a ``problem``.
 
     Args:
         paths: pictures, folders (searched recursively), globs, tables (.csv, .tsv, .jsonl, .parquet) with the columns
-            image and prompt, or ``-`` for ``lines``.
+            image and maybe prompt; or the text ``-`` for ``lines``, where ``Path("-")`` is a file of this name.
         prompt: of every picture that comes without one.
         lines: paths, or JSON objects with ``image`` and maybe ``prompt``.
 
     Raises:
-        ValueError: a table cannot be read, or a row of it has no image or no prompt.
+        SourceError: a table has no column of pictures.
     """
     for position, item in enumerate(item for path in paths for item in _items(path, lines)):
         yield replace(item, position=position, prompt=item.prompt if item.prompt is not None else prompt)
@@ -62,20 +65,19 @@ def is_table(path: Path) -> bool:
 
 
 def check_table(path: Path) -> None:
-    """Reads a table of text over once, so that a bad row is told before anything is computed.
-
-    Parquet, which may hold the pictures themselves, is not read over: of it only the columns are checked.
+    """Looks for one row of a table that can be scored, so that a table without any is told before a model is loaded.
 
     Raises:
-        ValueError: it is no table, or a row has no image or no prompt; names the row.
+        ValueError: it is no table, has no column of pictures, or no row that gives one; names the first bad row.
     """
-    source = _open_table(path)
-    if path.suffix.lower() == ".parquet":
-        return
-    for record in source.read(0):
-        for item in _of_record(record, path):
-            if item.problem:
-                raise ValueError(f"{path}: {item.problem}")
+    source, bad, first = _open_table(path), 0, ""
+    for record in itertools.chain.from_iterable(map(source.read, range(len(source.parts)))):
+        if not (problem := next(_of_record(record, path)).problem):
+            return
+        if record.key == path.name:  # the table itself
+            raise ValueError(f"{path}: {problem}")
+        bad, first = bad + 1, first or f"{record.key}: {problem}"
+    raise ValueError(f"{path}: each of its {bad} rows is bad; the first is {first}" if bad else f"{path}: has no row")
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -98,8 +100,9 @@ def walk(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _items(path: Path, lines: Iterable[str]) -> Iterator[Item]:
-    if str(path) == STDIN:
+def _items(given: str | Path, lines: Iterable[str]) -> Iterator[Item]:
+    path = Path(given)
+    if given == STDIN:  # the text alone: as a path, ./- is the same as -
         yield from filter(None, map(_of_line, lines))
     elif is_table(path) and path.is_file():
         source = _open_table(path)
@@ -135,11 +138,15 @@ def _open_table(path: Path) -> TableSource:
     try:
         return TableSource([path], str(path), caption_columns=["prompt"])
     except SourceError:
-        source = TableSource([path], str(path))  # columns of the customary names, or an error that says what there is
-        if columns := source.columns(path):
-            found = ", ".join(columns.captions)
-            warnings.warn(f"{path}: has no column prompt; pictures are compared with: {found}", stacklevel=2)
-        return source
+        pass
+    try:
+        source = TableSource([path], str(path))  # captions by their customary names
+    except SourceError:  # without any; also an error that says what there is
+        return TableSource([path], str(path), caption_columns=["prompt"], need_captions=False)
+    if columns := source.columns(path):
+        found = ", ".join(columns.captions)
+        warnings.warn(f"{path}: has no column prompt; pictures are compared with: {found}", stacklevel=2)
+    return source
 
 
 def _of_record(record: Record, table: Path) -> Iterator[Item]:
@@ -149,18 +156,30 @@ def _of_record(record: Record, table: Path) -> Iterator[Item]:
         if record.problem is not None:
             raise record.problem
         if record.picture is None:
-            raise BadRow("no_picture", "there is no picture")
-        prompts, _ = clean_captions(record.captions)
+            raise BadRow("no_picture", "has no image")
+        prompts = _prompts(record)
     except BadRow as bad:
-        if bad.reason == "broken_file":
-            problem = f"cannot be read as a table ({bad.detail.removeprefix(f'{table}: ')})"
-        else:
-            problem = f"{record.key} has no image or no prompt ({bad.detail})"
+        broken = bad.reason == "broken_file"
+        problem = f"cannot be read as a table ({bad.detail.removeprefix(f'{table}: ')})" if broken else bad.detail
         yield Item(name, None, problem=problem)
         return
     for prompt in prompts:
         if isinstance(record.picture, StoredFile):
-            yield Item(str(record.picture.path), str(record.picture.path), prompt)
+            yield Item(str(record.picture.path), str(record.picture.path), prompt, row=name)
         else:
             assert isinstance(record.picture, bytes)
-            yield Item(name, record.picture, prompt)
+            yield Item(name, record.picture, prompt, row=name)
+
+
+def _prompts(record: Record) -> Sequence[str | None]:
+    """The prompts of a row; None where it has none: a score may need none, and a picture bring its own.
+
+    Raises:
+        BadRow: there is something else in their place.
+    """
+    try:
+        return clean_captions(record.captions)[0]
+    except BadRow as bad:
+        if bad.reason == "no_caption":
+            return [None]
+        raise BadRow(bad.reason, f"prompt: {bad.detail}") from None

@@ -206,12 +206,35 @@ def test_existing_scores_are_not_overwritten(cli, good, tmp_path):
     assert done.code == 2 and "never overwritten" in done.err and output.read_text() == "precious"
 
 
-@pytest.mark.parametrize("row", ['{"image": "a.png"}', "not json", "[1]"])
-def test_a_bad_row_of_prompts_is_named(cli, clip, row, tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text('{"image": "a.png", "prompt": "x"}\n' + row + "\n")
-    done = cli("score", "--prompts-file", file, "--model", clip)
-    assert done.code == 2 and "pairs.jsonl: row 2 has no image or no prompt" in done.err
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('{"image": "b.png"}', "b.png: holds no prompt, and FILE: row 2 has none; give --prompt"),
+        ('{"prompt": "x"}', "FILE: row 2: has no image"),
+        ("[1]", "FILE: row 2: expected an object, got list"),
+    ],
+)
+def test_a_bad_row_of_prompts_is_named_and_the_others_are_scored(cli, clip, good, row, problem):
+    file = good[0].parent / "pairs.jsonl"
+    file.write_text('{"image": "a.png", "prompt": "x"}\n' + row + '\n{"image": "c.png", "prompt": "y"}\n')
+    done = cli("score", "--prompts-file", file, "--model", clip, "--json")
+    assert done.code == 1 and problem.replace("FILE", str(file)) in done.err
+    assert [row["image"] for row in done.json["results"]] == [str(good[0]), str(good[2])]
+    assert len(done.json["failed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,prompt\n,x\na.png\n", "pairs.csv: each of its 2 rows is bad; the first is row 1: has no image"),
+        ("photograph,prompt\na.png,x\n", "pairs.csv: no column of pictures found; it has 'photograph', 'prompt'"),
+        ("", "pairs.csv: cannot be read as a table (expected a first line with the names of the columns"),
+    ],
+)
+def test_a_table_of_nothing_to_score_is_refused_before_a_model_is_loaded(cli, tmp_path, content, message):
+    (tmp_path / "pairs.csv").write_text(content)
+    done = cli("score", tmp_path / "pairs.csv", "--model", "is never looked for")
+    assert (done.code, done.out) == (2, "") and message in done.err
 
 
 def test_every_command_has_help_that_imports_nothing_heavy():

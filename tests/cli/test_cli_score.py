@@ -8,6 +8,8 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from clip_guidance.clip import CLIP
 from clip_guidance.picture_scores import score_pictures
@@ -46,6 +48,34 @@ def test_several_models_and_definitions_side_by_side(cli, clip, judge, pictures,
 def test_a_score_without_texts_of_its_own_needs_no_prompt(cli, clip, good):
     done = cli("score", good[0], "--definition", "clip-iqa", "--model", clip, "--json")
     assert done.code == 0 and done.json["results"][0]["prompt"] == "" and 0 <= done.json["mean"] <= 1
+
+
+def test_a_table_of_pictures_alone(cli, clip, pictures, good, tmp_path):
+    table = pictures / "pictures.csv"
+    table.write_text("image\na.png\nb.png\n")
+    done = cli("score", table, "--definition", "clip-iqa", "--model", clip, "--json")
+    assert done.code == 0 and [row["image"] for row in done.json["results"]] == [str(path) for path in good[:2]]
+    done = cli("score", table, "--prompt", "a cat", "--model", clip, "--json")
+    expected = score_pictures(CLIP.from_pretrained(clip), good[:2], "torchmetrics", "a cat")
+    assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
+    info = PngInfo()
+    info.add_text("clip_guidance", json.dumps({"settings": {"prompt": "a dog"}}))
+    Image.new("RGB", (32, 32)).save(good[0], pnginfo=info)
+    done = cli("score", table, "--model", clip, "--json")
+    assert [row["prompt"] for row in done.json["results"]] == ["a dog"]
+    assert done.code == 1 and f"b.png: holds no prompt, and {table}: row 2 has none; give --prompt" in done.err
+
+
+def test_a_picture_called_as_standard_input_is_reached_by_its_folder(cli, clip, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(good[0].read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good[1]}\n"))
+    words = ["--prompt", "a cat", "--model", clip, "--json"]
+    scores = {name: cli("score", path, *words).json["results"] for name, path in zip("ab", good, strict=False)}
+    (by_folder,) = cli("score", "./-", *words).json["results"]
+    (of_lines,) = cli("score", "-", *words).json["results"]
+    assert (by_folder["image"], by_folder["score"]) == ("-", scores["a"][0]["score"])
+    assert of_lines["image"] == str(good[1]) and of_lines["score"] == scores["b"][0]["score"] != by_folder["score"]
 
 
 def test_resume_goes_on_where_it_was(cli, clip, good, tmp_path, monkeypatch):

@@ -75,6 +75,21 @@ def test_missing_columns_name_those_there_are(names, message):
         Columns.find(names, "here")
 
 
+def test_captions_may_be_dispensed_with():
+    assert Columns.find(["image", "class"], "here", need_captions=False) == Columns("image", ())
+    asked = Columns.find(["image", "class"], "here", captions=["prompt"], need_captions=False)
+    assert asked == Columns("image", ("prompt",))  # of the rows that have it
+    assert Columns.find(["image", "text"], "here", need_captions=False) == Columns("image", ("text",))
+    with pytest.raises(SourceError, match="here: no column of pictures found; it has 'class'"):
+        Columns.find(["class"], "here", need_captions=False)
+
+
+def test_a_bad_first_line_of_a_jsonl_does_not_name_the_columns(folder):
+    rows = ['{"alt": "x"}', '{"caption": "y"}', '{"image": "0.png", "caption": "zero"}']
+    found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
+    assert found == {0: ("zero",)} and ledger.bad == {"no_picture": 1, "no_caption": 1}
+
+
 def test_bad_lines_of_a_csv_cost_their_row_alone(folder):
     lines = [b"image,caption", b"0.png,zero", b"1.png", b"1.png,one,more", b"", b"caf\xe9.png,gone", b"2.png,caf\xe9"]
     lines += [b",no picture", b"3.png,", b"http://example.org/a.png,remote", b"3.png,three"]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_guidance.images import find_images
+from clip_guidance.reading.table import LOOKED_AT
+from clip_guidance.scoring import work
 from clip_guidance.scoring.work import Item, check_table, read_work
+
+ABC = ("a.png", "b.png", "c.png")
+of_record = work._of_record
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_a_table_gives_a_pair_a_row(tmp_path, suffix):
     check_table(table)
     items = list(read_work([table]))
     assert items == [
-        Item(str(tmp_path / row["image"]), str(tmp_path / row["image"]), row["prompt"], position=i)
+        Item(*[str(tmp_path / row["image"])] * 2, row["prompt"], position=i, row=f"{table}: row {i + 1}")
         for i, row in enumerate(rows)
     ]
 
@@ -94,15 +100,116 @@ def test_pictures_inside_a_parquet_table(tmp_path):
     table = tmp_path / "inside.parquet"
     pq.write_table(pa.Table.from_pylist([{"image": b"bytes", "prompt": "a cat"}]), table)
     (item,) = read_work([table])
-    assert item == Item(f"{table}: row 1", b"bytes", "a cat")
+    assert item == Item(f"{table}: row 1", b"bytes", "a cat", row=f"{table}: row 1")
 
 
-@pytest.mark.parametrize("row", ['{"image": "a.png"}', "not json", "[1]", '{"image": "a.png", "prompt": 7}'])
-def test_a_bad_row_is_told_before_anything_is_computed(tmp_path, row):
-    table = tmp_path / "pairs.jsonl"
-    table.write_text('{"image": "a.png", "prompt": "x"}\n' + row + "\n")
-    with pytest.raises(ValueError, match=r"pairs.jsonl: row 2 has no image or no prompt \("):
+BAD_LINES = [  # of a table of image and prompt, and what is wrong with each
+    ("csv", ",x", "has no image"),
+    ("csv", "a.png", "1 fields, the header has 2"),
+    ("csv", "a.png,x,y", "3 fields, the header has 2"),
+    ("tsv", "\tx", "has no image"),
+    ("jsonl", '{"prompt": "x"}', "has no image"),
+    ("jsonl", '{"image": 7, "prompt": "x"}', "expected a path or bytes, got int"),
+    ("jsonl", '{"image": "a.png", "prompt": 7}', "prompt: expected a text, got int 7"),
+    ("jsonl", "[1]", "expected an object, got list"),
+    ("jsonl", "not json", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+]
+GOOD_LINES = {"csv": "b.png,a cat", "tsv": "b.png\ta cat", "jsonl": '{"image": "b.png", "prompt": "a cat"}'}
+
+
+def text_table(folder, suffix, *lines):
+    header = {"csv": ["image,prompt"], "tsv": ["image\tprompt"]}.get(suffix, [])
+    table = folder / f"pairs.{suffix}"
+    table.write_text("\n".join([*header, *lines]) + "\n")
+    return table
+
+
+@pytest.mark.parametrize(("suffix", "line", "problem"), BAD_LINES)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_row_fails_by_name_and_costs_no_other(tmp_path, suffix, line, problem, first):
+    lines = [line, GOOD_LINES[suffix]] if first else [GOOD_LINES[suffix], line]
+    table = text_table(tmp_path, suffix, *lines)
+    check_table(table)
+    items = list(read_work([table]))
+    bad, good = items if first else reversed(items)
+    assert (bad.name, bad.source, bad.problem) == (f"{table}: row {1 if first else 2}", None, problem)
+    assert (good.name, good.prompt, good.problem) == (str(tmp_path / "b.png"), "a cat", None)
+
+
+@pytest.mark.parametrize(("suffix", "line", "problem"), BAD_LINES)
+def test_a_table_of_bad_rows_alone_is_refused(tmp_path, suffix, line, problem):
+    table = text_table(tmp_path, suffix, *([line] * 3))
+    if suffix == "jsonl" and not line.startswith('{"i'):  # no column of pictures either, or none at all
+        problem = "no column of pictures found" if line.startswith("{") else "found none"
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(table))}: .*{problem}"):
+            check_table(table)
+        return
+    with pytest.raises(
+        ValueError, match=re.escape(f"{table}: each of its 3 rows is bad; the first is row 1: {problem}")
+    ):
         check_table(table)
+
+
+def test_of_a_parquet_table_too_one_row_must_give_a_picture(tmp_path):
+    table = tmp_path / "pairs.parquet"
+    rows = [{"image": None, "prompt": "x"}] * 3
+    pq.write_table(pa.table({"image": pa.array([None] * 3, pa.string()), "prompt": ["x"] * 3}), table, row_group_size=1)
+    with pytest.raises(ValueError, match=r"pairs.parquet: each of its 3 rows is bad; the first is row 1: has no image"):
+        check_table(table)
+    pq.write_table(pa.Table.from_pylist([*rows, {"image": "a.png", "prompt": "x"}]), table, row_group_size=1)
+    check_table(table)
+    assert [item.problem for item in read_work([table])] == ["has no image"] * 3 + [None]
+
+
+def test_the_check_stops_at_the_first_good_row(tmp_path, monkeypatch):
+    table, read = text_table(tmp_path, "csv", ",x", *["b.png,a cat"] * 50), []
+    monkeypatch.setattr(work, "_of_record", lambda record, path: read.append(record.key) or of_record(record, path))
+    check_table(table)
+    assert read == ["row 1", "row 2"]
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"pairs.csv: has no row"):
+        check_table(text_table(tmp_path, "csv"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_needs_no_column_of_prompts(tmp_path, suffix):
+    table = tmp_path / f"pictures.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"image": ["a.png", "b.png"], "size": [1, 2]}), table)
+    elif suffix == "jsonl":
+        table.write_text('{"image": "a.png", "size": 1}\n{"image": "b.png", "size": 2}\n')
+    else:
+        comma = "," if suffix == "csv" else "\t"
+        table.write_text(f"image{comma}size\na.png{comma}1\nb.png{comma}2\n")
+    check_table(table)  # a warning would fail here
+    for prompt in (None, "a cat"):
+        items = list(read_work([table], prompt))
+        assert [(item.name, item.prompt) for item in items] == [(str(tmp_path / name), prompt) for name in ABC[:2]]
+        assert [item.row for item in items] == [f"{table}: row 1", f"{table}: row 2"]
+
+
+def test_the_prompt_for_all_is_that_of_rows_without_one(tmp_path):
+    table = text_table(tmp_path, "csv", "a.png,", "b.png,a dog", "c.png,  ")
+    assert [item.prompt for item in read_work([table], "a cat")] == ["a cat", "a dog", "a cat"]
+    assert [item.prompt for item in read_work([table])] == [None, "a dog", None]
+
+
+def test_a_line_may_have_a_prompt_that_those_before_have_not(tmp_path):
+    lines = ['{"image": "a.png"}'] * (LOOKED_AT + 1) + ['{"image": "b.png", "prompt": "a dog"}']
+    *others, last = read_work([text_table(tmp_path, "jsonl", *lines)], "a cat")
+    assert last.prompt == "a dog" and {item.prompt for item in others} == {"a cat"}
+
+
+def test_only_the_text_of_a_minus_is_standard_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in ("./-", Path("-")):
+        assert [item.source for item in read_work([given], "a cat", ["a.png"])] == ["-"]
+    assert [item.source for item in read_work(["-"], "a cat", ["a.png"])] == ["a.png"]
+    (tmp_path / "-").mkdir()
+    (tmp_path / "-" / "b.png").write_bytes(b"")
+    assert [item.source for item in read_work(["./-"], "a cat")] == ["-/b.png"]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name():
