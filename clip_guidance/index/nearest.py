@@ -34,7 +34,7 @@ def nearest(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int, 
     """
     found = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, part in blocks(vectors, rows, block):
-        scores = np.asarray(queries, np.float32) @ part.T
+        scores = _cosines(np.asarray(queries, np.float32), part)
         numbers = rows[start : start + len(part)]
         found = [_best(*best, row, numbers, k) for best, row in zip(found, scores, strict=True)]
     shape = (len(queries), min(k, len(rows)))
@@ -44,10 +44,18 @@ def nearest(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int, 
     )
 
 
+def _cosines(queries: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """(q, n). BLAS reads a matrix once for one vector; as a product of matrices it would first copy it in tiles."""
+    return (part @ queries[0])[None] if len(queries) == 1 else queries @ part.T
+
+
 def _best(
     best: np.ndarray, best_rows: np.ndarray, scores: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of those found before and a block's."""
+    """The k best of those found before, best first, and a block's."""
+    if len(best) == k:  # most of a block cannot be among them; equals can, for the order of rows decides
+        near = np.flatnonzero(scores >= best[-1])
+        scores, rows = scores[near], rows[near]
     scores, rows = np.concatenate([best, scores]), np.concatenate([best_rows, rows])
     if len(scores) > k:
         least = np.partition(scores, -k)[-k]
