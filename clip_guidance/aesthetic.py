@@ -82,10 +82,12 @@ class AestheticHead:
         return scores.double().mean().item()
 
     def record(self, clip: CLIP) -> dict[str, Any]:
+        """The head's digest is in the definition too: files of several heads may bear the same name."""
         digest = hashlib.sha256()
         for tensor in (self.weight, self.bias):
             digest.update(tensor.cpu().numpy().tobytes())
-        return {"definition": self.name, "head": digest.hexdigest()[:16], **judge_record(clip)}
+        head = digest.hexdigest()[:16]
+        return {"definition": f"{self.name}@{head[:8]}", "head": head, **judge_record(clip)}
 
 
 def aesthetic_score(clip: CLIP, images: Any, head: AestheticHead | str | Path, batch_size: int = 64) -> Tensor:

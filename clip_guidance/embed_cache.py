@@ -3,6 +3,8 @@
 A picture is known by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: moved and renamed
 files are found again, changed ones and other models are not mixed up. One SQLite file a CLIP, in which a row is a hash
 and a float32 vector: processes may share it, and a kill loses at most what was not yet written.
+
+    encode_files(CachedCLIP(clip, cache), paths)      batch by batch, with what cannot be read named
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_guidance.images import as_list, image_name, load_image
-from clip_guidance.index.adding import content_hash, read_bytes
+from clip_guidance.images import ImageError, ImageSource, Skipped, as_list, image_name, load_image
+from clip_guidance.picture_bytes import content_hash, read_bytes
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -100,7 +103,8 @@ class EmbedCache:
 class CachedCLIP:
     """A CLIP whose ``encode_image`` looks into a cache first; everything else is the CLIP's own.
 
-    It stands in for the CLIP in ``clip_score``, ``ZeroShotClassifier``, ``image_similarity`` and ``duplicate_images``.
+    It stands in for the CLIP in ``clip_score``, ``ZeroShotClassifier``, ``image_similarity``, ``duplicate_images`` and
+    ``ImageIndex.add``.
     Only pictures given as paths or bytes are cached: those in memory have no file to be known by.
 
     Args:
@@ -121,30 +125,107 @@ class CachedCLIP:
             ImageError: a picture cannot be read; names it.
         """
         listed = as_list(images)
-        parts = [self._part(listed[i : i + batch_size]) for i in range(0, len(listed), batch_size)]
-        return torch.cat(parts)
-
-    def _part(self, images: list[Any]) -> Tensor:
-        embeds: list[Tensor | None] = []
-        new: list[tuple[int, str | None, Any]] = []
-        for place, image in enumerate(images):
-            content = None
-            if isinstance(image, (str, os.PathLike, bytes)):
-                name = image_name(image, place)
-                data = image if isinstance(image, bytes) else read_bytes(os.fspath(image))
-                content, image = content_hash(data), data
-            embeds.append(self.cache.get(self.key, content) if content else None)
-            if embeds[-1] is None:
-                new.append((place, content, load_image(image, name) if content else image))
-        if new:
-            encoded = self.clip.encode_image([image for _, _, image in new], batch_size=len(new))
-            for (place, _, _), embed in zip(new, encoded, strict=True):
-                embeds[place] = embed
-            known = zip(new, encoded, strict=True)
-            self.cache.put(self.key, {content: embed for (_, content, _), embed in known if content})
-        return torch.stack([embed.to(self.clip.device) for embed in embeds if embed is not None])
+        names = [image_name(image, place) for place, image in enumerate(listed)]
+        named = list(zip(listed, names, strict=True))
+        parts = (named[start : start + batch_size] for start in range(0, len(named), batch_size))
+        return torch.cat([encode(self, [prepare(self, *pair) for pair in part]) for part in parts])
 
 
 def cache_key(clip: CLIP) -> str:
     """What a CLIP's vectors are kept under: its fingerprint and precision."""
     return f"{clip.fingerprint()}-{str(clip.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture before it is encoded.
+
+    Attributes:
+        content: hash of its bytes, where a cache knows it by that.
+        embed: its vector (d,), where the cache has it.
+        pixels: else what the image tower reads, (3, S, S).
+    """
+
+    content: str | None = None
+    embed: Tensor | None = None
+    pixels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Some of the pictures of :func:`encode_files`.
+
+    Attributes:
+        names: the paths of those that could be read.
+        embeds: their unit vectors (n, d), float32 on the model's device.
+        skipped: what could not be read.
+    """
+
+    names: list[str]
+    embeds: Tensor
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared:
+    """Looks a picture up in the cache, if there is one, or decodes it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    content = None
+    if isinstance(clip, CachedCLIP) and (data := _bytes_of(source)) is not None:
+        content, source = content_hash(data), data
+        if (embed := clip.cache.get(clip.key, content)) is not None:
+            return Prepared(content, embed)
+    return Prepared(content, pixels=clip.image_processor(load_image(source, name)))
+
+
+@torch.no_grad()
+def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
+    """Unit vectors (n, d) of pictures, float32 on the model's device; the new ones among them go into the cache."""
+    embeds = torch.empty(len(prepared), clip.config.projection_dim, device=clip.device)
+    for place, known in enumerate(prepared):
+        if known.embed is not None:
+            embeds[place] = known.embed
+    new = {place: each.pixels for place, each in enumerate(prepared) if each.pixels is not None}
+    if new:
+        embeds[list(new)] = clip.image_embeds(torch.stack(list(new.values())).to(clip.device, clip.dtype)).float()
+    if isinstance(clip, CachedCLIP):
+        contents = {place: content for place in new if (content := prepared[place].content)}
+        clip.cache.put(clip.key, {content: embeds[place] for place, content in contents.items()})
+    return embeds
+
+
+def encode_files(
+    clip: CLIP | CachedCLIP, paths: Sequence[str | os.PathLike[str]], batch_size: int = 64
+) -> Iterator[EncodedBatch]:
+    """Encodes picture files; one that cannot be read costs no other.
+
+    Args:
+        clip: the model; a :class:`CachedCLIP` encodes only what is new.
+        paths: of the pictures.
+        batch_size: pictures read and encoded at once.
+
+    Yields:
+        Batches in order; each of ``batch_size`` paths, but for the last.
+    """
+    for start in range(0, len(paths), batch_size):
+        prepared: dict[int, Prepared] = {}
+        skipped: list[Skipped] = []
+        names = [os.fspath(path) for path in paths[start : start + batch_size]]
+        for place, name in enumerate(names):
+            try:
+                prepared[place] = prepare(clip, name, name)
+            except ImageError as error:
+                skipped.append(Skipped(name, error.reason))
+        yield EncodedBatch([names[place] for place in prepared], encode(clip, list(prepared.values())), skipped)
+
+
+def _bytes_of(source: ImageSource) -> bytes | None:
+    """The bytes of a picture's file; None for one in memory, and where ``load_image`` tells better what is wrong."""
+    if isinstance(source, bytes) or not isinstance(source, (str, os.PathLike)):
+        return source if isinstance(source, bytes) else None
+    try:
+        return read_bytes(os.fspath(source))
+    except ImageError:
+        return None

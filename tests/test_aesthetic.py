@@ -52,6 +52,7 @@ def test_the_record_tells_heads_apart(clip, tmp_path):
     other = AestheticHead.from_file(head_file(tmp_path, weight=torch.ones(1, 24), bias=torch.ones(1)))
     assert one.record(clip) == same.record(clip)
     assert one.record(clip)["head"] != other.record(clip)["head"]
+    assert one.name == other.name and one.record(clip)["definition"] != other.record(clip)["definition"]
 
 
 def test_refused_files(tmp_path):

@@ -45,6 +45,7 @@ def command(
     ] = None,
     model: common.Model = "emoji",
     top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 1,
+    cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
@@ -56,7 +57,7 @@ def command(
 
     Example: clip-guidance classify photos/ --labels cat,dog,"guinea pig" --top-k 2
     """
-    from clip_guidance.images import find_images
+    from clip_guidance.image_files import find_images
 
     found = find_images(paths)
     right = _truth(truth, found)
@@ -67,22 +68,23 @@ def command(
     if not chosen:
         raise typer.BadParameter("give --labels or --labels-file")
 
+    clip = common.load_clip(model, device)
     from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, ZeroShotResult
 
-    clip = common.load_clip(model, device)
-    classifier = ZeroShotClassifier(clip, chosen, template or DEFAULT_TEMPLATES, multi_label=multi_label)
-    classifier.numbers(list(right.values()))  # an unknown one is told before the work
-    if calibrate is not None:
-        sample = _read_labels(calibrate)
-        common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
     least = threshold if threshold is not None else 0.5 if multi_label else 0.0
-    results = [classifier.classify_embeds(classifier.class_embeds[:0])]  # of no picture yet
     rows: list[dict[str, Any]] = []
-    with common.Job() as job:
-        for batch in job.batches(found, batch_size):
-            result = classifier(batch.images, batch_size=batch_size)
-            results.append(result)
-            rows += [{"image": name, **row} for name, row in zip(batch.names, result.rows(top_k, least), strict=True)]
+    with common.caching(clip, cache) as encoder:
+        classifier = ZeroShotClassifier(encoder, chosen, template or DEFAULT_TEMPLATES, multi_label=multi_label)
+        classifier.numbers(list(right.values()))  # an unknown one is told before the work
+        if calibrate is not None:
+            sample = _read_labels(calibrate)
+            common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
+        results = [classifier.classify_embeds(classifier.class_embeds[:0])]  # of no picture yet
+        with common.Job() as job:
+            for batch in job.encoded(encoder, found, batch_size):
+                results.append(result := classifier.classify_embeds(batch.embeds))
+                named = zip(batch.names, result.rows(top_k, least), strict=True)
+                rows += [{"image": name, **row} for name, row in named]
 
     whole, known = ZeroShotResult.cat(results), _right_labels(rows, right)
     measured = _measure(classifier, whole.logits, known) if right else None

@@ -7,9 +7,10 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from clip_guidance.clip import CLIP
-    from clip_guidance.images import ImageBatch
+    from clip_guidance.embed_cache import EncodedBatch
     from clip_guidance.report.page import Page
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -31,6 +32,13 @@ Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a fo
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures held and encoded at once.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps embeddings: a picture is encoded once for score, classify, similar and index.",
+        show_default=False,
+    ),
+]
 
 
 def _report_target(path: Path | None) -> Path | None:
@@ -95,18 +103,18 @@ class Job:
         self.failures.append({"path": name, "reason": reason})
         narrate("failed", f"{name}: {reason}")
 
-    def batches(self, paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch]:
-        """The readable pictures, in batches, with a progress bar; the others fail by name."""
-        from clip_guidance.images import load_images
+    def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
+        """The vectors of the readable pictures, in batches, with a progress bar; the others fail by name."""
+        from clip_guidance.embed_cache import encode_files
 
         with progress() as bar:
             task = bar.add_task("pictures", total=len(paths))
-            for batch in load_images(paths, batch_size, on_error="skip"):
+            for batch in encode_files(clip, paths, batch_size):
                 for skipped in batch.skipped:
                     self.fail(skipped.path, skipped.reason)
-                if batch.images:
+                if batch.names:
                     yield batch
-                bar.advance(task, len(batch) + len(batch.skipped))
+                bar.advance(task, len(batch.names) + len(batch.skipped))
 
     def finish(self) -> None:
         """Ends the command with exit code 0, 1 or 130."""
@@ -130,6 +138,18 @@ def load_clip(name: str, device: str | None) -> CLIP:
     from clip_guidance.clip import CLIP
 
     return CLIP.from_pretrained(name).to(resolve_device(device))
+
+
+@contextmanager
+def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
+    """The CLIP; where a folder is given, one that looks into it before it encodes a picture."""
+    if folder is None:
+        yield clip
+        return
+    from clip_guidance.embed_cache import CachedCLIP, EmbedCache
+
+    with EmbedCache(folder) as cache:
+        yield cast("CLIP", CachedCLIP(clip, cache))
 
 
 def resolve_device(device: str | None) -> str:

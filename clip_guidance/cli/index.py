@@ -32,6 +32,7 @@ def command(
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Take out pictures whose file is gone.")] = False,
     model: IndexModel = None,
+    cache: common.Cache = None,
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 64,
@@ -49,7 +50,7 @@ def command(
     found = find_images(paths)
     clip = _clip_of(index, model, device)
     total = Changes()
-    with _open(index, clip) as opened:
+    with common.caching(clip, cache) as encoder, _open(index, encoder) as opened:
         with common.Job() as job, common.progress() as bar:
             task = bar.add_task("pictures", total=len(found))
             for changes in opened.iter_add(found, extra, batch_size):

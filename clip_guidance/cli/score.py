@@ -84,10 +84,7 @@ def command(
         LongPrompts,
         typer.Option(help="Texts above the context: truncate (the row says so), or average chunks under another name."),
     ] = LongPrompts.truncate,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps embeddings, so that a picture is encoded once.", show_default=False),
-    ] = None,
+    cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,

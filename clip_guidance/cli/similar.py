@@ -28,6 +28,7 @@ def command(
         str | None, typer.Option(help="With --duplicates: the pictures of this index.", show_default=False)
     ] = None,
     model: common.Model = "emoji",
+    cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
@@ -50,15 +51,16 @@ def command(
         raise typer.BadParameter("give pictures, or --index and --duplicates")
     import torch
 
-    from clip_guidance.images import find_images, load_image
+    from clip_guidance.images import find_images
     from clip_guidance.index.duplicates import duplicate_groups
 
     clip = common.load_clip(model, device)
-    query = None if to is None else clip.encode_image(load_image(to))
     embeds: dict[str, torch.Tensor] = {}
-    with common.Job() as job:
-        for batch in job.batches(find_images(paths), batch_size):
-            embeds |= zip(batch.names, clip.encode_image(batch.images, batch_size=batch_size), strict=True)
+    with common.caching(clip, cache) as encoder:
+        query = None if to is None else encoder.encode_image(to)
+        with common.Job() as job:
+            for batch in job.encoded(encoder, find_images(paths), batch_size):
+                embeds |= zip(batch.names, batch.embeds, strict=True)
 
     names = list(embeds)
     pictures = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])

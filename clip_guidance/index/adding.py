@@ -6,9 +6,7 @@ at the same place it is unchanged, at a new place while the old one is gone it h
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from clip_guidance.embed_cache import Prepared, encode, prepare
 from clip_guidance.images import ImageError, Skipped
 from clip_guidance.index.entries import Batch, Entry, Seen
 from clip_guidance.index.results import Changes, Moved
+from clip_guidance.picture_bytes import content_hash, look_at, read_bytes
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -33,7 +32,7 @@ _UNSETTLED = 2_000_000_000  # ns: a file may be written again within the tick of
 class _Plan:
     batch: Batch = field(default_factory=Batch)
     changes: Changes = field(default_factory=Changes)
-    pixels: list[torch.Tensor] = field(default_factory=list)  # of batch.put
+    prepared: list[Prepared] = field(default_factory=list)  # of batch.put
     new: list[bool] = field(default_factory=list)  # whether it is an addition, of batch.put
     taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
 
@@ -43,7 +42,7 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
 
     Args:
         store: the catalogue.
-        clip: encodes what is new.
+        clip: encodes what is new, but for what its cache holds if it is a ``CachedCLIP``.
         paths: absolute, no two the same.
         patch_of: what is to be changed in the metadata of a path, JSON.
     """
@@ -62,52 +61,12 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
     return plan.changes
 
 
-def look_at(path: str) -> os.stat_result:
-    """Size and time of a file.
-
-    Raises:
-        ImageError: it is none that can be indexed.
-    """
-    try:
-        path.encode()
-        found = os.stat(path)
-    except UnicodeEncodeError:
-        raise ImageError(path, "its name is no valid text; rename it") from None
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except (OSError, ValueError) as error:  # the second for a name with a null byte
-        raise ImageError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if stat.S_ISDIR(found.st_mode):
-        raise ImageError(path, "is a folder that holds no picture")
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-        raise ImageError(path, "is no regular file")
-    return found
-
-
 def as_known(entry: Entry) -> bool:
     """Whether the file is there with the size and time that the catalogue knows, so that it need not be read."""
     try:
         return _same(entry, look_at(entry.path))
     except ImageError:
         return False
-
-
-def content_hash(data: bytes) -> str:
-    """BLAKE2b-128 of a file's bytes, hexadecimal."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def read_bytes(path: str) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    look_at(path)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(path, f"cannot be read ({error.strerror})") from None
 
 
 def _same(entry: Entry, found: os.stat_result) -> bool:
@@ -134,7 +93,7 @@ def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], 
         plan.changes.moved.append(Moved(old.path, path))
         plan.batch.moved.append((old.id, seen))
         return
-    plan.pixels.append(clip.preprocess(data))
+    plan.prepared.append(prepare(clip, data, path))
     plan.batch.put.append(seen)
     plan.new.append(entry is None)
 
@@ -145,11 +104,10 @@ def _gone(store: Store, content: str, taken: set[int]) -> Entry | None:
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 
 
-@torch.no_grad()
 def _encode(clip: CLIP, plan: _Plan) -> None:
-    if not plan.pixels:
+    if not plan.prepared:
         return
-    embeds = clip.image_embeds(torch.stack(plan.pixels).to(clip.device, clip.dtype)).float().cpu().numpy()
+    embeds = encode(clip, plan.prepared).cpu().numpy()
     finite = np.isfinite(embeds).all(axis=1)
     put, new = plan.batch.put, plan.new
     plan.batch.put = [seen for seen, good in zip(put, finite, strict=True) if good]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from clip_guidance.images import ImageError, find_images
-from clip_guidance.index.adding import add_batch, as_known, content_hash, read_bytes
+from clip_guidance.index.adding import add_batch, as_known
 from clip_guidance.index.compact import compact
 from clip_guidance.index.duplicates import duplicate_groups
 from clip_guidance.index.entries import Entry, exactly, inside
@@ -35,6 +35,7 @@ from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import Condition, both, compile_where
+from clip_guidance.picture_bytes import content_hash, read_bytes
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP

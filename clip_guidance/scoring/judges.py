@@ -121,6 +121,7 @@ def make_judge(
         if draft:
             record["decode"] = "draft"
         judge.definitions.append(Definition(score, record, record_id(record)))
+    judge.definitions = list({each.id: each for each in judge.definitions}.values())  # clip-iqa and clip-iqa:quality
     return judge
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from clip_guidance.embed_cache import EmbedCache
 from clip_guidance.generate_settings import read_record
 from clip_guidance.images import ImageError, load_image
-from clip_guidance.index.adding import content_hash, read_bytes
+from clip_guidance.picture_bytes import content_hash, read_bytes
 from clip_guidance.scoring.judges import Judge
 from clip_guidance.scoring.work import Item
 from clip_guidance.scoring.workfile import ScoreRow, WorkFile, is_text

@@ -44,7 +44,7 @@ def test_classify_prints_lines_for_other_programs(cli, clip, good, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(cli, clip, good, monkeypatch):
-    encode, calls = CLIP.encode_image, []
+    encode, calls = CLIP.image_embeds, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -52,7 +52,7 @@ def test_ctrl_c_keeps_what_is_done(cli, clip, good, monkeypatch):
             raise KeyboardInterrupt
         return encode(self, *args, **kwargs)
 
-    monkeypatch.setattr(CLIP, "encode_image", interrupted)
+    monkeypatch.setattr(CLIP, "image_embeds", interrupted)
     done = cli("classify", *good, "--labels", "cat,dog", "--model", clip, "--batch-size", 1, "--json")
     assert done.code == 130 and "stopped; what was done is kept" in done.err
     assert [row["image"] for row in done.json["results"]] == [str(path) for path in good[:2]]

@@ -112,7 +112,7 @@ def test_data_check_reports_what_it_counts(cli, pictures, report, page):
 
 
 def test_what_was_done_before_ctrl_c_is_reported(cli, clip, good, report, page, monkeypatch):
-    encode, calls = CLIP.encode_image, []
+    encode, calls = CLIP.image_embeds, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -120,7 +120,7 @@ def test_what_was_done_before_ctrl_c_is_reported(cli, clip, good, report, page, 
             raise KeyboardInterrupt
         return encode(self, *args, **kwargs)
 
-    monkeypatch.setattr(CLIP, "encode_image", interrupted)
+    monkeypatch.setattr(CLIP, "image_embeds", interrupted)
     words = ["--labels", "cat,dog", "--model", clip, "--batch-size", 1, "--report", report]
     assert cli("classify", *good, *words).code == 130
     assert titles(page()) == list(map(str, good[:2]))

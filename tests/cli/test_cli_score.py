@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from clip_guidance.clip import CLIP
 from clip_guidance.picture_scores import score_pictures
@@ -76,6 +79,20 @@ def test_a_picture_called_as_standard_input_is_reached_by_its_folder(cli, clip, 
     (of_lines,) = cli("score", "-", *words).json["results"]
     assert (by_folder["image"], by_folder["score"]) == ("-", scores["a"][0]["score"])
     assert of_lines["image"] == str(good[1]) and of_lines["score"] == scores["b"][0]["score"] != by_folder["score"]
+
+
+def test_heads_of_one_name_are_told_apart(cli, clip, good, tmp_path):
+    words, width = [], CLIP.from_pretrained(clip).config.projection_dim
+    for folder, bias in (("a", 1.0), ("b", 2.0), ("copy of a", 1.0)):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "head.safetensors"
+        save_file({"weight": torch.zeros(1, width), "bias": torch.tensor([bias])}, file)
+        words += ["--definition", f"aesthetic:{file}"]
+    done = cli("score", good[0], *words, "--model", clip, "--json")
+    assert done.code == 0 and [row["score"] for row in done.json["results"]] == [1.0, 2.0]
+    names = [row["definition"] for row in done.json["results"]]
+    assert len(set(names)) == 2 and all(name.startswith("aesthetic:head@") for name in names)
+    assert "are there once" not in done.err and all(f"{name} by {clip}" in done.err for name in names)
 
 
 def test_resume_goes_on_where_it_was(cli, clip, good, tmp_path, monkeypatch):
@@ -148,6 +165,60 @@ def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
     monkeypatch.setattr(Judge, "encode", None)  # is not called any more
     assert cli(*words, "a cat").json == first
     assert cli(*words, "a dog").code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["classify", "--labels", "cat,dog", "--top-k", 2],
+        ["similar"],
+        ["similar", "--to", "FIRST"],
+        ["similar", "--duplicates", 0.5],
+        ["index", "--index", "INDEX"],
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_what_score_encoded_is_encoded_for_nothing_else(cli, clip, pictures, good, words, tmp_path, monkeypatch):
+    command, *options = [{"FIRST": good[0], "INDEX": tmp_path / "index"}.get(word, word) for word in words]
+    cache, model = ["--cache", tmp_path / "cache"], ["--model", clip, "--json"]
+    without = cli(command, pictures, *options, *model)
+    shutil.rmtree(tmp_path / "index", ignore_errors=True)
+    assert cli("score", pictures, "--prompt", "a cat", *model, *cache).code == 1  # one is broken
+    calls, encode = [], CLIP.image_embeds
+    monkeypatch.setattr(CLIP, "image_embeds", lambda self, pixels: calls.append(len(pixels)) or encode(self, pixels))
+    cached = cli(command, pictures, *options, *model, *cache)
+    assert calls == [] and cached.code == without.code == 1
+    assert numbers_apart(cached.json) == pytest.approx(numbers_apart(without.json), abs=1e-5)
+    new = Image.new("RGB", (40, 40), "red")
+    new.save(pictures / "new.png")
+    cli(command, pictures, *options, *model, *cache)
+    assert calls == [1]  # the new one alone, which is then known to all
+    cli("score", pictures, "--prompt", "a cat", *model, *cache)
+    assert calls == [1]
+
+
+def test_vectors_of_the_cache_are_those_of_the_index(cli, clip, good, tmp_path):
+    words = ["--model", clip, "--cache", tmp_path / "cache"]
+    cli("score", *good, "--prompt", "a cat", *words)
+    for name, options in (("plain", words[:2]), ("cached", words)):
+        assert cli("index", *good, "--index", tmp_path / name, *options).code == 0
+    plain, cached = (cli("search", good[0], "--index", tmp_path / name, "--json").json for name in ("plain", "cached"))
+    assert numbers_apart(plain) == pytest.approx(numbers_apart(cached), abs=1e-5)
+
+
+def numbers_apart(document):
+    """All that a document holds by its place, so that ``approx`` compares its numbers."""
+    found = {}
+
+    def walk(place, value):
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if parts is None:
+            found[place] = value
+        for key, part in parts or ():
+            walk(f"{place}/{key}", part)
+
+    walk("", document)
+    return found
 
 
 @pytest.mark.parametrize(
