@@ -246,6 +246,10 @@ for name in ("generate", "score", "classify", "similar", "models"):
         run([name, "--help"])
     except SystemExit as exit:
         assert not exit.code
+try:
+    run(["classify", "a.png"])  # without labels: a wrong request is told at once, too
+except SystemExit as exit:
+    assert exit.code == 2
 assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

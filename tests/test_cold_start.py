@@ -1,0 +1,51 @@
+"""A first result soon: what the benchmark of it says hangs together, and what makes it quick does no harm later."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_models import save_tiny_clip
+
+from clip_guidance.trainer import parse_settings
+
+
+@pytest.fixture
+def program(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import cold_start
+
+    return cold_start
+
+
+def test_the_benchmark_times_the_command_and_its_parts(program, tmp_path, capsys):
+    model, output = save_tiny_clip(tmp_path / "clip"), tmp_path / "table.md"
+    words = ["--runs", "1", "--model", str(model), "--json", "True", "--output", str(output)]
+    program.main(parse_settings(program.Settings, words))
+    rows = {row["name"]: row["median"] for row in json.loads(capsys.readouterr().out)}
+    assert list(rows)[:3] == ["until the result", "until it has ended", "CPU"] and len(rows) == 10
+    assert 0 < rows["until the result"] <= rows["until it has ended"] and all(rows.values())
+    assert output.read_text().count("\n| ") == 2 + len(rows)
+
+
+def test_a_command_that_fails_is_told_with_what_it_says(program):
+    with pytest.raises(RuntimeError, match=r"ended with 3: no such luck"):
+        program.time_run(["-c", "import sys; print('no such luck', file=sys.stderr); sys.exit(3)"], 1)
+
+
+def test_after_the_first_model_garbage_is_collected_again():
+    code = """
+import gc
+from clip_guidance.cli import common
+try:
+    common.load_clip("no/such/model", "cpu")
+except ValueError:
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000  # what was imported is not looked at any more
+    before = gc.get_freeze_count()
+    common.load_clip("emoji", "cpu")
+    assert gc.isenabled() and gc.get_freeze_count() <= before  # once a process: it only dwindles
+else:
+    raise AssertionError("a model that is not there was loaded")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
