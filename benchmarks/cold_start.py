@@ -3,9 +3,9 @@
     python benchmarks/cold_start.py --runs 5 --output benchmarks/cold_start.md
     python benchmarks/cold_start.py --runs 5 --cold True
 
-Wall-clock seconds are those until the result is on stdout, and until the process has ended; CPU seconds, user and
-system, say what the same costs where nothing else runs. The parts of it are timed in other fresh processes, which do
-one after the other what the command does. With ``cold`` the files of all packages are dropped from the system's page
+Wall-clock seconds are those until the result is on stdout, and until the process has ended. CPU seconds, user and
+system, hardly depend on what else runs. The parts are CPU seconds of other fresh processes, which do one after the
+other what the command does. With ``cold`` the files of all packages are dropped from the system's page
 cache before each run (``posix_fadvise``), but for those that another process has mapped, such as a training with the
 same torch: a copy of site-packages, given as PYTHONPATH, is read by no one else.
 """
@@ -25,17 +25,18 @@ from pathlib import Path
 
 from PIL import Image
 
+import clip_guidance
 from clip_guidance.trainer import parse_settings
 
 PARTS = """
 import gc, json, sys, time
 gc.disable()  # as the command does while it imports
-times, last = {}, time.perf_counter()
+times, last = {}, 0.0  # the start of Python counts
 def lap(name):
     global last
-    times[name], last = time.perf_counter() - last, time.perf_counter()
+    times[name], last = time.process_time() - last, time.process_time()
 import clip_guidance.cli.main
-lap("import the command line")
+lap("start Python, import the command line")
 import torch
 lap("import torch")
 import transformers.modeling_utils
@@ -101,11 +102,8 @@ def time_run(words: list[str], lines: int) -> Run:
     return Run(result, time.perf_counter() - start, cpu, "".join(printed))
 
 
-def drop_from_page_cache() -> int:
-    """Asks the system to forget the files of all packages that may be imported; gives their bytes."""
-    import clip_guidance
-
-    places = {Path(place) for place in (*sys.path, Path(clip_guidance.__file__).parent) if place}
+def drop_from_page_cache(places: set[Path]) -> int:
+    """Asks the system to forget the files in these folders; gives their bytes."""
     dropped = 0
     for path in (path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()):
         file = os.open(path, os.O_RDONLY)
@@ -120,6 +118,7 @@ def drop_from_page_cache() -> int:
 def measure(settings: Settings) -> list[dict[str, float | str]]:
     """A row for each thing timed: its median and worst seconds."""
     times: dict[str, list[float]] = {}
+    packages = {Path(place) for place in (*sys.path, Path(clip_guidance.__file__).parent) if place}
     with tempfile.TemporaryDirectory() as folder:
         picture = str(Path(folder) / "picture.jpg")
         Image.effect_noise((settings.width, settings.height), 50).convert("RGB").save(picture)
@@ -127,12 +126,13 @@ def measure(settings: Settings) -> list[dict[str, float | str]]:
         for _ in range(settings.runs):
             for words, lines in ((["-m", "clip_guidance.cli.main", *options], 2), (["-c", PARTS], 1)):
                 if settings.cold:
-                    drop_from_page_cache()
+                    drop_from_page_cache(packages)
                 if lines == 2:  # a header and the result
                     run = time_run(words, lines)
-                    found = {"until the result": run.result, "until it has ended": run.ended, "CPU": run.cpu}
+                    found = {"until the result": run.result, "until it has ended": run.ended, "CPU of all": run.cpu}
                 else:
                     found = json.loads(time_run([*words, picture, settings.labels, settings.model], lines).text)
+                    found = {f"CPU: {name}": seconds for name, seconds in found.items()}
                 for name, seconds in found.items():
                     times.setdefault(name, []).append(seconds)
     return [{"name": name, "median": statistics.median(each), "worst": max(each)} for name, each in times.items()]

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key
+from clip_guidance.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key, encode_files
 from clip_guidance.images import ImageError
 from clip_guidance.score import clip_score
 from clip_guidance.similarity import duplicate_images, image_similarity
@@ -97,6 +97,27 @@ def test_an_unreadable_picture_is_named(clips, paths, cache, tmp_path):
         CachedCLIP(clips[0], cache).encode_image(paths)
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         CachedCLIP(clips[0], cache).encode_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+def test_files_are_encoded_batch_by_batch_and_the_bad_ones_named(clips, paths, cache, tmp_path, with_cache):
+    clip = clips[0]
+    (tmp_path / "oops.png").write_bytes(b"oops")
+    odd = tmp_path / "\udcff.png"  # a name that is no text
+    odd.write_bytes(paths[2].read_bytes())
+    files = [paths[0], tmp_path / "oops.png", tmp_path / "gone.png", tmp_path, paths[1], odd]
+    for _ in range(2):  # the second time known
+        batches = list(encode_files(CachedCLIP(clip, cache) if with_cache else clip, files, batch_size=4))
+        assert [batch.names for batch in batches] == [[str(paths[0])], [str(paths[1]), str(odd)]]
+        assert [(skipped.path, skipped.reason) for skipped in batches[0].skipped] == [
+            (str(tmp_path / "oops.png"), "is not a picture"),
+            (str(tmp_path / "gone.png"), "no such file"),
+            (str(tmp_path), "is a folder that holds no picture"),
+        ]
+        expected = clip.encode_image([paths[0], paths[1], paths[2]])
+        torch.testing.assert_close(torch.cat([batch.embeds for batch in batches]), expected)
+    none = list(encode_files(clip, [tmp_path / "gone.png"]))
+    assert none[0].embeds.shape == (0, clip.config.projection_dim) and list(encode_files(clip, [])) == []
 
 
 def test_a_damaged_file_is_told(cache):
