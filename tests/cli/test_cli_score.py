@@ -61,6 +61,7 @@ def test_a_table_of_pictures_alone(cli, clip, pictures, good, tmp_path):
     done = cli("score", table, "--prompt", "a cat", "--model", clip, "--json")
     expected = score_pictures(CLIP.from_pretrained(clip), good[:2], "torchmetrics", "a cat")
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert cli("score", "--prompts-file", table, "--prompt", "a cat", "--model", clip, "--json").json == done.json
     info = PngInfo()
     info.add_text("clip_guidance", json.dumps({"settings": {"prompt": "a dog"}}))
     Image.new("RGB", (32, 32)).save(good[0], pnginfo=info)
