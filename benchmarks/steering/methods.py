@@ -17,22 +17,22 @@ OURS = "CLIP guidance"
 TUNED = {"start": 0.0, "cutouts": 1}  # see tune.py and its curve
 # a paper's strength belongs to its reward, which is not ours: each is searched on the tuning prompts ...
 GRID: dict[str, Sequence[Any]] = {
-    "exact": (1.0, 2.5, 5.0),
+    "exact": (0.5, 1.0, 2.5, 5.0),
     "DPS": (0.3, 1.0, 3.0),
-    "LGD-MC": (0.3, 1.0, 3.0),
-    "FreeDoM": (0.1, 0.2, 0.6),
-    "MPGD": (0.5, 2.0, 5.0),
-    "universal": (1.0, 3.0, 10.0),
-    "TFG": ((0.25, 0.25), (0.25, 1.0), (1.0, 1.0)),
+    "LGD-MC": (0.1, 0.3, 1.0),
+    "FreeDoM": (0.1, 0.2, 0.6, 1.5),
+    "MPGD": (0.2, 0.5, 2.0, 5.0),
+    "universal": (0.3, 1.0, 5.0),
+    "TFG": ((0.25, 1.0), (1.0, 1.0)),
 }
-# ... and the report has the best of them, see tuning/papers/report.md
+# ... and the report has the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {
-    "exact": (2.5,),
+    "exact": (1.0,),
     "DPS": (1.0,),
-    "LGD-MC": (1.0,),
-    "FreeDoM": (0.2,),
-    "MPGD": (2.0,),
-    "universal": (3.0,),
+    "LGD-MC": (0.3,),
+    "FreeDoM": (0.6,),
+    "MPGD": (0.5,),
+    "universal": (1.0,),
     "TFG": ((0.25, 1.0),),
 }
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
