@@ -28,11 +28,11 @@ GRID: dict[str, Sequence[Any]] = {
 # ... and the report has the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {
     "exact": (1.0,),
-    "DPS": (1.0,),
+    "DPS": (0.3, 1.0),
     "LGD-MC": (0.3,),
-    "FreeDoM": (0.6,),
+    "FreeDoM": (1.5,),
     "MPGD": (0.5,),
-    "universal": (1.0,),
+    "universal": (0.3,),
     "TFG": ((0.25, 1.0),),
 }
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
