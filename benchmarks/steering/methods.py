@@ -32,7 +32,7 @@ CHOSEN: dict[str, Sequence[Any]] = {
     "LGD-MC": (0.3,),
     "FreeDoM": (1.5,),
     "MPGD": (0.5,),
-    "universal": (0.3,),
+    "universal": (1.0,),
     "TFG": ((0.25, 1.0),),
 }
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
