@@ -1,7 +1,7 @@
 """What is compared. The packaged default, its strengths and its options beside the methods of the papers.
 
 A paper's method keeps its own parameters, and is run at a few strengths around them, since the rewards of the papers
-are not ours: the best of each stands in the table beside ours.
+are not ours: one of each, chosen on the tuning prompts, stands in the table beside ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRID: dict[str, Sequence[Any]] = {
     "universal": (0.3, 1.0, 5.0),
     "TFG": ((0.25, 1.0), (1.0, 1.0)),
 }
-# ... and the report has the best of them, see tuning/papers.md
+# ... and the report takes the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {
     "exact": (1.0,),
     "DPS": (0.3, 1.0),
