@@ -1,11 +1,13 @@
 """The benchmark programs: that they run, that their numbers hang together, and that what they measure is what it is."""
 
+import importlib.util
 import json
 import os
 import statistics
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -226,3 +228,21 @@ def test_the_soak_kills_resumes_and_tells_a_difference(shared_data, tmp_path):
             save_file({"weight": torch.tensor([value])}, folder / name)
     assert program.differences(one, one) == []
     assert program.differences(one, other) == ["model.safetensors: weight", "step-2.safetensors: weight"]
+
+
+def test_the_engines_of_the_search_benchmark_find_what_is_nearest(tmp_path):
+    """Each in processes of its own, the filter included; those that are not installed are left out."""
+    import search as program
+
+    engines = [name for name, kind in program.ENGINES.items() if importlib.util.find_spec(kind.needs)]
+    assert "ours" in engines
+    settings = program.Settings(count=300, dim=16, queries=5, k=4, share=0.1, repeats=1, engines=engines)
+    rows = program.measure(settings, tmp_path)
+    embeds = program.unit(np.random.default_rng(0), 300, 16)
+    cosines = program.unit(np.random.default_rng(1), 5, 16) @ embeds.T
+    for count, kind in ((300, "found"), (30, "filtered")):
+        nearest = np.argsort(-cosines[:, :count], axis=1)[:, :4].tolist()
+        assert [getattr(row, kind) for row in rows] == [nearest] * len(engines)
+    assert all(min(row.add_s, row.open_ms, row.one_ms) > 0 and row.same == row.same_filtered == 1 for row in rows)
+    with pytest.raises(SystemExit, match=r"--engines: expected some of ours, faiss, milvus, got \['grep'\]"):
+        program.main(parse_settings(program.Settings, ["--engines", "grep"]))

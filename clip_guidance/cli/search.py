@@ -22,6 +22,7 @@ def command(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Pictures shown.")] = 10,
     model: IndexModel = None,
+    cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
@@ -40,9 +41,10 @@ def command(
     if model is None:
         with ImageIndex.open(index, create=False) as made:
             model = made.model
-    with ImageIndex.open(index, common.load_clip(model, device), create=False) as opened:
-        hits = opened.search(words, top_k, where)
-        known = {"name": opened.model, "fingerprint": opened.fingerprint}
+    with common.caching(common.load_clip(model, device), cache) as encoder:
+        with ImageIndex.open(index, encoder, create=False) as opened:
+            hits = opened.search(words, top_k, where)
+            known = {"name": opened.model, "fingerprint": opened.fingerprint}
     if json:
         results = [{"image": hit.path, "similarity": hit.score, "metadata": hit.metadata} for hit in hits]
         common.print_json({"model": known, "query": words, "where": where, "results": results})

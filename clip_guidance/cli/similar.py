@@ -45,6 +45,8 @@ def command(
     if index is not None:
         if duplicates is None or paths:
             raise typer.BadParameter("--index takes --duplicates and no pictures")
+        if cache is not None:
+            raise typer.BadParameter("--index takes no --cache: the embeddings are in the index")
         _print_duplicates_of_index(index, duplicates, json, report)
         return
     if not paths:

@@ -207,6 +207,19 @@ def test_vectors_of_the_cache_are_those_of_the_index(cli, clip, good, tmp_path):
     assert numbers_apart(plain) == pytest.approx(numbers_apart(cached), abs=1e-5)
 
 
+def test_a_picture_searched_with_is_encoded_once(cli, clip, good, tmp_path, monkeypatch):
+    made = ["--model", clip, "--cache", tmp_path / "cache"]
+    assert cli("index", *good, "--index", tmp_path / "index", *made).code == 0
+    calls, encode = [], CLIP.image_embeds
+    monkeypatch.setattr(CLIP, "image_embeds", lambda self, pixels: calls.append(len(pixels)) or encode(self, pixels))
+    options = ["--index", tmp_path / "index", "--json"]
+    without = cli("search", good[0], *options)
+    assert calls == [1]
+    cached = cli("search", good[0], *options, *made[2:])
+    assert calls == [1]
+    assert numbers_apart(cached.json) == pytest.approx(numbers_apart(without.json), abs=1e-5)
+
+
 def numbers_apart(document):
     """All that a document holds by its place, so that ``approx`` compares its numbers."""
     found = {}
@@ -234,6 +247,12 @@ def numbers_apart(document):
 def test_wrong_usage_of_score(cli, words, message):
     done = cli("score", *words)
     assert (done.code, done.out) == (2, "") and message in " ".join(done.err.replace("│", " ").split())
+
+
+def test_an_index_needs_no_cache(cli, tmp_path):
+    done = cli("similar", "--index", tmp_path, "--duplicates", 0.9, "--cache", tmp_path)
+    said = " ".join(done.err.replace("│", " ").split())
+    assert (done.code, done.out) == (2, "") and "--index takes no --cache: the embeddings are in the index" in said
 
 
 def test_a_foreign_output_is_left_alone_when_resumed(cli, clip, good, tmp_path):
