@@ -201,6 +201,38 @@ def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
     assert green[:, 104 : 104 + 88].any() and not green[:, 104 + 88 :].any()  # the second one is wrong
 
 
+def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
+    """Not with the best of ours: "best of 2" is right more often, and dearer than what is compared."""
+    from drawing import Method
+    from judging import Judgement
+    from report import Result, duels
+
+    from clip_guidance.distance import Interval
+
+    def result(family, seconds, right, name=""):
+        said = dict(rank=1.0, precision=1.0, recall=1.0, nearest=0.1, copied=0.0, guide=None)
+        verdicts = torch.tensor(right, dtype=torch.float64)
+        top1 = Interval(verdicts.mean().item(), 0.0, 1.0)
+        judged = Judgement(count=4, top1=top1, kernel_distance=Interval(seconds, 0, 1), right=verdicts, **said)
+        return Result(Method(family, name), judged, {"seconds": seconds})
+
+    results = [
+        result("plain", 0.2, [0, 0, 0, 0]),
+        result("paper", 1.0, [1, 0, 0, 0]),
+        result("ours", 0.5, [1, 1, 0, 0], "1"),
+        result("ours", 0.5, [1, 1, 1, 1], "another strength"),
+        result("ours", 1.04, [1, 0, 0, 0], "2"),
+        result("ours", 2.0, [1, 1, 1, 1], "3"),
+    ]
+    lines = duels(results, ["ours, 1", "ours, 2", "ours, 3"]).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [(row[0], row[2]) for row in cells] == [
+        ("paper", "ours, 2"),
+        ("ours, another strength", "ours, 1"),
+    ]  # none of ours costs as little as "plain"
+    assert cells[0][4].startswith("+0.0 (+0.0 to +0.0)") and cells[1][4].startswith("-50.0") and cells[0][5] == "+0.040"
+
+
 def test_a_page_gets_the_table_between_its_markers():
     from readme import BEGIN, END, filled
 

@@ -68,23 +68,26 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def duels(results: Sequence[Result], family: str) -> str:
-    """Each method beside the best of ``family`` that costs no more seconds: paired differences of top-1.
+def duels(results: Sequence[Result], budget: Sequence[str]) -> str:
+    """Each method beside ours at no more seconds: paired differences of top-1.
 
-    The best is chosen on the very pictures that are compared, for both sides: read a narrow win as none.
+    Args:
+        results: rows of one prompt set.
+        budget: titles of our own rows, from the cheapest to the dearest, one for each price. They are named before
+            anything is drawn, so that none is chosen on the pictures that are compared.
     """
     drawn = [result for result in results if result.method and result.method.use_prompt]
-    ours = [result for result in drawn if result.method and result.method.family == family]
-    lines = [f"| against | s | {family} | s | top-1 gained, points | kernel distance gained |", "|" + " --- |" * 6]
+    ours = sorted((result for result in drawn if result.title in budget), key=lambda one: budget.index(one.title))
+    lines = ["| against | s | ours | s | top-1 gained, points | kernel distance gained |", "|" + " --- |" * 6]
     for other in drawn:
         affordable = [one for one in ours if one.cost["seconds"] <= 1.05 * other.cost["seconds"]]
         if other in ours or not affordable:
             continue
-        best = max(affordable, key=lambda one: one.judgement.top1.estimate)
-        gain = mean_interval(best.judgement.right - other.judgement.right)
-        closer = best.judgement.kernel_distance.estimate - other.judgement.kernel_distance.estimate
+        one = affordable[-1]
+        gain = mean_interval(one.judgement.right - other.judgement.right)
+        closer = one.judgement.kernel_distance.estimate - other.judgement.kernel_distance.estimate
         lines.append(
-            f"| {other.title} | {other.cost['seconds']:.2f} | {best.method.name} | {best.cost['seconds']:.2f} | "
+            f"| {other.title} | {other.cost['seconds']:.2f} | {one.title} | {one.cost['seconds']:.2f} | "
             f"{100 * gain.estimate:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) | {closer:+.3f} |"
         )
     return "\n".join(lines)
@@ -175,14 +178,19 @@ def to_json(result: Result) -> dict[str, Any]:
     return {"title": result.title, "method": repr(result.method), "cost": result.cost, **said}
 
 
-def write(results: dict[str, list[Result]], preamble: str, family: str, output: Path) -> None:
-    """``report.md``, ``report.json`` and a plot of every prompt set, in the folder ``output``."""
+def write(results: dict[str, list[Result]], preamble: str, budget: Sequence[str], output: Path) -> None:
+    """``report.md``, ``report.json`` and a plot of every prompt set, in the folder ``output``.
+
+    Args:
+        budget: as for :func:`duels`.
+    """
     parts = [preamble]
     for name, rows in results.items():
         parts += [f"## {name}", table(rows)]
         drawn = [result for result in rows if result.method]
-        if any(result.method.family == family for result in drawn if result.method):
-            parts += [f"Against what costs as much (`{family}`, at most 1.05 times the seconds):", duels(rows, family)]
+        if any(result.title in budget for result in drawn):
+            head = "Against our default at as many seconds, at most 1.05 times (`BUDGET` of methods.py, in that order):"
+            parts += [head, duels(rows, budget)]
         families = list(dict.fromkeys(result.method.family for result in drawn if result.method))
         plot(rows, output / f"{name}.png", families)
         parts.append(f"![Alignment against cost and quality]({name}.png)")

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from drawing import Cell, Drawer, Method, load_cell
 from judging import COPY_RADIUS, Judge
-from methods import DEFAULT, OURS, PLAIN, TABLES
+from methods import BUDGET, DEFAULT, PLAIN, TABLES
 from prompt_sets import REPORT_SETS, Item, prompt_set
 from report import Result, contact_sheet, side_by_side, write
 from tqdm import tqdm
@@ -158,7 +158,7 @@ def main(settings: Settings) -> None:
                     shown[method.title] = (results[name][-1], cell)
                 (output / "sheets").mkdir(exist_ok=True)
                 contact_sheet(cell).save(output / "sheets" / f"{name}-{i:02d}.png")
-                write(results, preamble(settings, program.judge), OURS, output)
+                write(results, preamble(settings, program.judge), BUDGET, output)
                 if len(shown) == 2:
                     prompts = [item.prompt for item in items[:FIGURE]]
                     side_by_side(prompts, [shown[PLAIN], shown[DEFAULT]]).save(output / "figure.png")
