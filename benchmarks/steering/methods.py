@@ -7,6 +7,7 @@ are not ours: one of each, chosen on the tuning prompts, stands in the table bes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from drawing import Method
@@ -103,17 +104,14 @@ def papers(strengths: dict[str, Sequence[Any]] | None = None) -> list[Method]:
 
 
 def text_free() -> list[Method]:
-    """The guide is the only text signal."""
+    """The guide is the only text signal; the papers' methods at the strengths of :func:`papers`."""
     only = dict(use_prompt=False, guidance_scale=1.0)
     free = "without text: "
     return [
         Method("no text", "", **only),
         Method(f"{free}best of N", "8", best_of=8, **only),
         *(Method(f"{free}{OURS}", f"scale {scale:g}", scale=scale, options=TUNED, **only) for scale in (10.0, 20.0)),
-        Method(f"{free}{OURS}, exact", "scale 5", scale=5.0, mode="exact", options=TUNED, **only),
-        Method(f"{free}DPS", "ζ 1", scale=1.0, mode=DPS(), eta=1.0, **only),
-        Method(f"{free}MPGD", "step 0.2", scale=1.0, mode=MPGD(step_size=0.2), **only),
-        Method(f"{free}TFG", "ρ 0.25, μ 1", scale=1.0, mode=TFG(rho=0.25, mu=1.0, sigma=0.1), eta=1.0, **only),
+        *(replace(method, family=free + method.family, **only) for method in papers()),
     ]
 
 
