@@ -170,7 +170,10 @@ class CLIP(SelfInitialised, PreTrainedModel):
                 raise ValueError(f"text {index}: expected a prompt with at least one word, got {text!r}")
         if self.tokenizer is None:
             raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
-        parts = [self.text_embeds(tokenize(self.tokenizer, part).to(self.device)) for part in _parts(texts, batch_size)]
+        parts = []
+        for part in _parts(texts, batch_size):
+            input_ids = tokenize(self.tokenizer, part, padding="longest")  # padding changes nothing, and costs
+            parts.append(self.text_embeds(input_ids.to(self.device)))
         return torch.cat(parts)
 
     @torch.no_grad()

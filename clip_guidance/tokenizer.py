@@ -70,11 +70,16 @@ def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
             warnings.warn(message, PromptTruncatedWarning, stacklevel=4)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: str = "max_length") -> Tensor:
     """Ids of the texts, padded or cut to the tokenizer's context, the end token kept; warns of what it cuts.
 
+    Args:
+        tokenizer: of the CLIP.
+        texts: not empty.
+        padding: "max_length", or "longest" for no more columns than the longest text needs.
+
     Returns:
-        int64 (n, model_max_length).
+        int64 (n, L), L ``model_max_length`` or less.
     """
     warn_truncated(tokenizer, texts)
-    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt").input_ids

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.hub import ModelError
-from clip_guidance.tokenizer import PromptTruncatedWarning
+from clip_guidance.tokenizer import PromptTruncatedWarning, tokenize
 
 
 def pictures(count: int = 3) -> list[Image.Image]:
@@ -40,6 +40,18 @@ def test_every_pair_embeds_trains_and_survives_saving(image, text, tmp_path):
     loaded(inputs, torch.randn(4, 3, 32, 32), return_loss=True).loss.backward()
     without = [name for name, p in loaded.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
+
+
+@pytest.mark.parametrize("text", ["transformer", "cbow"])
+def test_texts_are_encoded_at_the_length_of_the_longest(text, monkeypatch):
+    clip, lengths, embed = make_clip(text=text), [], CLIP.text_embeds
+    whole = embed(clip, tokenize(clip.tokenizer, TEXTS))
+    monkeypatch.setattr(CLIP, "text_embeds", lambda self, ids: lengths.append(ids.shape[1]) or embed(self, ids))
+    torch.testing.assert_close(clip.encode_text(TEXTS), whole.detach(), rtol=0, atol=1e-6)
+    with pytest.warns(PromptTruncatedWarning):
+        clip.encode_text(["cat " * 100])
+    assert lengths == [max(len(ids) for ids in clip.tokenizer(TEXTS).input_ids), clip.tokenizer.model_max_length]
+    assert lengths[0] < lengths[1]
 
 
 @pytest.mark.parametrize("eos_token_id", [49407, 2])  # OpenAI's own checkpoints say 2, which is wrong

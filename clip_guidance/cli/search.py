@@ -41,10 +41,10 @@ def command(
     if model is None:
         with ImageIndex.open(index, create=False) as made:
             model = made.model
-    with common.caching(common.load_clip(model, device), cache) as encoder:
-        with ImageIndex.open(index, encoder, create=False) as opened:
-            hits = opened.search(words, top_k, where)
-            known = {"name": opened.model, "fingerprint": opened.fingerprint}
+    clip = common.load_clip(model, device)
+    with common.caching(clip, cache) as encoder, ImageIndex.open(index, encoder, create=False) as opened:
+        hits = opened.search(words, top_k, where)
+        known = {"name": opened.model, "fingerprint": opened.fingerprint}
     if json:
         results = [{"image": hit.path, "similarity": hit.score, "metadata": hit.metadata} for hit in hits]
         common.print_json({"model": known, "query": words, "where": where, "results": results})
