@@ -34,9 +34,10 @@ def text_config(kind: str, tokenizer: CLIPTokenizer, **options):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    options = shared | options
     if kind == "cbow":
-        return CBOWTextConfig(**shared, **options)
-    return TransformerTextConfig(num_hidden_layers=3, num_attention_heads=2, **shared, **options)
+        return CBOWTextConfig(**options)
+    return TransformerTextConfig(num_hidden_layers=3, num_attention_heads=2, **options)
 
 
 def image_config(kind: str):

@@ -70,11 +70,6 @@ class Judge:
         with torch.no_grad():
             return self.clip.image_embeds(torch.stack(list(pixel_values)).to(self.clip.device, self.clip.dtype))
 
-    def prepare_texts(self, prompt: str) -> None:
-        """Encodes a prompt's texts ahead, where that can be done beside the pictures; :meth:`score` remembers them."""
-        if self.texts.together == 1:
-            self.texts([text for definition in self.definitions for text in definition.score.texts(prompt)])
-
     def score(self, definition: Definition, image_embeds: Tensor, prompts: Sequence[str]) -> list[Scored]:
         """The scores of pictures (n, d) beside their prompts."""
         score = definition.score

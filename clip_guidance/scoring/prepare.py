@@ -114,8 +114,6 @@ class Preparer:
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)
             prepared.pixels = {place: self.judges[place].clip.image_processor(image) for place in encode}
-        for place in missing:
-            self.judges[place].prepare_texts(prepared.prompt)
 
     def _decode(self, data: bytes, name: str) -> Image.Image:
         if self.draft_side and data[:2] == b"\xff\xd8":  # a JPEG, whose decoder can shrink by 2, 4 or 8

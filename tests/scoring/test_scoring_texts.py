@@ -1,13 +1,15 @@
 """Texts: encoded once, cut with their end token kept, or averaged over chunks."""
 
+import random
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scoring_helpers import count_calls
+from tiny import image_config, make_tokenizer, text_config
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.scoring.texts import TextEncoder
 from clip_guidance.tokenizer import PromptTruncatedWarning
 
@@ -26,18 +28,38 @@ def test_each_distinct_text_is_encoded_once_while_it_is_remembered(tiny_clip, mo
     encoder = TextEncoder(tiny_clip, remembered=2)
     encoder(["a", "b", "a"])
     encoder(["b", "a"])
-    assert len(calls) == 2
+    assert len(calls) == 1  # four rows: the two, and what fills them up
     encoder(["c"])  # b was used least recently
     encoder(["a"])
-    assert len(calls) == 3
+    assert len(calls) == 2
     encoder(["b"])
-    assert len(calls) == 4 and len(encoder._known) == 2
+    assert len(calls) == 3 and len(encoder._known) == 2
 
 
-def test_a_vector_does_not_depend_on_its_neighbours(tiny_clip):
-    alone = TextEncoder(tiny_clip)(["a cat"])["a cat"].embed
-    among = TextEncoder(tiny_clip)(["an elephant with a hat", "a cat", "b"])["a cat"].embed
-    assert torch.equal(alone, among)
+@pytest.mark.parametrize("hidden_size", [32, 512])
+def test_a_vector_does_not_depend_on_its_neighbours(hidden_size):
+    """Bit for bit: neither on how many there are, nor on which, nor on its place among them."""
+    tokenizer = make_tokenizer()
+    text = text_config("transformer", tokenizer, hidden_size=hidden_size, intermediate_size=4 * hidden_size)
+    clip = CLIP(CLIPConfig(text_config=text, vision_config=image_config("vit"), projection_dim=24), tokenizer).eval()
+    alone = TextEncoder(clip)(["a red apple"])["a red apple"].embed
+    words = ["a", "green", "table", "cat", "noto", "butterfly", "insect", "pretty", "photo", "of", "on"]
+    for seed in range(20):
+        rng = random.Random(seed)
+        texts = [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(rng.randint(0, 9))]
+        texts.insert(rng.randint(0, len(texts)), "a red apple")
+        assert torch.equal(TextEncoder(clip)(texts)["a red apple"].embed, alone), texts
+
+
+def test_passes_have_few_shapes(tiny_clip, monkeypatch):
+    calls = count_calls(monkeypatch, CLIP, "text_embeds")
+    texts = ["a" * length for length in range(1, CONTEXT)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptTruncatedWarning)
+        found = TextEncoder(tiny_clip)(texts)
+        whole = tiny_clip.encode_text(texts)
+    torch.testing.assert_close(torch.stack([found[text].embed for text in texts]), whole)
+    assert {tuple(ids.shape) for (ids,) in calls[:-1]} == {(4, 16), (4, 32), (4, CONTEXT)}
 
 
 def test_a_long_text_keeps_its_end_and_is_reported_once(tiny_clip):
