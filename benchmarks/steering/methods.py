@@ -71,10 +71,26 @@ def without_clip() -> list[Method]:
 def ours() -> list[Method]:
     return [
         *(Method(OURS, f"scale {scale:g}", scale=scale, options=TUNED) for scale in (2.5, 5.0, 10.0, 20.0)),
-        Method(OURS, "CFG 2, scale 10", scale=10.0, guidance_scale=2.0, options=TUNED),
         Method(OURS, "14 steps, scale 10", scale=10.0, steps=14, options=TUNED),
         *(Method(OURS, f"best of {n}, scale 10", scale=10.0, best_of=n, options=TUNED) for n in (2, 3)),
-        Method(OURS, "η 1, scale 10", scale=10.0, eta=1.0, options=TUNED),
+    ]
+
+
+def tried() -> list[Method]:
+    """What might have been a better default at as many seconds: see tuning/tried.md."""
+
+    def at_10(name: str, **changes: Any) -> Method:
+        return Method(OURS, f"scale 10{name}", scale=10.0, **{"options": TUNED, **changes})
+
+    return [
+        at_10(""),
+        at_10(", start 0.4", options={**TUNED, "start": 0.4}),
+        at_10(", every 2", options={**TUNED, "every": 2}),
+        Method(OURS, "scale 20, every 2", scale=20.0, options={**TUNED, "every": 2}),
+        at_10(", η 1", eta=1.0),
+        at_10(", CFG 5", guidance_scale=5.0),
+        at_10(", 14 steps", steps=14),
+        *(at_10(f", best of {n}", best_of=n) for n in (2, 3, 4)),
     ]
 
 
@@ -120,4 +136,4 @@ def grid() -> list[Method]:
     return papers(GRID)
 
 
-TABLES = {"main": main_table, "papers": grid, "short": short_table, "text-free": text_free}
+TABLES = {"main": main_table, "papers": grid, "tried": tried, "short": short_table, "text-free": text_free}

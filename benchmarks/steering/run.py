@@ -52,7 +52,7 @@ class Settings:
     judge: str = "emoji-judge"
     exclude: str | None = "skin tone"  # leave out pictures whose name contains this
     sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
-    table: str = ""  # main, short or text-free (methods.py); by default main for the held-out pairs, short for others
+    table: str = ""  # one of methods.TABLES; by default main for the held-out pairs, short for the others
     only: list[str] = field(default_factory=list)  # run only the methods whose title begins with one of these
     count: int = 500
     candidates: int = 100
