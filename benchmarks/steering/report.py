@@ -27,6 +27,7 @@ HEADER = (
     "MiB",
     "guide cos (no evidence)",
 )
+TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]  # of the plot, seconds
 
 
 @dataclass(frozen=True)
@@ -100,30 +101,32 @@ def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None
     styles = {family: (f"C{i % 10}", "osD^vP*X<>"[i // 10 % 10 if i < 10 else 1]) for i, family in enumerate(families)}
     for family in families:
         chosen = [result for result in results if result.method and result.method.family == family]
-        if not chosen:
-            continue
-        chosen.sort(key=lambda one: one.judgement.kernel_distance.estimate)
         colour, marker = styles[family]
-        y = [100 * one.judgement.top1.estimate for one in chosen]
-        spread = [
-            [100 * (one.judgement.top1.estimate - one.judgement.top1.low) for one in chosen],
-            [100 * (one.judgement.top1.high - one.judgement.top1.estimate) for one in chosen],
-        ]
-        for axis, x in zip(
-            axes,
-            (
-                [one.cost["seconds"] for one in chosen],
-                [one.judgement.kernel_distance.estimate for one in chosen],
-            ),
-            strict=True,
-        ):
+        for axis, x_of in zip(axes, (_seconds, _distance), strict=True):
+            chosen.sort(key=x_of)
+            tops = [one.judgement.top1 for one in chosen]
+            y, low, high = ([100 * getattr(top, name) for top in tops] for name in ("estimate", "low", "high"))
+            spread = [[a - b for a, b in zip(y, low, strict=True)], [a - b for a, b in zip(high, y, strict=True)]]
+            x = [x_of(one) for one in chosen]
             axis.errorbar(x, y, yerr=spread, color=colour, marker=marker, markersize=5, elinewidth=0.6, label=family)
+    seconds = [_seconds(result) for result in results if result.method]
+    ticks = [tick for tick in TICKS if min(seconds, default=0) / 2 < tick < 2 * max(seconds, default=0)]
     axes[0].set(xlabel="CPU seconds a picture", ylabel="judge top-1 of 100, %", xscale="log")
+    axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0].minorticks_off()
     axes[1].set(xlabel="kernel distance to real pictures")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=110)
+
+
+def _seconds(result: Result) -> float:
+    return result.cost["seconds"]
+
+
+def _distance(result: Result) -> float:
+    return result.judgement.kernel_distance.estimate
 
 
 def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
