@@ -171,16 +171,21 @@ def test_batches_on_disk_are_not_drawn_again_and_shares_add_up(emoji, tmp_path, 
 def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     options = ["--data", shared_data / "emoji64-val.parquet", "--held_out", shared_data / "emoji64-val.parquet"]
     options += ["--output", tmp_path / "out", "--work", tmp_path / "work", "--count", 8, "--batch_size", 4]
-    options += ["--candidates", 5, "--only", "CFG, 2", "--sets", "held-out", "keywords"]
+    options += ["--candidates", 5, "--only", "CFG, 3", "CLIP guidance, scale 10"]
     command = [sys.executable, str(root / "benchmarks" / "steering" / "run.py"), *map(str, options)]
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True)
+    figures = []
+    for sets in (["held-out"], ["held-out", "keywords"]):
+        done = subprocess.run([*command, "--sets", *sets], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        figures.append((tmp_path / "out" / "figure.png").read_bytes())
+    assert figures[0] == figures[1]  # the held-out prompts, whatever comes after them
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [row["title"] for row in report["held-out"]] == ["real pictures", "CFG, 2"]
+    titles = ["CFG, 3", "CLIP guidance, scale 10"]
+    assert [row["title"] for row in report["held-out"]] == ["real pictures", *titles]
     assert report["held-out"][0]["copied"] == 1  # here the real pictures are the training pictures
-    assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 4  # two batches a set, drawn once
-    assert (tmp_path / "out" / "held-out.png").is_file() and "CFG, 2" in (tmp_path / "out" / "report.md").read_text()
+    assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 8  # two batches a set and method, drawn once
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "held-out.png").is_file() and all(f"| {title} |" in text for title in titles)
 
 
 def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():

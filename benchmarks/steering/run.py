@@ -156,12 +156,12 @@ def main(settings: Settings) -> None:
                 results[name].append(program.result(method, cell, items))
                 if name == "held-out" and method.title in (PLAIN, DEFAULT):
                     shown[method.title] = (results[name][-1], cell)
+                    if len(shown) == 2:
+                        prompts = [item.prompt for item in items[:FIGURE]]
+                        side_by_side(prompts, [shown[PLAIN], shown[DEFAULT]]).save(output / "figure.png")
                 (output / "sheets").mkdir(exist_ok=True)
                 contact_sheet(cell).save(output / "sheets" / f"{name}-{i:02d}.png")
                 write(results, preamble(settings, program.judge), BUDGET, output)
-                if len(shown) == 2:
-                    prompts = [item.prompt for item in items[:FIGURE]]
-                    side_by_side(prompts, [shown[PLAIN], shown[DEFAULT]]).save(output / "figure.png")
 
 
 if __name__ == "__main__":
