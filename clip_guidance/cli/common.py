@@ -36,7 +36,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures held and encoded a
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps embeddings: a picture is encoded once for all subcommands.",
+        help="Folder that keeps embeddings: a picture is encoded once, whichever subcommand asks.",
         show_default=False,
     ),
 ]
