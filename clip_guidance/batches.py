@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from clip_guidance.data import CaptionedPictures, Row, caption, square
 from clip_guidance.reading import Pair, Pairs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,25 @@ class SampleOrder:
             self.batches = batches(self.count, self.global_batch_size, self.seed, start=step)
         self.next_step = step + 1
         return next(self.batches)[self.share]
+
+
+class Ahead(Generic[T]):
+    """What a step needs, made in a thread while the step before is computed; free when asked in order, as ``fit`` does.
+
+    Args:
+        make: of the step's number alone; called for one step at a time, and draws nothing from torch's global state.
+    """
+
+    def __init__(self, make: Callable[[int], T]):
+        self.make, self.pool = make, ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self.step, self.future = -1, Future[T]()
+
+    def __call__(self, step: int) -> T:
+        if step != self.step:
+            self.future = self.pool.submit(self.make, step)
+        made = self.future.result()
+        self.step, self.future = step + 1, self.pool.submit(self.make, step + 1)
+        return made
 
 
 class MemoryBatches:

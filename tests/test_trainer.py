@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from clip_guidance.batches import Ahead
+from clip_guidance.ema import averaged
 from clip_guidance.schedule import warmup_steps
 from clip_guidance.trainer import (
     NonFiniteLossError,
@@ -103,7 +105,7 @@ def run(folder, steps: int, total: int = 8) -> tuple[nn.Module, AveragedModel]:
     """Trains a small map on noise up to ``steps`` of ``total``, as a killed and resumed program would."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    ema = averaged(model, 0.9)
     accelerator = Accelerator()
 
     class Killed(Exception):
@@ -197,3 +199,24 @@ def test_shares_of_all_processes_make_the_batch_of_one():
         for size in (2, 3, 4):
             assert torch.cat([share(rank, size)(step) for rank in range(size)]).equal(whole)
             assert [share(rank, size).first for rank in range(size)] == [rank * 12 // size for rank in range(size)]
+
+
+def test_what_is_made_ahead_is_what_is_asked_for_and_made_once():
+    made: list[int] = []
+    ahead = Ahead(lambda step: made.append(step) or step * step)
+    assert [ahead(step) for step in (5, 6, 7)] == [25, 36, 49]  # a resumed run begins anywhere
+    ahead.future.result()
+    assert made == [5, 6, 7, 8]  # one step ahead, none twice
+    assert ahead(3) == 9  # out of order: made anew
+
+
+def test_what_fails_ahead_fails_where_it_is_asked_for():
+    def make(step: int) -> int:
+        if step == 1:
+            raise ValueError("row 1 is bad")
+        return step
+
+    ahead = Ahead(make)
+    assert ahead(0) == 0
+    with pytest.raises(ValueError, match="row 1 is bad"):
+        ahead(1)

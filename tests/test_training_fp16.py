@@ -18,9 +18,9 @@ from test_data import write_table
 from tiny import PAIRS, make_clip
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_guidance.checkpoints import Checkpoints
+from clip_guidance.ema import averaged
 from clip_guidance.launch import check_launch
 from clip_guidance.loss_scale import MIN_SCALE
 from clip_guidance.objective import ContrastiveObjective
@@ -74,7 +74,7 @@ def run(folder, accelerator=None, overflow_at=(), nan_at=None, kill_after=None, 
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    ema = averaged(model, 0.9)
     begun, taken, averages = [], [], []
 
     def loss(model, step):

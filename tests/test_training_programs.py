@@ -63,11 +63,12 @@ def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path)
     torch.testing.assert_close(made.encode_text(NAMES), known.encode_text(NAMES))
 
 
-def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path):
+def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path, monkeypatch):
     options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
     options += ["--vae_channels", 8, 8, "--unet_channels", 16, 16, "--vae_steps", 2, "--unet_steps", 2]
     options += ["--latent_channels", 4, "--validation", data]
     options += ["--vae_batch_size", 4, "--save_every", 1, "--log_every", 1, "--sample_every", 2, "--warmup", 1]
+    options += ["--evaluate_every", 1, "--unet_dropout", 0.5]
     done = launch(root, "train_diffusion.py", *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "samples-000002.png").is_file()
@@ -88,6 +89,12 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     mse = ((pipe.vae(pictures).sample.clamp(-1, 1) - pictures) / 2).square().mean()
     assert f"PSNR {-10 * mse.log10().item():.2f} dB on {len(pictures)} pictures" in done.stdout
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
+    rows = read_log(tmp_path / "unet-run" / "log.jsonl")
+    monkeypatch.syspath_prepend(root / "training")
+    from denoiser import HeldOutError
+
+    error = HeldOutError(pipe, CaptionedPictures.load(data, 32))  # of the average that was saved, without dropout
+    assert [row["held_out_loss"] for row in rows][-1] == pytest.approx(error(), rel=1e-3)
     further = tmp_path / "further"
     options = ["--data", data, "--output", further, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
     options += ["--unet_steps", 1, "--learning_rate", 0, "--sample_every", 2, "--init", tmp_path]

@@ -25,16 +25,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer
 
 from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.batches import MemoryBatches, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
 from clip_guidance.cached_embeds import cached_image_embeds
 from clip_guidance.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.clip_settings import Settings, check
 from clip_guidance.data import CaptionedPictures, caption
+from clip_guidance.ema import averaged
 from clip_guidance.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
 from clip_guidance.hub import ModelError
 from clip_guidance.lora import add_lora, merged, save_adapter
@@ -193,14 +193,18 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         names_weight=settings.names,
         freeze_batch_norm=settings.freeze_batch_norm,
     ).to(accelerator.device)
-    average = get_ema_multi_avg_fn(settings.ema_decay)
-    ema = AveragedModel(objective, multi_avg_fn=average) if settings.ema_decay else None
+    ema = averaged(objective, settings.ema_decay) if settings.ema_decay else None
     trained = objective if ema is None else ema.module
     stream = batches if settings.streaming else None
 
-    def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+    def draw(step: int) -> tuple[Batch, Tensor]:
         batch = batches(step)
-        input_ids = trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
+        return batch, trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
+
+    drawn = draw if settings.streaming else Ahead(draw)  # a stream reads ahead by itself, and its place is saved
+
+    def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        batch, input_ids = drawn(step)
         inputs = [batch.pictures, input_ids, caption_groups(batch.captions)]
         if settings.names:
             inputs.append(numbers[batch.described["indices"]])

@@ -12,22 +12,21 @@ loads it without this package.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from autoencoder import AutoencoderLoss, encode, make_autoencoder, normalise_latents, pixels, psnr
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from autoencoder import AutoencoderLoss, make_autoencoder, normalise_latents, pixels, psnr
+from denoiser import DenoisingLoss, HeldOutError, make_scheduler, make_unet
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
+from clip_guidance.data import CaptionedPictures
+from clip_guidance.ema import averaged
 from clip_guidance.pipeline import load_pipeline
 from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
@@ -42,7 +41,7 @@ class Settings:
     init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
     phase: str = "all"  # "autoencoder" stops before the UNet
     exclude: str | None = None  # leave out pictures whose name contains this
-    validation: str | None = None  # captioned pictures on which the autoencoder's error is measured
+    validation: str | None = None  # captioned pictures on which the errors of autoencoder and UNet are measured
     size: int = 64  # side of the pictures in pixels
     vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
     latent_channels: int = 4
@@ -51,12 +50,14 @@ class Settings:
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-5
     unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])
+    unet_dropout: float = 0.0  # in the UNet's residual blocks, while it is trained
     unet_steps: int = 4000
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     mirror: bool = False  # half of the pictures that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
+    compile: bool = False  # torch.compile of the UNet
     timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more noisy steps, which decide the shapes
     ema_decay: float = 0.998
     warmup: float = 100  # steps, or below 1 the share of all steps
@@ -65,40 +66,9 @@ class Settings:
     log_every: int = 20
     save_every: int = 200
     sample_every: int = 400
+    evaluate_every: int = 400
     sample_prompts: list[str] = field(
         default_factory=lambda: ["twemoji butterfly", "noto red apple", "fluent 3d cat face", "blob grinning face"]
-    )
-
-
-def make_unet(settings: Settings, cross_attention_dim: int) -> UNet2DConditionModel:
-    """Convolutions at the latents' own resolution, cross-attention to the text at every lower one."""
-    levels = len(settings.unet_channels)
-    return UNet2DConditionModel(
-        sample_size=settings.size // 2 ** (len(settings.vae_channels) - 1),
-        in_channels=settings.latent_channels,
-        out_channels=settings.latent_channels,
-        block_out_channels=tuple(settings.unet_channels),
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (levels - 1)),
-        up_block_types=(*("CrossAttnUpBlock2D",) * (levels - 1), "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=cross_attention_dim,
-        attention_head_dim=4,  # heads, whatever diffusers calls it
-        norm_num_groups=16,
-    )
-
-
-def make_scheduler() -> DDIMScheduler:
-    """v-prediction; the last step is pure noise and sampling begins there, else white backgrounds turn grey."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
     )
 
 
@@ -148,57 +118,49 @@ def train_unet(
     clip: CLIP,
     accelerator: Accelerator,
     unet: UNet2DConditionModel | None = None,
+    unseen: CaptionedPictures | None = None,
 ) -> StableDiffusionPipeline:
     """Trains the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights (EMA).
 
     Args:
         unet: one to go on from, in place of a fresh one.
+        unseen: pictures on which its error is measured on the way.
     """
     torch.manual_seed(settings.seed)
-    device = accelerator.device
-    latents = encode(vae.to(device), data.pictures, device)
-    if settings.mirror:
-        mirrored, mirrors = encode(vae, data.pictures.flip(-1), device), torch.tensor([r.mirrors for r in data.rows])
-    text_encoder, tokenizer = clip.text_encoder.to_clip_text_model().to(device), clip.tokenizer
+    device, options = accelerator.device, (settings.caption_dropout, settings.timestep_power)
+    text_encoder = clip.text_encoder.to_clip_text_model().to(device)
     if unet is None:
-        unet = make_unet(settings, text_encoder.config.hidden_size)
+        size = settings.size // 2 ** (len(settings.vae_channels) - 1)
+        width = text_encoder.config.hidden_size
+        unet = make_unet(settings.unet_channels, settings.latent_channels, size, width, settings.unet_dropout)
     unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # so few tokens: the fused kernel's backward takes twice the time
-    ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    scheduler = make_scheduler()
+    ema = averaged(unet, settings.ema_decay)
+    ema.eval()
     pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, ema.module, scheduler, None, None, requires_safety_checker=False
+        vae.to(device),
+        text_encoder,
+        clip.tokenizer,
+        ema.module,
+        make_scheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
-
-    def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        indices, rng = order(step), random.Random(f"{settings.seed}-{step}-{accelerator.process_index}")
-        captions = [
-            "" if rng.random() < settings.caption_dropout else caption(data.rows[i], rng, DRAWING_PHRASES)
-            for i in indices.tolist()
-        ]
-        x0 = latents[indices]
-        if settings.mirror:
-            chosen = mirrors[indices] & (torch.rand(len(x0)) < 0.5)
-            x0 = torch.where(chosen[:, None, None, None], mirrored[indices], x0)
-        x0 = x0.to(device, memory_format=torch.channels_last)
-        noise = torch.randn_like(x0)
-        # one timestep from each of B equal intervals: the same mean as B independent ones, less variance
-        strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
-        timesteps = (strata**settings.timestep_power * scheduler.config.num_train_timesteps).long().to(device)
-        inputs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        with torch.no_grad(), accelerator.autocast():
-            text = text_encoder(inputs.input_ids.to(device))[0]
-        x = scheduler.add_noise(x0, noise, timesteps)
-        velocity = scheduler.get_velocity(x0, noise, timesteps)
-        return {"loss": F.mse_loss(model(x, timesteps, text).sample.float(), velocity)}
+    loss = DenoisingLoss(pipeline, data, order, accelerator, settings.seed, settings.mirror, *options)
+    held_out = None if unseen is None else HeldOutError(pipeline, unseen)
 
     def after_step(done: int) -> dict[str, float]:
         if done % settings.sample_every == 0 and accelerator.is_main_process:
             sample_sheet(pipeline, settings).save(Path(settings.output) / f"samples-{done:06d}.png")
+        if held_out is not None and (done % settings.evaluate_every == 0 or done == settings.unet_steps):
+            return {"held_out_loss": held_out()}
         return {}
 
+    if settings.compile:
+        unet.forward = torch.compile(unet.forward)  # after its copy was taken: the pipeline's stays as it is
     plan = make_plan(settings, settings.unet_steps, settings.learning_rate, order)
     fit(accelerator, unet, loss, plan, Path(settings.output) / "unet-run", phase="unet", ema=ema, after_step=after_step)
     return pipeline
@@ -207,7 +169,6 @@ def train_unet(
 def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns: int = 4) -> Image.Image:
     """A row of pictures a prompt, to be looked at during training."""
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.unet.eval()
     size = settings.size
     sheet = Image.new("RGB", (columns * size, len(settings.sample_prompts) * size))
     for row, prompt in enumerate(settings.sample_prompts):
@@ -242,12 +203,13 @@ def main(settings: Settings) -> None:
     save_settings(settings, Path(settings.output) / "settings.json")
     known = load_pipeline(settings.init) if settings.init else None
     vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
+    unseen = None
     if settings.validation:
         unseen = CaptionedPictures.load(settings.validation, settings.size, settings.exclude)
         error = psnr(vae.to(accelerator.device), unseen.pictures, accelerator.device)
         accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} pictures of {settings.validation}")
     if clip is not None:
-        pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet)
+        pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet, unseen)
         if accelerator.is_main_process:
             pipeline.save_pretrained(settings.output, safe_serialization=True)
 

@@ -1,0 +1,167 @@
+"""A small latent UNet conditioned on text, its schedule, and what it is trained and measured by.
+
+v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal signal-to-noise ratio
+(Lin et al. 2024, arXiv:2305.08891), captions dropped for classifier-free guidance (Ho & Salimans 2022,
+arXiv:2207.12598).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from autoencoder import encode
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from clip_guidance.batches import Ahead, SampleOrder
+from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
+
+
+def make_unet(
+    channels: Sequence[int], latent_channels: int, size: int, cross_attention_dim: int, dropout: float = 0.0
+) -> UNet2DConditionModel:
+    """Convolutions at the latents' own resolution, cross-attention to the text at every lower one.
+
+    Each residual block is also scaled and shifted by time and text together (Dhariwal & Nichol 2021, arXiv:2105.05233,
+    section 3): a text that reached the lower resolutions alone would not be heard at the latents' own.
+    """
+    levels = len(channels)
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=tuple(channels),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (levels - 1)),
+        up_block_types=(*("CrossAttnUpBlock2D",) * (levels - 1), "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=4,  # heads, whatever diffusers calls it
+        norm_num_groups=16,
+        dropout=dropout,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=max(1, cross_attention_dim // 32),
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """v-prediction; the last step is pure noise and sampling begins there, else white backgrounds turn grey."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def token_ids(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
+    """int64 (N, L), padded to the whole context, as the pipeline does."""
+    return pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+class DenoisingLoss:
+    """The squared error of the velocity at a step's pictures, captions, times and noise.
+
+    Args:
+        pipeline: its autoencoder encodes the pictures, once; its text encoder and tokenizer the captions.
+        data: the pictures and what they show.
+        order: which of them a step has.
+        accelerator: of the run.
+        seed: of the captions.
+        mirror: half of the pictures that show the same when mirrored are.
+        caption_dropout: share of captions replaced by "".
+        timestep_power: t/T is uniform to this power.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        data: CaptionedPictures,
+        order: SampleOrder,
+        accelerator: Accelerator,
+        seed: int,
+        mirror: bool = False,
+        caption_dropout: float = 0.1,
+        timestep_power: float = 1.0,
+    ):
+        self.pipeline, self.rows, self.order, self.accelerator, self.seed = (
+            pipeline,
+            data.rows,
+            order,
+            accelerator,
+            seed,
+        )
+        self.caption_dropout, self.timestep_power = caption_dropout, timestep_power
+        self.latents = encode(pipeline.vae, data.pictures, accelerator.device)
+        self.mirrored = encode(pipeline.vae, data.pictures.flip(-1), accelerator.device) if mirror else None
+        self.mirrors = torch.tensor([row.mirrors for row in data.rows])
+        self.draw = Ahead(self._draw)  # words are the CPU's work, while the step before is another device's
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which pictures, int64 (B,), and the tokens of their captions (B, L)."""
+        indices = self.order(step)
+        rng = random.Random(f"{self.seed}-{step}-{self.accelerator.process_index}")
+        captions = [
+            "" if rng.random() < self.caption_dropout else caption(self.rows[i], rng, DRAWING_PHRASES)
+            for i in indices.tolist()
+        ]
+        return indices, token_ids(self.pipeline, captions)
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
+        indices, input_ids = self.draw(step)
+        device, scheduler = self.accelerator.device, self.pipeline.scheduler
+        x0 = self.latents[indices]
+        if self.mirrored is not None:
+            chosen = self.mirrors[indices] & (torch.rand(len(x0)) < 0.5)
+            x0 = torch.where(chosen[:, None, None, None], self.mirrored[indices], x0)
+        x0 = x0.to(device, memory_format=torch.channels_last)
+        noise = torch.randn_like(x0)
+        # one timestep from each of B equal intervals: the same mean as B independent ones, less variance
+        strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
+        timesteps = (strata**self.timestep_power * scheduler.config.num_train_timesteps).long().to(device)
+        with torch.no_grad(), self.accelerator.autocast():
+            text = self.pipeline.text_encoder(input_ids.to(device))[0]
+        x = scheduler.add_noise(x0, noise, timesteps)
+        velocity = scheduler.get_velocity(x0, noise, timesteps)
+        return {"loss": F.mse_loss(model(x, timesteps, text).sample.float(), velocity)}
+
+
+class HeldOutError:
+    """The pipeline's squared error of the velocity on pictures it never saw; the same times and noise every time.
+
+    Args:
+        pipeline: its UNet is measured.
+        data: the pictures, each with its full caption.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, data: CaptionedPictures):
+        self.pipeline, device = pipeline, pipeline.vae.device
+        self.latents = encode(pipeline.vae, data.pictures, device)
+        generator = torch.Generator().manual_seed(0)
+        self.noise = torch.randn(self.latents.shape, generator=generator)
+        steps = pipeline.scheduler.config.num_train_timesteps
+        self.timesteps = (torch.arange(len(data)) * steps) // len(data)
+        input_ids = token_ids(pipeline, [row.prompt for row in data.rows]).to(device)
+        with torch.no_grad():
+            self.text = torch.cat([pipeline.text_encoder(part)[0] for part in input_ids.split(256)])
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """Mean over all pictures, times evenly spread from 0 to T."""
+        squares, device = 0.0, self.text.device
+        for chosen in torch.arange(len(self.latents)).split(256):
+            x0, noise, timesteps = (part[chosen].to(device) for part in (self.latents, self.noise, self.timesteps))
+            x = self.pipeline.scheduler.add_noise(x0, noise, timesteps)
+            velocity = self.pipeline.scheduler.get_velocity(x0, noise, timesteps)
+            found = self.pipeline.unet(x, timesteps, self.text[chosen.to(device)]).sample
+            squares += F.mse_loss(found, velocity).item() * len(chosen)
+        return squares / len(self.latents)
