@@ -11,11 +11,13 @@ with: a quarter after 1,337 steps at 0.999. The rising decay is TensorFlow's (``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+Parameters: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -32,7 +34,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"ema_decay: expected a share in (0, 1), got {decay}")
 
     @torch.no_grad()
-    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor) -> None:
+    def update(averages: Parameters, weights: Parameters, updates: Tensor | int) -> None:
         t = int(updates)
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + t) / (10 + t)))
 

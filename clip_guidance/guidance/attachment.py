@@ -79,6 +79,8 @@ class Attachment:
         guidance, report = self.guidance, self.guidance.report
         if self.needs_correction:
             prediction = replace(prediction, correction=seen.rms(prediction))
+        strength = guidance.strength(done, len(prediction.sample))
+        prediction = replace(prediction, strength=strength)
         variance = posterior_variance(prediction.level, self.data_variance)
         if self._held is None or index % guidance.every == 0:
 
@@ -92,8 +94,8 @@ class Attachment:
             self._held = self._without_non_finite(shift), variance
             report.steps.append(index)
         shift, held_variance = self._held
-        strength = guidance.strength(done, len(shift)).to(shift)
-        shift = (variance / held_variance) * strength.view(-1, *[1] * (shift.ndim - 1)) * shift
+        strength = strength.to(shift).view(-1, *[1] * (shift.ndim - 1))
+        shift = (variance / held_variance) * strength * shift
         return self._capped(shift, prediction.correction, variance)
 
     def _capped(self, shift: Tensor, correction: Tensor | None, variance: float) -> Tensor:

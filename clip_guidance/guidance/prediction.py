@@ -212,6 +212,7 @@ class Prediction:
         eta: η that goes into the step with it, where the scheduler takes one (DDIM).
         correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where
             nothing asked for it.
+        strength: Scale (B,) of the guidance at this step; None where there is none.
     """
 
     model_output: Tensor
@@ -222,6 +223,7 @@ class Prediction:
     scheduler: Any = None
     eta: float = 0.0
     correction: Tensor | None = None
+    strength: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:

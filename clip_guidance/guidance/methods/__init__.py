@@ -7,7 +7,7 @@ Each is a small frozen dataclass with its paper's parameters that ``Guidance(mod
 
 The papers write their updates for DDIM, and most add to x_{t−1}; :mod:`.ddim` says how that is a shift of x̂₀. η is the
 pipeline's own argument; most papers' is 1. A ``scale`` of 1 is the paper's update. :func:`recurrent` adds the time
-travel that some of them use.
+travel that some of them use. :class:`Tilt` is our own: mode "x0" in several steps.
 """
 
 from clip_guidance.guidance.methods.dps import DPS as DPS
@@ -16,7 +16,8 @@ from clip_guidance.guidance.methods.lgd_mc import LGDMC as LGDMC
 from clip_guidance.guidance.methods.mpgd import MPGD as MPGD
 from clip_guidance.guidance.methods.recurrence import recurrent as recurrent
 from clip_guidance.guidance.methods.tfg import TFG as TFG
+from clip_guidance.guidance.methods.tilt import Tilt as Tilt
 from clip_guidance.guidance.methods.universal import UniversalGuidance as UniversalGuidance
 
-METHODS = (DPS, LGDMC, FreeDoM, MPGD, UniversalGuidance, TFG)
-__all__ = ["DPS", "LGDMC", "FreeDoM", "MPGD", "UniversalGuidance", "TFG", "METHODS", "recurrent"]
+METHODS = (DPS, LGDMC, FreeDoM, MPGD, UniversalGuidance, TFG, Tilt)
+__all__ = ["DPS", "LGDMC", "FreeDoM", "MPGD", "UniversalGuidance", "TFG", "Tilt", "METHODS", "recurrent"]

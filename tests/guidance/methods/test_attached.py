@@ -15,7 +15,7 @@ from tiny_pipeline import Recorder, generate
 from clip_guidance.clip import CLIP
 from clip_guidance.guidance import CLIPGuidance, CLIPReward, Guidance
 from clip_guidance.guidance.config import mode_from_config, mode_to_config
-from clip_guidance.guidance.methods import DPS, LGDMC, METHODS, MPGD, TFG, FreeDoM, UniversalGuidance, recurrent
+from clip_guidance.guidance.methods import DPS, LGDMC, METHODS, MPGD, TFG, FreeDoM, Tilt, UniversalGuidance, recurrent
 
 SETTINGS = [
     DPS(1.0),
@@ -25,6 +25,7 @@ SETTINGS = [
     MPGD(rho=15.0),
     UniversalGuidance(2.0, 2, 0.2),
     TFG(1.0, 1.0, sigma=0.1, samples=2, iterations=2),
+    Tilt(3),
 ]
 methods = pytest.mark.parametrize("method", SETTINGS, ids=repr)
 #: The packaged pipeline's scheduler: without any signal at the first step.
