@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip_guidance as cg
-from clip_guidance.data import Row
+from clip_guidance.data import CaptionedPictures, Row
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,8 @@ def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
         said = dict(rank=1.0, precision=1.0, recall=1.0, nearest=0.1, copied=0.0, guide=None)
         verdicts = torch.tensor(right, dtype=torch.float64)
         top1 = Interval(verdicts.mean().item(), 0.0, 1.0)
-        judged = Judgement(count=4, top1=top1, kernel_distance=Interval(seconds, 0, 1), right=verdicts, **said)
+        said |= dict(kernel_distance=Interval(seconds, 0, 1), named=top1, named_right=1 - verdicts)
+        judged = Judgement(count=4, top1=top1, right=verdicts, **said)
         return Result(Method(family, name), judged, {"seconds": seconds})
 
     results = [
@@ -235,7 +236,8 @@ def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
         ("paper", "ours, 2"),
         ("ours, another strength", "ours, 1"),
     ]  # none of ours costs as little as "plain"
-    assert cells[0][4].startswith("+0.0 (+0.0 to +0.0)") and cells[1][4].startswith("-50.0") and cells[0][5] == "+0.040"
+    assert cells[0][4].startswith("+0.0 (+0.0 to +0.0)") and cells[1][4].startswith("-50.0") and cells[0][6] == "+0.040"
+    assert cells[1][5].startswith("+50.0")  # of all names, here the opposite
 
 
 def test_a_page_gets_the_table_between_its_markers():
@@ -243,10 +245,12 @@ def test_a_page_gets_the_table_between_its_markers():
 
     interval = {"estimate": 0.5, "low": 0.4, "high": 0.6}
     entry = {"title": "CFG, 3", "top1": interval, "kernel_distance": interval, "rank": 2, "recall": 0.25, "count": 7}
-    report = {"held-out": [entry | {"cost": {}}, entry | {"cost": {"seconds": 1.5}}]}
+    entry["named"] = None  # of prompts that no real picture has
+    report = {"held-out": [entry | {"cost": {}}, entry | {"cost": {"seconds": 1.5}, "named": interval}]}
     page = filled(f"before {BEGIN} old {END} after", report)
     assert page.startswith(f"before {BEGIN}\n7 prompts a row") and page.endswith(f"{END} after") and "old" not in page
-    assert "| CFG, 3 | 50.0 (40–60) | 2.0 | 0.500 (0.400–0.600) | 0.25 | 1.50 |" in page
+    assert "| CFG, 3 | 50.0 (40–60) | 50.0 (40–60) | 2.0 | 0.500 (0.400–0.600) | 0.25 | 1.50 |" in page
+    assert "| CFG, 3 | 50.0 (40–60) |  | 2.0 |" in page
     assert filled(page, report) == page
     with pytest.raises(ValueError, match="expected one <!-- steering: begin -->.*got 0 and 0"):
         filled("nothing", report)
@@ -258,3 +262,22 @@ def test_the_readme_says_what_the_report_says(root):
     report = json.loads((root / "benchmarks" / "steering" / "results" / "report.json").read_text())
     page = (root / "README.md").read_text()
     assert filled(page, report) == page
+
+
+def test_of_all_names_is_the_judges_first_choice_in_the_style():
+    """Real pictures, beside an independent search; a tie with another name is no choice."""
+    from judging import Judge
+    from prompt_sets import Item
+
+    judge = cg.CLIP.from_pretrained("emoji-judge")
+    names, style = ["red apple", "cat face", "rocket", "panda"], "twemoji"
+    pictures = torch.randint(0, 256, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    held_out = CaptionedPictures(pictures, [Row(name, style, ()) for name in names * 2])
+    found = Judge(judge, held_out, held_out)
+    items = [Item("", "", (), i) for i in range(8)]
+    right = found.named(pictures, items)
+    texts = judge.encode_text([f"a {style} picture of a {name}" for name in names])
+    best = (judge.encode_image(pictures) @ texts.T).argmax(1).tolist()
+    assert right.tolist() == [float(names[choice] == row.name) for choice, row in zip(best, held_out.rows, strict=True)]
+    assert 0 < right.sum() < 8
+    assert found.named(pictures, [*items[:-1], Item("", "", ())]) is None

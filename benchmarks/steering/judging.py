@@ -11,7 +11,7 @@ from prompt_sets import Item
 from torch import Tensor
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
+from clip_guidance.data import CaptionedPictures, Row
 from clip_guidance.distance import (
     Interval,
     bounds,
@@ -37,6 +37,9 @@ class Judgement:
         copied: share nearer than :data:`COPY_RADIUS`.
         guide: mean cosine of the guide, which is no evidence.
         right: (n,) whether each picture's target was preferred, for paired comparisons.
+        named: share of the pictures that the judge calls by the right name of all that there are, told the style; None
+            of prompts that no real picture has.
+        named_right: (n,), as ``right``.
     """
 
     count: int
@@ -49,6 +52,8 @@ class Judgement:
     copied: float
     guide: float | None
     right: Tensor
+    named: Interval | None = None
+    named_right: Tensor | None = None
 
 
 class Judge:
@@ -65,6 +70,8 @@ class Judge:
         self.clip, self.training, self.held_out = clip, training, held_out
         chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:references]
         self.reference = image_features(clip, training.pictures[chosen])
+        self.names = sorted({row.name for row in (*training.rows, *held_out.rows)})
+        self.embeds_of: dict[str, Tensor] = {}  # of all names, by style
 
     def __call__(self, cell: Cell, items: Sequence[Item]) -> Judgement:
         """Judges pictures drawn for ``items``, in the same order."""
@@ -73,6 +80,7 @@ class Judge:
         features = image_features(self.clip, cell.images)
         likeness = precision_recall(features, self.reference[: len(features)])
         distances = nearest(cell.images, self.training.pictures)
+        named = self.named(cell.images, items)
         return Judgement(
             count=len(items),
             top1=mean_interval(right),
@@ -84,6 +92,8 @@ class Judge:
             copied=(distances < COPY_RADIUS).double().mean().item(),
             guide=cell.guide.mean().item() if len(cell.guide) else None,
             right=right,
+            named=None if named is None else mean_interval(named),
+            named_right=named,
         )
 
     def ranks(self, images: Tensor, items: Sequence[Item]) -> Tensor:
@@ -97,6 +107,21 @@ class Judge:
             scores = text_embeds[[numbers[item.target], *(numbers[text] for text in item.others)]] @ embed
             ranks.append(1 + int((~(scores[1:] < scores[0])).sum()))
         return torch.tensor(ranks)
+
+    def named(self, images: Tensor, items: Sequence[Item]) -> Tensor | None:
+        """(n,), 1 where the judge prefers the target's name to all others, in its style; None without names."""
+        if any(item.row is None for item in items):
+            return None
+        right = []
+        for embed, item in zip(self.clip.encode_image(images), items, strict=True):
+            row = self.held_out.rows[item.row]  # type: ignore[index]
+            if row.style not in self.embeds_of:
+                texts = [Row(name, row.style, ()).prompt for name in self.names]
+                self.embeds_of[row.style] = self.clip.encode_text(texts, batch_size=1024)
+            scores = self.embeds_of[row.style] @ embed
+            target = self.names.index(row.name)
+            right.append(float((scores >= scores[target]).sum() == 1))
+        return torch.tensor(right, dtype=torch.float64)
 
     def real(self, items: Sequence[Item]) -> tuple[Cell, list[Item]]:
         """The real pictures that are meant, of the items that have one: what the judge can do at best."""

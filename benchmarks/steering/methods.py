@@ -12,7 +12,7 @@ from typing import Any
 
 from drawing import Method
 
-from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
+from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, Tilt, UniversalGuidance
 
 OURS = "CLIP guidance"
 TUNED = {"start": 0.0, "cutouts": 1}  # see tune.py and its curve
@@ -21,7 +21,7 @@ GRID: dict[str, Sequence[Any]] = {
     "exact": (0.5, 1.0, 2.5, 5.0),
     "DPS": (0.3, 1.0, 3.0),
     "LGD-MC": (0.1, 0.3, 1.0),
-    "FreeDoM": (0.1, 0.2, 0.6, 1.5),
+    "FreeDoM": (0.1, 0.2, 0.6, 1.5, 3.0),
     "MPGD": (0.2, 0.5, 2.0, 5.0),
     "universal": (0.3, 1.0, 5.0),
     "TFG": ((0.25, 1.0), (1.0, 1.0)),
@@ -29,7 +29,7 @@ GRID: dict[str, Sequence[Any]] = {
 # ... and the report takes the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {
     "exact": (1.0,),
-    "DPS": (0.3, 1.0),
+    "DPS": (1.0,),
     "LGD-MC": (0.3,),
     "FreeDoM": (1.5,),
     "MPGD": (0.5,),
@@ -88,6 +88,7 @@ def tried() -> list[Method]:
         at_10(", every 2", options={**TUNED, "every": 2}),
         Method(OURS, "scale 20, every 2", scale=20.0, options={**TUNED, "every": 2}),
         at_10(", η 1", eta=1.0),
+        *(Method(OURS, f"tilt in {n}, scale 10", scale=10.0, mode=Tilt(n), options=TUNED) for n in (2, 4)),
         at_10(", CFG 5", guidance_scale=5.0),
         at_10(", 14 steps", steps=14),
         *(at_10(f", best of {n}", best_of=n) for n in (2, 3, 4)),

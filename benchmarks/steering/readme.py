@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- steering: begin -->", "<!-- steering: end -->"
-HEADER = ("method", "judge top-1 %", "judge rank", "kernel distance", "recall", "s / picture")
+HEADER = ("method", "judge top-1 %", "of all names %", "judge rank", "kernel distance", "recall", "s / picture")
+
+
+def percent(share: dict[str, float]) -> str:
+    return f"{100 * share['estimate']:.1f} ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 
 def row(result: dict[str, Any]) -> str:
@@ -21,7 +25,8 @@ def row(result: dict[str, Any]) -> str:
     top1, distance, seconds = result["top1"], result["kernel_distance"], result["cost"].get("seconds")
     cells = (
         result["title"],
-        f"{100 * top1['estimate']:.1f} ({100 * top1['low']:.0f}–{100 * top1['high']:.0f})",
+        percent(top1),
+        percent(result["named"]) if result["named"] else "",
         f"{result['rank']:.1f}",
         f"{distance['estimate']:.3f} ({distance['low']:.3f}–{distance['high']:.3f})",
         f"{result['recall']:.2f}",

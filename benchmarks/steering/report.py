@@ -12,10 +12,14 @@ from drawing import Cell, Method
 from judging import Judgement, mean_interval
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from clip_guidance.distance import Interval
 
 HEADER = (
     "method",
     "judge top-1 %",
+    "of all names %",
     "judge rank",
     "kernel distance",
     "precision",
@@ -43,6 +47,10 @@ class Result:
         return self.method.title if self.method else "real pictures"
 
 
+def percent(share: Interval) -> str:
+    return f"{100 * share.estimate:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})"
+
+
 def row(result: Result) -> tuple[str, ...]:
     """The cells of one line of the table."""
     said, cost = result.judgement, result.cost
@@ -50,7 +58,8 @@ def row(result: Result) -> tuple[str, ...]:
     counts = " / ".join(f"{cost[name]:.0f}" for name in ("denoiser", "decoder", "clip")) if cost else ""
     return (
         result.title,
-        f"{100 * top1.estimate:.1f} ({100 * top1.low:.1f}–{100 * top1.high:.1f})",
+        percent(top1),
+        percent(said.named) if said.named else "",
         f"{said.rank:.1f}",
         f"{distance.estimate:.3f} ({distance.low:.3f}–{distance.high:.3f})",
         f"{said.precision:.2f}",
@@ -79,19 +88,28 @@ def duels(results: Sequence[Result], budget: Sequence[str]) -> str:
     """
     drawn = [result for result in results if result.method and result.method.use_prompt]
     ours = sorted((result for result in drawn if result.title in budget), key=lambda one: budget.index(one.title))
-    lines = ["| against | s | ours | s | top-1 gained, points | kernel distance gained |", "|" + " --- |" * 6]
+    head = ("against", "s", "ours", "s", "top-1 gained, points", "of all names", "kernel distance gained")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for other in drawn:
         affordable = [one for one in ours if one.cost["seconds"] <= 1.05 * other.cost["seconds"]]
         if other in ours or not affordable:
             continue
         one = affordable[-1]
-        gain = mean_interval(one.judgement.right - other.judgement.right)
         closer = one.judgement.kernel_distance.estimate - other.judgement.kernel_distance.estimate
         lines.append(
             f"| {other.title} | {other.cost['seconds']:.2f} | {one.title} | {one.cost['seconds']:.2f} | "
-            f"{100 * gain.estimate:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) | {closer:+.3f} |"
+            f"{gained(one.judgement.right, other.judgement.right)} | "
+            f"{gained(one.judgement.named_right, other.judgement.named_right)} | {closer:+.3f} |"
         )
     return "\n".join(lines)
+
+
+def gained(ours: Tensor | None, others: Tensor | None) -> str:
+    """Points between verdicts (n,) of the same prompts, with the interval of the paired difference."""
+    if ours is None or others is None:
+        return ""
+    gain = mean_interval(ours - others)
+    return f"{100 * gain.estimate:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
 
 
 def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None:
@@ -177,7 +195,8 @@ def shortened(words: str, width: int) -> str:
 def to_json(result: Result) -> dict[str, Any]:
     """Everything but the single verdicts."""
     said = asdict(result.judgement)
-    said.pop("right")
+    for verdicts in ("right", "named_right"):
+        said.pop(verdicts)
     return {"title": result.title, "method": repr(result.method), "cost": result.cost, **said}
 
 

@@ -125,7 +125,8 @@ def preamble(settings: Settings, judge: Judge) -> str:
     return (
         "# Steering, judged by a CLIP that never guided\n\n"
         f"Model `{settings.model}`, judge `{settings.judge}` among {settings.candidates} texts (chance "
-        f"{100 / settings.candidates:g} %), on {settings.device}. In brackets 95 % intervals. Kernel distance "
+        f"{100 / settings.candidates:g} %), on {settings.device}. of all names: preferred among the {len(judge.names)} "
+        "names of all pictures, in the style that was asked for. In brackets 95 % intervals. Kernel distance "
         f"to {len(judge.reference)} training pictures; precision and recall: against as many as are judged. "
         "nearest: median distance to the nearest training picture, root mean square of pixels in [0, 1]; copied: share "
         f"nearer than {COPY_RADIUS:g}. The row of real pictures "

@@ -4,8 +4,8 @@
         --output benchmarks/steering/tuning
 
 Coordinate search: the scale first, then the first guided step, the cutouts and the cap, each at the best of those
-before. Best is the highest judge top-1 whose kernel distance is not above that of classifier-free guidance alone; the
-intervals of neighbours overlap, so read the curve, not the winner.
+before. Best is the one whose pictures the judge calls by the right name of all most often, if its kernel distance is
+not above that of classifier-free guidance alone; the intervals of neighbours overlap: read the curve, not the winner.
 """
 
 from __future__ import annotations
@@ -43,21 +43,29 @@ def variant(method: Method, option: str, value: float) -> Method:
 
 
 def best(results: Sequence[Result], alone: Result) -> Result:
-    """The highest top-1 among those not farther from real pictures than classifier-free guidance; else of all."""
+    """Most often named rightly, of those not farther from real pictures than classifier-free guidance, else of all."""
     limit = alone.judgement.kernel_distance.estimate
     fair = [result for result in results if result.judgement.kernel_distance.estimate <= limit]
-    return max(fair or results, key=lambda result: result.judgement.top1.estimate)
+    return max(fair or results, key=named)
+
+
+def named(result: Result) -> float:
+    """Share of the pictures that the judge calls by the right name of all; tuning prompts have one each."""
+    share = result.judgement.named
+    if share is None:
+        raise ValueError("expected prompts that name a real picture")
+    return share.estimate
 
 
 def plot(curves: dict[str, list[tuple[float, Result]]], alone: Result, path: Path) -> None:
-    """Top-1 and kernel distance against each option."""
+    """Share named rightly and kernel distance against each option."""
     figure = Figure(figsize=(4 * len(curves), 6), layout="constrained")
     axes = figure.subplots(2, len(curves), squeeze=False, sharey="row", sharex="col")
     for column, (option, curve) in enumerate(curves.items()):
         x = [value for value, _ in curve]
         for axis, of in zip(
             axes[:, column],
-            (lambda result: result.judgement.top1, lambda result: result.judgement.kernel_distance),
+            (lambda result: result.judgement.named, lambda result: result.judgement.kernel_distance),
             strict=True,
         ):
             found, base = [of(result) for _, result in curve], of(alone)
@@ -69,7 +77,7 @@ def plot(curves: dict[str, list[tuple[float, Result]]], alone: Result, path: Pat
             axes[1, column].set_xscale("log")
             axes[1, column].set_xticks(x, [f"{value:g}" for value in x])
             axes[1, column].minorticks_off()
-    axes[0, 0].set(ylabel="judge top-1 of 100")
+    axes[0, 0].set(ylabel="judge: right of all names")
     axes[1, 0].set(ylabel="kernel distance")
     axes[0, 0].legend()
     figure.savefig(path, dpi=110)
