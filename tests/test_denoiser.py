@@ -51,7 +51,8 @@ def test_the_error_of_a_constant_is_known(denoiser, pictures):
 
 def test_every_resolution_hears_the_text(denoiser):
     torch.manual_seed(0)
-    unet = denoiser.make_unet([16, 32], 4, 8, 32, dropout=0.5).eval()
+    unet = denoiser.make_unet([16, 32], 4, 8, 32).eval()
+    denoiser.set_dropout(unet, 0.5)
     for module in unet.modules():
         if type(module).__name__ == "Attention":  # the lower resolutions' own way to hear it
             nn.init.zeros_(module.to_out[0].weight)
@@ -59,3 +60,4 @@ def test_every_resolution_hears_the_text(denoiser):
     outputs = [unet(x, t, text[i : i + 1]).sample for i in range(2)]
     assert (outputs[0] - outputs[1]).abs().max() > 1e-4
     assert unet(x, t, text[:1]).sample.equal(outputs[0])  # dropout is of training alone
+    assert not unet.train()(x, t, text[:1]).sample.equal(outputs[0])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from autoencoder import encode
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from clip_guidance.batches import Ahead, SampleOrder
@@ -22,7 +23,7 @@ from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
 
 
 def make_unet(
-    channels: Sequence[int], latent_channels: int, size: int, cross_attention_dim: int, dropout: float = 0.0
+    channels: Sequence[int], latent_channels: int, size: int, cross_attention_dim: int
 ) -> UNet2DConditionModel:
     """Convolutions at the latents' own resolution, cross-attention to the text at every lower one.
 
@@ -41,11 +42,17 @@ def make_unet(
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=4,  # heads, whatever diffusers calls it
         norm_num_groups=16,
-        dropout=dropout,
         resnet_time_scale_shift="scale_shift",
         addition_embed_type="text",
         addition_embed_type_num_heads=max(1, cross_attention_dim // 32),
     )
+
+
+def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
+    """This share of the channels' values inside each residual block is left out in training mode."""
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.dropout.p = share
 
 
 def make_scheduler() -> DDIMScheduler:

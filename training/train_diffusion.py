@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from autoencoder import AutoencoderLoss, make_autoencoder, normalise_latents, pixels, psnr
-from denoiser import DenoisingLoss, HeldOutError, make_scheduler, make_unet
+from denoiser import DenoisingLoss, HeldOutError, make_scheduler, make_unet, set_dropout
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -132,7 +132,8 @@ def train_unet(
     if unet is None:
         size = settings.size // 2 ** (len(settings.vae_channels) - 1)
         width = text_encoder.config.hidden_size
-        unet = make_unet(settings.unet_channels, settings.latent_channels, size, width, settings.unet_dropout)
+        unet = make_unet(settings.unet_channels, settings.latent_channels, size, width)
+    set_dropout(unet.train(), settings.unet_dropout)
     unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # so few tokens: the fused kernel's backward takes twice the time

@@ -24,7 +24,7 @@ GRID: dict[str, Sequence[Any]] = {
     "FreeDoM": (0.1, 0.2, 0.6, 1.5, 3.0),
     "MPGD": (0.2, 0.5, 2.0, 5.0),
     "universal": (0.3, 1.0, 5.0),
-    "TFG": ((0.25, 1.0), (1.0, 1.0)),
+    "TFG": ((0.25, 0.25), (0.25, 0.5), (0.25, 1.0), (1.0, 1.0)),
 }
 # ... and the report takes the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {

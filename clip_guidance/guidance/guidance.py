@@ -58,8 +58,8 @@ class Guidance(Guider):
             the order of the pipeline's prompts.
         mode: "x0" (default, no backward through the denoiser), "exact", or a published method with its parameters,
             one of :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
-            ``UniversalGuidance``, ``TFG``. A ``scale`` of 1 is then the paper's own update. Or any other
-            :class:`~clip_guidance.guidance.modes.Mode`.
+            ``UniversalGuidance``, ``TFG``. A ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
+            two steps, or any other :class:`~clip_guidance.guidance.modes.Mode`.
         start: Fraction of the steps before which guidance rests, in [0, 1).
         stop: Fraction of the steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
