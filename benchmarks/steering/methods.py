@@ -28,13 +28,13 @@ GRID: dict[str, Sequence[Any]] = {
 }
 # ... and the report takes the best of them, see tuning/papers.md
 CHOSEN: dict[str, Sequence[Any]] = {
-    "exact": (1.0,),
-    "DPS": (1.0,),
+    "exact": (2.5,),
+    "DPS": (1.0, 3.0),
     "LGD-MC": (0.3,),
     "FreeDoM": (1.5,),
-    "MPGD": (0.5,),
+    "MPGD": (0.2,),
     "universal": (1.0,),
-    "TFG": ((0.25, 1.0),),
+    "TFG": ((0.25, 0.25),),
 }
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
 # what the default does with more seconds, from cheap to dear: the papers' methods are compared with what costs as much
