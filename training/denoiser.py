@@ -49,7 +49,7 @@ def make_unet(
 
 
 def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
-    """This share of the channels' values inside each residual block is left out in training mode."""
+    """This share, in [0, 1), of the values inside each residual block is left out in training mode."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
             module.dropout.p = share
@@ -100,13 +100,8 @@ class DenoisingLoss:
         caption_dropout: float = 0.1,
         timestep_power: float = 1.0,
     ):
-        self.pipeline, self.rows, self.order, self.accelerator, self.seed = (
-            pipeline,
-            data.rows,
-            order,
-            accelerator,
-            seed,
-        )
+        self.pipeline, self.rows, self.order = pipeline, data.rows, order
+        self.accelerator, self.seed = accelerator, seed
         self.caption_dropout, self.timestep_power = caption_dropout, timestep_power
         self.latents = encode(pipeline.vae, data.pictures, accelerator.device)
         self.mirrored = encode(pipeline.vae, data.pictures.flip(-1), accelerator.device) if mirror else None
