@@ -186,6 +186,20 @@ def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 8  # two batches a set and method, drawn once
     text = (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "held-out.png").is_file() and all(f"| {title} |" in text for title in titles)
+    agreement_leaves_out_what_is_not_whole(root, tmp_path, options)
+
+
+def agreement_leaves_out_what_is_not_whole(root, tmp_path, options):
+    """The program that reads what run.py kept: it draws nothing."""
+    for batch in (tmp_path / "work" / "clip-guidance-scale-10").glob("000004-*"):
+        batch.unlink()
+    kept = sorted((tmp_path / "work").rglob("*.safetensors"))
+    command = [sys.executable, str(root / "benchmarks" / "steering" / "agreement.py"), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted((tmp_path / "work").rglob("*.safetensors")) == kept
+    lines = [line for line in (tmp_path / "out" / "agreement.md").read_text().splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| real pictures", "| CFG, 3"]
 
 
 def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
@@ -281,3 +295,22 @@ def test_of_all_names_is_the_judges_first_choice_in_the_style():
     assert right.tolist() == [float(names[choice] == row.name) for choice, row in zip(best, held_out.rows, strict=True)]
     assert 0 < right.sum() < 8
     assert found.named(pictures, [*items[:-1], Item("", "", ())]) is None
+
+
+def test_agreement_counts_what_guide_and_judge_say():
+    from agreement import shares
+
+    generator = torch.Generator().manual_seed(0)
+    guide, judge, knows = (torch.rand(40, generator=generator).round().double() for _ in range(3))
+    both = sum(g == j == 1 for g, j in zip(guide.tolist(), judge.tolist(), strict=True))
+    known = sum(k == j == 1 for k, j in zip(knows.tolist(), judge.tolist(), strict=True))
+    expected = (
+        guide.sum() / 40,
+        judge.sum() / 40,
+        both / guide.sum(),
+        known / knows.sum(),
+        (judge.sum() - known) / (40 - knows.sum()),
+    )
+    found = shares(guide, judge, knows)
+    assert [cell.split(" (")[0] for cell in found] == [f"{100 * float(share):.1f}" for share in expected]
+    assert shares(guide, judge, torch.ones(40))[-1] == ""  # of none there is no share

@@ -56,6 +56,30 @@ class Judgement:
     named_right: Tensor | None = None
 
 
+class Naming:
+    """What a CLIP calls pictures, of all the names that there are.
+
+    Args:
+        clip: the CLIP.
+        names: every name.
+    """
+
+    def __init__(self, clip: cg.CLIP, names: Sequence[str]):
+        self.clip, self.names = clip, list(names)
+        self.embeds_of: dict[str, Tensor] = {}  # of all names, by style
+
+    def __call__(self, images: Tensor, rows: Sequence[Row]) -> Tensor:
+        """float64 (n,), 1 where the row's name is preferred to all others in the row's style."""
+        right = []
+        for embed, row in zip(self.clip.encode_image(images), rows, strict=True):
+            if row.style not in self.embeds_of:
+                texts = [Row(name, row.style, ()).prompt for name in self.names]
+                self.embeds_of[row.style] = self.clip.encode_text(texts, batch_size=1024)
+            scores = self.embeds_of[row.style] @ embed
+            right.append(float((scores >= scores[self.names.index(row.name)]).sum() == 1))
+        return torch.tensor(right, dtype=torch.float64)
+
+
 class Judge:
     """A CLIP that never guides, the pictures of training, and those that were held out.
 
@@ -71,7 +95,7 @@ class Judge:
         chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:references]
         self.reference = image_features(clip, training.pictures[chosen])
         self.names = sorted({row.name for row in (*training.rows, *held_out.rows)})
-        self.embeds_of: dict[str, Tensor] = {}  # of all names, by style
+        self.naming = Naming(clip, self.names)
 
     def __call__(self, cell: Cell, items: Sequence[Item]) -> Judgement:
         """Judges pictures drawn for ``items``, in the same order."""
@@ -112,16 +136,7 @@ class Judge:
         """(n,), 1 where the judge prefers the target's name to all others, in its style; None without names."""
         if any(item.row is None for item in items):
             return None
-        right = []
-        for embed, item in zip(self.clip.encode_image(images), items, strict=True):
-            row = self.held_out.rows[item.row]  # type: ignore[index]
-            if row.style not in self.embeds_of:
-                texts = [Row(name, row.style, ()).prompt for name in self.names]
-                self.embeds_of[row.style] = self.clip.encode_text(texts, batch_size=1024)
-            scores = self.embeds_of[row.style] @ embed
-            target = self.names.index(row.name)
-            right.append(float((scores >= scores[target]).sum() == 1))
-        return torch.tensor(right, dtype=torch.float64)
+        return self.naming(images, [self.held_out.rows[item.row] for item in items])  # type: ignore[index]
 
     def real(self, items: Sequence[Item]) -> tuple[Cell, list[Item]]:
         """The real pictures that are meant, of the items that have one: what the judge can do at best."""

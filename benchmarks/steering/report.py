@@ -113,7 +113,12 @@ def gained(ours: Tensor | None, others: Tensor | None) -> str:
 
 
 def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None:
-    """Alignment against seconds, and against the distance to real pictures: up and to the left is better."""
+    """Alignment against seconds, and against the distance to real pictures: up and to the left is better.
+
+    Alignment is the judge's choice of all names, where the prompts have one: it tells methods apart that its choice
+    among a hundred texts does not.
+    """
+    is_named = all(result.judgement.named for result in results)
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     styles = {family: (f"C{i % 10}", "osD^vP*X<>"[i // 10 % 10 if i < 10 else 1]) for i, family in enumerate(families)}
@@ -122,14 +127,15 @@ def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None
         colour, marker = styles[family]
         for axis, x_of in zip(axes, (_seconds, _distance), strict=True):
             chosen.sort(key=x_of)
-            tops = [one.judgement.top1 for one in chosen]
+            tops = [(is_named and one.judgement.named) or one.judgement.top1 for one in chosen]
             y, low, high = ([100 * getattr(top, name) for top in tops] for name in ("estimate", "low", "high"))
             spread = [[a - b for a, b in zip(y, low, strict=True)], [a - b for a, b in zip(high, y, strict=True)]]
             x = [x_of(one) for one in chosen]
             axis.errorbar(x, y, yerr=spread, color=colour, marker=marker, markersize=5, elinewidth=0.6, label=family)
     seconds = [_seconds(result) for result in results if result.method]
     ticks = [tick for tick in TICKS if min(seconds, default=0) / 2 < tick < 2 * max(seconds, default=0)]
-    axes[0].set(xlabel="CPU seconds a picture", ylabel="judge top-1 of 100, %", xscale="log")
+    ylabel = "judge: right of all names, %" if is_named else "judge top-1, %"
+    axes[0].set(xlabel="CPU seconds a picture", ylabel=ylabel, xscale="log")
     axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].minorticks_off()
     axes[1].set(xlabel="kernel distance to real pictures")
