@@ -1,0 +1,93 @@
+"""Checkpoints of a diffusion model side by side: a row each, the same prompts from the same noise, none chosen.
+
+    python training/contact_sheet.py --models runs/emoji-diffusion runs/emoji-diffusion-further \
+        --data ../shared/data/emoji64-val.parquet --output sheet.png
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from PIL import Image, ImageDraw
+
+import clip_guidance as cg
+from clip_guidance.data import CaptionedPictures
+from clip_guidance.trainer import parse_settings
+
+MARGIN = 16  # pixels above each row for its name, and below a band for the prompts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one sheet."""
+
+    models: list[str]  # folders or names of pipelines
+    output: str  # the picture
+    data: str = ""  # captioned pictures whose prompts are drawn at random; or
+    prompts: list[str] | None = None  # the prompts themselves
+    exclude: str | None = "skin tone"  # leave out pictures whose name contains this
+    count: int = 16
+    columns: int = 8
+    steps: int = 10
+    guidance_scale: float = 3.0
+    seed: int = 0
+
+
+def chosen_prompts(settings: Settings) -> list[str]:
+    """Those that are given, or as many as asked for, drawn at random.
+
+    Raises:
+        SystemExit: there are neither prompts nor pictures that have some.
+    """
+    if settings.prompts:
+        return settings.prompts
+    if not settings.data:
+        raise SystemExit("expected --prompts, or --data with captioned pictures to draw them from; got neither")
+    rows = CaptionedPictures.load(settings.data, 64, settings.exclude).rows
+    return [row.prompt for row in random.Random(settings.seed).sample(list(rows), min(settings.count, len(rows)))]
+
+
+def pictures_of(model: str, prompts: list[str], settings: Settings) -> list[Image.Image]:
+    """A picture a prompt, number i from the noise of seed + i, whatever the model."""
+    pipe = cg.load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
+    options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
+    return pipe(prompts, generator=generator, **options).images
+
+
+def sheet_of(rows: dict[str, list[Image.Image]], prompts: list[str], columns: int) -> Image.Image:
+    """Bands of at most ``columns`` prompts; in each a row a model, and the prompts' words below."""
+    side = next(iter(rows.values()))[0].width
+    cell, line = max(side, 96), side + MARGIN
+    starts = range(0, len(prompts), columns)
+    height = len(rows) * line + 2 * MARGIN
+    sheet = Image.new("RGB", (min(columns, len(prompts)) * cell, len(starts) * height), "white")
+    text = ImageDraw.Draw(sheet)
+    for band, start in enumerate(starts):
+        top = band * height
+        for number, (name, pictures) in enumerate(rows.items()):
+            text.text((2, top + number * line + 2), Path(name).name, "black")
+            for column, picture in enumerate(pictures[start : start + columns]):
+                sheet.paste(picture, (column * cell, top + number * line + MARGIN))
+        for column, prompt in enumerate(prompts[start : start + columns]):
+            style, _, name = prompt.removeprefix("a ").partition(" picture of a ")
+            words = "\n".join(shorten(each, cell // 5, placeholder="…") for each in (style, name) if each)
+            text.multiline_text((column * cell, top + len(rows) * line), words, "black", font_size=9, spacing=1)
+    return sheet
+
+
+def main(settings: Settings) -> None:
+    prompts = chosen_prompts(settings)
+    rows = {model: pictures_of(model, prompts, settings) for model in settings.models}
+    Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+    sheet_of(rows, prompts, settings.columns).save(settings.output)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main(parse_settings(Settings))
