@@ -69,7 +69,12 @@ class NameLoss(nn.Module):
         Returns:
             A scalar in nats.
         """
-        name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
-        own = F.cross_entropy(similarity_logits(image_embeds, name_embeds, clip.logit_scale), numbers)
+        own = self.losses(clip, image_embeds, numbers, seed).mean()
         world = World()
         return own + (world.sum(own.detach().clone()) / world.size - own.detach())
+
+    def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
+        """Each picture's own, (n,), of what :meth:`forward` is given."""
+        name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
+        logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
+        return F.cross_entropy(logits, numbers, reduction="none")

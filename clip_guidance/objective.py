@@ -15,12 +15,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from clip_guidance.adversarial import moved_against
 from clip_guidance.clip import CLIP
 from clip_guidance.name_loss import NameLoss
 from clip_guidance.sigmoid_loss import INITIAL_BIAS, sigmoid_loss
@@ -40,12 +43,15 @@ class ContrastiveObjective(nn.Module):
         loss: "softmax", CLIP's symmetric cross-entropy, or "sigmoid", SigLIP's, which adds a ``logit_bias``.
         positives: of "softmax": what pairs of one caption are to each other, see
             :func:`~clip_guidance.tiled_loss.tiled_contrastive_loss`.
-        views: what pictures (n, 3, H, W) go through before the image tower, to its ``pixel_values``; may draw from
-            torch's global random state, which is the chunk's own then.
+        views: what pictures (n, 3, H, W) in [0, 1] go through first; may draw from torch's global random state, which
+            is the chunk's own then.
+        pixel_values: what their views go through to the image tower's ``pixel_values``; nothing is drawn there.
         cached_images: the image tower is locked and was run before: what :meth:`forward` takes for pictures are their
             embeddings (n, d), see :mod:`clip_guidance.cached_embeds`.
         names: a loss over all names, for a locked text encoder; :meth:`forward` needs ``numbers`` then.
         names_weight: what it is multiplied with before the contrastive loss is added.
+        adversarial: how far each view may be moved against its name, :func:`~clip_guidance.adversarial.moved_against`;
+            needs ``names``.
         freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
         tile: logits at a time.
 
@@ -61,9 +67,11 @@ class ContrastiveObjective(nn.Module):
         loss: str = "softmax",
         positives: str = "own",
         views: Callable[[Tensor], Tensor] | None = None,
+        pixel_values: Callable[[Tensor], Tensor] | None = None,
         cached_images: bool = False,
         names: NameLoss | None = None,
         names_weight: float = 1.0,
+        adversarial: float = 0.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -74,7 +82,10 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"chunk_size: expected at least 1 pair, got {chunk_size}")
         self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
-        self.names, self.names_weight = names, names_weight
+        if adversarial and (names is None or cached_images):
+            raise ValueError("adversarial: pictures are moved against their names, which needs names and the pictures")
+        self.names, self.names_weight, self.adversarial = names, names_weight, adversarial
+        self.pixel_values = pixel_values
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
 
@@ -101,22 +112,21 @@ class ContrastiveObjective(nn.Module):
             A scalar in nats.
 
         Raises:
-            ValueError: n is no multiple of ``chunk_size``, or BatchNorm would not see the global batch.
+            ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, ``names`` come
+                without ``numbers``, or ``adversarial`` is asked for under FSDP2.
         """
         self._check(len(pictures))
-        image_embeds = pictures
-        if not self.cached_images:
-            image_embeds = torch.cat(list(self._embed(self._image_embeds, pictures, f"image-{seed}")))
+        if self.names is not None and numbers is None:
+            raise ValueError("a loss over all names needs numbers: which of them each picture bears")
+        image_embeds = pictures if self.cached_images else self._image_embeds(pictures, numbers, seed)
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
             loss = sigmoid_loss(*pair, scale, self.logit_bias, groups, tile=self.tile)
         else:
             loss = tiled_contrastive_loss(*pair, scale, groups, positives=self.positives, tile=self.tile)
-        if self.names is None:
+        if self.names is None or numbers is None:
             return loss
-        if numbers is None:
-            raise ValueError("a loss over all names needs numbers: which of them each picture bears")
         with random_state(f"names-{seed}", image_embeds.device):
             return loss + self.names_weight * self.names(self.clip, image_embeds, numbers, seed)
 
@@ -130,26 +140,53 @@ class ContrastiveObjective(nn.Module):
                     module.eval()
         return self
 
-    def _image_embeds(self, pictures: Tensor) -> Tensor:
-        return self.clip.image_embeds(self.views(pictures) if self.views else pictures)
+    def _image_embeds(self, pictures: Tensor, numbers: Tensor | None, seed: int) -> Tensor:
+        """(n, d), of views of the pictures, which are moved against their names if that is wanted."""
+
+        def of_views(views: Tensor) -> Tensor:
+            return self.clip.image_embeds(self.pixel_values(views) if self.pixel_values else views)
+
+        def views_of(chunk: Tensor) -> Tensor:
+            return self.views(chunk) if self.views else chunk
+
+        draws = f"image-{seed}"
+        if not self.adversarial or self.names is None or numbers is None:
+            return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), pictures, draws)))
+        moved = []  # before the chunks that are checkpointed: no gradient is taken inside of those
+        for (place, chunk), (_, chosen) in zip(self._chunks(pictures), self._chunks(numbers), strict=True):
+            losses = partial(self._name_losses, of_views, numbers=chosen, seed=seed)
+            with random_state(f"{draws}-{place}", chunk.device):
+                moved.append(moved_against(views_of(chunk), losses, self.adversarial))
+        return torch.cat(list(self._embed(of_views, torch.cat(moved), draws)))
+
+    def _name_losses(self, encode: Callable[[Tensor], Tensor], views: Tensor, numbers: Tensor, seed: int) -> Tensor:
+        """(chunk,), what the names say of each view alone."""
+        if self.names is None:
+            raise ValueError("expected names, got none")
+        return self.names.losses(self.clip, encode(views), numbers, seed)
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, seed: str) -> Iterator[Tensor]:
         """Each chunk's embeddings (chunk, d)."""
-        size = self.chunk_size or len(inputs)
-        first = World().rank * len(inputs) // size  # place in the global batch
 
         def seeded(chunk: Tensor, place: int) -> Tensor:
             with random_state(f"{seed}-{place}", chunk.device):
                 return encode(chunk)
 
-        for place, chunk in enumerate(inputs.split(size), first):
-            if size == len(inputs) or not torch.is_grad_enabled():
+        for place, chunk in self._chunks(inputs):
+            if len(chunk) == len(inputs) or not torch.is_grad_enabled():
                 yield seeded(chunk, place)
             else:  # the random state need not be kept: a chunk sets its own
                 yield checkpoint(seeded, chunk, place, use_reentrant=False, preserve_rng_state=False)
 
+    def _chunks(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each chunk's place in the global batch, and the chunk."""
+        size = self.chunk_size or len(inputs)
+        return enumerate(inputs.split(size), World().rank * len(inputs) // size)
+
     def _check(self, count: int) -> None:
         """Refuses what would be another objective."""
+        if self.adversarial and isinstance(self, FSDPModule):  # which lets go of its weights after that gradient
+            raise ValueError("adversarial: pictures moved against their names are not supported under FSDP2")
         if self.chunk_size and count % self.chunk_size:
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)

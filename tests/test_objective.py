@@ -172,6 +172,7 @@ def test_captions_have_the_same_group_everywhere():
 # ---------------------------------------------------------------- several processes
 
 VARIANTS = {"softmax": {}, "all": {"positives": "all"}, "sigmoid": {"loss": "sigmoid"}}
+NAMED = {"names": {}, "adversarial": {"adversarial": 0.5}}
 NUMBERS = torch.tensor([0, 1, 2, 3, 3, 2, 0, 4])  # of names that its eight pictures bear
 
 
@@ -194,18 +195,26 @@ def distributed_grads(rank, size):
         module = objective(chunk_size=1, **options).double()
         parallel = DistributedDataParallel(module)
         found[name] = grads(module, parallel(*own, seed=7))
-    module = named_objective(chunk_size=1)
-    parallel = DistributedDataParallel(module)  # kept: one that is thrown away no longer averages
-    loss = parallel(*own, NUMBERS[rows], seed=7)
-    found["names"], found["loss"] = grads(module, loss), loss.detach()
-    module = objective(chunk_size=1).double()
+    for name, options in NAMED.items():
+        module = named_objective(chunk_size=1, **options)
+        parallel = DistributedDataParallel(module)  # kept: one that is thrown away no longer averages
+        loss = parallel(*own, NUMBERS[rows], seed=7)
+        found[name], found[f"{name} loss"] = grads(module, loss), loss.detach()
+    module = sharded(objective(chunk_size=1).double(), size)
+    found["sharded"] = grads(module, module(*own, seed=7))
+    module = sharded(named_objective(chunk_size=1, **NAMED["adversarial"]), size)
+    with pytest.raises(ValueError, match="not supported under FSDP2"):
+        module(*own, NUMBERS[rows], seed=7)
+    return found
+
+
+def sharded(module, size):
+    """Under FSDP2, each layer by itself."""
     mesh = init_device_mesh("cpu", (size,))
     for encoder in (module.clip.image_encoder.vision_model.encoder, module.clip.text_encoder.text_model.encoder):
         for layer in encoder.layers:
             fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    found["sharded"] = grads(module, module(*own, seed=7))
-    return found
+    return fully_shard(module, mesh=mesh)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -218,12 +227,13 @@ def test_every_gradient_is_that_of_one_process(size):
         assert expected["clip.logit_scale"].abs() > 0
         for result in results:
             assert_same(result[name], expected)
-    module = named_objective(chunk_size=1)
-    loss = module(*batch(), NUMBERS, seed=7)
-    expected = grads(module, loss)
-    for result in results:
-        assert_same(result["names"], expected)
-        torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-12, atol=0)
+    for name, options in NAMED.items():
+        module = named_objective(chunk_size=1, **options)
+        loss = module(*batch(), NUMBERS, seed=7)
+        expected = grads(module, loss)
+        for result in results:
+            assert_same(result[name], expected)
+            torch.testing.assert_close(result[f"{name} loss"], loss.detach(), rtol=1e-12, atol=0)
 
 
 def batch_norm_on_each(rank, size):

@@ -187,10 +187,12 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         chunk_size=settings.chunk_size,
         loss=settings.loss,
         positives=settings.positives,
-        views=lambda pictures: clip.image_processor.differentiable(views(pictures, settings)),
+        views=lambda pictures: views(pictures, settings),
+        pixel_values=clip.image_processor.differentiable,
         cached_images=settings.freeze_image,
         names=NameLoss(clip, names) if settings.names else None,
         names_weight=settings.names,
+        adversarial=settings.adversarial,
         freeze_batch_norm=settings.freeze_batch_norm,
     ).to(accelerator.device)
     ema = averaged(objective, settings.ema_decay) if settings.ema_decay else None
