@@ -128,6 +128,7 @@ def text_free() -> list[Method]:
         Method("no text", "", **only),
         Method(f"{free}best of N", "8", best_of=8, **only),
         *(Method(f"{free}{OURS}", f"scale {scale:g}", scale=scale, options=TUNED, **only) for scale in (10.0, 20.0)),
+        Method(f"{free}{OURS}", "scale 10, η 1", scale=10.0, eta=1.0, options=TUNED, **only),  # the papers' sampler
         *(replace(method, family=free + method.family, **only) for method in papers()),
     ]
 
