@@ -149,21 +149,18 @@ class ContrastiveObjective(nn.Module):
         def views_of(chunk: Tensor) -> Tensor:
             return self.views(chunk) if self.views else chunk
 
-        draws = f"image-{seed}"
-        if not self.adversarial or self.names is None or numbers is None:
+        names, draws = self.names, f"image-{seed}"
+        if not self.adversarial or names is None or numbers is None:
             return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), pictures, draws)))
+
+        def losses(views: Tensor, numbers: Tensor) -> Tensor:
+            return names.losses(self.clip, of_views(views), numbers, seed)
+
         moved = []  # before the chunks that are checkpointed: no gradient is taken inside of those
         for (place, chunk), (_, chosen) in zip(self._chunks(pictures), self._chunks(numbers), strict=True):
-            losses = partial(self._name_losses, of_views, numbers=chosen, seed=seed)
             with random_state(f"{draws}-{place}", chunk.device):
-                moved.append(moved_against(views_of(chunk), losses, self.adversarial))
+                moved.append(moved_against(views_of(chunk), partial(losses, numbers=chosen), self.adversarial))
         return torch.cat(list(self._embed(of_views, torch.cat(moved), draws)))
-
-    def _name_losses(self, encode: Callable[[Tensor], Tensor], views: Tensor, numbers: Tensor, seed: int) -> Tensor:
-        """(chunk,), what the names say of each view alone."""
-        if self.names is None:
-            raise ValueError("expected names, got none")
-        return self.names.losses(self.clip, encode(views), numbers, seed)
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, seed: str) -> Iterator[Tensor]:
         """Each chunk's embeddings (chunk, d)."""
