@@ -39,8 +39,10 @@ def test_the_program_draws_the_same_prompts_from_the_same_noise(root, tmp_path):
     assert both.crop((96, 0, 160, 64)).tobytes() != cats.crop((96, 0, 160, 64)).tobytes()
 
 
-def test_without_prompts_it_says_what_was_expected(root, tmp_path):
-    from contact_sheet import Settings, chosen_prompts
+def test_what_is_missing_is_said(tmp_path):
+    from contact_sheet import Settings, chosen_prompts, main
 
     with pytest.raises(SystemExit, match="expected --prompts, or --data .* got neither"):
         chosen_prompts(Settings(models=["emoji"], output=str(tmp_path / "sheet.png")))
+    with pytest.raises(SystemExit, match="nowhere: neither a folder"):
+        main(Settings(models=["nowhere"], prompts=["a cat"], output=str(tmp_path / "sheet.png")))

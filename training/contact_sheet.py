@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 import clip_guidance as cg
 from clip_guidance.data import CaptionedPictures
+from clip_guidance.hub import ModelError
 from clip_guidance.trainer import parse_settings
 
 MARGIN = 16  # pixels above each row for its name, and below a band for the prompts
@@ -83,7 +84,10 @@ def sheet_of(rows: dict[str, list[Image.Image]], prompts: list[str], columns: in
 
 def main(settings: Settings) -> None:
     prompts = chosen_prompts(settings)
-    rows = {model: pictures_of(model, prompts, settings) for model in settings.models}
+    try:
+        rows = {model: pictures_of(model, prompts, settings) for model in settings.models}
+    except ModelError as error:
+        raise SystemExit(str(error)) from error
     Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
     sheet_of(rows, prompts, settings.columns).save(settings.output)
 
