@@ -33,7 +33,7 @@ CHOSEN: dict[str, Sequence[Any]] = {
     "LGD-MC": (0.3,),
     "FreeDoM": (1.5,),
     "MPGD": (0.2,),
-    "universal": (1.0,),
+    "universal": (5.0,),
     "TFG": ((0.25, 0.25),),
 }
 PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
