@@ -18,6 +18,7 @@ def pictures(count=6, side=32):
 
 def test_a_linear_loss_moves_them_along_its_weights():
     """Its gradient is the same everywhere, so the start does not matter: x' − x = r·w/‖w‖ with r in [0, radius]."""
+    torch.manual_seed(0)  # a mean of 200 lengths is off by three standard errors once in 370 runs
     weights, x = torch.randn(3, 32, 32, dtype=torch.float64), pictures(200)
     shift = moved_against(x, lambda y: (weights * y).sum((1, 2, 3)), radius=0.2) - x
     lengths = shift.flatten(1).norm(dim=1)
