@@ -33,8 +33,8 @@ from transformers import (
 )
 
 import clip_guidance as cg
-from clip_guidance.convert import from_transformers
-from clip_guidance.preprocess import ImageProcessor
+from clip_guidance.clip.convert import from_transformers
+from clip_guidance.clip.image_processor import ImageProcessor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

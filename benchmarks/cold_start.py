@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 import clip_guidance
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 PARTS = """
 import gc, json, sys, time

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.retrieval import recall_at_k, unique
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.metrics.retrieval import recall_at_k, unique
+from clip_guidance.training.trainer import parse_settings
 
 PROGRAM = Path(__file__).parents[1] / "training" / "train_clip.py"
 KINDS = ("photographs", "photographs and emoji")

@@ -58,8 +58,8 @@ from torch import Tensor
 from transformers import CLIPModel
 
 import clip_guidance as cg
-from clip_guidance.guidance.decode import Decoding
-from clip_guidance.trainer import parse_settings
+from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.training.trainer import parse_settings
 
 PROMPT = "a red apple on a wooden table"
 UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipeline, frozen"

@@ -34,7 +34,7 @@ from PIL import Image
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.index import ImageIndex
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)

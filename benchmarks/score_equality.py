@@ -25,10 +25,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.image_quality import clip_iqa
-from clip_guidance.images import load_image
-from clip_guidance.score import HESSEL, TORCHMETRICS, clip_score
-from clip_guidance.trainer import parse_settings
+from clip_guidance.images.load import load_image
+from clip_guidance.metrics.clip_iqa import clip_iqa
+from clip_guidance.metrics.clip_score import HESSEL, TORCHMETRICS, clip_score
+from clip_guidance.training.trainer import parse_settings
 
 SIZES = ((64, 64), (300, 200), (250, 500))
 

@@ -31,9 +31,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from clip_guidance.cli.main import run as command_line
-from clip_guidance.scoring.judges import Judge
-from clip_guidance.scoring.workfile import WorkFile
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.job.store import WorkFile
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,13 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.utils import logging
 
+from clip_guidance._threads import in_threads
 from clip_guidance.clip import CLIP
-from clip_guidance.scoring.judges import Judge, make_judge
-from clip_guidance.scoring.prepare import in_threads
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import Item
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.judge import Judge, make_judge
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)

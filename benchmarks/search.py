@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 ADDED = 10_000  # vectors a transaction
 SENT = 1_000  # vectors a request to Milvus

@@ -15,9 +15,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.trainer import parse_settings
-from clip_guidance.training_log import read_log
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.training.log import read_log
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)

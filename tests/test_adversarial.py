@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.adversarial import moved_against
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective
+from clip_guidance.training.adversarial import moved_against
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective
 
 NAMES = ["apple", "cat", "table", "red cat"]
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @pytest.fixture(autouse=True)
@@ -181,9 +181,9 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     """The same weights and batch give the same loss: the two sides do the same work."""
     import training_step as program
 
-    from clip_guidance.convert import from_transformers
-    from clip_guidance.objective import ContrastiveObjective
-    from clip_guidance.preprocess import ImageProcessor
+    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip.image_processor import ImageProcessor
+    from clip_guidance.training.objective import ContrastiveObjective
 
     settings = program.Settings(batch_size=3, steps=3, warmup=1, rounds=1)
     model, data = program.reference(), program.batch(settings)

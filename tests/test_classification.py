@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from clip_guidance.classification import (
+from clip_guidance.metrics.classification import (
     average_precision,
     calibration_error,
     classification_metrics,
     fit_temperature,
-    hit_rate,
 )
+from clip_guidance.metrics.retrieval import hit_rate
 
 
 def test_metrics_of_a_case_counted_by_hand():

@@ -12,8 +12,8 @@ from tiny_models import save_tiny_clip
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.hub import ModelError
-from clip_guidance.tokenizer import PromptTruncatedWarning, tokenize
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.tokenizer import PromptTruncatedWarning, tokenize
 
 
 def pictures(count: int = 3) -> list[Image.Image]:

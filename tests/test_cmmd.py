@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from clip_guidance.cmmd import cmmd
-from clip_guidance.distance import kernel_distance, mean_kernel
+from clip_guidance.metrics.cmmd import cmmd
+from clip_guidance.metrics.kid import kernel_distance, mean_kernel
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:

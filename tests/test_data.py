@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.data import PHRASES, CaptionedPictures, Row, caption
-from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.data.dataset import PHRASES, CaptionedPictures, Row, caption
+from clip_guidance.metrics.retrieval import recall_at_k, unique
+from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
 
 
 def write_table(path, names=("cat", "dog"), broken=(), drop=(), size=8):

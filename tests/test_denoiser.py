@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
+from clip_guidance.data.dataset import CaptionedPictures, Row
 
 
 @pytest.fixture

@@ -6,14 +6,10 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.distance import (
-    bounds,
-    image_features,
-    kernel_distance,
-    kernel_distance_interval,
-    precision_recall,
-    resample_counts,
-)
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.kid import kernel_distance, kernel_distance_interval
+from clip_guidance.metrics.precision_recall import precision_recall
+from clip_guidance.metrics.statistics import bounds, resample_counts
 
 
 def test_equals_the_sum_written_out():

@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key, encode_files
-from clip_guidance.images import ImageError
-from clip_guidance.score import clip_score
-from clip_guidance.similarity import duplicate_images, image_similarity
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.clip.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key, encode_files
+from clip_guidance.images.load import ImageError
+from clip_guidance.metrics.clip_score import clip_score
+from clip_guidance.metrics.similarity import duplicate_images, image_similarity
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from clip_guidance.frechet import frechet_distance
+from clip_guidance.metrics.fid import frechet_distance
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from tiny_models import save_tiny_clip, save_tiny_pipeline
 
-from clip_guidance import hub, pipeline
-from clip_guidance.clip import CLIP
-from clip_guidance.generate import GenerateSettings, generate, read_record, read_settings
-from clip_guidance.generate_settings import TUNED
-from clip_guidance.score import clip_score
+from clip_guidance.clip import CLIP, hub
+from clip_guidance.generation import pipelines as pipeline
+from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generation.settings import TUNED
+from clip_guidance.metrics.clip_score import clip_score
 
 
 @pytest.fixture(scope="module")

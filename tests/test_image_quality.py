@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.image_quality import PAIRS, PromptPair, clip_iqa, get_pair
+from clip_guidance.metrics.clip_iqa import PAIRS, PromptPair, clip_iqa, get_pair
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.images import ImageBatch, ImageError, as_list, find_images, load_image, load_images
+from clip_guidance.images.load import ImageBatch, ImageError, as_list, find_images, load_image, load_images
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_guidance import images
-from clip_guidance.images import ImageError, find_images, load_image, load_images
+from clip_guidance.images import load as images
+from clip_guidance.images.load import ImageError, find_images, load_image, load_images
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from tiny import TEXTS, make_clip
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.lora import HEADS, TARGETS, add_lora, apply_adapter, merged, save_adapter
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.trainer import Plan, fit
+from clip_guidance.clip.lora import HEADS, TARGETS, add_lora, apply_adapter, merged, save_adapter
+from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.trainer import Plan, fit
 
 RANK = 3
 

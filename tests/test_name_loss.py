@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.name_loss import TEMPLATES, NameLoss
-from clip_guidance.objective import ContrastiveObjective
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.zero_shot.templates import TEMPLATES
 
 NAMES = ["apple", "cat", "table", "red cat"]
 

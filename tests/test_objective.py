@@ -12,10 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_guidance.augment import random_views
-from clip_guidance.loss import contrastive_loss
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective, caption_groups, random_state
+from clip_guidance.loss.contrastive import contrastive_loss
+from clip_guidance.training.augment import random_views
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups, random_state
 
 CAPTIONS = (TEXTS * 3)[:8]  # each of the four is somewhere twice
 

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.hub import PACKAGED
-from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.clip.hub import PACKAGED
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers import CBOWTextModel, ResNetModel, TransformerTextModel, ViTModel
 
 PROMPT = "a fluent 3d picture of a red apple"

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from tiny import TEXTS, make_clip
 from torch import nn
 
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.parameter_groups import parameter_groups
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.trainer import Plan, fit, learning_rate
+from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.optimizer import parameter_groups
+from clip_guidance.training.trainer import Plan, fit, learning_rate
 
 # The first prefix that fits a name says how many blocks stand behind it in its tower; the towers of tests/tiny.py have
 # 2 (ViT), 3 (transformer), 3 (ResNet: 1 + 2) and 1 (bag of words) blocks.

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from tiny import make_clip
 
-from clip_guidance.picture_scores import PromptScore, get_picture_score, score_pictures
-from clip_guidance.score import ScoreDefinition, clip_score
+from clip_guidance.metrics.clip_score import ScoreDefinition, clip_score
+from clip_guidance.metrics.registry import PromptScore, get_picture_score, score_pictures
 
 PROMPTS = ["a red apple", "a photo of a cat", "a red apple"]
 

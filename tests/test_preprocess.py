@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from clip_guidance.preprocess import ImageProcessor
+from clip_guidance.clip.image_processor import ImageProcessor
 
 SIZES = [(64, 64), (20, 16), (50, 81), (81, 50), (31, 200), (224, 223)]  # width, height
 

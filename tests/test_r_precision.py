@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TEXTS, make_clip
 
-from clip_guidance.r_precision import clip_r_precision, r_precision
+from clip_guidance.metrics.r_precision import clip_r_precision, r_precision
 
 
 def of_similarity(similarity, targets, **options):

@@ -10,7 +10,7 @@ from tiny_models import CONTEXT, save_tiny_clip
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.score import (
+from clip_guidance.metrics.clip_score import (
     COSINE,
     HESSEL,
     TORCHMETRICS,

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from clip_guidance.score_files import find_comparable, read_scores
-from clip_guidance.scoring.output import write_scores
-from clip_guidance.scoring.workfile import ScoreRow, record_id
+from clip_guidance.metrics.job.output import write_scores
+from clip_guidance.metrics.job.results import find_comparable, read_scores
+from clip_guidance.metrics.job.store import ScoreRow, record_id
 
 HESSEL = {"definition": "hessel", "weight": 2.5, "prefix": "A photo depicts ", "model": "m", "fingerprint": "ab12"}
 COSINE = {"definition": "cosine", "weight": 1.0, "model": "m", "fingerprint": "ab12"}

@@ -5,10 +5,11 @@ import torch
 from tiny import make_clip
 from torch.nn.functional import normalize
 
-from clip_guidance.cmmd import cmmd
-from clip_guidance.distance import image_features, kernel_distance
-from clip_guidance.frechet import frechet_distance
-from clip_guidance.set_distance import DEFINITIONS, set_distances
+from clip_guidance.metrics.cmmd import cmmd
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.fid import frechet_distance
+from clip_guidance.metrics.kid import kernel_distance
+from clip_guidance.metrics.set_distance import DEFINITIONS, set_distances
 
 MADE, REAL = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)).split([5, 7])
 

@@ -10,8 +10,8 @@ from tiny_models import save_tiny_clip
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.images import ImageError
-from clip_guidance.similarity import duplicate_images, image_similarity, paired_similarity
+from clip_guidance.images.load import ImageError
+from clip_guidance.metrics.similarity import duplicate_images, image_similarity, paired_similarity
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
+from clip_guidance.data.dataset import CaptionedPictures, Row
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +226,7 @@ def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
     from judging import Judgement
     from report import Result, duels
 
-    from clip_guidance.distance import Interval
+    from clip_guidance.metrics.statistics import Interval
 
     def result(family, seconds, right, name=""):
         said = dict(rank=1.0, precision=1.0, recall=1.0, nearest=0.1, copied=0.0, guide=None)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import TEXTS, make_clip
 
-from clip_guidance.cached_embeds import cached_image_embeds
 from clip_guidance.clip import CLIP
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.tower_options import checkpoint_blocks, set_patch_dropout
+from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers.layers import EncoderLayer
+from clip_guidance.training.frozen_embeds import cached_image_embeds
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.towers import checkpoint_blocks, set_patch_dropout
 
 
 def pictures(dtype=torch.float64, seed=1):

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDif
 from tiny import TEXTS, image_config, make_clip, make_tokenizer, text_config
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
-from clip_guidance.tokenizer import tokenize
+from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ResNetConfig, ResNetModel, TextTower, ViTConfig, ViTModel
 from clip_guidance.towers.text import token_mask
 

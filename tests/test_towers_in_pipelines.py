@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from tiny import TEXTS, make_clip
 from transformers import AutoModel, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from clip_guidance.tokenizer import tokenize
+from clip_guidance.clip.tokenizer import tokenize
 
 TEXT_KINDS = ("transformer", "cbow")
 SD3 = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8}

@@ -11,13 +11,14 @@ from scipy.stats import binomtest
 from test_data import write_table
 from tiny import make_clip
 
-from clip_guidance import evaluation
 from clip_guidance.clip import CLIP
-from clip_guidance.data import CaptionedPictures, Row
-from clip_guidance.evaluation import evaluating, retrieval_figures, wilson_interval, zero_shot_figures
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.training_log import read_log
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.data.dataset import CaptionedPictures, Row
+from clip_guidance.metrics.statistics import wilson_interval
+from clip_guidance.training import evaluation
+from clip_guidance.training.evaluation import evaluating, retrieval_figures, zero_shot_figures
+from clip_guidance.training.log import read_log
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 CLASSES = ["cat", "dog", "red fox", "bus", "tree", "house"]
 

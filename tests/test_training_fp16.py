@@ -19,14 +19,14 @@ from tiny import PAIRS, make_clip
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from clip_guidance.checkpoints import Checkpoints
-from clip_guidance.ema import averaged
-from clip_guidance.launch import check_launch
-from clip_guidance.loss_scale import MIN_SCALE
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.schedule import learning_rate
-from clip_guidance.trainer import NonFiniteLossError, Plan, fit
-from clip_guidance.training_log import read_log
+from clip_guidance.training.checkpoints import Checkpoints
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.launch import check_launch
+from clip_guidance.training.log import read_log
+from clip_guidance.training.loss_scale import MIN_SCALE
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.optimizer import learning_rate
+from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
 
 SCALE = 2.0**10
 STEPS = 8

@@ -12,11 +12,11 @@ from tiny import TEXTS, make_clip
 from torch import nn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.lora import apply_adapter
-from clip_guidance.progress import Progress
-from clip_guidance.tower_options import compile_towers
-from clip_guidance.trainer import Plan, fit, make_accelerator
-from clip_guidance.training_log import read_log
+from clip_guidance.clip.lora import apply_adapter
+from clip_guidance.training.log import read_log
+from clip_guidance.training.progress import Progress
+from clip_guidance.training.towers import compile_towers
+from clip_guidance.training.trainer import Plan, fit, make_accelerator
 
 # What is shown on the way
 
@@ -72,10 +72,10 @@ def test_trackers_get_the_rows_of_the_log(phase, prefix, tmp_path):
 
 
 def test_unknown_trackers_are_named(monkeypatch):
-    monkeypatch.setattr("clip_guidance.trainer.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("clip_guidance.training.trainer.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"report_to: expected trackers .* \(tensorboard\), got wandb, paper"):
         make_accelerator(["wandb", "tensorboard", "paper"])
-    monkeypatch.setattr("clip_guidance.trainer.get_available_trackers", list)
+    monkeypatch.setattr("clip_guidance.training.trainer.get_available_trackers", list)
     with pytest.raises(ValueError, match=r"installed \(none is\), got wandb"):
         make_accelerator(["wandb"])
 

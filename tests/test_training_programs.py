@@ -9,8 +9,8 @@ import torch
 from test_data import write_table
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.training_log import read_log
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.training.log import read_log
 
 NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]

@@ -20,10 +20,10 @@ from processes import spawned
 from tiny import TEXTS, make_clip
 from torch.distributed.tensor import DTensor
 
-from clip_guidance.checkpoints import full_state_dict
-from clip_guidance.evaluation import evaluating
-from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.trainer import Plan, fit
+from clip_guidance.training.checkpoints import full_state_dict
+from clip_guidance.training.evaluation import evaluating
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups
+from clip_guidance.training.trainer import Plan, fit
 
 CAPTIONS = (TEXTS * 3)[:8]
 STEPS = 4

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 LABELS = ["cat", "guinea pig", "emoji {of} a 100%", "apple"]
 

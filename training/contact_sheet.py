@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.hub import ModelError
-from clip_guidance.trainer import parse_settings
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.training.trainer import parse_settings
 
 MARGIN = 16  # pixels above each row for its name, and below a band for the prompts
 

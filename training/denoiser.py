@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from clip_guidance.batches import Ahead, SampleOrder
-from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
+from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedPictures, caption
+from clip_guidance.training.batches import Ahead, SampleOrder
 
 
 def make_unet(

@@ -27,27 +27,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
-from clip_guidance.cached_embeds import cached_image_embeds
-from clip_guidance.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.clip_settings import Settings, check
-from clip_guidance.data import CaptionedPictures, caption
-from clip_guidance.ema import averaged
-from clip_guidance.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
-from clip_guidance.hub import ModelError
-from clip_guidance.lora import add_lora, merged, save_adapter
-from clip_guidance.model_card import write_model_card
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.reading import Policy, SourceError, TooManyBadRows, open_pairs
-from clip_guidance.retrieval import unique
-from clip_guidance.tokenizer import tokenize, train_tokenizer
-from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
-from clip_guidance.trainer import NonFiniteLossError, Plan, fit, make_accelerator, parse_settings, save_settings
-from clip_guidance.training_log import read_log
-from clip_guidance.zero_shot import DEFAULT_TEMPLATES
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.lora import add_lora, merged, save_adapter
+from clip_guidance.clip.model_card import write_model_card
+from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
+from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
+from clip_guidance.data.dataset import CaptionedPictures, caption
+from clip_guidance.metrics.retrieval import unique
+from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.training.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.clip_settings import Settings, check
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
+from clip_guidance.training.frozen_embeds import cached_image_embeds
+from clip_guidance.training.log import read_log
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups
+from clip_guidance.training.towers import checkpoint_blocks, compile_towers, set_patch_dropout
+from clip_guidance.training.trainer import (
+    NonFiniteLossError,
+    Plan,
+    fit,
+    make_accelerator,
+    parse_settings,
+    save_settings,
+)
+from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
 FIGURES = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # shares of the log for the model card
 

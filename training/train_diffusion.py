@@ -25,17 +25,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.ema import averaged
-from clip_guidance.pipeline import load_pipeline
-from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run; the defaults are a small model for 64x64 pictures."""
 
-    data: str  # captioned pictures: a table, folder, tars or a data set of the Hub; see clip_guidance.reading
+    data: str  # captioned pictures: a table, folder, tars or a data set of the Hub; see clip_guidance.data
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
     init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further

@@ -22,8 +22,8 @@ from report import percent
 from run import Program, Settings
 from torch import Tensor
 
-from clip_guidance.data import Row
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import Row
+from clip_guidance.training.trainer import parse_settings
 
 HEADER = (
     "method",

@@ -11,15 +11,11 @@ from prompt_sets import Item
 from torch import Tensor
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
-from clip_guidance.distance import (
-    Interval,
-    bounds,
-    image_features,
-    kernel_distance_interval,
-    precision_recall,
-    resample_counts,
-)
+from clip_guidance.data.dataset import CaptionedPictures, Row
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.kid import kernel_distance_interval
+from clip_guidance.metrics.precision_recall import precision_recall
+from clip_guidance.metrics.statistics import Interval, bounds, resample_counts
 
 COPY_RADIUS = 0.05  # root mean square of pixels in [0, 1]: what people take for the same picture
 

@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clip_guidance.data import Row
+from clip_guidance.data.dataset import Row
 
 REPORT_SETS = ("held-out", "pairs", "keywords")
 SETS = (*REPORT_SETS, "tuning")

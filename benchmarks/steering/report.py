@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from clip_guidance.distance import Interval
+from clip_guidance.metrics.statistics import Interval
 
 HEADER = (
     "method",

@@ -30,8 +30,8 @@ from report import Result, contact_sheet, side_by_side, write
 from tqdm import tqdm
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import CaptionedPictures
+from clip_guidance.training.trainer import parse_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 from _cost_meters import step_peak_bytes

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     import torch
 
-    from clip_guidance.zero_shot import ZeroShotClassifier
+    from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 FOLDERS = "folders"
 
@@ -57,7 +57,7 @@ def command(
 
     Example: clip-guidance classify photos/ --labels cat,dog,"guinea pig" --top-k 2
     """
-    from clip_guidance.image_files import find_images
+    from clip_guidance.images.find import find_images
 
     found = find_images(paths)
     right = _truth(truth, found)
@@ -69,7 +69,8 @@ def command(
         raise typer.BadParameter("give --labels or --labels-file")
 
     clip = common.load_clip(model, device)
-    from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, ZeroShotResult
+    from clip_guidance.zero_shot.classifier import ZeroShotClassifier, ZeroShotResult
+    from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
     least = threshold if threshold is not None else 0.5 if multi_label else 0.0
     rows: list[dict[str, Any]] = []
@@ -161,7 +162,7 @@ def _right_labels(rows: list[dict[str, Any]], right: dict[str, str]) -> list[str
 
 def _measure(classifier: ZeroShotClassifier, logits: torch.Tensor, right: list[str | None]) -> dict[str, Any]:
     """Metrics of the pictures whose label is known; their count tells how many."""
-    from clip_guidance.classification import average_precision, classification_metrics
+    from clip_guidance.metrics.classification import average_precision, classification_metrics
 
     known = [i for i, label in enumerate(right) if label is not None]
     if not known:

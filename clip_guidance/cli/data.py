@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 app = typer.Typer(no_args_is_help=True, help="Look into training data.")
 
@@ -58,7 +58,7 @@ def check(
 
     from PIL import Image
 
-    from clip_guidance import reading
+    from clip_guidance import data as reading
 
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are counted
     pairs = reading.open_pairs(

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
-from clip_guidance.generate import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
+from clip_guidance.cli import _options as common
+from clip_guidance.generation.generator import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
 
 DEFAULTS = GenerateSettings(prompt="unset")
 TUNED_DEFAULT = "tuned for the model"
@@ -118,7 +118,7 @@ def _given(context: typer.Context) -> dict[str, Any]:
 
 
 def _draw(planned: list[GenerateSettings], device: str) -> Iterable[GeneratedImage]:
-    from clip_guidance.generate import generate
+    from clip_guidance.generation.generator import generate
 
     with common.progress() as bar:
         task = bar.add_task("steps", total=sum(settings.steps for settings in planned))

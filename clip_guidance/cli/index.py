@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -43,7 +43,7 @@ def command(
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """
-    from clip_guidance.images import find_images
+    from clip_guidance.images.load import find_images
     from clip_guidance.index.results import Changes
 
     extra = dict(map(_pair, metadata or []))

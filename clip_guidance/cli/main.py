@@ -13,7 +13,21 @@ from collections.abc import Sequence
 
 import typer
 
-from clip_guidance.cli import classify, common, compare, data, generate, index, models, score, search, similar, ui
+from clip_guidance.cli import (
+    _options as common,
+)
+from clip_guidance.cli import (
+    classify,
+    compare,
+    data,
+    generate,
+    index,
+    models,
+    score,
+    search,
+    similar,
+    ui,
+)
 
 app = typer.Typer(
     name="clip-guidance",

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
+    from clip_guidance.metrics.job.items import Item
+    from clip_guidance.metrics.job.judge import Judge
+    from clip_guidance.metrics.job.processes import Processes
+    from clip_guidance.metrics.job.run import Options, Work
+    from clip_guidance.metrics.job.store import WorkFile
     from clip_guidance.report import Page
-    from clip_guidance.scoring.judges import Judge
-    from clip_guidance.scoring.processes import Processes
-    from clip_guidance.scoring.run import Options, Work
-    from clip_guidance.scoring.work import Item
-    from clip_guidance.scoring.workfile import WorkFile
 
 SHOWN = 200  # rows of the table on a terminal
 
@@ -112,9 +112,9 @@ def command(
     if resume and not output:
         raise typer.BadParameter("--resume needs the --output to go on with")
 
-    from clip_guidance.embed_cache import EmbedCache
-    from clip_guidance.scoring.processes import find_processes
-    from clip_guidance.scoring.run import Options, Work
+    from clip_guidance.clip.embed_cache import EmbedCache
+    from clip_guidance.metrics.job.processes import find_processes
+    from clip_guidance.metrics.job.run import Options, Work
 
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = find_processes(device)
@@ -145,8 +145,8 @@ def command(
 def _check_input(
     given: Sequence[str | Path], prompts_file: Path | None, output: Path | None, processes: Processes
 ) -> None:
-    from clip_guidance.scoring.output import check_output
-    from clip_guidance.scoring.work import STDIN, check_table, is_table
+    from clip_guidance.metrics.job.items import STDIN, check_table, is_table
+    from clip_guidance.metrics.job.output import check_output
 
     if output:
         check_output(output)
@@ -162,7 +162,7 @@ def _check_input(
 
 
 def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[Item]:
-    from clip_guidance.scoring.work import read_work
+    from clip_guidance.metrics.job.items import read_work
 
     return read_work(given, prompt, sys.stdin)
 
@@ -172,8 +172,8 @@ def _judges(
 ) -> list[Judge]:
     import torch
 
-    from clip_guidance.picture_scores import get_picture_score
-    from clip_guidance.scoring.judges import make_judge
+    from clip_guidance.metrics.job.judge import make_judge
+    from clip_guidance.metrics.registry import get_picture_score
 
     scores = [get_picture_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
     clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
@@ -182,7 +182,7 @@ def _judges(
 
 def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
     """Scores until all is done or Ctrl-C is pressed; what was done then is written all the same."""
-    from clip_guidance.scoring.run import score_items
+    from clip_guidance.metrics.job.run import score_items
 
     if work.torn():
         common.narrate("repaired", f"{work.output}: its last line was cut short; that score is computed again")
@@ -203,7 +203,7 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
     """Prints the rows and the means, of all processes."""
     import torch
 
-    from clip_guidance.scoring.workfile import WorkFile
+    from clip_guidance.metrics.job.store import WorkFile
 
     summaries = []
     with WorkFile(work.base) as base:
@@ -227,8 +227,8 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
 
 
 def _page(work: Work, failed: list[dict[str, str]]) -> Page:
+    from clip_guidance.metrics.job.store import WorkFile
     from clip_guidance.report import Scores, scores
-    from clip_guidance.scoring.workfile import WorkFile
 
     def rows(wanted: str) -> Iterator[tuple[str, str, float]]:
         return ((row.image, row.prompt, row.score) for row, _ in base.rows() if row.record == wanted)

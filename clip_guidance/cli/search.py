@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 from clip_guidance.cli.index import Address, IndexModel
 
 

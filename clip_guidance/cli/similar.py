@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     from clip_guidance.report import Page
@@ -53,7 +53,7 @@ def command(
         raise typer.BadParameter("give pictures, or --index and --duplicates")
     import torch
 
-    from clip_guidance.images import find_images
+    from clip_guidance.images.load import find_images
     from clip_guidance.index.duplicates import duplicate_groups
 
     clip = common.load_clip(model, device)

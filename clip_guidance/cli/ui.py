@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

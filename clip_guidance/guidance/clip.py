@@ -16,9 +16,9 @@ from clip_guidance.guidance.config import (
     mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.engine.decoder import Decoding
 from clip_guidance.guidance.guidance import Guidance
-from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.modes.base import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A reward r tilts the model's distribution to p(x₀)·exp(scale·r(x₀)). At each guided step a mode turns the
 reward's gradient into a shift of the predicted clean sample (:mod:`clip_guidance.guidance.modes`), which is
-written into the model output just before ``scheduler.step`` (:mod:`clip_guidance.guidance.attach`). ``scale``
+written into the model output just before ``scheduler.step`` (:mod:`clip_guidance.guidance.engine.attach`). ``scale``
 means the same tilt whatever the scheduler, the number of steps and the batch.
 """
 
@@ -16,10 +16,10 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.guidance.attach import attach
-from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.engine.attach import attach
+from clip_guidance.guidance.engine.decoder import Decoding
 from clip_guidance.guidance.guider import Guider
-from clip_guidance.guidance.modes import Mode, find_mode
+from clip_guidance.guidance.modes.base import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
 SPACES = ("image", "latent")
@@ -59,7 +59,7 @@ class Guidance(Guider):
         mode: "x0" (default, no backward through the denoiser), "exact", or a published method with its parameters,
             one of :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``. A ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
-            two steps, or any other :class:`~clip_guidance.guidance.modes.Mode`.
+            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
         start: Fraction of the steps before which guidance rests, in [0, 1).
         stop: Fraction of the steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight

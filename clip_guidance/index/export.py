@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_guidance.index.vectors import blocks, sync_file
+from clip_guidance._files import sync_file
+from clip_guidance.index.vectors import blocks
 
 if TYPE_CHECKING:
     from clip_guidance.index.store import Store

@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from clip_guidance.images import ImageError, find_images
-from clip_guidance.index.adding import add_batch, as_known
+from clip_guidance.images.files import content_hash, read_bytes
+from clip_guidance.images.load import ImageError, find_images
+from clip_guidance.index.add import add_batch, as_known
 from clip_guidance.index.compact import compact
 from clip_guidance.index.duplicates import duplicate_groups
 from clip_guidance.index.entries import Entry, exactly, inside
 from clip_guidance.index.export import export
 from clip_guidance.index.metadata import Metadata, patch, patches
-from clip_guidance.index.opening import open_store, other_model
+from clip_guidance.index.open import open_store, other_model
 from clip_guidance.index.query import Query, query_embeds
 from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import Condition, both, compile_where
-from clip_guidance.picture_bytes import content_hash, read_bytes
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP

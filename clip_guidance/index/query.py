@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from clip_guidance.images import EXTENSIONS, ImageSource
+from clip_guidance.images.load import EXTENSIONS, ImageSource
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from clip_guidance.images import Skipped
+from clip_guidance.images.load import Skipped
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Hits(list[Hit]):
     """Pictures that were found, best first; a notebook shows them."""
 
     def _repr_html_(self) -> str:
-        from clip_guidance.report.likeness import hits_html
-        from clip_guidance.report.page import fragment
+        from clip_guidance.report.html.page import fragment
+        from clip_guidance.report.similarity import hits_html
 
         return fragment(hits_html(self))
 

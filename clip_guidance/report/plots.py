@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clip_guidance.images import as_list, load_image
-from clip_guidance.report.parts import sturges
+from clip_guidance.images.load import as_list, load_image
+from clip_guidance.report.html.parts import sturges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clip_guidance.zero_shot import ZeroShotResult
+    from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 
 PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar

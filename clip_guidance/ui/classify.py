@@ -9,7 +9,7 @@ import gradio as gr
 
 from clip_guidance.report import classification
 from clip_guidance.ui.studio import COMPUTE, Studio, read, told
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 SHOWN = 10  # labels for each picture
 

@@ -6,8 +6,8 @@ import functools
 
 import gradio as gr
 
+from clip_guidance.metrics.similarity import image_similarity
 from clip_guidance.report import similarity
-from clip_guidance.similarity import image_similarity
 from clip_guidance.ui.studio import COMPUTE, Studio, read, told
 
 Files = list[tuple[str, str | None]] | None

@@ -1,7 +1,7 @@
 """A picture while it is drawn: the predicted clean picture x̂₀ of every step, then the picture itself.
 
 x̂₀ is what the model output, as the scheduler reads it (after classifier-free and CLIP guidance), implies for the clean
-sample: see :mod:`clip_guidance.guidance.prediction`. Watching changes no picture.
+sample: see :mod:`clip_guidance.guidance.adapters.prediction`. Watching changes no picture.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clip_guidance.generate import Drawer, GeneratedImage, GenerateSettings
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.noise import UnsupportedSchedulerError, level_resolver, noise_level
-from clip_guidance.guidance.prediction import prediction_type
-from clip_guidance.guidance.running import running
-from clip_guidance.images import load_image
+from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
+from clip_guidance.guidance.adapters.call_stack import running
+from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError, level_resolver, noise_level
+from clip_guidance.guidance.adapters.prediction import prediction_type
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.images.load import load_image
 
 if TYPE_CHECKING:
     from PIL import Image

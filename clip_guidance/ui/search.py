@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.images import ImageError, load_image
+from clip_guidance.images.load import ImageError, load_image
 from clip_guidance.index import ImageIndex, ImageIndexError
 from clip_guidance.index.query import Term, parse_query
 from clip_guidance.index.results import Changes

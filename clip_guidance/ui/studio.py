@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.generate import Drawer
-from clip_guidance.hub import PACKAGED, packaged_models
-from clip_guidance.images import load_images
+from clip_guidance.clip.hub import PACKAGED, packaged_models
+from clip_guidance.generation.generator import Drawer
+from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
     from PIL import Image

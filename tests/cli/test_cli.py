@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from clip_guidance.cli import models
 from clip_guidance.clip import CLIP
-from clip_guidance.score import clip_score
-from clip_guidance.similarity import image_similarity
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.metrics.clip_score import clip_score
+from clip_guidance.metrics.similarity import image_similarity
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 # classify
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from clip_guidance.reading import pairs as reading_pairs
+from clip_guidance.data import pairs as reading_pairs
 
 
 @pytest.fixture

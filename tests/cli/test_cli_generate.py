@@ -53,7 +53,7 @@ def test_generate_tells_when_a_picture_came_out_differently(generate):
 
 
 def test_generate_keeps_the_pictures_made_before_ctrl_c(generate, tmp_path, monkeypatch):
-    from clip_guidance.generate import GeneratedImage
+    from clip_guidance.generation.generator import GeneratedImage
 
     save = GeneratedImage.save
 

@@ -146,6 +146,6 @@ def test_a_report_that_cannot_be_written_costs_no_result(cli, clip, good, report
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clip_guidance.report.page.Page.save", full)
+    monkeypatch.setattr("clip_guidance.report.html.page.Page.save", full)
     done = cli("classify", *good, "--labels", "a,b", "--model", clip, "--report", report, "--json")
     assert done.code == 2 and "No space left" in done.err and len(done.json["results"]) == len(good)

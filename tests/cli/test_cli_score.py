@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from clip_guidance.clip import CLIP
-from clip_guidance.picture_scores import score_pictures
-from clip_guidance.scoring.judges import Judge
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.registry import score_pictures
 
 
 def test_lines_of_standard_input(cli, clip, good, monkeypatch):
@@ -281,7 +281,7 @@ def test_two_processes_write_the_file_of_one(cli, clip, pictures, tmp_path):
 
 
 def test_several_processes_need_what_they_can_share(cli, monkeypatch):
-    from clip_guidance.scoring import processes
+    from clip_guidance.metrics.job import processes
 
     monkeypatch.setattr(processes, "find_processes", lambda device: processes.Processes(0, 2))
     assert "several processes need --output" in cli("score", "a.png", "--prompt", "x").err

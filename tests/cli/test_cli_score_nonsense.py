@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from clip_guidance.scoring import processes
-from clip_guidance.scoring.workfile import WorkFile
+from clip_guidance.metrics.job import processes
+from clip_guidance.metrics.job.store import WorkFile
 
 
 def with_record(path: Path, record: object) -> Path:

@@ -14,9 +14,9 @@ from planned import SIDE, estimate, make_guidance, make_tiny_decoder, make_wide_
 from torch.profiler import ProfilerActivity, profile
 
 from clip_guidance.guidance import Decoding
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import reward_gradient
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 def allocated(run):

@@ -4,9 +4,9 @@ import copy
 
 import torch
 
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import reward_gradient
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 def latents(count=2, size=(8, 8), dtype=torch.float64, seed=0):

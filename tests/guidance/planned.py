@@ -5,7 +5,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from tiny import make_clip
 from tiny_pipeline import make_pipeline
 
-from clip_guidance.guidance import CLIPGuidance, memory
+from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.guidance.memory import plan as memory
 
 SIDE = 64  # of the pictures, in pixels
 VIEWS = 6

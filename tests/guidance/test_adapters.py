@@ -11,9 +11,10 @@ import torch
 from diffusers.utils import DummyObject
 from torch import nn
 
-from clip_guidance.guidance.adapters import ADAPTERS, LATENT_ONLY, UNSUPPORTED, Size, check_exact, find_adapter
-from clip_guidance.guidance.refused_pipelines import NO_EXACT
-from clip_guidance.guidance.unpack import picture_part
+from clip_guidance.guidance.adapters.layouts import picture_part
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, LATENT_ONLY, UNSUPPORTED, check_exact, find_adapter
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.adapters.unsupported import NO_EXACT
 
 _TABLES = (ADAPTERS, UNSUPPORTED, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, UNet2DModel
 from tiny_pipeline import generate, make_scheduler
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.engine.decoder import Decoder
 
 # ---------------------------------------------------------------- rewards that misbehave
 

@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from tiny_pipeline import assemble, generate, make_scheduler
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.running import running
+from clip_guidance.guidance.adapters.call_stack import running
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 @pytest.fixture

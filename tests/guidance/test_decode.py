@@ -10,10 +10,10 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate, make_pipeline
 
 from clip_guidance.guidance import Decoding, Guidance
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.gradient import reward_gradient
-from clip_guidance.guidance.measure import decoder_bytes, decoder_on_meta
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.memory.measure import decoder_bytes, decoder_on_meta
 
 SETTINGS = {
     "plain": Decoding(),

@@ -12,8 +12,8 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
 
 # ---------------------------------------------------------------- another decoder
 

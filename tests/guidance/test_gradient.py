@@ -11,10 +11,16 @@ from tiny_pipeline import generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import gradient_at_images, power_of_two, reward_gradient, sized_for_half, vjp
-from clip_guidance.guidance.measure import Meter
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import (
+    gradient_at_images,
+    power_of_two,
+    reward_gradient,
+    sized_for_half,
+    vjp,
+)
+from clip_guidance.guidance.memory.measure import Meter
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 def pictures(*shape, dtype=torch.float32):

@@ -17,12 +17,13 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from planned import SIDE, VIEWS, estimate, make_guidance, make_wide_pipeline
 from tiny import make_clip
 
-from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards, memory
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.measure import Meter, decoder_bytes, decoder_on_meta
-from clip_guidance.guidance.memory import plan_memory
+from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.memory import plan as memory
+from clip_guidance.guidance.memory.measure import Meter, decoder_bytes, decoder_on_meta
+from clip_guidance.guidance.memory.plan import plan_memory
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 @pytest.fixture(scope="module")

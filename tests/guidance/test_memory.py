@@ -10,8 +10,9 @@ from planned import SIDE, VIEWS, estimate, make_guidance, make_tiny_decoder, mak
 from tiny import make_clip
 from tiny_pipeline import generate
 
-from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance, memory
-from clip_guidance.guidance.memory import MemoryPlan, parse_size, plan_memory, readable
+from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
+from clip_guidance.guidance.memory import plan as memory
+from clip_guidance.guidance.memory.plan import MemoryPlan, parse_size, plan_memory, readable
 
 
 @pytest.fixture(scope="module")

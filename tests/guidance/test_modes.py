@@ -7,8 +7,8 @@ from tiny_pipeline import Recorder, TinyCLIP, generate, make_scheduler
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.modes.x0 import posterior_variance
-from clip_guidance.guidance.noise import NoiseLevel
 
 SCHEDULERS = ["ddim", "euler", "dpm"]
 GUIDANCE_SCALE, SCALE = 3.0, 2.0

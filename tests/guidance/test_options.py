@@ -9,9 +9,9 @@ from tiny_pipeline import Recorder, generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
-from clip_guidance.guidance.cap import Corrections, capped
-from clip_guidance.guidance.noise import NoiseLevel
-from clip_guidance.guidance.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.engine.cap import Corrections, capped
 
 # ---------------------------------------------------------------- a scale for each picture
 

@@ -8,8 +8,8 @@ import torch
 from zoo import NO_EXACT, NO_LATENTS, PIPELINES, built, mean_redness, redness, run, unguided
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.adapters import Size
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.engine.decoder import Decoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),  # of diffusers' own parts

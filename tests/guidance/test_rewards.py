@@ -6,7 +6,7 @@ from tiny_pipeline import generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Guidance, WeightedRewards
-from clip_guidance.guidance.gradient import gradient_at_images
+from clip_guidance.guidance.engine.gradient import gradient_at_images
 
 
 def pictures(count, size=(16, 12), seed=0):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 import clip_guidance as cg
 from clip_guidance.index import Changes, ImageIndexError, Moved, Term
-from clip_guidance.similarity import image_similarity
+from clip_guidance.metrics.similarity import image_similarity
 
 # Adding and searching
 

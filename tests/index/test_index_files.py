@@ -8,9 +8,9 @@ import pytest
 from index_helpers import OLD, check_hits, names, ranking, save_picture
 from PIL import Image
 
-from clip_guidance.images import Skipped
+from clip_guidance.images.load import Skipped
 from clip_guidance.index import Changes, Moved
-from clip_guidance.index import adding as adding_module
+from clip_guidance.index import add as adding_module
 
 
 def test_broken_pictures_are_named_and_the_others_added(index, pictures, encoded):

@@ -14,7 +14,8 @@ import pytest
 from index_helpers import free_port, need_milvus, put, save_picture, start_server, unit_vectors
 
 import clip_guidance as cg
-from clip_guidance.index import ImageIndexError, opening
+from clip_guidance.index import ImageIndexError
+from clip_guidance.index import open as opening
 from clip_guidance.index.compact import compact
 from clip_guidance.index.entries import exactly
 from clip_guidance.index.milvus import MilvusStore

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from clip_guidance.images import ImageError
+from clip_guidance.images.load import ImageError
 from clip_guidance.index.query import Term, parse_query, query_embeds
 
 

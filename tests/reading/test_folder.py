@@ -5,8 +5,8 @@ import os
 import pytest
 from corpus import encode, noise, number
 
-from clip_guidance.reading import Policy, open_pairs
-from clip_guidance.reading.folder import PART, FolderSource, Listing
+from clip_guidance.data import Policy, open_pairs
+from clip_guidance.data.sources.folder import PART, FolderSource, Listing
 
 ANY = Policy(max_bad_share=1)
 

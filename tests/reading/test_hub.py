@@ -6,10 +6,10 @@ import sys
 import pytest
 from corpus import encode, noise, number, read_number, write_members, write_parquet
 
-from clip_guidance.reading import Policy, SourceError, open_pairs
-from clip_guidance.reading.hub import HubSource
-from clip_guidance.reading.open import find_source
-from clip_guidance.reading.pairs import Pairs
+from clip_guidance.data import Policy, SourceError, open_pairs
+from clip_guidance.data.open import find_source
+from clip_guidance.data.pairs import Pairs
+from clip_guidance.data.sources.hub import HubSource
 
 datasets = pytest.importorskip("datasets")
 ANY = Policy(max_bad_share=1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from corpus import encode, noise, number, write_tar
 
-from clip_guidance.data import CaptionedPictures, Row, caption
-from clip_guidance.reading import Policy, TooManyBadRows
+from clip_guidance.data import Policy, TooManyBadRows
+from clip_guidance.data.dataset import CaptionedPictures, Row, caption
 
 
 def test_pictures_and_captions_of_any_source(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from corpus import BAD_PICTURES, LAYOUTS, ODD_PICTURES, encode, noise, number, read_number
 
-from clip_guidance.reading import Policy, check, open_pairs
+from clip_guidance.data import Policy, check, open_pairs
 
 ANY = Policy(max_bad_share=1)
 

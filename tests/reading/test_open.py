@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from corpus import encode, noise, number, write_csv, write_folder, write_parquet, write_tar
 
-from clip_guidance.reading import SourceError, open_pairs
-from clip_guidance.reading.open import expand_braces
+from clip_guidance.data import SourceError, open_pairs
+from clip_guidance.data.open import expand_braces
 
 ROWS = [("a", number(1), ["one"])]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from corpus import number, read_number
 
-from clip_guidance.reading import Pairs, Policy, TooManyBadRows
-from clip_guidance.reading.joined import JoinedSource
-from clip_guidance.reading.rows import Part, Record
+from clip_guidance.data import Pairs, Policy, TooManyBadRows
+from clip_guidance.data.records import Part, Record
+from clip_guidance.data.sources.joined import JoinedSource
 
 ANY = Policy(max_bad_share=1)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from corpus import BAD_PICTURES, ODD_PICTURES, animation, encode, noise, rotated
 
-from clip_guidance.images import load_image
-from clip_guidance.reading.decode import clean_captions, decode
-from clip_guidance.reading.policy import Policy
-from clip_guidance.reading.rows import REASONS, BadRow, Record, StoredFile, caption_values
+from clip_guidance.data.decode import clean_captions, decode
+from clip_guidance.data.policy import Policy
+from clip_guidance.data.records import REASONS, BadRow, Record, StoredFile, caption_values
+from clip_guidance.images.load import load_image
 
 
 def become(picture, captions=("a thing",), **policy):

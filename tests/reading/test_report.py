@@ -5,9 +5,9 @@ import json
 import pytest
 from corpus import BAD_PICTURES, ODD_PICTURES, encode, noise, number, write_csv, write_folder
 
-from clip_guidance.reading import Policy, Report, check, open_pairs
-from clip_guidance.reading.report import NOTES
-from clip_guidance.reading.rows import REASONS
+from clip_guidance.data import Policy, Report, check, open_pairs
+from clip_guidance.data.check import NOTES
+from clip_guidance.data.records import REASONS
 
 
 @pytest.fixture

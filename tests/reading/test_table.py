@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import number, read_number, write_parquet
 
-from clip_guidance.reading import Policy, SourceError, open_pairs, table
-from clip_guidance.reading.columns import Columns
+from clip_guidance.data import Policy, SourceError, open_pairs
+from clip_guidance.data.sources import table
+from clip_guidance.data.sources.columns import Columns
 
 ANY = Policy(max_bad_share=1)
 

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from corpus import encode, noise, number, read_number, write_members
 
-from clip_guidance.reading import Policy, open_pairs
+from clip_guidance.data import Policy, open_pairs
 
 ANY = Policy(max_bad_share=1)
 
@@ -137,7 +137,7 @@ def test_what_is_no_archive_is_one_bad_row(tmp_path, data):
 
 def test_pictures_are_read_when_it_is_their_turn(tmp_path, monkeypatch):
     """Going over the archive, as shuffling and resuming do, reads no picture."""
-    from clip_guidance.reading.rows import StoredFile
+    from clip_guidance.data.records import StoredFile
 
     path = write_members(tmp_path / "a.tar", [entry for i in range(8) for entry in sample(f"{i}", i)])
     read_one, taken = StoredFile.read, []

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from clip_guidance import report
-from clip_guidance.classification import classification_metrics
-from clip_guidance.report import parts
-from clip_guidance.zero_shot import ZeroShotResult
+from clip_guidance.metrics.classification import classification_metrics
+from clip_guidance.report.html import parts
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 
 def cards(page):

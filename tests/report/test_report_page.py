@@ -9,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from clip_guidance.report import Page
-from clip_guidance.report.thumbnails import SIZE, thumbnail
+from clip_guidance.report.html.thumbnails import SIZE, thumbnail
 
 PAGE = Page("A <title> & more", (Markup("<p>one</p>"), Markup("<p>two</p>")))
 

@@ -9,7 +9,7 @@ import torch
 
 from clip_guidance import report
 from clip_guidance.index.results import Hit, Hits
-from clip_guidance.report import parts
+from clip_guidance.report.html import parts
 
 
 def cells(page, form=float):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_guidance.report import plots
-from clip_guidance.zero_shot import ZeroShotResult
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

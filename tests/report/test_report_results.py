@@ -6,8 +6,9 @@ import html_pages
 import pytest
 from PIL import Image
 
-from clip_guidance import reading, report
-from clip_guidance.generate import GeneratedImage, GenerateSettings
+from clip_guidance import data as reading
+from clip_guidance import report
+from clip_guidance.generation.generator import GeneratedImage, GenerateSettings
 
 SCORE = {"score": 27.123, "model": "<judge>", "guided": False}
 

@@ -6,8 +6,8 @@ import html_pages
 import numpy as np
 
 from clip_guidance import report
-from clip_guidance.comparison import compare_scores
-from clip_guidance.report import scored
+from clip_guidance.metrics.comparison import compare_scores
+from clip_guidance.report import scores as scored
 
 
 def shown(section):

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from scoring_helpers import judges_of
 
-from clip_guidance.scoring.prepare import Prepared
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import Item
-from clip_guidance.scoring.workfile import ScoreRow
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.prepare import Prepared
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.store import ScoreRow
+from clip_guidance.training.trainer import parse_settings
 
 
 def test_no_more_than_a_window_of_pictures_is_held(tiny_clip, many, tmp_path):

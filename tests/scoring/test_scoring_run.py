@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from scoring_helpers import count_calls, judges_of, score_all
 
-from clip_guidance.embed_cache import EmbedCache
-from clip_guidance.picture_scores import score_pictures
-from clip_guidance.scoring.judges import Judge
-from clip_guidance.scoring.output import read_scores
-from clip_guidance.scoring.prepare import in_threads
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import read_work
-from clip_guidance.scoring.workfile import Failure, ScoresError
+from clip_guidance._threads import in_threads
+from clip_guidance.clip.embed_cache import EmbedCache
+from clip_guidance.metrics.job.items import read_work
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.job.output import read_scores
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.store import Failure, ScoresError
+from clip_guidance.metrics.registry import score_pictures
 
 SCORES = ("torchmetrics", "hessel", "clip-iqa:good photo")
 

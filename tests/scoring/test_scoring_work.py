@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_guidance.images import find_images
-from clip_guidance.reading.table import LOOKED_AT
-from clip_guidance.scoring import work
-from clip_guidance.scoring.work import Item, check_table, read_work
+from clip_guidance.data.sources.table import LOOKED_AT
+from clip_guidance.images.load import find_images
+from clip_guidance.metrics.job import items as work
+from clip_guidance.metrics.job.items import Item, check_table, read_work
 
 ABC = ("a.png", "b.png", "c.png")
 of_record = work._of_record

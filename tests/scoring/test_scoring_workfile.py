@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from clip_guidance.scoring.workfile import Failure, ScoreRow, ScoresError, WorkFile, record_id
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, WorkFile, record_id
 
 RECORDS = [{"definition": "cosine", "weight": 1.0, "clip": "never"}, {"definition": "hessel", "weight": 2.5}]
 FIRST, SECOND = map(record_id, RECORDS)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import hub
-from clip_guidance.training_log import read_log
+from clip_guidance.data.sources import hub
+from clip_guidance.training.log import read_log
 
 
 @pytest.fixture

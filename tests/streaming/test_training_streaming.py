@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from stream_rows import BROKEN, ROWS
 from torch import nn
 
-from clip_guidance.batches import StreamedBatches, ToSquare
-from clip_guidance.checkpoints import CheckpointError
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import TooManyBadRows, open_pairs
-from clip_guidance.trainer import Plan, fit
-from clip_guidance.training_log import read_log
+from clip_guidance.data import TooManyBadRows, open_pairs
+from clip_guidance.training.batches import StreamedBatches, ToSquare
+from clip_guidance.training.checkpoints import CheckpointError
+from clip_guidance.training.log import read_log
+from clip_guidance.training.trainer import Plan, fit
 
 # Killed and resumed
 
@@ -235,7 +235,7 @@ def test_places_that_do_not_fit_are_refused(data, tmp_path):
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
-    from clip_guidance.checkpoints import Checkpoints
+    from clip_guidance.training.checkpoints import Checkpoints
 
     model = nn.Linear(2, 1)
     Checkpoints(tmp_path).save(1, {"model": model}, torch.optim.AdamW(model.parameters()), [{"row": 1}, {"row": 2}])

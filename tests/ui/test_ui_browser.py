@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_guidance.generate import read_settings
+from clip_guidance.generation.generator import read_settings
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 pytest.importorskip("selenium", reason="driving a browser needs selenium, of the extra test")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_guidance.generate import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
-from clip_guidance.similarity import image_similarity  # noqa: E402
+from clip_guidance.metrics.similarity import image_similarity  # noqa: E402
 from clip_guidance.ui import app  # noqa: E402
 from clip_guidance.ui.classify import classify  # noqa: E402
 from clip_guidance.ui.compare import compare  # noqa: E402
@@ -21,7 +21,7 @@ from clip_guidance.ui.generate import draw  # noqa: E402
 from clip_guidance.ui.preview import Finished, drawn  # noqa: E402
 from clip_guidance.ui.search import build, search  # noqa: E402
 from clip_guidance.ui.studio import MOST  # noqa: E402
-from clip_guidance.zero_shot import ZeroShotClassifier  # noqa: E402
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
 

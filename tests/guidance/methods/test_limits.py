@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.adapters.noise_level import noise_level
+from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
+from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.methods.tfg import share
-from clip_guidance.guidance.noise import noise_level
-from clip_guidance.guidance.prediction import Prediction, prediction_type
 
 CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
 

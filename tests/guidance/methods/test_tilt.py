@@ -9,11 +9,11 @@ from scheduler_matrix import ONE_EACH, matrix
 from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance
-from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import Tilt
 from clip_guidance.guidance.modes import x0
-from clip_guidance.guidance.noise import NoiseLevel
-from clip_guidance.guidance.prediction import PREDICTION_TYPES, Prediction
 
 LEVEL, VARIANCE = NoiseLevel(0.6, 0.8), 0.64
 STRENGTH = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64)
