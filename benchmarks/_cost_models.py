@@ -77,7 +77,7 @@ CLIPS: dict[str, dict[str, Any]] = {
 class Architecture:
     """One size: configs of the pipeline's networks, where they differ from the classes' defaults."""
 
-    side: int  # of the picture, in pixels
+    side: int  # of the image, in pixels
     unet: dict[str, Any]
     vae_channels: tuple[int, ...]
     text_encoder: dict[str, Any]
@@ -149,7 +149,7 @@ class Components:
     clip: cg.CLIP
     clip_model: CLIPModel  # the weights of ``clip``
     feature_extractor: CLIPImageProcessorPil
-    side: int  # of the picture, in pixels
+    side: int  # of the image, in pixels
     tiny_decoder: nn.Module | None  # of the latents' size; None where nobody made one
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 class Settings:
     """Settings of one run."""
 
-    data: str  # captioned pictures
+    data: str  # captioned images
     output: str = ""  # the report, Markdown; printed where none is given
     kills: int = 20
     steps: int = 600

@@ -29,8 +29,8 @@ _EXPORTS = {
     "aesthetic_score": "metrics.aesthetic",
     "clip_r_precision": "metrics.r_precision",
     "set_distances": "metrics.set_distance",
-    "get_picture_score": "metrics.registry",
-    "score_pictures": "metrics.registry",
+    "get_image_score": "metrics.registry",
+    "score_images": "metrics.registry",
     "compare_scores": "metrics.comparison",
     "image_similarity": "metrics.similarity",
     "ImageIndex": "index",
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from clip_guidance.metrics.clip_score import ref_clip_score as ref_clip_score
     from clip_guidance.metrics.comparison import compare_scores as compare_scores
     from clip_guidance.metrics.r_precision import clip_r_precision as clip_r_precision
-    from clip_guidance.metrics.registry import get_picture_score as get_picture_score
-    from clip_guidance.metrics.registry import score_pictures as score_pictures
+    from clip_guidance.metrics.registry import get_image_score as get_image_score
+    from clip_guidance.metrics.registry import score_images as score_images
     from clip_guidance.metrics.set_distance import set_distances as set_distances
     from clip_guidance.metrics.similarity import image_similarity as image_similarity
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier

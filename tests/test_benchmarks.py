@@ -73,7 +73,7 @@ def test_guidance_cost_of_sdxl(capsys, device, monkeypatch):
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 32 + 6 * 8,  # the pooled text, and six numbers about the picture
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,  # the pooled text, and six numbers about the image
     }
     second = models.transformer(32, 2, 2, projection_dim=32)
     monkeypatch.setitem(models.ARCHITECTURES, "sdxl", replace(tiny, unet=unet, text_encoder_2=second))
@@ -193,7 +193,7 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3
 
 
-def test_fine_tuning_measures_both_kinds_of_pictures(shared_data, tmp_path):
+def test_fine_tuning_measures_both_kinds_of_images(shared_data, tmp_path):
     import fine_tuning as program
 
     output, held_out = tmp_path / "fine.md", shared_data / "emoji64-val.parquet"

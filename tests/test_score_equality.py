@@ -20,7 +20,7 @@ def test_our_scores_are_those_of_transformers_by_hand(program, shared_data, tmp_
         str(shared_data / "grocery64.parquet"),
         "--size",
         "tiny",
-        "--pictures",
+        "--images",
         "6",
         "--output",
         str(output),

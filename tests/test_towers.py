@@ -74,7 +74,7 @@ def test_text_longer_than_the_context_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_pictures_of_another_size_are_refused(kind):
+def test_images_of_another_size_are_refused(kind):
     tower = IMAGE_TOWERS[kind][1](image_config(kind))
     with pytest.raises(ValueError, match=r"\('B', 3, 32, 32\), got \(1, 3, 30, 32\)"):
         tower(torch.zeros(1, 3, 30, 32))

@@ -148,8 +148,8 @@ def test_the_log_can_be_plotted(tmp_path):
 
     run(tmp_path, steps=8)
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
-    with Image.open(tmp_path / "log.png") as picture:
-        assert picture.size[0] > 100
+    with Image.open(tmp_path / "log.png") as image:
+        assert image.size[0] > 100
 
 
 def small(folder, loss, steps=6, **options):

@@ -107,7 +107,7 @@ def gradients(folder, precision, towers):
     AcceleratorState._reset_state(reset_partial_state=True)
     objective = ContrastiveObjective(make_clip(*towers).train(), chunk_size=2, freeze_batch_norm=True)
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.rand(4, 3, 32, 32, generator=generator)
+    images = torch.rand(4, 3, 32, 32, generator=generator)
     ids = torch.randint(0, 200, (4, 12), generator=generator)
     ids[:, -1] = objective.clip.tokenizer.eos_token_id
     found = {}
@@ -116,7 +116,7 @@ def gradients(folder, precision, towers):
         found.update({name: parameter.grad.clone() for name, parameter in objective.named_parameters()})
 
     def loss(model, step):
-        return {"loss": model(pictures, ids, seed=step)}
+        return {"loss": model(images, ids, seed=step)}
 
     with watched(look):
         fit(make_accelerator(precision), objective, loss, Plan(1, 0.01, 0, 0.0, 1e9, 3, 1, 1), folder)

@@ -177,7 +177,7 @@ def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, train_cl
     assert frozen == parts
 
 
-def test_pictures_learn_among_all_names(train_clip, settings, known, tmp_path):
+def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     """The text encoder stays as it is; the loss is the plain one and that over the names, both above 0."""
     options = {"init": known, "freeze_text": True, "steps": 1, "log_every": 1}
     for folder, weight, radius in (("plain", 0.0, 0.0), ("named", 2.0, 0.0), ("moved", 2.0, 1.0)):
@@ -189,7 +189,7 @@ def test_pictures_learn_among_all_names(train_clip, settings, known, tmp_path):
     assert not embeddings(plain)[1].equal(embeddings(named)[1])
     losses = [read_log(tmp_path / folder / "log.jsonl")[0]["loss"] for folder in ("plain", "named", "moved")]
     assert losses[1] > losses[0] + 0.1
-    assert losses[2] > losses[1]  # the same pictures, moved against their names
+    assert losses[2] > losses[1]  # the same images, moved against their names
 
 
 @pytest.mark.parametrize("init", ["init", "init_image"])

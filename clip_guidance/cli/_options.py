@@ -1,4 +1,4 @@
-"""What the subcommands share: where output goes, skipping bad pictures, loading the CLIP."""
+"""What the subcommands share: where output goes, skipping bad images, loading the CLIP."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
 
-Paths = Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
+Paths = Annotated[list[Path], typer.Argument(help="Images, folders of images, or globs.", show_default=False)]
 Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures held and encoded at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images held and encoded at once.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps embeddings: a picture is encoded once, whichever subcommand asks.",
+        help="Folder that keeps embeddings: an image is encoded once, whichever subcommand asks.",
         show_default=False,
     ),
 ]
@@ -57,7 +57,7 @@ Report = Annotated[
     Path | None,
     typer.Option(
         callback=_report_target,
-        help="Also write a page to look at (.html), with up to 200 pictures. Replaces a former report, no other file.",
+        help="Also write a page to look at (.html), with up to 200 images. Replaces a former report, no other file.",
         show_default=False,
     ),
 ]
@@ -105,11 +105,11 @@ class Job:
         narrate("failed", f"{name}: {reason}")
 
     def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
-        """The vectors of the readable pictures, in batches, with a progress bar; the others fail by name."""
+        """The vectors of the readable images, in batches, with a progress bar; the others fail by name."""
         from clip_guidance.clip.embed_cache import encode_files
 
         with progress() as bar:
-            task = bar.add_task("pictures", total=len(paths))
+            task = bar.add_task("images", total=len(paths))
             for batch in encode_files(clip, paths, batch_size):
                 for skipped in batch.skipped:
                     self.fail(skipped.path, skipped.reason)
@@ -146,7 +146,7 @@ def load_clip(name: str, device: str | None) -> CLIP:
 def _no_collection() -> Iterator[None]:
     """The first import of the libraries makes a million objects that stay as long as the process.
 
-    Looking for garbage among them, now, later and at exit, is a third of what a command on one picture computes.
+    Looking for garbage among them, now, later and at exit, is a third of what a command on one image computes.
     """
     if "clip_guidance.clip" in sys.modules or not gc.isenabled():
         yield
@@ -161,7 +161,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
-    """The CLIP; where a folder is given, one that looks into it before it encodes a picture."""
+    """The CLIP; where a folder is given, one that looks into it before it encodes an image."""
     if folder is None:
         yield clip
         return

@@ -29,7 +29,7 @@ def command(
     a: Scores,
     b: Scores,
     on: Annotated[
-        On, typer.Option(help="What is paired: prompts, over whose pictures is averaged, or pictures by file name.")
+        On, typer.Option(help="What is paired: prompts, over whose images is averaged, or images by file name.")
     ] = On.prompt,
     definition: Annotated[
         str | None, typer.Option(help="The score to compare, where the files hold several.", show_default=False)

@@ -31,7 +31,7 @@ from clip_guidance.cli import (
 
 app = typer.Typer(
     name="clip-guidance",
-    help="Steer, score, classify, compare and search pictures with CLIP.",
+    help="Steer, score, classify, compare and search images with CLIP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""``clip-guidance score``: how well does each picture match its text?"""
+"""``clip-guidance score``: how well does each image match its text?"""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def command(
     paths: Annotated[
         list[str] | None,  # as a Path, ./- would be -
         typer.Argument(
-            help="Pictures, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
+            help="Images, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
             "- for lines of paths or JSON objects.",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The text for all pictures without one.", show_default="the prompt stored by generate"),
+        typer.Option(help="The text for all images without one.", show_default="the prompt stored by generate"),
     ] = None,
     prompts_file: Annotated[
         Path | None,
@@ -77,7 +77,7 @@ def command(
         typer.Option(
             "--resume",
             help="Go on with --output: what it holds, or what a killed run left in OUTPUT.partial, is not computed "
-            "again where picture (its bytes), prompt, definition and model are the same.",
+            "again where image (its bytes), prompt, definition and model are the same.",
         ),
     ] = False,
     long_prompts: Annotated[
@@ -91,20 +91,20 @@ def command(
     dtype: Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")] = DType.float32,
     batch_size: common.BatchSize = 16,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode pictures.", show_default="one a core, at most 8")
+        int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one a core, at most 8")
     ] = None,
     draft: Annotated[bool, typer.Option("--draft", help="Decode large JPEGs smaller: quicker, not the same.")] = False,
 ) -> None:
-    """Score pictures against texts; the definition is written with every score.
+    """Score images against texts; the definition is written with every score.
 
-    Streams: memory does not grow with the number of pictures. A picture or row of a table that cannot be read is named
+    Streams: memory does not grow with the number of images. An image or row of a table that cannot be read is named
     and skipped. What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the
-    pictures.
+    images.
 
-    Example: clip-guidance score pictures/ --prompt "a red apple" --output scores.jsonl
+    Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
     if (paths and prompts_file) or not (paths or prompts_file):
-        raise typer.BadParameter("give pictures or --prompts-file")
+        raise typer.BadParameter("give images or --prompts-file")
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter("--prompt is empty")
     if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
@@ -173,9 +173,9 @@ def _judges(
     import torch
 
     from clip_guidance.metrics.job.judge import make_judge
-    from clip_guidance.metrics.registry import get_picture_score
+    from clip_guidance.metrics.registry import get_image_score
 
-    scores = [get_picture_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
+    scores = [get_image_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
     clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
 
@@ -189,7 +189,7 @@ def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Opti
     work.begin(judges)
     repeated = 0
     with job, common.progress() as bar:
-        task = bar.add_task("pictures", total=None)
+        task = bar.add_task("images", total=None)
         for done in score_items(items, judges, work, options):
             for failure in done.failures:
                 job.fail(failure.image, failure.reason)
@@ -276,7 +276,7 @@ def _narrate_marks(summaries: list[Any]) -> None:
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
         common.narrate(
             "warning",
-            f"{summary.guided} of {summary.count} pictures were guided by the very CLIP that scores them{which}, "
+            f"{summary.guided} of {summary.count} images were guided by the very CLIP that scores them{which}, "
             "which flatters them; choose another --model",
         )
     if truncated := sum(summary.truncated for summary in summaries):

@@ -1,6 +1,6 @@
-"""Embeddings of pictures kept on the disk, so that a picture is encoded once, whatever asks for it.
+"""Embeddings of images kept on the disk, so that an image is encoded once, whatever asks for it.
 
-A picture is known by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: moved and renamed
+An image is known by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: moved and renamed
 files are found again, changed ones and other models are not mixed up. One SQLite file a CLIP, in which a row is a hash
 and a float32 vector: processes may share it, and a kill loses at most what was not yet written.
 
@@ -59,11 +59,11 @@ class EmbedCache:
             self._files.clear()
 
     def get(self, key: str, content: str) -> Tensor | None:
-        """The vector (d,) of a picture.
+        """The vector (d,) of an image.
 
         Args:
             key: of the CLIP, see :func:`cache_key`.
-            content: hash of the picture's bytes, hexadecimal.
+            content: hash of the image's bytes, hexadecimal.
 
         Raises:
             EmbedCacheError: the file is damaged.
@@ -73,7 +73,7 @@ class EmbedCache:
         return torch.from_numpy(np.frombuffer(row[0], np.float32).copy()) if row else None
 
     def put(self, key: str, embeds: Mapping[str, Tensor]) -> None:
-        """Stores vectors (d,) by the hashes of their pictures; one that is there already stays.
+        """Stores vectors (d,) by the hashes of their images; one that is there already stays.
 
         What is not finite is not stored: another device or precision may do better.
 
@@ -105,7 +105,7 @@ class CachedCLIP:
 
     It stands in for the CLIP in ``clip_score``, ``ZeroShotClassifier``, ``image_similarity``, ``duplicate_images`` and
     ``ImageIndex.add``.
-    Only pictures given as paths or bytes are cached: those in memory have no file to be known by.
+    Only images given as paths or bytes are cached: those in memory have no file to be known by.
 
     Args:
         clip: the model; its weights must not change afterwards.
@@ -122,7 +122,7 @@ class CachedCLIP:
         """As ``CLIP.encode_image``: unit vectors float32 (n, d), on the model's device.
 
         Raises:
-            ImageError: a picture cannot be read; names it.
+            ImageError: an image cannot be read; names it.
         """
         listed = as_list(images)
         names = [image_name(image, place) for place, image in enumerate(listed)]
@@ -138,7 +138,7 @@ def cache_key(clip: CLIP) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture before it is encoded.
+    """An image before it is encoded.
 
     Attributes:
         content: hash of its bytes, where a cache knows it by that.
@@ -153,7 +153,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Some of the pictures of :func:`encode_files`.
+    """Some of the images of :func:`encode_files`.
 
     Attributes:
         names: the paths of those that could be read.
@@ -167,7 +167,7 @@ class EncodedBatch:
 
 
 def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared:
-    """Looks a picture up in the cache, if there is one, or decodes it.
+    """Looks an image up in the cache, if there is one, or decodes it.
 
     Raises:
         ImageError: it cannot be read.
@@ -182,7 +182,7 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
 
 @torch.no_grad()
 def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
-    """Unit vectors (n, d) of pictures, float32 on the model's device; the new ones among them go into the cache."""
+    """Unit vectors (n, d) of images, float32 on the model's device; the new ones among them go into the cache."""
     embeds = torch.empty(len(prepared), clip.config.projection_dim, device=clip.device)
     for place, known in enumerate(prepared):
         if known.embed is not None:
@@ -199,12 +199,12 @@ def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
 def encode_files(
     clip: CLIP | CachedCLIP, paths: Sequence[str | os.PathLike[str]], batch_size: int = 64
 ) -> Iterator[EncodedBatch]:
-    """Encodes picture files; one that cannot be read costs no other.
+    """Encodes image files; one that cannot be read costs no other.
 
     Args:
         clip: the model; a :class:`CachedCLIP` encodes only what is new.
-        paths: of the pictures.
-        batch_size: pictures read and encoded at once.
+        paths: of the images.
+        batch_size: images read and encoded at once.
 
     Yields:
         Batches in order; each of ``batch_size`` paths, but for the last.
@@ -222,7 +222,7 @@ def encode_files(
 
 
 def _bytes_of(source: ImageSource) -> bytes | None:
-    """The bytes of a picture's file; None for one in memory, and where ``load_image`` tells better what is wrong."""
+    """The bytes of an image's file; None for one in memory, and where ``load_image`` tells better what is wrong."""
     if isinstance(source, bytes) or not isinstance(source, (str, os.PathLike)):
         return source if isinstance(source, bytes) else None
     try:

@@ -1,6 +1,6 @@
-"""From a picture to what an image tower reads: resize the shorter side, crop the centre, normalise.
+"""From an image to what an image tower reads: resize the shorter side, crop the centre, normalise.
 
-Two forms of one map: ``__call__`` on PIL pictures equals ``transformers.CLIPImageProcessorPil``;
+Two forms of one map: ``__call__`` on PIL images equals ``transformers.CLIPImageProcessorPil``;
 :meth:`ImageProcessor.differentiable` on tensors lets the gradient of guidance through and equals it up to PIL's
 rounding to 8 bits (both resize bicubically, a = -1/2, with an antialiasing filter).
 """
@@ -44,7 +44,7 @@ class ImageProcessor:
         object.__setattr__(self, "resize_to", self.resize_to or self.image_size)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A PIL picture to a normalised float tensor (3, S, S)."""
+        """A PIL image to a normalised float tensor (3, S, S)."""
         image = image.convert("RGB")
         height, width = self._resized(image.height, image.width)
         if (width, height) != image.size:
@@ -53,13 +53,13 @@ class ImageProcessor:
         return self._normalise(self._crop(pixels))
 
     def differentiable(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) with values in [0, 1] to (B, 3, S, S); the gradient flows through.
+        """Images (B, 3, H, W) with values in [0, 1] to (B, 3, S, S); the gradient flows through.
 
         Raises:
             ValueError: another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected pictures of shape (B, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
         size = self._resized(*images.shape[-2:])
         if size != tuple(images.shape[-2:]):
             mode = RESAMPLING[self.resample]

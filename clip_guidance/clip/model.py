@@ -54,7 +54,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
     Args:
         config: a :class:`CLIPConfig`.
         tokenizer: needed by everything that takes texts; its ``model_max_length`` is the context.
-        image_processor: needed by everything that takes pictures; made from the config where not given.
+        image_processor: needed by everything that takes images; made from the config where not given.
     """
 
     config_class = CLIPConfig
@@ -85,7 +85,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return _unit(self.text_projection(pooled))
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pictures (n, 3, S, S) to unit vectors (n, d), differentiable."""
+        """Normalised images (n, 3, S, S) to unit vectors (n, d), differentiable."""
         pooled = self.image_encoder(pixel_values).pooler_output
         return _unit(self.visual_projection(pooled))
 
@@ -97,7 +97,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         groups: Tensor | None = None,
         return_loss: bool = False,
     ) -> CLIPOutput:
-        """Embeds a batch of pairs; with ``return_loss`` also their :func:`~clip_guidance.loss.contrastive.contrastive_loss`."""
+        """Embed a batch of pairs; with ``return_loss`` compute their :func:`~clip_guidance.loss.contrastive_loss`."""
         image_embeds = self.image_embeds(pixel_values)
         text_embeds = self.text_embeds(input_ids, attention_mask)
         if return_loss:
@@ -144,18 +144,18 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     @torch.no_grad()
     def encode_image(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
-        """Unit vectors of pictures.
+        """Unit vectors of images.
 
         Args:
-            images: one or several of: PIL picture, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
+            images: one or several of: PIL image, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
                 values in [0, 1] or uint8.
-            batch_size: pictures a pass; only that many are decoded at a time.
+            batch_size: images a pass; only that many are decoded at a time.
 
         Returns:
             float32 (n, d), on the model's device.
 
         Raises:
-            ImageError: a picture cannot be read; names it.
+            ImageError: an image cannot be read; names it.
         """
         parts = []
         for part in _parts(as_list(images), batch_size):
@@ -164,7 +164,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return torch.cat(parts)
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """One picture to what the image tower reads, (3, S, S)."""
+        """One image to what the image tower reads, (3, S, S)."""
         return self.image_processor(load_image(image))
 
     def fingerprint(self) -> str:

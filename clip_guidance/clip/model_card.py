@@ -38,7 +38,7 @@ def model_card(
         clip: the trained model.
         name: what it will be called on the hub.
         settings: what it was trained with; values at None or "" are left out.
-        figures: what was measured on held-out pictures, such as ``{"R@1": 0.45}``; shares in [0, 1].
+        figures: what was measured on held-out images, such as ``{"R@1": 0.45}``; shares in [0, 1].
 
     Returns:
         The text of a README.md.
@@ -71,11 +71,11 @@ def model_card(
     ]
     if figures:
         lines = [f"| {key} | {100 * value:.1f} % |" for key, value in figures.items()]
-        parts += ["## Figures", "Held-out pictures:", "| | |\n| --- | --- |\n" + "\n".join(lines)]
+        parts += ["## Figures", "Held-out images:", "| | |\n| --- | --- |\n" + "\n".join(lines)]
     if settings:
         given = {key: value for key, value in settings.items() if value not in (None, "", [])}
         parts += ["## Training", "```json\n" + json.dumps(given, indent=1, default=str) + "\n```"]
-    parts += ["## Data and limits", "To be written: where the pictures are from, their licence, what it does not know."]
+    parts += ["## Data and limits", "To be written: where the images are from, their licence, what it does not know."]
     return "\n\n".join(parts) + "\n"
 
 

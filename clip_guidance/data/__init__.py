@@ -1,10 +1,10 @@
-"""Pictures and captions for training, from wherever they are: one reader, one policy for bad rows.
+"""Images and captions for training, from wherever they are: one reader, one policy for bad rows.
 
 ::
 
     pairs = open_pairs("shards/{0000..0012}.tar", seed=0, shuffle_buffer=1024, workers=8, quarantine="bad.jsonl")
     for pair in pairs:  # an epoch
-        pair.image, pair.captions  # RGB picture, ("a red apple", ...)
+        pair.image, pair.captions  # RGB image, ("a red apple", ...)
 """
 
 from clip_guidance.data.check import Report as Report

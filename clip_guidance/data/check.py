@@ -39,7 +39,7 @@ class Report:
         notes: number of good rows by what is done to them; see :data:`NOTES`.
         captions: number in the good rows.
         duplicate_captions: those that an earlier row has too: they are false negatives in a contrastive batch.
-        smallest: (width, height) of the picture with the fewest pixels among the good ones, None without any.
+        smallest: (width, height) of the image with the fewest pixels among the good ones, None without any.
         largest: (width, height) of that with the most.
         max_bad_share: the share of bad rows, in [0, 1], up to which it is accepted.
         quarantine: the file that lists all bad rows, if one was asked for.
@@ -114,7 +114,7 @@ class Report:
         lines += [(name, count, self._share(count), NOTES[name]) for name, count in self.notes.items()]
         if self.duplicate_captions:
             share = f"{self.duplicate_captions / self.captions:.1%} of captions"
-            lines.append(("duplicate captions", self.duplicate_captions, share, "an earlier picture has the same"))
+            lines.append(("duplicate captions", self.duplicate_captions, share, "an earlier image has the same"))
         return lines
 
     def _repr_html_(self) -> str:
@@ -133,7 +133,7 @@ class Report:
 
 
 def check(pairs: Pairs, limit: int | None = None, on_row: Callable[[], object] = lambda: None) -> Report:
-    """Reads a source, every picture decoded, and reports; nothing is fatal.
+    """Reads a source, every image decoded, and reports; nothing is fatal.
 
     Args:
         pairs: just opened.

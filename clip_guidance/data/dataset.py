@@ -1,7 +1,7 @@
-"""Captioned pictures in memory, and the phrases that caption them.
+"""Captioned images in memory, and the phrases that caption them.
 
-A table has one row a picture: the encoded picture, its ``name`` ("butterfly"), its drawing ``style`` ("twemoji") and
-``keywords``. Pictures are decoded once into one uint8 tensor; a caption is drawn anew each time a picture is seen, from
+A table has one row an image: the encoded image, its ``name`` ("butterfly"), its drawing ``style`` ("twemoji") and
+``keywords``. Images are decoded once into one uint8 tensor; a caption is drawn anew each time an image is seen, from
 phrases over the columns, so that the text tower meets the words in every role (style alone, name alone, keywords).
 """
 
@@ -26,7 +26,7 @@ SIDED = re.compile(r"left|right|clock|thirty|button|input|flag|arrow|keycap|mark
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one picture."""
+    """What is known of one image."""
 
     name: str
     style: str
@@ -89,19 +89,19 @@ def caption(row: Row, rng: random.Random, phrases: Phrases = PHRASES) -> str:
     return rng.choices(make, weights)[0](row, rng)
 
 
-class CaptionedPictures:
-    """Pictures and what they show, all in memory.
+class CaptionedImages:
+    """Images and what they show, all in memory.
 
     Attributes:
-        pictures: uint8 tensor (N, 3, H, W).
+        images: uint8 tensor (N, 3, H, W).
         rows: N :class:`Row`.
-        skipped: (row number, reason) of the rows left out because their picture cannot be read.
+        skipped: (row number, reason) of the rows left out because their image cannot be read.
     """
 
-    def __init__(self, pictures: Tensor, rows: Sequence[Row], skipped: Sequence[tuple[int, str]] = ()):
-        if len(pictures) != len(rows):
-            raise ValueError(f"expected one row a picture, got {len(pictures)} pictures and {len(rows)} rows")
-        self.pictures = pictures
+    def __init__(self, images: Tensor, rows: Sequence[Row], skipped: Sequence[tuple[int, str]] = ()):
+        if len(images) != len(rows):
+            raise ValueError(f"expected one row an image, got {len(images)} images and {len(rows)} rows")
+        self.images = images
         self.rows = list(rows)
         self.skipped = list(skipped)
 
@@ -109,12 +109,12 @@ class CaptionedPictures:
         return len(self.rows)
 
     @classmethod
-    def from_parquet(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedPictures:
+    def from_parquet(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedImages:
         """Reads a table with the columns ``image`` {bytes}, ``name``, ``style`` and ``keywords``.
 
         Args:
             path: a ``.parquet`` file.
-            size: side of the square pictures, in pixels; others are resized.
+            size: side of the square images, in pixels; others are resized.
             exclude: rows whose name contains this are left out ("skin tone").
 
         Raises:
@@ -125,11 +125,11 @@ class CaptionedPictures:
 
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no table of pictures at {path}")
+            raise FileNotFoundError(f"no table of images at {path}")
         missing = {"image", "name", "style", "keywords"} - set(pq.read_schema(path).names)
         if missing:
             raise ValueError(f"{path}: expected the columns image, name, style, keywords; {sorted(missing)} missing")
-        pictures, rows, skipped = [], [], []
+        images, rows, skipped = [], [], []
         for i, record in enumerate(pq.read_table(path).to_pylist()):
             if not record["name"] or not record["style"]:
                 skipped.append((i, "has no name or no style"))
@@ -137,23 +137,23 @@ class CaptionedPictures:
             if exclude and exclude in record["name"]:
                 continue
             try:
-                picture = _decode(record["image"]["bytes"], size)
-            except ImageError as error:  # one unreadable picture must not end a training run
+                image = _decode(record["image"]["bytes"], size)
+            except ImageError as error:  # one unreadable image must not end a training run
                 skipped.append((i, error.reason))
                 continue
-            pictures.append(picture)
+            images.append(image)
             rows.append(Row(record["name"], record["style"], tuple(record["keywords"] or ())))
         if not rows:
-            raise ValueError(f"{path}: no usable picture ({len(skipped)} unreadable, exclude={exclude!r})")
-        return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
+            raise ValueError(f"{path}: no usable image ({len(skipped)} unreadable, exclude={exclude!r})")
+        return cls(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
-    def load(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedPictures:
+    def load(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedImages:
         """Reads a parquet table of names, styles and keywords, or whatever else :meth:`from_pairs` reads.
 
         Args:
-            path: where the pictures are.
-            size: side of the square pictures, in pixels; others are resized.
+            path: where the images are.
+            size: side of the square images, in pixels; others are resized.
             exclude: rows whose name, or of other layouts a caption, contains this are left out.
         """
         import pyarrow.parquet as pq
@@ -163,14 +163,14 @@ class CaptionedPictures:
         return cls.from_pairs(path, size, exclude=exclude)
 
     @classmethod
-    def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedPictures:
+    def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedImages:
         """Reads all pairs of whatever :func:`clip_guidance.data.open_pairs` opens.
 
         A row's name is its first caption, its style is empty, and its captions are those of the data.
 
         Args:
-            path: a folder of pictures, a table, tars, or a data set of the Hub.
-            size: side of the square pictures, in pixels; others are resized.
+            path: a folder of images, a table, tars, or a data set of the Hub.
+            size: side of the square images, in pixels; others are resized.
             options: of ``open_pairs``: ``policy``, ``workers``, ``quarantine``, ``caption_columns``, ...
 
         Raises:
@@ -179,34 +179,34 @@ class CaptionedPictures:
         """
         from clip_guidance.data import open_pairs
 
-        pairs = open_pairs(path, transform=lambda picture: square(picture, size), **options)
-        pictures, rows, skipped = [], [], []
+        pairs = open_pairs(path, transform=lambda image: square(image, size), **options)
+        images, rows, skipped = [], [], []
         for outcome in pairs.outcomes():
             if outcome.pair is None:
                 skipped.append((pairs.row - 1, str(outcome.bad)))
                 continue
-            pictures.append(outcome.pair.image)
+            images.append(outcome.pair.image)
             rows.append(Row(outcome.pair.captions[0], "", (), outcome.pair.captions))
         pairs.ledger.judge(final=True)
-        return cls(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
+        return cls(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
-    def join(cls, parts: Sequence[CaptionedPictures]) -> CaptionedPictures:
-        """The pictures of all parts, in order; their sizes must agree."""
-        pictures = torch.cat([part.pictures for part in parts])
-        return cls(pictures, [row for part in parts for row in part.rows], [s for part in parts for s in part.skipped])
+    def join(cls, parts: Sequence[CaptionedImages]) -> CaptionedImages:
+        """The images of all parts, in order; their sizes must agree."""
+        images = torch.cat([part.images for part in parts])
+        return cls(images, [row for part in parts for row in part.rows], [s for part in parts for s in part.skipped])
 
-    def subset(self, indices: Sequence[int]) -> CaptionedPictures:
-        """The pictures at ``indices``, in that order."""
-        return CaptionedPictures(self.pictures[torch.as_tensor(list(indices))], [self.rows[i] for i in indices])
+    def subset(self, indices: Sequence[int]) -> CaptionedImages:
+        """The images at ``indices``, in that order."""
+        return CaptionedImages(self.images[torch.as_tensor(list(indices))], [self.rows[i] for i in indices])
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
     return square(load_image(data), size)
 
 
-def square(picture: Image.Image, size: int) -> np.ndarray:
-    """uint8 (size, size, 3) of an RGB picture."""
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 (size, size, 3) of an RGB image."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)

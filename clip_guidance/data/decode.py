@@ -28,8 +28,8 @@ def decode(
     Args:
         record: what was read.
         policy: what is refused.
-        transform: given the picture (RGB), makes ``Pair.image``; its errors are the caller's.
-        exclude: records of which a caption contains this are left out, and their pictures are not read.
+        transform: given the image (RGB), makes ``Pair.image``; its errors are the caller's.
+        exclude: records of which a caption contains this are left out, and their images are not read.
     """
     size = None
     try:
@@ -38,7 +38,7 @@ def decode(
         captions, notes = clean_captions(record.captions() if callable(record.captions) else record.captions)
         if exclude and any(exclude in caption for caption in captions):
             return Outcome(record)
-        data = picture_bytes(record, policy)
+        data = image_bytes(record, policy)
         header = open_header(data, policy)
         size = header.size
         notes += conversions(header)
@@ -67,15 +67,15 @@ def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     raise BadRow("no_caption", "the caption is empty" if values else "there is no caption")
 
 
-def picture_bytes(record: Record, policy: Policy) -> bytes:
-    """The encoded picture.
+def image_bytes(record: Record, policy: Policy) -> bytes:
+    """The encoded image.
 
     Raises:
         BadRow: it is not there, may not be read, is empty or above the limit.
     """
-    if record.picture is None:
-        raise BadRow("no_picture", "there is no picture")
-    data = record.picture if isinstance(record.picture, bytes) else record.picture.read(policy.max_bytes)
+    if record.image is None:
+        raise BadRow("no_image", "there is no image")
+    data = record.image if isinstance(record.image, bytes) else record.image.read(policy.max_bytes)
     if not data:
         raise BadRow("empty", "is empty (0 bytes)")
     if len(data) > policy.max_bytes:
@@ -84,10 +84,10 @@ def picture_bytes(record: Record, policy: Policy) -> bytes:
 
 
 def open_header(data: bytes, policy: Policy) -> Image.Image:
-    """The picture with nothing decoded yet.
+    """The image with nothing decoded yet.
 
     Raises:
-        BadRow: it is not a picture, or its size is refused.
+        BadRow: it is not an image, or its size is refused.
     """
     try:
         header = Image.open(io.BytesIO(data))
@@ -106,7 +106,7 @@ def open_header(data: bytes, policy: Policy) -> Image.Image:
 
 
 def conversions(header: Image.Image) -> tuple[str, ...]:
-    """What has to be done to the picture to make it upright, opaque, 8-bit RGB."""
+    """What has to be done to the image to make it upright, opaque, 8-bit RGB."""
     notes = ["16_bit"] if header.mode.startswith("I") else []
     notes += [MODES[header.mode]] if header.mode in MODES else []
     try:
@@ -128,4 +128,4 @@ def _why_unknown(data: bytes) -> str:
         load_image(data)
     except ImageError as error:  # names formats that we know by sight, such as HEIC
         return error.reason
-    return "is not a picture"
+    return "is not an image"

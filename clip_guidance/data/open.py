@@ -1,4 +1,4 @@
-"""Finds out what there is to read: tars, tables, a folder of pictures, or a data set of the Hub."""
+"""Finds out what there is to read: tars, tables, a folder of images, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clip_guidance.data.sources.tar import TarSource
 from clip_guidance.images.load import EXTENSIONS
 
 SUPPORTED = (
-    "a folder of pictures with captions.csv (.tsv, .jsonl), metadata.jsonl, a .txt beside each picture, or folders "
+    "a folder of images with captions.csv (.tsv, .jsonl), metadata.jsonl, a .txt beside each image, or folders "
     "named after what they show; .csv, .tsv, .jsonl and .parquet tables; WebDataset .tar archives, also "
     "shards/{0000..0012}.tar; or the owner/name of a Hub data set"
 )
@@ -39,7 +39,7 @@ def open_pairs(
     streaming: bool = True,
     **options: Any,
 ) -> Pairs:
-    """Opens whatever holds pictures and their captions.
+    """Opens whatever holds images and their captions.
 
     Args:
         path: a folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
@@ -83,25 +83,25 @@ def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Sour
 
 
 def _source_in(listing: Listing, columns: dict[str, Any]) -> Source:
-    """The source in a folder; an archive says more than a table of captions, and that more than pictures alone."""
+    """The source in a folder; an archive says more than a table of captions, and that more than images alone."""
     root = listing.root
     if tars := listing.with_suffix(*tar.SUFFIXES):
         return TarSource([root / file for file in tars], str(root))
     captions = [file for file in listing.files if CAPTION_TABLES.fullmatch(PurePath(file).name)]
-    pictures = listing.with_suffix(*EXTENSIONS)
+    images = listing.with_suffix(*EXTENSIONS)
     parquet = listing.with_suffix(".parquet")
-    tables = captions or (parquet if not pictures or _holds_pictures(root, parquet, columns) else [])
-    tables = tables or ([] if pictures else listing.with_suffix(*table.SUFFIXES))
+    tables = captions or (parquet if not images or _holds_images(root, parquet, columns) else [])
+    tables = tables or ([] if images else listing.with_suffix(*table.SUFFIXES))
     if tables:
         return TableSource([root / file for file in tables], str(root), **columns)
-    if pictures or listing.denied:
+    if images or listing.denied:
         return FolderSource(listing)
     found = _counted(map(PurePath, listing.files)) or "nothing"
     raise SourceError(f"{root}: found {found}; supported are {SUPPORTED}")
 
 
-def _holds_pictures(root: Path, parquet: list[str], columns: dict[str, Any]) -> bool:
-    """Whether the tables beside pictures hold pictures: a data set's do, what img2dataset writes does not."""
+def _holds_images(root: Path, parquet: list[str], columns: dict[str, Any]) -> bool:
+    """Whether the tables beside images hold images: a data set's do, what img2dataset writes does not."""
     try:
         return bool(parquet) and bool(TableSource([root / parquet[0]], str(root), **columns))
     except SourceError:

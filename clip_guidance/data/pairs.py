@@ -2,8 +2,8 @@
 
 The order is a function of (seed, epoch) alone: the parts are permuted, then the rows within blocks of
 ``shuffle_buffer`` rows. A block can be found without drawing those before it, so a reader resumes by skipping rows,
-whose pictures are not even read; parts that were read to their end before, in this epoch or an earlier one, are not
-opened, since the position holds their lengths. Pictures are decoded by threads (Pillow's decoders release the
+whose images are not even read; parts that were read to their end before, in this epoch or an earlier one, are not
+opened, since the position holds their lengths. Images are decoded by threads (Pillow's decoders release the
 interpreter's lock) a few rows ahead and handed out in order, so neither the order nor a position depends on how many
 threads there are.
 """
@@ -35,7 +35,7 @@ class Pairs:
     that was broken off is continued, as is one whose state was saved and loaded.
 
     With several processes each reads its own share: every n-th part where their number is a multiple of the number of
-    processes, else every n-th row, in which case all processes go through all rows (but read only their pictures). The
+    processes, else every n-th row, in which case all processes go through all rows (but read only their images). The
     shares may differ by some rows: end an epoch by a number of steps, over :meth:`forever`.
 
     Args:
@@ -46,11 +46,11 @@ class Pairs:
         shuffle_buffer: rows held and shuffled together; 0 keeps the source's own order. A single table or tar that
             is sorted by what it shows needs a buffer larger than a class.
         workers: threads that read and decode; 0 does it in the calling thread.
-        ahead: pictures that they have read or are reading before it is their turn; two a thread where not given. With
+        ahead: images that they have read or are reading before it is their turn; two a thread where not given. With
             as many as a batch, the next batch is read while one is trained on.
-        transform: given the picture (RGB), makes ``Pair.image``; runs in the threads.
+        transform: given the image (RGB), makes ``Pair.image``; runs in the threads.
         exclude: rows of which a caption contains this are left out ("skin tone"): they are no bad rows, and their
-            pictures are not read.
+            images are not read.
         quarantine: a JSONL file to which the bad rows of the first epoch are appended, each as it is met; with several
             processes each has its own, ``quarantine-0-of-4.jsonl``.
 
@@ -154,7 +154,7 @@ class Pairs:
         self.ledger.load_state_dict(state["counts"])
 
     def captions(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
-        """The captions of the first ``limit`` rows of the first epoch, without their pictures; bad ones left out.
+        """The captions of the first ``limit`` rows of the first epoch, without their images; bad ones left out.
 
         Excluded ones are too.
         """

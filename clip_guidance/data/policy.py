@@ -1,6 +1,6 @@
 """The one policy for bad rows, whatever they are read from: counted, listed, and never fatal below a set share.
 
-What a picture is turned into is the policy of :mod:`clip_guidance.images` (upright, opaque, 8-bit RGB); such
+What an image is turned into is the policy of :mod:`clip_guidance.images` (upright, opaque, 8-bit RGB); such
 conversions are counted too, since a user may not know that a tenth of the data is CMYK.
 """
 
@@ -29,10 +29,10 @@ class Policy:
     Attributes:
         max_bad_share: of the rows read, in [0, 1]; more of them end the reading with :class:`TooManyBadRows`.
         min_rows: the share is not judged before as many rows, unless the epoch ends.
-        max_pixels: of a picture, known from its header before anything is decoded. Pillow refuses what is above
+        max_pixels: of an image, known from its header before anything is decoded. Pillow refuses what is above
             twice its own ``PIL.Image.MAX_IMAGE_PIXELS`` in any case; the default is that number.
         min_side: in pixels. The default refuses 1 × 1 spacers.
-        max_bytes: of an encoded picture.
+        max_bytes: of an encoded image.
     """
 
     max_bad_share: float = 0.05
@@ -57,8 +57,8 @@ class Outcome:
         record: what was read.
         pair: None where the row is bad.
         bad: None where it is good.
-        notes: what had to be done to the picture or the captions, such as "cmyk" or "caption_dropped".
-        size: width and height of the picture as stored, where known.
+        notes: what had to be done to the image or the captions, such as "cmyk" or "caption_dropped".
+        size: width and height of the image as stored, where known.
     """
 
     record: Record
@@ -87,7 +87,7 @@ class Ledger:
         notes: number of good rows by what was done to them.
         captions: number in all good rows.
         duplicates: captions that an earlier row had, among the first million different ones.
-        smallest: (width, height) of the good picture with the fewest pixels, None without any.
+        smallest: (width, height) of the good image with the fewest pixels, None without any.
         largest: that of the one with the most.
         examples: the first three bad rows of each reason.
     """

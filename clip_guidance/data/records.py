@@ -1,7 +1,7 @@
 """What flows through a reader: a part of a source, the record found in it, the pair made of that.
 
 A source is cut into parts (a tar, a group of a table's rows, some files of a folder) that can be read in any order. A
-record is what a row says before anything large is read: reading over records costs no picture.
+record is what a row says before anything large is read: reading over records costs no image.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ REASONS = {
     "unsafe_name": "an archive member that names a place outside of the archive",
     "no_caption": "no caption, or an empty one",
     "caption_not_text": "a caption that is a number, a list of lists, or not UTF-8",
-    "no_picture": "a row without a picture, or with one that is not a path or bytes",
-    "missing": "a picture that is named and not there",
+    "no_image": "a row without an image, or with one that is not a path or bytes",
+    "missing": "an image that is named and not there",
     "unreadable": "a file that may not be read, or is no file",
-    "empty": "a picture of 0 bytes",
-    "too_many_bytes": "a picture file above the limit",
-    "unknown_format": "not a picture, or in a format that is not supported",
+    "empty": "an image of 0 bytes",
+    "too_many_bytes": "an image file above the limit",
+    "unknown_format": "not an image, or in a format that is not supported",
     "too_large": "more pixels than the limit, known before they are decoded",
     "too_small": "a side shorter than the limit, such as a 1 × 1 spacer",
-    "corrupt": "a truncated or corrupt picture, or one in a colour mode that is not supported",
+    "corrupt": "a truncated or corrupt image, or one in a colour mode that is not supported",
 }
 
 
@@ -51,12 +51,12 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and what it shows.
+    """An image and what it shows.
 
     Attributes:
         image: 8-bit RGB, upright and opaque; or what the reader's ``transform`` made of it.
         captions: one or more, without spaces around them, none twice.
-        key: the picture within its origin: a path, an archive's key, ``row 17``.
+        key: the image within its origin: a path, an archive's key, ``row 17``.
         origin: the file, folder or data set it came from.
     """
 
@@ -84,14 +84,14 @@ class Record:
     Attributes:
         key: as in :class:`Pair`.
         origin: as in :class:`Pair`.
-        picture: the encoded picture, or where it is; None where there is none.
+        image: the encoded image, or where it is; None where there is none.
         captions: their values as found, or what reads them.
         problem: why the row is bad, where that is known already.
     """
 
     key: str
     origin: str
-    picture: bytes | Stored | None = None
+    image: bytes | Stored | None = None
     captions: Sequence[Any] | Callable[[], Sequence[Any]] = ()
     problem: BadRow | None = None
 
@@ -109,7 +109,7 @@ class Source(Protocol):
 
     Attributes:
         name: what the user asked for.
-        kind: what it turned out to be, such as "picture folder".
+        kind: what it turned out to be, such as "image folder".
         parts: its pieces, the same and in the same order each time it is opened.
     """
 

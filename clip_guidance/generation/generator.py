@@ -1,7 +1,7 @@
-"""Pictures from prompts, each of which can be made again from what is written in it.
+"""Images from prompts, each of which can be made again from what is written in it.
 
-``GenerateSettings`` is all that determines one picture. It is stored in the PNG as text (key
-``clip_guidance``, JSON), next to the scores and the versions, and ``read_settings`` gets it back. Pictures
+``GenerateSettings`` is all that determines one image. It is stored in the PNG as text (key
+``clip_guidance``, JSON), next to the scores and the versions, and ``read_settings`` gets it back. Images
 are drawn one at a time, each with a generator of its own: none depends on how many are made with it.
 
 What is slow to import is imported when it is needed: the command line reads its defaults here.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GeneratedImage:
-    """One picture, and the record that is stored in it.
+    """One image, and the record that is stored in it.
 
     Attributes:
         image: RGB.
@@ -63,7 +63,7 @@ class GeneratedImage:
     device: str = "cpu"
 
     def record(self) -> dict[str, Any]:
-        """What is stored in the picture."""
+        """What is stored in the image."""
         return {
             "settings": asdict(self.settings),
             "guide": self.guide,
@@ -73,7 +73,7 @@ class GeneratedImage:
         }
 
     def to_png(self) -> bytes:
-        """The picture as a PNG file that carries its record."""
+        """The image as a PNG file that carries its record."""
         from PIL import PngImagePlugin
 
         info = PngImagePlugin.PngInfo()
@@ -83,20 +83,20 @@ class GeneratedImage:
         return buffer.getvalue()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes ``prompt-seed.png``, or ``prompt-seed-2.png`` and so on if another picture has that name.
+        """Writes ``prompt-seed.png``, or ``prompt-seed-2.png`` and so on if another image has that name.
 
         Returns:
-            The path; that of the existing file if it holds this very picture and record.
+            The path; that of the existing file if it holds this very image and record.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         data = self.to_png()
-        slug = re.sub(r"\W+", "-", self.settings.prompt.lower()).strip("-")[:40].rstrip("-") or "picture"
+        slug = re.sub(r"\W+", "-", self.settings.prompt.lower()).strip("-")[:40].rstrip("-") or "image"
         stem = f"{slug}-{self.settings.seed}"
         for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
             path = folder / f"{stem}{suffix}.png"
             if not path.exists():
-                part = path.with_suffix(".part")  # a picture is there in full or not at all
+                part = path.with_suffix(".part")  # an image is there in full or not at all
                 part.write_bytes(data)
                 os.replace(part, path)
                 return path
@@ -124,15 +124,15 @@ def generate(
     device: str | torch.device = "cpu",
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[GeneratedImage]:
-    """Draws one picture for each settings and scores it with its guide and with a judge.
+    """Draws one image for each settings and scores it with its guide and with a judge.
 
     Args:
-        settings: one a picture.
+        settings: one an image.
         device: where to draw.
         on_step: called after every denoising step.
 
     Yields:
-        Each picture as soon as it is done.
+        Each image as soon as it is done.
 
     Raises:
         ValueError: a model is unknown or a setting out of range.
@@ -143,7 +143,7 @@ def generate(
 
 
 class Drawer:
-    """Draws one picture at a time, and keeps the models of the latest ones.
+    """Draws one image at a time, and keeps the models of the latest ones.
 
     Args:
         device: where to draw.
@@ -155,11 +155,11 @@ class Drawer:
         self._scorer = functools.lru_cache(maxsize=2)(_load_scorer)
 
     def pipeline(self, settings: GenerateSettings) -> Any:
-        """The pipeline that draws a picture of these settings; loaded if the latest one was drawn by another."""
+        """The pipeline that draws an image of these settings; loaded if the latest one was drawn by another."""
         return self._pipeline(settings.model, settings.scheduler, self.device)
 
     def __call__(self, settings: GenerateSettings, on_step: Callable[[], None] | None = None) -> GeneratedImage:
-        """One picture, scored by its guide and by a judge.
+        """One image, scored by its guide and by a judge.
 
         Args:
             settings: what to draw.

@@ -1,4 +1,4 @@
-"""All that determines one picture, its defaults, and how it is read back from a picture.
+"""All that determines one image, its defaults, and how it is read back from an image.
 
 Nothing here is slow to import: the command line reads its defaults here.
 """
@@ -31,12 +31,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers and 
 }
 TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # what benchmarks/steering/tune.py found, by model
 UNTUNED = {"scale": 1.0, "start": 0.0}
-JUDGES = {"emoji": "emoji-judge"}  # a CLIP that never guided, by the model whose pictures it scores
+JUDGES = {"emoji": "emoji-judge"}  # a CLIP that never guided, by the model whose images it scores
 
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Everything that determines one picture, and who scores it.
+    """Everything that determines one image, and who scores it.
 
     Attributes:
         prompt: what the pipeline draws.
@@ -93,12 +93,12 @@ class GenerateSettings:
 
     @property
     def target(self) -> str:
-        """What the picture is steered to and scored against."""
+        """What the image is steered to and scored against."""
         return self.clip_prompt or self.prompt
 
 
 def read_settings(path: str | os.PathLike[str]) -> GenerateSettings:
-    """The settings that a picture was made with.
+    """The settings that an image was made with.
 
     Raises:
         ValueError: the file holds none, or those of another version of this package.

@@ -182,7 +182,7 @@ class Guider(BaseGuidance):
             self._attachments = ()  # which hold the pipeline, which holds this
             if dropped:
                 warnings.warn(
-                    f"guidance left out {dropped} shifts that were not finite; these pictures were steered less. A "
+                    f"guidance left out {dropped} shifts that were not finite; these images were steered less. A "
                     "reward, decoder or denoiser in float16 is the usual cause",
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""The bytes of a picture's file, and the hash that it is known by wherever it lies."""
+"""The bytes of an image's file, and the hash that it is known by wherever it lies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def look_at(path: str) -> os.stat_result:
     except (OSError, ValueError) as error:  # the second for a name with a null byte
         raise ImageError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if stat.S_ISDIR(found.st_mode):
-        raise ImageError(path, "is a folder that holds no picture")
+        raise ImageError(path, "is a folder that holds no image")
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
         raise ImageError(path, "is no regular file")
     return found

@@ -1,4 +1,4 @@
-"""Which files are pictures: folders and globs become the paths in them, and nothing is passed over unnoticed."""
+"""Which files are images: folders and globs become the paths in them, and nothing is passed over unnoticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXTENSIONS = frozenset(f".{extension}" for extension in f"{_READ} {_REFUSED}".sp
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Expands folders and globs to the pictures in them; a path that is neither stays as it is.
+    """Expands folders and globs to the images in them; a path that is neither stays as it is.
 
     Args:
         paths: files, folders (searched recursively, hidden entries left out) and globs (``**`` is recursive).
@@ -35,7 +35,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The visible pictures under a folder, also broken links and pipes, and folders that may not be looked into."""
+    """The visible images under a folder, also broken links and pipes, and folders that may not be looked into."""
     closed: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,15 +1,15 @@
-"""The one image loader: every picture that enters the package passes through here.
+"""The one image loader: every image that enters the package passes through here.
 
 Declared policy, because readers differ silently and a score moves with them:
 
 - EXIF orientation is applied, transparency is composited on white; of an animation the first frame is taken, which is
   said once (log of this module);
-- grey, palette and CMYK become RGB; 16-bit and float pictures are scaled to 8 bits, where PIL's
+- grey, palette and CMYK become RGB; 16-bit and float images are scaled to 8 bits, where PIL's
   ``convert("RGB")`` saturates them to white;
 - more than 179 megapixels (twice PIL.Image.MAX_IMAGE_PIXELS) are refused before they are decoded, and so is what is no
   regular file: a pipe would be waited for without end;
 - what cannot be read is an ``ImageError`` that names the file and the reason, and ``load_images`` can skip
-  and report such files, so that one corrupt picture in ten thousand costs one line.
+  and report such files, so that one corrupt image in ten thousand costs one line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FOREIGN_FORMATS = {
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read. The message names the picture and the reason."""
+    """An image that cannot be read. The message names the image and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -54,7 +54,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that was passed over, and why."""
+    """An image that was passed over, and why."""
 
     path: str
     reason: str
@@ -62,10 +62,10 @@ class Skipped:
 
 @dataclass
 class ImageBatch:
-    """Consecutive readable pictures of a longer list, and the unreadable ones met among them.
+    """Consecutive readable images of a longer list, and the unreadable ones met among them.
 
     Attributes:
-        images: RGB pictures.
+        images: RGB images.
         names: the file name (or ``image 7``) of each.
         indices: the position of each in the list that was given.
         skipped: what could not be read.
@@ -81,19 +81,19 @@ class ImageBatch:
 
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Reads one picture.
+    """Reads one image.
 
     Args:
         source: a PIL image, a path, the bytes of a file, an array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4), or a tensor (1, H, W), (3, H, W) or (4, H, W); numbers are bool, uint8, uint16
             or float in [0, 1]. A fourth channel is transparency.
-        name: what to call the picture in an error; by default its path.
+        name: what to call the image in an error; by default its path.
 
     Returns:
-        An 8-bit RGB picture, upright and opaque.
+        An 8-bit RGB image, upright and opaque.
 
     Raises:
-        ImageError: it cannot be read; the message names the picture and says why.
+        ImageError: it cannot be read; the message names the image and says why.
     """
     name = name or image_name(source)
     try:
@@ -118,18 +118,18 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
 def load_images(
     sources: Iterable[ImageSource], batch_size: int = 64, on_error: Literal["raise", "skip"] = "raise"
 ) -> Iterator[ImageBatch]:
-    """Reads many pictures, ``batch_size`` at a time, in constant memory.
+    """Reads many images, ``batch_size`` at a time, in constant memory.
 
     Args:
-        sources: pictures as for ``load_image``; may be a generator.
-        batch_size: readable pictures in a batch; the last one may hold fewer, or only skipped ones.
-        on_error: "raise" stops at the first unreadable picture, "skip" reports it in ``ImageBatch.skipped``.
+        sources: images as for ``load_image``; may be a generator.
+        batch_size: readable images in a batch; the last one may hold fewer, or only skipped ones.
+        on_error: "raise" stops at the first unreadable image, "skip" reports it in ``ImageBatch.skipped``.
 
     Yields:
         Batches, in order.
 
     Raises:
-        ImageError: a picture cannot be read and ``on_error`` is "raise".
+        ImageError: an image cannot be read and ``on_error`` is "raise".
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -154,25 +154,25 @@ def load_images(
 
 
 def as_list(images: Any) -> list[ImageSource]:
-    """One picture or many, as a list of single pictures.
+    """One image or many, as a list of single images.
 
     Args:
         images: anything ``load_image`` takes, a list of these, or a batch: a tensor (B, C, H, W) or an array
             (B, H, W, C).
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no image.
     """
     batched = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     single = isinstance(images, (Image.Image, str, os.PathLike, bytes, np.ndarray, torch.Tensor)) and not batched
     listed = [images] if single else list(images)
     if not listed:
-        raise ValueError("expected at least one picture, got an empty list")
+        raise ValueError("expected at least one image, got an empty list")
     return listed
 
 
 def image_name(source: ImageSource, index: int | None = None) -> str:
-    """What to call a picture in a message: its path, or ``image 7``."""
+    """What to call an image in a message: its path, or ``image 7``."""
     if isinstance(source, Image.Image):
         source = getattr(source, "filename", "")
     named = isinstance(source, (str, os.PathLike)) and os.fspath(source)
@@ -192,7 +192,7 @@ def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if path.startswith(("http://", "https://")):
-            raise ImageError("", "is an address; download the picture and give its path")
+            raise ImageError("", "is an address; download the image and give its path")
         source = _read_bytes(path)
     if isinstance(source, bytes):
         return _decode(source)
@@ -203,7 +203,7 @@ def _read_bytes(path: str) -> bytes:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         with os.scandir(path):  # fails, and says so, where it may not be looked into
-            raise ImageError("", "is a folder that holds no picture")
+            raise ImageError("", "is a folder that holds no image")
     if not stat.S_ISREG(mode):
         raise ImageError("", "is no regular file")
     return Path(path).read_bytes()
@@ -217,12 +217,12 @@ def _decode(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         start = data[:_SEARCHED]
         kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(mark in start for mark in marks)), None)
-        reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not a picture"
+        reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not an image"
         raise ImageError("", reason) from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    """An array of pixels (H, W) or (H, W, C) as an 8-bit picture."""
+    """An array of pixels (H, W) or (H, W, C) as an 8-bit image."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or array.size == 0:
@@ -260,7 +260,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _tell_frames(image: Image.Image, name: str) -> None:
-    """Says once that only the first frame is taken; the second picture of a camera's MPO is no frame."""
+    """Says once that only the first frame is taken; the second image of a camera's MPO is no frame."""
     if "frames" in _told or image.format == "MPO":
         return
     try:
@@ -269,7 +269,7 @@ def _tell_frames(image: Image.Image, name: str) -> None:
         several = False
     if several:
         _told.add("frames")
-        _log.warning("%s holds several frames; of this and other such pictures the first is taken", name)
+        _log.warning("%s holds several frames; of this and other such images the first is taken", name)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ METADATA_KEY = "clip_guidance"
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The record stored in a picture; None if it has none or is no picture."""
+    """The record stored in an image; None if it has none or is no image."""
     from PIL import Image
 
     try:

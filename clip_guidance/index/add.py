@@ -99,7 +99,7 @@ def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], 
 
 
 def _gone(store: Store, content: str, taken: set[int]) -> Entry | None:
-    """A picture of the same bytes whose file is not where it was."""
+    """An image of the same bytes whose file is not where it was."""
     alike = (entry for entry in store.by_hash(content) if entry.id not in taken)
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 

@@ -37,7 +37,7 @@ def other_model(store: Store, fingerprint: str) -> ImageIndexError:
     made = f"was made with the CLIP {store.meta['model']} (fingerprint {store.meta['fingerprint']})"
     return ImageIndexError(
         f"{store.folder}: {made}, this one's is {fingerprint}: their vectors cannot be compared; use that CLIP, or "
-        "index the pictures anew in another folder"
+        "index the images anew in another folder"
     )
 
 

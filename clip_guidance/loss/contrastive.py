@@ -16,7 +16,7 @@ MAX_LOGIT_SCALE = math.log(100)  # the temperature is "clipped to prevent scalin
 
 
 def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """exp(logit_scale) · cos of every picture with every text, (N, M) from (N, d) and (M, d), in at least float32.
+    """exp(logit_scale) · cos of every image with every text, (N, M) from (N, d) and (M, d), in at least float32.
 
     ``logit_scale`` is the log of the factor, of one element; it is held at or below ln 100, and its gradient is zero
     above.
@@ -34,7 +34,7 @@ def contrastive_loss(
 
     Args:
         image_embeds: (N, d), need not be unit vectors.
-        text_embeds: (N, d); row i is the caption of picture i.
+        text_embeds: (N, d); row i is the caption of image i.
         logit_scale: log of the inverse temperature, one element.
         groups: int (N,); pairs with equal entries have the same caption and are not each other's negatives: their
             off-diagonal logits are left out of both softmaxes.

@@ -1,6 +1,6 @@
 """The sigmoid objective of SigLIP (Zhai et al. 2023, arXiv:2303.15343, algorithm 1), without its N x N matrix.
 
-    loss = −1/N · Σ_ij log σ(z_ij · (t·a_i·b_j + bias)),    z_ij = 1 where text j is right for picture i, else −1
+    loss = −1/N · Σ_ij log σ(z_ij · (t·a_i·b_j + bias)),    z_ij = 1 where text j is right for image i, else −1
 
 Every term stands alone, so the gradient of a tile is known as soon as the tile is: forward and backward are one pass,
 and what is kept for backward is of the size of the embeddings. On many processes as :mod:`.tiled_loss`, whose tiles
@@ -37,7 +37,7 @@ def sigmoid_loss(
 
     Args:
         image_embeds: (n, d) of this process, need not be unit vectors.
-        text_embeds: (n, d); row i is the caption of picture i.
+        text_embeds: (n, d); row i is the caption of image i.
         logit_scale: log of the factor t, one element.
         logit_bias: added to every logit, one element; trained from :data:`INITIAL_BIAS`.
         groups: int (n,); pairs with equal entries, on whatever process, have the same caption: each is right for each.
@@ -45,7 +45,7 @@ def sigmoid_loss(
         process_group: of torch.distributed; the default one where it is initialised.
 
     Returns:
-        A scalar in nats a picture, in at least float32.
+        A scalar in nats an image, in at least float32.
 
     Raises:
         ValueError: the shapes do not fit, or processes have different numbers of pairs.

@@ -1,7 +1,7 @@
 """The contrastive objective without its N x N matrix, exact on one process and on many.
 
 ``loss.py`` has the objective itself (Radford et al. 2021, figure 3) and its plain form, which this equals. With unit
-embeddings a_i of pictures and b_j of texts, l_ij = t·a_i·b_j, and q_ij the share of text j in what picture i should
+embeddings a_i of images and b_j of texts, l_ij = t·a_i·b_j, and q_ij the share of text j in what image i should
 choose (1 for its own caption),
 
     loss = 1/2N · Σ_i (logsumexp_j l_ij − Σ_j q_ij l_ij)  +  1/2N · Σ_j (logsumexp_i l_ij − Σ_i q_ij l_ij)
@@ -12,7 +12,7 @@ maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867). Backward makes ea
 beside what is of the size of the embeddings.
 
 On W processes each has its own rows and all texts, which are gathered; the sums over columns are joined by one maximum
-and one sum over the processes, so pictures are never gathered. The value is that of the global batch on every process.
+and one sum over the processes, so images are never gathered. The value is that of the global batch on every process.
 Gradients are W times those of the global loss, since data parallelism averages them over the processes: what a
 parameter gets is then the gradient that one process with the global batch would have given it.
 """
@@ -49,7 +49,7 @@ def tiled_contrastive_loss(
 
     Args:
         image_embeds: (n, d) of this process, need not be unit vectors.
-        text_embeds: (n, d); row i is the caption of picture i.
+        text_embeds: (n, d); row i is the caption of image i.
         logit_scale: log of the inverse temperature, one element.
         groups: int (n,); pairs with equal entries, on whatever process, have the same caption.
         positives: what pairs of one group are to each other. "own": nothing, their logits are left out. "all": right

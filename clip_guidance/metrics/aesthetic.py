@@ -1,7 +1,7 @@
-"""How pleasing is a picture? A linear head on a CLIP's image embedding: w·e + b, with e a unit vector.
+"""How pleasing is an image? A linear head on a CLIP's image embedding: w·e + b, with e a unit vector.
 
 The heads of LAION (https://github.com/LAION-AI/aesthetic-predictor) were fitted to the ratings of people, 1 to 10, on
-embeddings of OpenAI's ViT-B/32, B/16 and L/14: one of them says nothing about another CLIP's pictures. Its width is
+embeddings of OpenAI's ViT-B/32, B/16 and L/14: one of them says nothing about another CLIP's images. Its width is
 checked; that it was fitted to these very weights cannot be, since a head does not say so.
 
 A head is a safetensors file that holds ``weight`` (1, d) and ``bias`` (1,), an ``nn.Linear``.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AestheticHead:
-    """A linear head; a ``PictureScore`` that looks at no text.
+    """A linear head; a ``ImageScore`` that looks at no text.
 
     Args:
         name: how the score is called.
@@ -91,20 +91,20 @@ class AestheticHead:
 
 
 def aesthetic_score(clip: CLIP, images: Any, head: AestheticHead | str | Path, batch_size: int = 64) -> Tensor:
-    """Scores pictures by an aesthetic head.
+    """Scores images by an aesthetic head.
 
     Args:
         clip: the CLIP that the head was fitted to.
-        images: n pictures, as for ``CLIP.encode_image``.
+        images: n images, as for ``CLIP.encode_image``.
         head: a head, or the path of its safetensors.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Returns:
         (n,) scores; LAION's heads mostly give 2 to 8.
 
     Raises:
         ModelError: the head cannot be read, or is that of another CLIP.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     head = head if isinstance(head, AestheticHead) else AestheticHead.from_file(head)
     return head.scores(clip, clip.encode_image(images, batch_size=batch_size))

@@ -1,7 +1,7 @@
 """How good a classifier is, and how much its probabilities are worth, once the right labels are known.
 
 The definitions are CLIP_benchmark's (LAION): top-1 and top-5 by the order of the logits, mean per-class recall
-(balanced accuracy), uninterpolated average precision for several labels a picture, and for retrieval the share of
+(balanced accuracy), uninterpolated average precision for several labels an image, and for retrieval the share of
 queries with a right answer among the first k. Calibration is temperature scaling (Guo et al. 2017,
 arXiv:1706.04599, section 4.2).
 """
@@ -19,14 +19,14 @@ STEEPEST = 1e4  # factor of the logits beyond which a sample is taken to have no
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """What is known of n classified pictures.
+    """What is known of n classified images.
 
     Attributes:
         count: n.
         top1: share whose right label has the highest logit; a tie is wrong.
         top5: share with it among the five highest; None with fewer than five labels.
-        mean_per_class_recall: mean over the labels that occur of the share of their pictures that is right.
-        confusion: int64 (L, L), pictures of label i that were given label j.
+        mean_per_class_recall: mean over the labels that occur of the share of their images that is right.
+        confusion: int64 (L, L), images of label i that were given label j.
         error: expected calibration error of the probabilities, see :func:`calibration_error`.
     """
 
@@ -48,7 +48,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMet
     """Of logits (n, L), and int64 targets (n,), the numbers of the right labels.
 
     Raises:
-        ValueError: there is no picture, or the shapes do not fit.
+        ValueError: there is no image, or the shapes do not fit.
     """
     if not len(logits) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"expected logits (n, L) and targets (n,), got {tuple(logits.shape)}, {tuple(targets.shape)}")
@@ -70,7 +70,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMet
 
 
 def calibration_error(probs: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: |how often right − how sure|, over bins of how sure, weighted by their pictures.
+    """Expected calibration error: |how often right − how sure|, over bins of how sure, weighted by their images.
 
     Args:
         probs: (n, L), each row sums to one.
@@ -91,14 +91,14 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     bisection, exact to rounding.
 
     Args:
-        logits: (n, L) of a labelled sample: some ten pictures are enough, since one number is fitted.
+        logits: (n, L) of a labelled sample: some ten images are enough, since one number is fitted.
         targets: int64 (n,).
 
     Returns:
         T, above 0.
 
     Raises:
-        ValueError: there is no best one: every picture is right (T would be 0), or they are right no more often than
+        ValueError: there is no best one: every image is right (T would be 0), or they are right no more often than
             by chance (it would be infinite).
     """
     logits, rows = logits.double(), torch.arange(len(targets))
@@ -109,9 +109,9 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     low, high = math.log(1 / STEEPEST), math.log(STEEPEST)
     if slope(math.exp(high)) >= 0:
-        raise ValueError(f"all {len(targets)} labelled pictures are right: no finite confidence fits; add harder ones")
+        raise ValueError(f"all {len(targets)} labelled images are right: no finite confidence fits; add harder ones")
     if slope(math.exp(low)) <= 0:
-        raise ValueError(f"the {len(targets)} labelled pictures are right no more often than by chance")
+        raise ValueError(f"the {len(targets)} labelled images are right no more often than by chance")
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(math.exp(middle)) > 0 else (low, middle)

@@ -1,12 +1,12 @@
-"""Quality without a reference: is a picture nearer to "Good photo." or to "Bad photo."?
+"""Quality without a reference: is an image nearer to "Good photo." or to "Bad photo."?
 
 Wang et al. 2023, "Exploring CLIP for Assessing the Look and Feel of Images" (CLIP-IQA, arXiv:2207.12396), antonym
 prompt pairing:
 
     score = softmax(100 · cos(I, positive), 100 · cos(I, negative))₀        in (0, 1)
 
-The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on pictures in their
-own size. Here pictures are resized to the CLIP's input, and a ViT keeps its positions: the record then calls the
+The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on images in their
+own size. Here images are resized to the CLIP's input, and a ViT keeps its positions: the record then calls the
 score "clip-iqa:quality with positional embedding", and neither is to be compared with the published numbers.
 """
 
@@ -47,7 +47,7 @@ PAIRS = {  # with the names and texts of torchmetrics, which extends the paper's
 
 @dataclass(frozen=True)
 class PromptPair:
-    """The share of a picture that goes to the first of two opposite texts; a ``PictureScore``.
+    """The share of an image that goes to the first of two opposite texts; a ``ImageScore``.
 
     Args:
         name: how the score is called, "clip-iqa:" and the pair.
@@ -101,20 +101,20 @@ def get_pair(pair: str) -> PromptPair:
 
 
 def clip_iqa(clip: CLIP, images: Any, pairs: Sequence[str] = ("quality",), batch_size: int = 64) -> dict[str, Tensor]:
-    """Scores pictures by pairs of opposite texts; each picture is encoded once for all pairs.
+    """Scores images by pairs of opposite texts; each image is encoded once for all pairs.
 
     Args:
         clip: the judge.
-        images: n pictures, as for ``CLIP.encode_image``.
+        images: n images, as for ``CLIP.encode_image``.
         pairs: as for :func:`get_pair`.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Returns:
         For each pair, as it was given, (n,) scores in [0, 1].
 
     Raises:
         ValueError: there is no such pair.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     found = {pair: get_pair(pair) for pair in pairs}
     image_embeds = clip.encode_image(as_list(images), batch_size=batch_size)

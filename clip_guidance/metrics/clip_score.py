@@ -1,16 +1,16 @@
-"""How well do pictures match texts? CLIP scores, each with its definition written down.
+"""How well do images match texts? CLIP scores, each with its definition written down.
 
 "CLIPScore" alone names at least two numbers, one around 0.7 and one around 30. Every score here follows a
 ``ScoreDefinition``, whose ``record`` goes wherever the score goes:
 
-    hessel        2.5 · max(cos(I, "A photo depicts " + c), 0)       mean over pictures
-    torchmetrics  100 · cos(I, c)                                    max(mean over pictures, 0)
-    cosine        cos(I, c)                                          mean over pictures
+    hessel        2.5 · max(cos(I, "A photo depicts " + c), 0)       mean over images
+    torchmetrics  100 · cos(I, c)                                    max(mean over images, 0)
+    cosine        cos(I, c)                                          mean over images
 
 Sources: Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", equations 1
 and 2; torchmetrics' ``CLIPScore``; Gal et al. 2022, "StyleGAN-NADA", equation 3 (directional similarity).
 
-The CLIP that guided a picture is no judge of it: score with another one.
+The CLIP that guided an image is no judge of it: score with another one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ScoreDefinition:
 
 
 def judge_record(clip: CLIP) -> dict[str, Any]:
-    """Which CLIP judges, in which precision, and what it sees of a picture and a text."""
+    """Which CLIP judges, in which precision, and what it sees of an image and a text."""
     processor = clip.image_processor
     return {
         "model": str(clip.name_or_path),
@@ -110,21 +110,21 @@ def clip_score(
     definition: Definition = TORCHMETRICS,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """How well each picture matches its text.
+    """How well each image matches its text.
 
     Args:
-        clip: the judge; not the one that guided the pictures.
-        images: n pictures, as for ``CLIP.encode_image``.
-        prompts: n texts, or one for all pictures. One too long is cut, keeping its end-of-text token.
+        clip: the judge; not the one that guided the images.
+        images: n images, as for ``CLIP.encode_image``.
+        prompts: n texts, or one for all images. One too long is cut, keeping its end-of-text token.
         definition: "torchmetrics" (100 · cos, the default), "hessel", "cosine", or your own.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Returns:
         (n,) scores; ``definition.mean(scores)`` is the number to report for all of them.
 
     Raises:
         ValueError: the number of texts is neither 1 nor n, or a text is empty.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     definition = get_definition(definition)
     images = as_list(images)
@@ -146,26 +146,26 @@ def ref_clip_score(
 
     Args:
         clip: the judge.
-        images: n pictures, as for ``CLIP.encode_image``.
-        prompts: n texts, or one for all pictures.
-        references: for each picture one or more reference texts.
+        images: n images, as for ``CLIP.encode_image``.
+        prompts: n texts, or one for all images.
+        references: for each image one or more reference texts.
         definition: that of s; the published one is "hessel".
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Returns:
         (n,) scores; 0 where s + r is 0.
 
     Raises:
-        ValueError: the lengths differ, or a picture has no reference.
+        ValueError: the lengths differ, or an image has no reference.
     """
     definition = get_definition(definition)
     images = as_list(images)
     texts = _with_prefix(definition, prompts, len(images))
     groups = [[group] if isinstance(group, str) else list(group) for group in references]
     if len(groups) != len(images):
-        raise ValueError(f"expected references for each of {len(images)} pictures, got {len(groups)}")
+        raise ValueError(f"expected references for each of {len(images)} images, got {len(groups)}")
     if empty := [i for i, group in enumerate(groups) if not group]:
-        raise ValueError(f"picture {empty[0]} has no reference text")
+        raise ValueError(f"image {empty[0]} has no reference text")
 
     text_embeds = clip.encode_text(texts).expand(len(images), -1)
     reference_embeds = clip.encode_text([definition.prefix + text for group in groups for text in group])
@@ -183,28 +183,28 @@ def directional_similarity(
     prompts_after: str | Sequence[str],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Did an edit change the picture the way it changes the text? cos(Δ image embedding, Δ text embedding).
+    """Did an edit change the image the way it changes the text? cos(Δ image embedding, Δ text embedding).
 
     Args:
         clip: the judge.
-        images_before: n pictures, as for ``CLIP.encode_image``.
-        images_after: the same pictures, edited.
-        prompts_before: n texts, or one for all pictures.
-        prompts_after: n texts, or one for all pictures.
-        batch_size: pictures encoded at once.
+        images_before: n images, as for ``CLIP.encode_image``.
+        images_after: the same images, edited.
+        prompts_before: n texts, or one for all images.
+        prompts_after: n texts, or one for all images.
+        batch_size: images encoded at once.
 
     Returns:
-        (n,) cosines; 0 where a picture or its text did not change.
+        (n,) cosines; 0 where an image or its text did not change.
 
     Raises:
         ValueError: the lengths differ.
     """
     before, after = as_list(images_before), as_list(images_after)
     if len(before) != len(after):
-        raise ValueError(f"got {len(before)} pictures before and {len(after)} after the edit")
+        raise ValueError(f"got {len(before)} images before and {len(after)} after the edit")
     texts = [clip.encode_text(_with_prefix(COSINE, p, len(before))) for p in (prompts_before, prompts_after)]
-    pictures = [clip.encode_image(images, batch_size=batch_size) for images in (before, after)]
-    return _cosine(pictures[1] - pictures[0], texts[1] - texts[0])
+    embeds = [clip.encode_image(part, batch_size=batch_size) for part in (before, after)]
+    return _cosine(embeds[1] - embeds[0], texts[1] - texts[0])
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -213,10 +213,10 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _with_prefix(definition: ScoreDefinition, prompts: str | Sequence[str], count: int) -> list[str]:
-    """The n texts to encode, or the one that all pictures share."""
+    """The n texts to encode, or the one that all images share."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(texts) not in (1, count):
-        raise ValueError(f"expected one text, or one for each of {count} pictures, got {len(texts)} texts")
+        raise ValueError(f"expected one text, or one for each of {count} images, got {len(texts)} texts")
     if empty := [i for i, text in enumerate(texts) if not text.strip()]:
         raise ValueError(f"text {empty[0]} is empty")
     return [definition.prefix + text for text in texts]

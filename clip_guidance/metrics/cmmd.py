@@ -1,10 +1,10 @@
-"""CMMD: how far two sets of pictures are apart, by a Gaussian kernel on CLIP embeddings.
+"""CMMD: how far two sets of images are apart, by a Gaussian kernel on CLIP embeddings.
 
 Jayasumana et al. 2024, "Rethinking FID: Towards a Better Evaluation Metric for Image Generation" (arXiv:2401.09603):
 
     CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y)),    k(x, y) = exp(−‖x − y‖² / (2 · 10²))
 
-over all pairs, a picture and itself included, as the authors' code has it. The estimate is therefore biased: two sets
+over all pairs, an image and itself included, as the authors' code has it. The estimate is therefore biased: two sets
 from one distribution are 2000 · (1 − E k) / N apart, so compare sets of one size. The published numbers are those of
 OpenAI's ViT-L/14 at 336 pixels on unit embeddings; another CLIP gives others.
 

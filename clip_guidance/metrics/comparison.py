@@ -1,8 +1,8 @@
 """Is one run better than another? Paired: the same prompts on both sides, so that what a prompt costs cancels.
 
 Of the differences dᵢ = bᵢ − aᵢ of n pairs, the mean and the win rate, mean of [dᵢ > 0] + ½ [dᵢ = 0], each with its
-percentile bootstrap interval over pairs (Efron 1979). A pair is what was drawn independently: a prompt, whose pictures
-are averaged first, rather than a picture. Below some 20 pairs a percentile interval is too narrow.
+percentile bootstrap interval over pairs (Efron 1979). A pair is what was drawn independently: a prompt, whose images
+are averaged first, rather than an image. Below some 20 pairs a percentile interval is too narrow.
 """
 
 from __future__ import annotations

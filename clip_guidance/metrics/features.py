@@ -31,7 +31,7 @@ def image_features(clip: CLIP, images: ImageSource | Iterable[ImageSource], batc
 def kernel_features(states: Tensor) -> Tensor:
     """Pooled states (n, D), each scaled to length √D in float32.
 
-    Only directions count, as everywhere in CLIP: else one blank picture, whose state is several times as long as any
+    Only directions count, as everywhere in CLIP: else one blank image, whose state is several times as long as any
     other, decides a cubic kernel alone.
     """
     return F.normalize(states.float(), dim=-1) * states.shape[1] ** 0.5

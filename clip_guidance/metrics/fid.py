@@ -3,8 +3,8 @@
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)
 
 On CLIP's embeddings it is CLIP-FID (Kynkäänniemi et al. 2023, arXiv:2203.06026; clean-fid's ``clip_vit_b_32``, which
-takes the projections *before* they are scaled to unit length). It is biased upwards, more the fewer the pictures:
-compare sets of one size, of many more pictures than features.
+takes the projections *before* they are scaled to unit length). It is biased upwards, more the fewer the images:
+compare sets of one size, of many more images than features.
 """
 
 from __future__ import annotations

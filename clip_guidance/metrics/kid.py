@@ -1,12 +1,12 @@
-"""How far two sets of pictures are apart in the feature space of a CLIP, and in what way.
+"""How far two sets of images are apart in the feature space of a CLIP, and in what way.
 
 Kernel distance (Binkowski et al. 2018, arXiv:1801.01401): the unbiased squared maximum mean discrepancy with the
 polynomial kernel k(x, y) = (x·y/d + 1)³. Unlike the Fréchet distance its expectation does not depend on the number of
-pictures, so it can be compared across small sets. Its value depends on the CLIP: name it beside the number.
+images, so it can be compared across small sets. Its value depends on the CLIP: name it beside the number.
 The published estimate averages 100 subsets of at most 1000; this one takes all pairs, which has the same expectation.
 
 Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2) tell fidelity from variety: the
-share of made pictures that look like a real one, and the share of real ones that a made one looks like.
+share of made images that look like a real one, and the share of real ones that a made one looks like.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def mean_kernel(
 def kernel_distance_interval(
     features_a: Tensor, features_b: Tensor, resamples: int = 1000, probability: float = 0.95, seed: int = 0
 ) -> Interval:
-    """:func:`kernel_distance` and its percentile bootstrap interval over the pictures of ``features_a``.
+    """:func:`kernel_distance` and its percentile bootstrap interval over the images of ``features_a``.
 
-    ``features_b``, the reference, is held: the interval says how far the distance would move with other pictures of
-    the same kind as a's. Pairs of copies of one picture, which a resample has, are left out as within one picture.
+    ``features_b``, the reference, is held: the interval says how far the distance would move with other images of
+    the same kind as a's. Pairs of copies of one image, which a resample has, are left out as within one image.
 
     Args:
         features_a: (n, D), n at least 2.
         features_b: (m, D), m at least 2.
-        resamples: number of resamples of n pictures.
+        resamples: number of resamples of n images.
         probability: that of the interval, in (0, 1).
         seed: of the resamples; equal seeds draw equal indices, so that intervals of paired sets can be compared.
     """
@@ -77,7 +77,7 @@ def kernel_distance_interval(
     between, within_b = _kernel(a, b).mean(1), _within(_kernel(b, b))
     kernel = _kernel(a, a).fill_diagonal_(0)
     counts = resample_counts(len(a), resamples, seed).to(a)
-    pairs = len(a) ** 2 - counts.square().sum(1)  # of different pictures
+    pairs = len(a) ** 2 - counts.square().sum(1)  # of different images
     drawn = ((counts @ kernel) * counts).sum(1) / pairs + within_b - 2 * counts @ between / len(a)
     return Interval(kernel_distance(a, b), *bounds(drawn, probability))
 
@@ -87,5 +87,5 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _within(kernel: Tensor) -> Tensor:
-    """Mean over pairs of different pictures."""
+    """Mean over pairs of different images."""
     return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))

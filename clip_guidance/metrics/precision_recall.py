@@ -19,22 +19,22 @@ class PrecisionRecall:
 
 
 def precision_recall(features: Tensor, real: Tensor, neighbours: int = 3) -> PrecisionRecall:
-    """Precision and recall of made pictures against real ones.
+    """Precision and recall of made images against real ones.
 
-    A set's manifold is the union of balls around its pictures, each reaching to its own ``neighbours``-th nearest of
+    A set's manifold is the union of balls around its images, each reaching to its own ``neighbours``-th nearest of
     the set. Both shares grow with the size of the set that makes the manifold: compare sets of one size.
 
     Args:
-        features: (n, D) of the made pictures, n above ``neighbours``.
+        features: (n, D) of the made images, n above ``neighbours``.
         real: (m, D), m above ``neighbours``.
         neighbours: k of the paper, which uses 3.
 
     Raises:
-        ValueError: there are too few pictures.
+        ValueError: there are too few images.
     """
     made, real = checked_sets(features, real)
     if min(len(made), len(real)) <= neighbours:
-        raise ValueError(f"expected more than {neighbours} pictures in each set, got {len(made)} and {len(real)}")
+        raise ValueError(f"expected more than {neighbours} images in each set, got {len(made)} and {len(real)}")
 
     def covered(points: Tensor, centres: Tensor) -> float:
         radii = torch.cdist(centres, centres).kthvalue(neighbours + 1, dim=1).values  # the nearest is itself

@@ -1,4 +1,4 @@
-"""What every score of a single picture answers to, so that one encoding of the pictures serves them all."""
+"""What every score of a single image answers to, so that one encoding of the images serves them all."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
 
-class PictureScore(Protocol):
-    """A number for each picture, from its embedding and those of k texts."""
+class ImageScore(Protocol):
+    """A number for each image, from its embedding and those of k texts."""
 
     @property
     def name(self) -> str:
-        """What :func:`get_picture_score` finds it by; the column of a table."""
+        """What :func:`get_image_score` finds it by; the column of a table."""
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether :meth:`texts` depends on the picture's prompt."""
+        """Whether :meth:`texts` depends on the image's prompt."""
 
     def texts(self, prompt: str) -> list[str]:
-        """The k texts to encode beside a picture: made of its prompt, or the same for all; k may be 0."""
+        """The k texts to encode beside an image: made of its prompt, or the same for all; k may be 0."""
 
     def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
-        """Unit vectors of pictures (n, d) and of the texts of each (n, k, d), None where k is 0, to (n,) scores."""
+        """Unit vectors of images (n, d) and of the texts of each (n, k, d), None where k is 0, to (n,) scores."""
 
     def mean(self, scores: Tensor) -> float:
-        """One number for many pictures, from their (n,) scores, added up in float64."""
+        """One number for many images, from their (n,) scores, added up in float64."""
 
     def record(self, clip: CLIP) -> dict[str, Any]:
         """All that is needed to compute the same number again, in flat columns, ``definition`` the first of them."""

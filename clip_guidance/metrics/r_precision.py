@@ -1,11 +1,11 @@
-"""R-precision: does a picture find the text it was made from among others?
+"""R-precision: does an image find the text it was made from among others?
 
-Xu et al. 2018, "AttnGAN" (arXiv:1711.10485), section 4: a picture's own text (R = 1) and 99 drawn texts that do not
-belong to it are ranked by their cosine to the picture; the score is the share of pictures whose own text is first.
+Xu et al. 2018, "AttnGAN" (arXiv:1711.10485), section 4: an image's own text (R = 1) and 99 drawn texts that do not
+belong to it are ranked by their cosine to the image; the score is the share of images whose own text is first.
 Park et al. 2021, "Benchmark for Compositional Text-to-Image Synthesis", put CLIP in the place of AttnGAN's encoders.
 
 Chance is 1 / (distractors + 1). The number depends on the distractors: their number, where they come from and the seed
-stand in the result. A tie counts against the picture's own text.
+stand in the result. A tie counts against the image's own text.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from clip_guidance.metrics.retrieval import unique
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
-CHUNK = 256  # pictures whose distractors are held at once
+CHUNK = 256  # images whose distractors are held at once
 
 
 @dataclass(frozen=True)
 class RPrecision:
-    """R-precision of n pictures.
+    """R-precision of n images.
 
     Attributes:
-        value: share in [0, 1] of pictures that find their text.
+        value: share in [0, 1] of images that find their text.
         hits: bool (n,), whether each does.
-        distractors: texts that each picture's own one was ranked against.
+        distractors: texts that each image's own one was ranked against.
         pool: distinct texts, the own one included, that they were drawn from.
         seed: of the draw.
     """
@@ -60,12 +60,12 @@ def r_precision(
     Args:
         image_embeds: (n, d).
         text_embeds: (m, d), one a *distinct* text, such as :func:`~clip_guidance.metrics.retrieval.unique` finds.
-        targets: int64 (n,), the number of each picture's own text.
-        distractors: other texts drawn for each picture, without repetition; the published number is 99.
-        seed: of the draw; a picture's distractors depend on the seed and its position alone.
+        targets: int64 (n,), the number of each image's own text.
+        distractors: other texts drawn for each image, without repetition; the published number is 99.
+        seed: of the draw; an image's distractors depend on the seed and its position alone.
 
     Raises:
-        ValueError: there is no picture, there are too few texts, a target is none of them, or the shapes do not fit.
+        ValueError: there is no image, there are too few texts, a target is none of them, or the shapes do not fit.
     """
     n, m = len(image_embeds), len(text_embeds)
     if not n or targets.shape != (n,) or image_embeds.shape[1:] != text_embeds.shape[1:]:
@@ -102,25 +102,25 @@ def clip_r_precision(
     seed: int = 0,
     batch_size: int = 64,
 ) -> RPrecision:
-    """R-precision of pictures by a CLIP (Park et al. 2021).
+    """R-precision of images by a CLIP (Park et al. 2021).
 
     Args:
-        clip: the judge; not the one that guided the pictures.
-        images: n pictures, as for ``CLIP.encode_image``.
-        prompts: n texts; the distractors of each picture are drawn from those that differ from its own.
+        clip: the judge; not the one that guided the images.
+        images: n images, as for ``CLIP.encode_image``.
+        prompts: n texts; the distractors of each image are drawn from those that differ from its own.
         others: further texts to draw from, where the prompts are few.
         distractors: as for :func:`r_precision`.
         seed: as for :func:`r_precision`.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Raises:
         ValueError: the number of prompts is not n, or there are too few distinct texts.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     images = as_list(images)
     if isinstance(prompts, str) or len(prompts) != len(images):
         found = "one text" if isinstance(prompts, str) else f"{len(prompts)} texts"
-        raise ValueError(f"expected a text for each of {len(images)} pictures, got {found}")
+        raise ValueError(f"expected a text for each of {len(images)} images, got {found}")
     texts, numbers = unique([*prompts, *others])
     image_embeds = clip.encode_image(images, batch_size=batch_size)
     return r_precision(image_embeds, clip.encode_text(texts), numbers[: len(images)], distractors, seed)

@@ -1,11 +1,11 @@
-"""One protocol for every score of a single picture, so that one encoding of the pictures serves them all.
+"""One protocol for every score of a single image, so that one encoding of the images serves them all.
 
-A score says which texts it wants to see beside a picture and turns embeddings into numbers; reading pictures, encoding
+A score says which texts it wants to see beside an image and turns embeddings into numbers; reading images, encoding
 and writing results are the caller's. By name there are
 
-    torchmetrics, hessel, cosine      the picture against its prompt (clip_guidance.metrics.clip_score)
+    torchmetrics, hessel, cosine      the image against its prompt (clip_guidance.metrics.clip_score)
     clip-iqa[:PAIR]                   a pair of opposite texts: "quality", "good photo", or own "sharp art/blurred art"
-    aesthetic:PATH.safetensors        a linear head on the picture's embedding
+    aesthetic:PATH.safetensors        a linear head on the image's embedding
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clip_guidance.images.load import as_list
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
-from clip_guidance.metrics.protocol import PictureScore, expect_texts
+from clip_guidance.metrics.protocol import ImageScore, expect_texts
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """A picture against its own prompt, by a :class:`~clip_guidance.metrics.clip_score.ScoreDefinition`."""
+    """An image against its own prompt, by a :class:`~clip_guidance.metrics.clip_score.ScoreDefinition`."""
 
     definition: ScoreDefinition
     needs_prompt = True
@@ -50,10 +50,10 @@ class PromptScore:
         return self.definition.record(clip)
 
 
-Score: TypeAlias = PictureScore | ScoreDefinition | str
+Score: TypeAlias = ImageScore | ScoreDefinition | str
 
 
-def get_picture_score(score: Score) -> PictureScore:
+def get_image_score(score: Score) -> ImageScore:
     """A score by its name; one that is passed as such comes back as it is.
 
     Args:
@@ -83,31 +83,31 @@ def get_picture_score(score: Score) -> PictureScore:
     raise ValueError(f"no score {score!r}; there are {known}")
 
 
-def score_pictures(
+def score_images(
     clip: CLIP, images: Any, score: Score, prompts: str | Sequence[str] | None = None, batch_size: int = 64
 ) -> Tensor:
-    """Scores pictures that are in memory or few; each text is encoded once.
+    """Scores images that are in memory or few; each text is encoded once.
 
     Args:
-        clip: the judge; not the one that guided the pictures.
-        images: n pictures, as for ``CLIP.encode_image``.
+        clip: the judge; not the one that guided the images.
+        images: n images, as for ``CLIP.encode_image``.
         score: a score or its name.
-        prompts: n texts, or one for all pictures; left out where the score needs none.
-        batch_size: pictures encoded at once.
+        prompts: n texts, or one for all images; left out where the score needs none.
+        batch_size: images encoded at once.
 
     Returns:
         (n,) scores; ``score.mean(scores)`` is the number to report for all of them.
 
     Raises:
         ValueError: the score needs prompts and got none, or their number is neither 1 nor n.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
-    score, images = get_picture_score(score), as_list(images)
+    score, images = get_image_score(score), as_list(images)
     prompts = [prompts or ""] if prompts is None or isinstance(prompts, str) else list(prompts)
     if len(prompts) not in (1, len(images)):
-        raise ValueError(f"expected one text, or one for each of {len(images)} pictures, got {len(prompts)} texts")
+        raise ValueError(f"expected one text, or one for each of {len(images)} images, got {len(prompts)} texts")
     if score.needs_prompt and not all(prompt.strip() for prompt in prompts):
-        raise ValueError(f"{score.name} compares pictures with their prompts: expected prompts, got an empty one")
+        raise ValueError(f"{score.name} compares images with their prompts: expected prompts, got an empty one")
     texts = [score.texts(prompt) for prompt in (prompts if score.needs_prompt else prompts[:1])]
     image_embeds = clip.encode_image(images, batch_size=batch_size)
     text_embeds = None

@@ -1,4 +1,4 @@
-"""Retrieval recall: how often the right text (or picture) is among the k most similar."""
+"""Retrieval recall: how often the right text (or image) is among the k most similar."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How far are made pictures from a reference set? Several distances from one encoding, with all that they depend on.
+"""How far are made images from a reference set? Several distances from one encoding, with all that they depend on.
 
-    cmmd      Jayasumana et al. 2024   Gaussian kernel on unit embeddings, biased, × 1000    (clip_guidance.metrics.cmmd)
-    kid       Binkowski et al. 2018    cubic kernel on the pooled states, unbiased           (clip_guidance.metrics.kid)
-    clip-fid  Kynkäänniemi et al. 2023 Fréchet distance of the projections                   (clip_guidance.metrics.fid)
+    cmmd      Jayasumana et al. 2024   Gaussian kernel on unit embeddings, biased, × 1000    (.cmmd)
+    kid       Binkowski et al. 2018    cubic kernel on the pooled states, unbiased           (.kid)
+    clip-fid  Kynkäänniemi et al. 2023 Fréchet distance of the projections                   (.fid)
 
 A number without the reference set, the two counts and the CLIP cannot be compared with any other: the result has them.
 """
@@ -40,8 +40,8 @@ class SetDistance:
     Attributes:
         definition: "cmmd", "kid" or "clip-fid".
         value: the distance.
-        count: made pictures, n.
-        reference_count: pictures of the reference set, m.
+        count: made images, n.
+        reference_count: images of the reference set, m.
         reference: what the reference set is, in the caller's words.
         settings: features, kernel and estimate.
         judge: which CLIP in which precision.
@@ -70,25 +70,25 @@ def set_distances(
     definitions: Sequence[str] = ("cmmd", "kid"),
     batch_size: int = 64,
 ) -> dict[str, SetDistance]:
-    """Distances of pictures to a reference set; every picture is encoded once.
+    """Distances of images to a reference set; every image is encoded once.
 
     Args:
-        clip: the judge; not the one that guided the pictures.
-        images: n pictures, as for ``CLIP.encode_image``, n at least 2.
-        reference_images: m pictures, m at least 2.
-        reference: what these are, such as "COCO val2017, 5,000 pictures"; it stands in the results.
+        clip: the judge; not the one that guided the images.
+        images: n images, as for ``CLIP.encode_image``, n at least 2.
+        reference_images: m images, m at least 2.
+        reference: what these are, such as "COCO val2017, 5,000 images"; it stands in the results.
         definitions: which distances.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Raises:
-        ValueError: no distance has such a name, the reference is not named, or a set has fewer than 2 pictures.
-        ImageError: a picture cannot be read.
+        ValueError: no distance has such a name, the reference is not named, or a set has fewer than 2 images.
+        ImageError: an image cannot be read.
     """
     if unknown := [name for name in definitions if name not in DEFINITIONS]:
         raise ValueError(f"no set distance {unknown[0]!r}; there are {', '.join(DEFINITIONS)}")
     if not reference.strip():
         raise ValueError("expected the name of the reference set, without which a distance says nothing; got none")
-    sides = [pooled_states(clip, pictures, batch_size) for pictures in (images, reference_images)]
+    sides = [pooled_states(clip, part, batch_size) for part in (images, reference_images)]
     judge = judge_record(clip)
 
     def measured(name: str) -> SetDistance:

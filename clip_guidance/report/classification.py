@@ -1,4 +1,4 @@
-"""Reports of zero-shot classification: each picture beside its likeliest labels, and who was taken for whom."""
+"""Reports of zero-shot classification: each image beside its likeliest labels, and who was taken for whom."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def classification(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A page of classified pictures.
+    """A page of classified images.
 
     Args:
-        result: of n pictures.
-        images: the n pictures, as for ``CLIP.encode_image``; without them only their bars are shown.
-        truth: the right label of each, None where it is not known. Where there are more pictures than are shown, those
+        result: of n images.
+        images: the n images, as for ``CLIP.encode_image``; without them only their bars are shown.
+        truth: the right label of each, None where it is not known. Where there are more images than are shown, those
             that are wrong come first, the surest of them before the others.
         k: labels shown for each.
         threshold: a label that is less likely is not given.
@@ -45,40 +45,40 @@ def classification(
         failed: what could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: there are not n pictures, not n labels, or a label is unknown.
+        ValueError: there are not n images, not n labels, or a label is unknown.
     """
     sources: list[ImageSource] | None = None if images is None or not len(result) else as_list(images)
-    for what, given in (("pictures", sources), ("right labels", truth)):
+    for what, given in (("images", sources), ("right labels", truth)):
         if given is not None and len(given) != len(result):
             raise ValueError(f"expected {len(result)} {what}, one for each of the result's, got {len(given)}")
     measured = () if truth is None else _measured(result, truth)
     order = range(len(result)) if truth is None else _mistakes_first(result, truth)
-    chosen = list(order)[: parts.PICTURES]
+    chosen = list(order)[: parts.IMAGES]
     note = parts.shown(len(chosen), len(result)) + (
         "" if truth is None else ", mistakes first, the surest before others"
     )
     guesses = _guesses(result, chosen, sources, truth, k, threshold)
-    body = parts.section("Pictures", parts.classified(guesses), f"{note}. {ROUNDED}")
+    body = parts.section("Images", parts.classified(guesses), f"{note}. {ROUNDED}")
     about = parts.facts(facts or {})
-    return Page("Classified pictures", (about, *measured, body, *parts.failures(failed)))
+    return Page("Classified images", (about, *measured, body, *parts.failures(failed)))
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
-    """Pictures of label i (rows) that were given label j (columns); the commonest mistakes where labels are many."""
+    """Images of label i (rows) that were given label j (columns); the commonest mistakes where labels are many."""
     if len(labels) <= LABELS:
         return parts.heat_map(matrix, labels, labels, corner="right ↓ given →", form="d")
     mistakes = [
         (count, labels[i], labels[j]) for i, row in enumerate(matrix) for j, count in enumerate(row) if count and i != j
     ]
     lines = sorted(mistakes, key=lambda mistake: -mistake[0])[:LABELS]
-    return parts.table(["right", "given", "pictures"], [(right, given, count) for count, right, given in lines])
+    return parts.table(["right", "given", "images"], [(right, given, count) for count, right, given in lines])
 
 
 def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None = None) -> tuple[Markup, ...]:
     """The figures and the confusion matrix; labels without names are numbered."""
     matrix = metrics.confusion.tolist()
     figures = {
-        "pictures with a known label": metrics.count,
+        "images with a known label": metrics.count,
         "top 1": percent(metrics.top1),
         "top 5": None if metrics.top5 is None else percent(metrics.top5),
         "mean per-class recall": percent(metrics.mean_per_class_recall),
@@ -93,8 +93,8 @@ def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None =
 
 
 def result_html(result: ZeroShotResult) -> Markup:
-    """The bars of a result whose pictures are not at hand."""
-    chosen = list(range(len(result)))[: parts.PICTURES]
+    """The bars of a result whose images are not at hand."""
+    chosen = list(range(len(result)))[: parts.IMAGES]
     threshold = 0.5 if result.multi_label else 0.0
     guesses = _guesses(result, chosen, None, None, 5, threshold)
     return parts.section("", parts.classified(guesses), f"{parts.shown(len(chosen), len(result))}. {ROUNDED}")
@@ -116,9 +116,9 @@ def _guesses(
         known = "" if right is None else "right" if right in given else "wrong"
         words = ", ".join(given) or f"none reaches {percent(threshold)}"
         said = {"": words, "right": f"✓ {words}", "wrong": f"✗ {words}; right: {right}"}[known]
-        picture = None if sources is None else sources[index]
+        image = None if sources is None else sources[index]
         bars = tuple((entry.label, entry.prob) for entry in top)
-        guesses.append(Guess(bars, said, picture, None if sources else f"image {index}", known))
+        guesses.append(Guess(bars, said, image, None if sources else f"image {index}", known))
     return guesses
 
 

@@ -1,4 +1,4 @@
-"""The report of what is in a set of pictures and captions: ``clip-guidance data check``."""
+"""The report of what is in a set of images and captions: ``clip-guidance data check``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_parts(report: Report) -> tuple[Markup, ...]:
         "source": f"{report.source} ({report.kind})",
         "verdict": report.verdict,
         "rows": f"{report.rows:,}{'' if report.complete else ', only these read'}",
-        "captions": f"{report.captions:,}, of which {report.duplicate_captions:,} are also an earlier picture's",
+        "captions": f"{report.captions:,}, of which {report.duplicate_captions:,} are also an earlier image's",
         "pixels": " to ".join(sizes) or None,
         "quarantine": report.quarantine,
     }

@@ -1,4 +1,4 @@
-"""Reports of pictures that were drawn: each with its prompt and scores, and the settings that all of them share."""
+"""Reports of images that were drawn: each with its prompt and scores, and the settings that all of them share."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ IN_CARDS = ("prompt", "seed")
 
 
 def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str, str]] = ()) -> Page:
-    """A page of drawn pictures.
+    """A page of drawn images.
 
     Args:
-        rows: one a picture: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` gives.
+        rows: one an image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` gives.
         failed: what could not be drawn: ``path`` and ``reason``.
     """
     settings = [dict(row["settings"]) for row in rows]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]
     shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
-    chosen = rows[: parts.PICTURES]
+    chosen = rows[: parts.IMAGES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
     note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
     about = {name: settings[0][name] for name in names if name in shared}
     made = {"device": rows[0]["device"], **rows[0]["versions"]} if rows else {}
     return Page(
-        "Drawn pictures",
+        "Drawn images",
         (
-            parts.section("Pictures", parts.gallery(cards), note),
+            parts.section("Images", parts.gallery(cards), note),
             parts.section("Settings of all", parts.facts({**about, **made})),
             *parts.failures(failed),
         ),

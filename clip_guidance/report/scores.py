@@ -1,4 +1,4 @@
-"""Reports of scores: how they are spread, and the best and the worst pictures; and of two runs compared."""
+"""Reports of scores: how they are spread, and the best and the worst images; and of two runs compared."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from clip_guidance.report.html.parts import Card
 if TYPE_CHECKING:
     from clip_guidance.metrics.comparison import PairedComparison
 
-EXTREMES = 30  # pictures shown of the best, and of the worst
+EXTREMES = 30  # images shown of the best, and of the worst
 ROUNDED = "Scores are rounded to 0.001."
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one definition says of pictures.
+    """What one definition says of images.
 
     Attributes:
-        rows: (picture, text, score); read once, so it may be a generator of any length.
+        rows: (image, text, score); read once, so it may be a generator of any length.
         title: of the definition.
         facts: more about it, such as ``ScoreDefinition.record``.
     """
@@ -64,9 +64,9 @@ class _Highest:
 
 
 def scores(*definitions: Scores, failed: Sequence[Mapping[str, str]] = ()) -> Page:
-    """A page of scores: for each definition a histogram, the best pictures and the worst.
+    """A page of scores: for each definition a histogram, the best images and the worst.
 
-    Of each score eight bytes are held, of pictures and texts only those that are shown.
+    Of each score eight bytes are held, of images and texts only those that are shown.
     """
     bodies = [part for definition in definitions for part in _parts(definition)]
     return Page("Scores", (*bodies, *parts.failures(failed)))
@@ -112,7 +112,7 @@ def _parts(definition: Scores) -> tuple[Markup, ...]:
         row = _Row(score, image, text)
         best.add(score, row)
         worst.add(-score, row)
-    about = {**definition.facts, "pictures": len(numbers), "scores that are not finite": left_out or None}
+    about = {**definition.facts, "images": len(numbers), "scores that are not finite": left_out or None}
     spread = parts.histogram(numbers, "score")
     head = parts.section(definition.title, parts.facts(about))
     shown = _extremes(len(numbers), best.rows(), worst.rows())
@@ -120,9 +120,9 @@ def _parts(definition: Scores) -> tuple[Markup, ...]:
 
 
 def _extremes(count: int, best: list[_Row], worst: list[_Row]) -> tuple[Markup, ...]:
-    """All pictures where they are few; else the best, and the worst with the worst first."""
+    """All images where they are few; else the best, and the worst with the worst first."""
     if count <= 2 * EXTREMES:
-        return (parts.section("Pictures", _gallery(best), f"{parts.shown(count, count)}, best first. {ROUNDED}"),)
+        return (parts.section("Images", _gallery(best), f"{parts.shown(count, count)}, best first. {ROUNDED}"),)
     notes = [f"{parts.shown(EXTREMES, count, which=which)}" for which in ("the best", "the worst")]
     return (
         parts.section("Best", _gallery(best[:EXTREMES]), f"{notes[0]}. {ROUNDED}"),

@@ -1,4 +1,4 @@
-"""Reports of pictures that are compared: the matrix, a ranking, what a search found, near-duplicates."""
+"""Reports of images that are compared: the matrix, a ranking, what a search found, near-duplicates."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def similarity(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A heat map of cosines, with the pictures beside it.
+    """A heat map of cosines, with the images beside it.
 
     Args:
         matrix: (n, m), as ``image_similarity`` gives it.
-        images_a: the n pictures of the rows, as for ``CLIP.encode_image``.
-        images_b: the m pictures of the columns; by default those of the rows.
+        images_a: the n images of the rows, as for ``CLIP.encode_image``.
+        images_b: the m images of the columns; by default those of the rows.
         facts: shown at the top.
         failed: what could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: the numbers of pictures do not fit the matrix.
+        ValueError: the numbers of images do not fit the matrix.
     """
     values = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
     rows = as_list(images_a) if values else []
     columns = rows if images_b is None else as_list(images_b)
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         shape = (len(values), len(values[0]) if values else 0)
-        raise ValueError(f"expected a matrix ({len(rows)}, {len(columns)}) for these pictures, got {shape}")
+        raise ValueError(f"expected a matrix ({len(rows)}, {len(columns)}) for these images, got {shape}")
     heads = _heads(rows)
     sides = heads, heads if images_b is None else _heads(columns)
     cells = [row[: parts.SIDE] for row in values[: parts.SIDE]]
@@ -53,7 +53,7 @@ def similarity(
     note = counts[0] if images_b is None else f"{counts[0]} in rows, {counts[1]} in columns"
     shades = "The bluer, the more alike, from the lowest to the highest cosine here."
     heat = parts.section("Similarity", body, f"{note}. {shades} {ROUNDED}")
-    return Page("How alike pictures are", (parts.facts(facts or {}), heat, *parts.failures(failed)))
+    return Page("How alike images are", (parts.facts(facts or {}), heat, *parts.failures(failed)))
 
 
 def ranking(
@@ -64,14 +64,14 @@ def ranking(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Pictures by their likeness to one, best first, as they are given.
+    """Images by their likeness to one, best first, as they are given.
 
     Raises:
-        ValueError: there are not as many cosines as pictures.
+        ValueError: there are not as many cosines as images.
     """
     cards = [Card(image, value=f"{cos:.3f}") for image, cos in zip(images, cosines, strict=True)]
     query = () if to is None else (parts.section("Compared with", parts.gallery([Card(to)])),)
-    return Page("Pictures by likeness", (parts.facts(facts or {}), *query, _found(cards), *parts.failures(failed)))
+    return Page("Images by likeness", (parts.facts(facts or {}), *query, _found(cards), *parts.failures(failed)))
 
 
 def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None = None) -> Page:
@@ -86,7 +86,7 @@ def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None =
 
 
 def hits_html(hits: Sequence[Hit]) -> Markup:
-    """Pictures that were found, with their cosines and metadata."""
+    """Images that were found, with their cosines and metadata."""
     lines = [tuple(f"{key}: {value}" for key, value in hit.metadata.items()) for hit in hits]
     cards = [Card(hit.path, value=f"{hit.score:.3f}", lines=more) for hit, more in zip(hits, lines, strict=True)]
     return _found(cards)
@@ -98,8 +98,8 @@ def duplicates(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Groups of pictures that are alike, in the order given; whole groups as long as there is room."""
-    bodies, room = [], parts.PICTURES
+    """Groups of images that are alike, in the order given; whole groups as long as there is room."""
+    bodies, room = [], parts.IMAGES
     for number, group in enumerate(groups, 1):
         chosen = group[:room]
         if not chosen:
@@ -108,15 +108,15 @@ def duplicates(
         cards = parts.gallery([Card(image) for image in chosen])
         bodies.append(parts.section(f"Group {number}", cards, parts.shown(len(chosen), len(group))))
     total = sum(map(len, groups))
-    counts = {"groups": len(groups), "pictures in them": total, "shown": parts.shown(parts.PICTURES - room, total)}
+    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.IMAGES - room, total)}
     about = parts.facts({**(facts or {}), **counts})
     return Page("Near-duplicates", (about, *bodies, *parts.failures(failed)))
 
 
 def _found(cards: Sequence[Card]) -> Markup:
-    chosen = cards[: parts.PICTURES]
+    chosen = cards[: parts.IMAGES]
     note = f"{parts.shown(len(chosen), len(cards))}, best first. {ROUNDED}"
-    return parts.section("Pictures", parts.gallery(chosen), note)
+    return parts.section("Images", parts.gallery(chosen), note)
 
 
 def _heads(images: Sequence[ImageSource]) -> list[Thumbnail]:

@@ -1,4 +1,4 @@
-"""Random views of pictures on white, for training: a shift, a scale, a turn, colours off or gone, a hole, noise.
+"""Random views of images on white, for training: a shift, a scale, a turn, colours off or gone, a hole, noise.
 
 Drawn from torch's global random state, which the training loop sets from (seed, step).
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 def random_views(
     images: Tensor, scale: float = 0.25, shift: float = 0.1, colour: float = 0.2, rotation: float = 0.2
 ) -> Tensor:
-    """One random view of each picture.
+    """One random view of each image.
 
     Args:
         images: (B, 3, H, W) in [0, 1]; what moves in from outside is white.
-        scale: each picture is magnified by a factor in [1 - scale, 1 + scale].
+        scale: each image is magnified by a factor in [1 - scale, 1 + scale].
         shift: and moved by up to this share of its side.
         colour: brightness and contrast change by up to this share.
         rotation: and turned by up to this angle, in radians.
@@ -43,13 +43,13 @@ def random_views(
 
 
 def random_grey(images: Tensor, share: float) -> Tensor:
-    """This share of the pictures without colours (Chen et al. 2020, arXiv:2002.05709, appendix A).
+    """This share of the images without colours (Chen et al. 2020, arXiv:2002.05709, appendix A).
 
     What is left to know them by is their shape.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        share: probability of a picture to lose its colours.
+        share: probability of an image to lose its colours.
     """
     luma = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R BT.601
     chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < share
@@ -57,12 +57,12 @@ def random_grey(images: Tensor, share: float) -> Tensor:
 
 
 def random_holes(images: Tensor, share: float, side: float = 0.4) -> Tensor:
-    """A white square hole in this share of the pictures (DeVries & Taylor 2017, arXiv:1708.04552).
+    """A white square hole in this share of the images (DeVries & Taylor 2017, arXiv:1708.04552).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        share: probability of a picture to get a hole.
-        side: of the hole, as a share of the picture's; its centre is anywhere in the picture.
+        share: probability of an image to get a hole.
+        side: of the hole, as a share of the image's; its centre is anywhere in the image.
     """
     count, _, height, width = images.shape
     drawn = torch.rand(3, count, 1, 1, device=images.device)
@@ -73,14 +73,14 @@ def random_holes(images: Tensor, share: float, side: float = 0.4) -> Tensor:
 
 
 def random_noise(images: Tensor, share: float = 0.5, sigma: float = 0.25) -> Tensor:
-    """Gaussian noise on some of the pictures.
+    """Gaussian noise on some of the images.
 
-    A classifier trained on noisy pictures has gradients that people recognise (Kaur et al. 2019, arXiv:1910.08640), and
-    what guides must know the half-made pictures of a sampler.
+    A classifier trained on noisy images has gradients that people recognise (Kaur et al. 2019, arXiv:1910.08640), and
+    what guides must know the half-made images of a sampler.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        share: probability of a picture to get noise.
+        share: probability of an image to get noise.
         sigma: its standard deviation is uniform in [0, sigma].
 
     Returns:

@@ -1,7 +1,7 @@
-"""The batches of a training run: of pictures in memory, or of a stream of any length.
+"""The batches of a training run: of images in memory, or of a stream of any length.
 
 What is drawn for a pair, its caption and whether it is mirrored, depends on (seed, step, place in the global batch)
-alone. The order of pictures in memory is a function of (seed, step); a stream's is one of (seed, epoch), and its place
+alone. The order of images in memory is a function of (seed, step); a stream's is one of (seed, epoch), and its place
 is saved with each checkpoint. Either way a resumed run goes on with the very next batch.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_guidance.data import Pair, Pairs
-from clip_guidance.data.dataset import CaptionedPictures, Row, caption, square
+from clip_guidance.data.dataset import CaptionedImages, Row, caption, square
 
 T = TypeVar("T")
 
@@ -30,12 +30,12 @@ class Batch:
     """This process's pairs of one step.
 
     Attributes:
-        pictures: (B, 3, H, W) in [0, 1]; or what stands for them, their embeddings (B, d).
+        images: (B, 3, H, W) in [0, 1]; or what stands for them, their embeddings (B, d).
         captions: one for each.
         described: which pairs these are and what was drawn for them, ready for JSON.
     """
 
-    pictures: Tensor
+    images: Tensor
     captions: list[str]
     described: dict[str, Any]
 
@@ -117,18 +117,18 @@ class Ahead(Generic[T]):
 
 
 class MemoryBatches:
-    """Of pictures in memory; :class:`Batches`.
+    """Of images in memory; :class:`Batches`.
 
     Args:
-        data: the pictures and what they show.
+        data: the images and what they show.
         order: which of them a batch has.
         seed: of captions and mirroring.
-        mirror: mirror half of the pictures that show the same when mirrored.
-        embeds: (N, d), what stands for the pictures.
+        mirror: mirror half of the images that show the same when mirrored.
+        embeds: (N, d), what stands for the images.
     """
 
     def __init__(
-        self, data: CaptionedPictures, order: SampleOrder, seed: int, mirror: bool = False, embeds: Tensor | None = None
+        self, data: CaptionedImages, order: SampleOrder, seed: int, mirror: bool = False, embeds: Tensor | None = None
     ):
         self.data, self.order, self.seed, self.mirror, self.embeds = data, order, seed, mirror, embeds
         self.global_batch_size = order.global_batch_size
@@ -137,8 +137,8 @@ class MemoryBatches:
         indices = self.order(step).tolist()
         rows = [self.data.rows[i] for i in indices]
         captions, mirrored = draw(rows, f"{self.seed}-{step}", self.order.first, self.mirror)
-        pictures = _mirrored(self.data.pictures[indices], mirrored) if self.embeds is None else self.embeds[indices]
-        return Batch(pictures, captions, {"indices": indices, "captions": captions, "mirrored": mirrored})
+        images = _mirrored(self.data.images[indices], mirrored) if self.embeds is None else self.embeds[indices]
+        return Batch(images, captions, {"indices": indices, "captions": captions, "mirrored": mirrored})
 
     def describe(self, step: int) -> dict[str, Any]:
         """As :class:`Batches` says."""
@@ -151,14 +151,14 @@ class MemoryBatches:
 class StreamedBatches:
     """Of a stream, which goes forward only; :class:`Batches` that ``fit`` saves and loads the place of.
 
-    Held are the rows of the reader's shuffle buffer, the pictures it has read ahead, and one batch.
+    Held are the rows of the reader's shuffle buffer, the images it has read ahead, and one batch.
 
     Args:
         pairs: the reader of this process, its ``transform`` a :class:`ToSquare`.
         batch_size: pairs a process and step.
         seed: of captions and mirroring.
         accelerator: how many processes there are, and which one this is.
-        mirror: mirror half of the pictures that show the same when mirrored.
+        mirror: mirror half of the images that show the same when mirrored.
     """
 
     def __init__(self, pairs: Pairs, batch_size: int, seed: int, accelerator: Accelerator, mirror: bool = False):
@@ -205,12 +205,12 @@ class StreamedBatches:
 
 @dataclass(frozen=True)
 class ToSquare:
-    """A picture to uint8 (3, size, size), as those in memory are; for ``Pairs.transform``."""
+    """An image to uint8 (3, size, size), as those in memory are; for ``Pairs.transform``."""
 
     size: int
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.tensor(square(picture, self.size)).permute(2, 0, 1).contiguous()
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.tensor(square(image, self.size)).permute(2, 0, 1).contiguous()
 
 
 def draw(rows: Sequence[Row], seed: str, first: int, mirror: bool) -> tuple[list[str], list[bool]]:
@@ -220,7 +220,7 @@ def draw(rows: Sequence[Row], seed: str, first: int, mirror: bool) -> tuple[list
     return captions, [mirror and row.mirrors and rng.random() < 0.5 for row, rng in zip(rows, draws, strict=True)]
 
 
-def _mirrored(pictures: Tensor, mirrored: list[bool]) -> Tensor:
+def _mirrored(images: Tensor, mirrored: list[bool]) -> Tensor:
     """uint8 (B, 3, H, W) to [0, 1], those marked mirrored."""
-    chosen, marks = pictures.float() / 255, torch.tensor(mirrored)
+    chosen, marks = images.float() / 255, torch.tensor(mirrored)
     return torch.where(marks[:, None, None, None], chosen.flip(-1), chosen)

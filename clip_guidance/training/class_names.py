@@ -1,12 +1,12 @@
-"""Each picture among all names of the data, not only among those that its batch happens to hold.
+"""Each image among all names of the data, not only among those that its batch happens to hold.
 
-In a batch of 128 of 2,000 names a picture seldom meets a name like its own, and a contrastive loss soon has nothing
+In a batch of 128 of 2,000 names an image seldom meets a name like its own, and a contrastive loss soon has nothing
 more to teach. With the text encoder locked (LiT, Zhai et al. 2022, arXiv:2111.07991) every name is read once, and the
-picture half of the contrastive loss (Radford et al. 2021, figure 3) can have them all as candidates at each step:
+image half of the contrastive loss (Radford et al. 2021, figure 3) can have them all as candidates at each step:
 
     loss = 1/N · Σ_i (logsumexp_k l_ik − l_i,name(i)),   l_ik = t·a_i·b_k
 
-with a_i the embedding of picture i and b_k that of name k, through the text projection as it is at that step.
+with a_i the embedding of image i and b_k that of name k, through the text projection as it is at that step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clip_guidance.zero_shot.templates import TEMPLATES
 
 
 class NameLoss(nn.Module):
-    """Cross-entropy of pictures over names whose texts a locked text encoder has read.
+    """Cross-entropy of images over names whose texts a locked text encoder has read.
 
     Args:
         clip: whose text encoder is locked; it is used in evaluation mode and left in the mode it is in.
@@ -62,7 +62,7 @@ class NameLoss(nn.Module):
         Args:
             clip: whose text projection and temperature are used.
             image_embeds: (n, d), need not be unit vectors.
-            numbers: int64 (n,) in [0, K), which name each picture bears.
+            numbers: int64 (n,) in [0, K), which name each image bears.
             seed: chooses the template, the same on all processes.
 
         Returns:
@@ -73,7 +73,7 @@ class NameLoss(nn.Module):
         return own + (world.sum(own.detach().clone()) / world.size - own.detach())
 
     def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
-        """Each picture's own, (n,), of what :meth:`forward` is given."""
+        """Each image's own, (n,), of what :meth:`forward` is given."""
         name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
         return F.cross_entropy(logits, numbers, reduction="none")

@@ -17,31 +17,31 @@ CHOOSES = {  # what --best_by may name, and the setting that has it measured
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TowerSettings):
-    """Settings of one run; the defaults are a small CLIP for 64x64 pictures."""
+    """Settings of one run; the defaults are a small CLIP for 64x64 images."""
 
-    data: list[str]  # captioned pictures: tables, folders, tars, data sets of the Hub; see clip_guidance.data
-    streaming: bool = False  # read the data as training goes, in constant memory, instead of holding all its pictures
+    data: list[str]  # captioned images: tables, folders, tars, data sets of the Hub; see clip_guidance.data
+    streaming: bool = False  # read the data as training goes, in constant memory, instead of holding all its images
     shuffle_buffer: int = 4096  # of a stream: rows a process holds and shuffles together; more than a class has
     workers: int = 4  # of a stream: threads a process that read and decode
     max_bad_share: float = 0.05  # of a stream: more bad rows end the run; they are listed in output/quarantine.jsonl
     vocabulary_rows: int = 100_000  # of a stream: rows whose captions the vocabulary is learnt from
     output: str  # folder for checkpoints, the log and the finished CLIP
-    validation: str | None = None  # held-out pictures, read as the data is
-    exclude: str | None = None  # leave out pictures whose name, or a caption, contains this
+    validation: str | None = None  # held-out images, read as the data is
+    exclude: str | None = None  # leave out images whose name, or a caption, contains this
     init: str | None = None  # CLIP (folder or name) to go on from; its architecture and vocabulary hold
     init_text: str | None = None  # CLIP whose text tower and vocabulary to go on from, beside a new image tower
     init_image: str | None = None  # CLIP whose image tower to go on from, beside a new text tower
     freeze_text: bool = False  # the text encoder stays as it is (its projection learns): a UNet that reads it goes on
-    freeze_image: bool = False  # the image half stays as it is: every picture is embedded once, before training (LiT)
+    freeze_image: bool = False  # the image half stays as it is: every image is embedded once, before training (LiT)
     lora_rank: int = 0  # above 0: train adapters of that rank, the projections and the temperature, nothing else
-    mirror: bool = False  # half of the pictures that show the same when mirrored are
-    grey: float = 0.0  # share of the pictures that lose their colours
-    holes: float = 0.0  # share of the pictures with a white hole
-    noise: float = 0.0  # largest standard deviation of the noise on half of the pictures, which are in [0, 1]
+    mirror: bool = False  # half of the images that show the same when mirrored are
+    grey: float = 0.0  # share of the images that lose their colours
+    holes: float = 0.0  # share of the images with a white hole
+    noise: float = 0.0  # largest standard deviation of the noise on half of the images, which are in [0, 1]
     patch_dropout: float = 0.0  # share of the ViT's patches that a step leaves out, and about that share of its cost
     loss: str = "softmax"  # CLIP's, or "sigmoid", SigLIP's
-    names: float = 0.0  # weight of a second loss: each picture among all names of the data; needs --freeze_text
-    adversarial: float = 0.0  # with names: how far a picture may be moved against its name; for a CLIP that guides
+    names: float = 0.0  # weight of a second loss: each image among all names of the data; needs --freeze_text
+    adversarial: float = 0.0  # with names: how far an image may be moved against its name; for a CLIP that guides
     positives: str = "own"  # of softmax: pairs of one caption are left out of each other's, or "all" of them are right
     freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000
@@ -59,14 +59,14 @@ class Settings(TowerSettings):
     log_every: int = 20
     save_every: int = 200
     evaluate_every: int = 200
-    zero_shot_data: str | None = None  # pictures and their classes: a folder a class, or a table, see zero_shot_label
+    zero_shot_data: str | None = None  # images and their classes: a folder a class, or a table, see zero_shot_label
     zero_shot_label: str | None = None  # its column of classes; by default the first with a customary name
     zero_shot_templates: list[str] = field(default_factory=list)  # "a photo of a {}", ...
     zero_shot_every: int = 200
-    retrieval_data: str | None = None  # captioned pictures among which captions and pictures look for each other
+    retrieval_data: str | None = None  # captioned images among which captions and images look for each other
     retrieval_every: int = 200
     keep_best: bool = False  # also save, in output/best, the CLIP whose best_by was highest
-    best_by: str = "R@1"  # of the held-out pictures; or zero_shot_top1, retrieval_text_R@1, ... as the log has it
+    best_by: str = "R@1"  # of the held-out images; or zero_shot_top1, retrieval_text_R@1, ... as the log has it
     report_to: list[str] = field(default_factory=list)  # accelerate's trackers: tensorboard, wandb, ...
 
 
@@ -88,7 +88,7 @@ def check(settings: Settings) -> None:
         f"--{name}" for name in ("mirror", "grey", "holes", "noise", "patch_dropout") if getattr(settings, name)
     ]
     if settings.freeze_image and altering:
-        raise SystemExit(f"--freeze_image: pictures are embedded once, as they are, without {', '.join(altering)}")
+        raise SystemExit(f"--freeze_image: images are embedded once, as they are, without {', '.join(altering)}")
     if settings.names < 0:
         raise SystemExit(f"--names: expected a weight of at least 0, got {settings.names:g}")
     if settings.names and (not settings.freeze_text or settings.streaming):
@@ -96,7 +96,7 @@ def check(settings: Settings) -> None:
     if settings.adversarial < 0:
         raise SystemExit(f"--adversarial: expected a distance of at least 0, got {settings.adversarial:g}")
     if settings.adversarial and (not settings.names or settings.freeze_image):
-        raise SystemExit("--adversarial: moves pictures against their names, which needs --names, not --freeze_image")
+        raise SystemExit("--adversarial: moves images against their names, which needs --names, not --freeze_image")
     if settings.lora_rank and (not settings.init or settings.freeze_text or settings.freeze_image):
         raise SystemExit("--lora_rank: needs --init, the CLIP that is adapted, and neither of its towers frozen")
 
@@ -106,13 +106,13 @@ def _check_best(settings: Settings) -> None:
     if settings.best_by not in CHOOSES:
         raise SystemExit(f"--best_by: expected one of {', '.join(CHOOSES)}, got {settings.best_by!r}")
     if not getattr(settings, needed := CHOOSES[settings.best_by]):
-        raise SystemExit(f"--keep_best: needs --{needed}, the pictures that choose by {settings.best_by}")
+        raise SystemExit(f"--keep_best: needs --{needed}, the images that choose by {settings.best_by}")
 
 
 def _check_streaming(settings: Settings) -> None:
-    """Ends the program where something needs all pictures at once."""
+    """Ends the program where something needs all images at once."""
     if settings.freeze_image:
-        raise SystemExit("--streaming: pictures pass by, which goes without --freeze_image")
+        raise SystemExit("--streaming: images pass by, which goes without --freeze_image")
     if settings.shuffle_buffer < 0 or settings.workers < 0:
         found = f"{settings.shuffle_buffer} and {settings.workers}"
         raise SystemExit(f"--streaming: expected shuffle_buffer and workers of at least 0, got {found}")

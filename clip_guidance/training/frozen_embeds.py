@@ -1,6 +1,6 @@
-"""The embeddings of all training pictures, computed once, for a locked image tower.
+"""The embeddings of all training images, computed once, for a locked image tower.
 
-With the image tower locked (LiT, Zhai et al. 2022, arXiv:2111.07991) and no augmentation, a picture's embedding never
+With the image tower locked (LiT, Zhai et al. 2022, arXiv:2111.07991) and no augmentation, an image's embedding never
 changes: a step of training encodes its texts and looks up the rest.
 """
 
@@ -19,27 +19,27 @@ from clip_guidance.clip import CLIP
 KEY = "image_embeds"
 
 
-def cached_image_embeds(clip: CLIP, pictures: Tensor, path: Path, batch_size: int = 256) -> Tensor:
-    """The embeddings of ``pictures``, read from ``path`` where they are of this CLIP and these pictures.
+def cached_image_embeds(clip: CLIP, images: Tensor, path: Path, batch_size: int = 256) -> Tensor:
+    """The embeddings of ``images``, read from ``path`` where they are of this CLIP and these images.
 
-    A file of another CLIP or other pictures, or one that is damaged, is computed anew and replaced.
+    A file of another CLIP or other images, or one that is damaged, is computed anew and replaced.
 
     Args:
         clip: on any device; is used in evaluation mode and left in the mode it is in.
-        pictures: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, H, W).
         path: of a safetensors file; its metadata name what it was made of.
-        batch_size: pictures a pass.
+        batch_size: images a pass.
 
     Returns:
         Unit vectors (N, d) on the CPU, in float32, or float64 where the CLIP is.
     """
-    made_of = _made_of(clip, pictures)
+    made_of = _made_of(clip, images)
     if (known := _read(path, made_of)) is not None:
         return known
     training = clip.training
     clip.eval()
     with torch.no_grad():
-        parts = [_embed(clip, part) for part in pictures.split(batch_size)]
+        parts = [_embed(clip, part) for part in images.split(batch_size)]
     clip.train(training)
     embeds = torch.cat(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,15 +49,15 @@ def cached_image_embeds(clip: CLIP, pictures: Tensor, path: Path, batch_size: in
     return embeds
 
 
-def _embed(clip: CLIP, pictures: Tensor) -> Tensor:
-    pixels = pictures.to(clip.device).to(clip.dtype) / 255
+def _embed(clip: CLIP, images: Tensor) -> Tensor:
+    pixels = images.to(clip.device).to(clip.dtype) / 255
     return clip.image_embeds(clip.image_processor.differentiable(pixels)).cpu()
 
 
-def _made_of(clip: CLIP, pictures: Tensor) -> str:
-    """The CLIP's fingerprint, the number of pictures and a digest of them."""
-    digest = hashlib.blake2b(pictures.contiguous().numpy().data, digest_size=8).hexdigest()
-    return f"clip {clip.fingerprint()}, {len(pictures)} pictures {digest}"
+def _made_of(clip: CLIP, images: Tensor) -> str:
+    """The CLIP's fingerprint, the number of images and a digest of them."""
+    digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=8).hexdigest()
+    return f"clip {clip.fingerprint()}, {len(images)} images {digest}"
 
 
 def _read(path: Path, made_of: str) -> Tensor | None:

@@ -1,6 +1,6 @@
 """The contrastive objective over batches larger than memory, the same on one process and on many.
 
-Pictures and captions go through their towers a chunk at a time. A chunk keeps its embeddings and nothing else, the
+Images and captions go through their towers a chunk at a time. A chunk keeps its embeddings and nothing else, the
 loss is that of the whole batch on all processes (``tiled_loss.py``), and in the backward pass each chunk is run again:
 the cached gradients of GradCache (Gao et al. 2021, arXiv:2101.06983, section 3.2), by way of gradient checkpointing
 (Chen et al. 2016, arXiv:1604.06174). Chunks change memory and time, and nothing else.
@@ -44,14 +44,14 @@ class ContrastiveObjective(nn.Module):
         loss: "softmax", CLIP's symmetric cross-entropy, or "sigmoid", SigLIP's, which adds a ``logit_bias``.
         positives: of "softmax": what pairs of one caption are to each other, see
             :func:`~clip_guidance.loss.tiled.tiled_contrastive_loss`.
-        views: what pictures (n, 3, H, W) in [0, 1] go through first; may draw from torch's global random state, which
+        views: what images (n, 3, H, W) in [0, 1] go through first; may draw from torch's global random state, which
             is the chunk's own then.
         pixel_values: what their views go through to the image tower's ``pixel_values``; nothing is drawn there.
-        cached_images: the image tower is locked and was run before: what :meth:`forward` takes for pictures are their
+        cached_images: the image tower is locked and was run before: what :meth:`forward` takes for images are their
             embeddings (n, d), see :mod:`clip_guidance.training.frozen_embeds`.
         names: a loss over all names, for a locked text encoder; :meth:`forward` needs ``numbers`` then.
         names_weight: what it is multiplied with before the contrastive loss is added.
-        adversarial: how far each view may be moved against its name, :func:`~clip_guidance.training.adversarial.moved_against`;
+        adversarial: how far each view may be moved against its name, :func:`~.adversarial.moved_against`;
             needs ``names``.
         freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
         tile: logits at a time.
@@ -84,7 +84,7 @@ class ContrastiveObjective(nn.Module):
         self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
         if adversarial and (names is None or cached_images):
-            raise ValueError("adversarial: pictures are moved against their names, which needs names and the pictures")
+            raise ValueError("adversarial: images are moved against their names, which needs names and the images")
         self.names, self.names_weight, self.adversarial = names, names_weight, adversarial
         self.pixel_values = pixel_values
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
@@ -92,7 +92,7 @@ class ContrastiveObjective(nn.Module):
 
     def forward(
         self,
-        pictures: Tensor,
+        images: Tensor,
         input_ids: Tensor,
         groups: Tensor | None = None,
         numbers: Tensor | None = None,
@@ -101,12 +101,12 @@ class ContrastiveObjective(nn.Module):
         """The loss of the global batch; every process has it.
 
         Args:
-            pictures: (n, 3, H, W) of this process, ``pixel_values`` where there are no ``views``; (n, d) where they are
+            images: (n, 3, H, W) of this process, ``pixel_values`` where there are no ``views``; (n, d) where they are
                 cached.
-            input_ids: int64 (n, L), row i is the caption of picture i.
+            input_ids: int64 (n, L), row i is the caption of image i.
             groups: int (n,); pairs with equal entries, on whatever process, have the same caption
                 (:func:`caption_groups`).
-            numbers: int64 (n,), which of the ``names`` each picture bears.
+            numbers: int64 (n,), which of the ``names`` each image bears.
             seed: of this step's random draws.
 
         Returns:
@@ -116,10 +116,10 @@ class ContrastiveObjective(nn.Module):
             ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, ``names`` come
                 without ``numbers``, or ``adversarial`` is asked for under FSDP2.
         """
-        self._check(len(pictures))
+        self._check(len(images))
         if self.names is not None and numbers is None:
-            raise ValueError("a loss over all names needs numbers: which of them each picture bears")
-        image_embeds = pictures if self.cached_images else self._image_embeds(pictures, numbers, seed)
+            raise ValueError("a loss over all names needs numbers: which of them each image bears")
+        image_embeds = images if self.cached_images else self._image_embeds(images, numbers, seed)
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
@@ -141,8 +141,8 @@ class ContrastiveObjective(nn.Module):
                     module.eval()
         return self
 
-    def _image_embeds(self, pictures: Tensor, numbers: Tensor | None, seed: int) -> Tensor:
-        """(n, d), of views of the pictures, which are moved against their names if that is wanted."""
+    def _image_embeds(self, images: Tensor, numbers: Tensor | None, seed: int) -> Tensor:
+        """(n, d), of views of the images, which are moved against their names if that is wanted."""
 
         def of_views(views: Tensor) -> Tensor:
             return self.clip.image_embeds(self.pixel_values(views) if self.pixel_values else views)
@@ -152,13 +152,13 @@ class ContrastiveObjective(nn.Module):
 
         names, draws = self.names, f"image-{seed}"
         if not self.adversarial or names is None or numbers is None:
-            return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), pictures, draws)))
+            return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), images, draws)))
 
         def losses(views: Tensor, numbers: Tensor) -> Tensor:
             return names.losses(self.clip, of_views(views), numbers, seed)
 
         moved = []  # before the chunks that are checkpointed: no gradient is taken inside of those
-        for (place, chunk), (_, chosen) in zip(self._chunks(pictures), self._chunks(numbers), strict=True):
+        for (place, chunk), (_, chosen) in zip(self._chunks(images), self._chunks(numbers), strict=True):
             with random_state(f"{draws}-{place}", chunk.device):
                 moved.append(moved_against(views_of(chunk), partial(losses, numbers=chosen), self.adversarial))
         return torch.cat(list(self._embed(of_views, torch.cat(moved), draws)))
@@ -184,7 +184,7 @@ class ContrastiveObjective(nn.Module):
     def _check(self, count: int) -> None:
         """Refuses what would be another objective."""
         if self.adversarial and isinstance(self, FSDPModule):  # which lets go of its weights after that gradient
-            raise ValueError("adversarial: pictures moved against their names are not supported under FSDP2")
+            raise ValueError("adversarial: images moved against their names are not supported under FSDP2")
         if self.chunk_size and count % self.chunk_size:
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)

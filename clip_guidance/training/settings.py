@@ -11,7 +11,7 @@ from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings:
-    """Any image tower with any text tower; the defaults are small ones for 64x64 pictures."""
+    """Any image tower with any text tower; the defaults are small ones for 64x64 images."""
 
     image_tower: str = "vit"
     text_tower: str = "transformer"

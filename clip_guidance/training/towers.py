@@ -7,7 +7,7 @@ from clip_guidance.towers.vit import VisionTransformer
 
 
 def set_patch_dropout(clip: CLIP, share: float) -> None:
-    """Leaves out this share of the patches of each picture in training mode, drawn anew in each pass.
+    """Leaves out this share of the patches of each image in training mode, drawn anew in each pass.
 
     Args:
         clip: with a ViT as its image tower.

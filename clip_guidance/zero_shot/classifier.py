@@ -1,12 +1,12 @@
-"""Zero-shot classification: which of these labels describes the picture best?
+"""Zero-shot classification: which of these labels describes the image best?
 
 A label c becomes one vector, the mean over prompt templates t of its text embeddings (Radford et al. 2021,
-arXiv:2103.00020, section 3.1.4), and a picture's logits are its scaled cosines with these vectors:
+arXiv:2103.00020, section 3.1.4), and an image's logits are its scaled cosines with these vectors:
 
     w_c = norm(mean_t norm(f(t(c))))      logit_c = exp(logit_scale) · cos(image, w_c)     p = softmax(logit)
 
-The probabilities are relative to the labels offered: a picture of none of them still gets a sum of one. Where several
-labels may hold at once, or none, each is asked for by itself, beside what is said of any picture (a pair of prompts):
+The probabilities are relative to the labels offered: an image of none of them still gets a sum of one. Where several
+labels may hold at once, or none, each is asked for by itself, beside what is said of any image (a pair of prompts):
 
     p_c = softmax(logit_c, logit_any)_0 = sigmoid(logit_c − logit_any)
 """
@@ -37,11 +37,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """What ``ZeroShotClassifier`` says about n pictures and L labels.
+    """What ``ZeroShotClassifier`` says about n images and L labels.
 
     Attributes:
         labels: the L labels, in the order given.
-        logits: (n, L), exp(logit_scale) · cosine / temperature; less that of any picture where ``multi_label``.
+        logits: (n, L), exp(logit_scale) · cosine / temperature; less that of any image where ``multi_label``.
         probs: (n, L), softmax of the logits over the labels; sigmoid of each where ``multi_label``.
         multi_label: whether several labels, or none, may hold at once.
     """
@@ -55,7 +55,7 @@ class ZeroShotResult:
         return len(self.probs)
 
     def top(self, k: int = 1) -> list[list[Prediction]]:
-        """The k likeliest labels of each picture, best first; all of them if there are fewer than k.
+        """The k likeliest labels of each image, best first; all of them if there are fewer than k.
 
         Raises:
             ValueError: k is below 1.
@@ -69,11 +69,11 @@ class ZeroShotResult:
         ]
 
     def above(self, threshold: float = 0.5) -> list[list[Prediction]]:
-        """The labels of each picture that are at least this likely, best first: none where it is none of them."""
+        """The labels of each image that are at least this likely, best first: none where it is none of them."""
         return [[entry for entry in top if entry.prob >= threshold] for top in self.top(len(self.labels))]
 
     def rows(self, k: int = 5, threshold: float = 0.0) -> list[dict[str, Any]]:
-        """One dictionary a picture, fit for JSON: ``label``, ``prob``, the ``top`` k; ``labels`` if several may hold.
+        """One dictionary an image, fit for JSON: ``label``, ``prob``, the ``top`` k; ``labels`` if several may hold.
 
         ``label`` is None where the likeliest is below ``threshold``: the classifier abstains.
         """
@@ -86,7 +86,7 @@ class ZeroShotResult:
 
     @classmethod
     def cat(cls, results: Sequence[ZeroShotResult]) -> ZeroShotResult:
-        """The results of several batches of pictures as one, on the CPU.
+        """The results of several batches of images as one, on the CPU.
 
         Raises:
             ValueError: there is none, or they are of different labels.
@@ -98,7 +98,7 @@ class ZeroShotResult:
         return cls(results[0].labels, logits, probs, results[0].multi_label)
 
     def plot(self, images: Any = None, k: int = 5) -> Figure:
-        """Bars beside the pictures, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
+        """Bars beside the images, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
         from clip_guidance.report.plots import plot_probs
 
         return plot_probs(self, images, k)
@@ -111,7 +111,7 @@ class ZeroShotResult:
 
 
 class ZeroShotClassifier:
-    """Classifies pictures among labels that are given as text; the label vectors are computed once.
+    """Classifies images among labels that are given as text; the label vectors are computed once.
 
     Args:
         clip: the model.
@@ -120,8 +120,8 @@ class ZeroShotClassifier:
             published lists of templates hold; several are averaged.
         batch_size: texts encoded at once.
         multi_label: whether several labels, or none, may hold at once.
-        any_picture: where ``multi_label``: texts that fit any picture, averaged; or templates, for texts that fit any
-            picture but the label's ("a picture without a {}").
+        any_image: where ``multi_label``: texts that fit any image, averaged; or templates, for texts that fit any
+            image but the label's ("an image without a {}").
         temperature: what the logits are divided by; see :meth:`calibrate`.
 
     Attributes:
@@ -139,7 +139,7 @@ class ZeroShotClassifier:
         batch_size: int = 256,
         *,
         multi_label: bool = False,
-        any_picture: Sequence[Template] = DEFAULT_ANY,
+        any_image: Sequence[Template] = DEFAULT_ANY,
         temperature: float = 1.0,
     ) -> None:
         if not temperature > 0:
@@ -148,23 +148,23 @@ class ZeroShotClassifier:
         self.labels = _checked_labels(labels)
         self.templates = _checked_templates(templates)
         self.class_embeds = self._embeds(self.templates)
-        self.any_embeds = self._embeds(tuple(any_picture)) if multi_label else None
+        self.any_embeds = self._embeds(tuple(any_image)) if multi_label else None
 
     def __call__(self, images: Any, batch_size: int = 64) -> ZeroShotResult:
-        """Classifies pictures.
+        """Classifies images.
 
         Args:
-            images: one picture or several, as for ``CLIP.encode_image``.
-            batch_size: pictures encoded at once.
+            images: one image or several, as for ``CLIP.encode_image``.
+            batch_size: images encoded at once.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
         """
         return self.classify_embeds(self.clip.encode_image(images, batch_size=batch_size))
 
     @torch.no_grad()
     def classify_embeds(self, image_embeds: torch.Tensor) -> ZeroShotResult:
-        """Classifies pictures that are already encoded, (n, d)."""
+        """Classifies images that are already encoded, (n, d)."""
         images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
         cosines = images @ self.class_embeds.T
         if self.any_embeds is not None:
@@ -180,7 +180,7 @@ class ZeroShotClassifier:
 
         Args:
             images: as for ``CLIP.encode_image``; some ten are enough.
-            labels: of each picture, the right one.
+            labels: of each image, the right one.
 
         Raises:
             ValueError: several labels may hold at once, a label is unknown, or no temperature fits; says why.
@@ -188,11 +188,11 @@ class ZeroShotClassifier:
         from clip_guidance.metrics.classification import fit_temperature
 
         if self.multi_label:
-            raise ValueError("expected a classifier of one label a picture to calibrate, got multi_label=True")
+            raise ValueError("expected a classifier of one label an image to calibrate, got multi_label=True")
         targets = self.numbers(labels)
         logits = self(images).logits.cpu() * self.temperature
         if len(logits) != len(targets):
-            raise ValueError(f"expected one label a picture, got {len(targets)} labels and {len(logits)} pictures")
+            raise ValueError(f"expected one label an image, got {len(targets)} labels and {len(logits)} images")
         self.temperature = fit_temperature(logits, targets)
         return self.temperature
 

@@ -56,7 +56,7 @@ def page(rows):
             *_matrix(rows),
             *_pipelines(),
             *_schedulers(),
-            *_reasons("Steered by a reward on latents alone", LATENT_ONLY, '`space="latent"` works; pictures do not.'),
+            *_reasons("Steered by a reward on latents alone", LATENT_ONLY, '`space="latent"` works; images do not.'),
             *_reasons("Pipelines that cannot be guided", UNSUPPORTED, "`attach` says why."),
             *_reasons("Schedulers that cannot be guided", UNSUPPORTED_SCHEDULERS, "`attach` says why."),
         ]

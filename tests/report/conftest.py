@@ -1,4 +1,4 @@
-"""Pictures with awkward names, each of one colour of its own, and a result that classifies them."""
+"""Images with awkward names, each of one colour of its own, and a result that classifies them."""
 
 from pathlib import Path
 

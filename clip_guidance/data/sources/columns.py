@@ -1,4 +1,4 @@
-"""Which columns of a table hold the picture and its captions, and the record that a row makes."""
+"""Which columns of a table hold the image and its captions, and the record that a row makes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_guidance.data.records import BadRow, Record, SourceError, Stored, Stor
 
 # In order of preference: the first name that a table has is taken.
 IMAGES = (
-    "image", "img", "picture", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
+    "image", "img", "image", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
     "image_file", "path", "file", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
 CAPTIONS = ("caption", "text", "txt", "sentence", "description", "title", "prompt", "json", "name", "label")
@@ -57,8 +57,8 @@ class Columns:
             raise SourceError(f"{where}: no column {', '.join(absent)}; it has {', '.join(map(repr, names)) or 'none'}")
         image = image or next((n for known in IMAGES for n in names if n.lower() == known), None)
         captions = captions or next(filter(None, (_numbered(known, names) for known in CAPTIONS)), [])
-        for column, meant, known in ((image, "pictures", IMAGES), (captions, "captions", CAPTIONS)):
-            if not column and (need_captions or meant == "pictures"):
+        for column, meant, known in ((image, "images", IMAGES), (captions, "captions", CAPTIONS)):
+            if not column and (need_captions or meant == "images"):
                 raise SourceError(
                     f"{where}: no column of {meant} found; it has {', '.join(map(repr, names)) or 'none'}; "
                     f"name it, or rename it to one of {', '.join(known)}"
@@ -77,7 +77,7 @@ class Columns:
         """The record of a row; relative paths start at ``folder``, and ``remote`` opens addresses."""
         captions = [found for name in self.captions for found in caption_values(self._named(name, row.get(name)))]
         try:
-            return Record(key, origin, stored_picture(row.get(self.image), folder, remote), captions)
+            return Record(key, origin, stored_image(row.get(self.image), folder, remote), captions)
         except BadRow as bad:
             return Record(key, origin, problem=bad)
 
@@ -89,11 +89,11 @@ class Columns:
         return value
 
 
-def stored_picture(value: Any, folder: Path, remote: Remote | None = None) -> bytes | Stored | None:
-    """Where the picture is that a cell names or holds.
+def stored_image(value: Any, folder: Path, remote: Remote | None = None) -> bytes | Stored | None:
+    """Where the image is that a cell names or holds.
 
     Raises:
-        BadRow: the cell holds neither path nor bytes, or the address of a picture that is not here.
+        BadRow: the cell holds neither path nor bytes, or the address of an image that is not here.
     """
     inside = isinstance(value, Mapping) and bool({"bytes", "path"} & set(value))
     if inside:
@@ -103,11 +103,11 @@ def stored_picture(value: Any, folder: Path, remote: Remote | None = None) -> by
     if isinstance(value, (bytes, bytearray)):
         return bytes(value)
     if not isinstance(value, str):
-        raise BadRow("no_picture", f"expected a path or bytes, got {type(value).__name__}")
+        raise BadRow("no_image", f"expected a path or bytes, got {type(value).__name__}")
     if "://" in value and inside and remote is not None:  # an address that datasets made up, not one in the data
         return remote(value)
     if "://" in value:
-        raise BadRow("missing", f"{value} is an address; download the pictures first, for example with img2dataset")
+        raise BadRow("missing", f"{value} is an address; download the images first, for example with img2dataset")
     return StoredFile(folder / value)
 
 

@@ -1,7 +1,7 @@
-"""A folder of pictures: each captioned by the .txt beside it, or by the name of its folder as a class label.
+"""A folder of images: each captioned by the .txt beside it, or by the name of its folder as a class label.
 
-Only names are held, some 100 bytes a picture; sets of very many pictures are better kept in tars. Which folders hold
-captions is decided folder by folder: where one picture has its .txt, one without it is bad rather than labelled by the
+Only names are held, some 100 bytes an image; sets of very many images are better kept in tars. Which folders hold
+captions is decided folder by folder: where one image has its .txt, one without it is bad rather than labelled by the
 folder's name.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from clip_guidance.data.records import BadRow, Part, Record, StoredFile, read_lines
 from clip_guidance.images.load import EXTENSIONS
 
-PART = 256  # pictures; small, so that shuffled parts mix the classes
+PART = 256  # images; small, so that shuffled parts mix the classes
 
 
 @dataclass(frozen=True)
@@ -60,40 +60,40 @@ def list_files(root: Path) -> Listing:
 
 
 class FolderSource:
-    """Pictures of a folder and their captions; a :class:`~clip_guidance.data.records.Source`."""
+    """Images of a folder and their captions; a :class:`~clip_guidance.data.records.Source`."""
 
-    kind = "picture folder"
+    kind = "image folder"
 
     def __init__(self, listing: Listing):
         self.name, self.root, self.denied = str(listing.root), listing.root, listing.denied
-        self.pictures = listing.with_suffix(*EXTENSIONS)
+        self.images = listing.with_suffix(*EXTENSIONS)
         texts = set(listing.with_suffix(".txt"))
-        self.texts = {picture: text for picture in self.pictures if (text := _beside(picture)) in texts}
-        self.captioned = {os.path.dirname(picture) for picture in self.texts}
-        starts = range(0, len(self.pictures), PART)
-        self.parts = [Part(self.pictures[start], min(PART, len(self.pictures) - start)) for start in starts]
+        self.texts = {image: text for image in self.images if (text := _beside(image)) in texts}
+        self.captioned = {os.path.dirname(image) for image in self.texts}
+        starts = range(0, len(self.images), PART)
+        self.parts = [Part(self.images[start], min(PART, len(self.images) - start)) for start in starts]
         if self.denied:
             self.parts.append(Part("denied", len(self.denied)))
 
     def read(self, index: int) -> Iterator[Record]:
         """The records of a part; the last part may be the folders that may not be listed."""
-        if index * PART >= len(self.pictures):
+        if index * PART >= len(self.images):
             for name, reason in self.denied:
                 yield Record(name, self.name, problem=BadRow("unreadable", f"folder {name}: {reason}"))
             return
-        for picture in self.pictures[index * PART : (index + 1) * PART]:
-            yield self._record(picture)
+        for image in self.images[index * PART : (index + 1) * PART]:
+            yield self._record(image)
 
-    def _record(self, picture: str) -> Record:
-        stored, folder = StoredFile(self.root / picture), os.path.dirname(picture)
-        if picture in self.texts:
-            text = StoredFile(self.root / self.texts[picture])
-            return Record(picture, self.name, stored, functools.partial(read_lines, text))
+    def _record(self, image: str) -> Record:
+        stored, folder = StoredFile(self.root / image), os.path.dirname(image)
+        if image in self.texts:
+            text = StoredFile(self.root / self.texts[image])
+            return Record(image, self.name, stored, functools.partial(read_lines, text))
         if folder in self.captioned or not folder:
-            beside = os.path.basename(_beside(picture))
-            return Record(picture, self.name, stored, problem=BadRow("no_caption", f"there is no {beside} beside it"))
-        return Record(picture, self.name, stored, [os.path.basename(folder).replace("_", " ")])
+            beside = os.path.basename(_beside(image))
+            return Record(image, self.name, stored, problem=BadRow("no_caption", f"there is no {beside} beside it"))
+        return Record(image, self.name, stored, [os.path.basename(folder).replace("_", " ")])
 
 
-def _beside(picture: str) -> str:
-    return os.path.splitext(picture)[0] + ".txt"
+def _beside(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"

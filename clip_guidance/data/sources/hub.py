@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face Hub, streamed or downloaded, and those that ``datasets`` saved to disk.
 
-``datasets`` finds and downloads the files; pictures are left encoded (``decode=False``), since its own decoding ends an
-iteration at the first truncated picture. Needs the extra ``data``.
+``datasets`` finds and downloads the files; images are left encoded (``decode=False``), since its own decoding ends an
+iteration at the first truncated image. Needs the extra ``data``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class HubSource:
         name: ``owner/name`` on the Hub, ``owner/name:config``, or a folder that ``datasets`` can load or has saved.
         split: of the data set.
         streaming: read while downloading, a file at a time, instead of downloading everything first.
-        image_column: of the picture; by default the one whose type is Image, or with a customary name.
+        image_column: of the image; by default the one whose type is Image, or with a customary name.
         caption_columns: of the captions; by default those with a customary name.
 
     Raises:
-        SourceError: ``datasets`` is not installed, there is no such data set or split, or no column of pictures or
+        SourceError: ``datasets`` is not installed, there is no such data set or split, or no column of images or
             captions.
     """
 
@@ -47,18 +47,18 @@ class HubSource:
             import datasets
         except ImportError:
             raise SourceError(
-                f"{name}: no table, tar or folder of pictures is here; what is on the Hub, or saved by datasets, needs "
+                f"{name}: no table, tar or folder of images is here; what is on the Hub, or saved by datasets, needs "
                 "pip install 'clip-guidance[data]'"
             ) from None
         try:
             rows = _load(datasets, name, split, streaming)
         except Exception as error:  # whatever the Hub, its client or a builder raises
             raise SourceError(f"{name}: cannot be opened as a data set: {error}") from error
-        pictures = [key for key, kind in (rows.features or {}).items() if isinstance(kind, datasets.Image)]
-        for picture in pictures:
-            rows = rows.cast_column(picture, datasets.Image(decode=False))
+        images = [key for key, kind in (rows.features or {}).items() if isinstance(kind, datasets.Image)]
+        for image in images:
+            rows = rows.cast_column(image, datasets.Image(decode=False))
         names = rows.column_names or list(next(iter(rows), {}))
-        image_column = image_column or next(iter(pictures), None)
+        image_column = image_column or next(iter(images), None)
         kinds = (rows.features or {}).items()
         classes = {key: kind.names for key, kind in kinds if isinstance(kind, datasets.ClassLabel)}
         self.columns = Columns.find(names, f"{name}[{split}]", image_column, caption_columns, classes)

@@ -1,4 +1,4 @@
-"""Tables with a row a picture: CSV, TSV, JSONL, and parquet by row groups."""
+"""Tables with a row an image: CSV, TSV, JSONL, and parquet by row groups."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TableSource:
     Args:
         paths: the tables.
         name: what the user asked for.
-        image_column: of the picture; by default the first with a customary name.
+        image_column: of the image; by default the first with a customary name.
         caption_columns: of the captions; by default those with a customary name.
         need_captions: whether a table must have a column of captions; see :meth:`Columns.find`.
 
     Raises:
-        SourceError: a table has no column of pictures, or of captions where it must have one.
+        SourceError: a table has no column of images, or of captions where it must have one.
     """
 
     kind = "table"

@@ -1,8 +1,8 @@
 """WebDataset tars as img2dataset writes them: ``000017.jpg``, ``000017.txt`` and ``000017.json`` make one sample.
 
 Files with the same name up to the first dot, one after the other, are a sample
-(https://github.com/webdataset/webdataset#the-webdataset-format). Only pictures, .txt and .json are opened: no pickle,
-array or module is, and nothing is unpacked to disk. Going over an archive reads its headers; a picture is read when it
+(https://github.com/webdataset/webdataset#the-webdataset-format). Only images, .txt and .json are opened: no pickle,
+array or module is, and nothing is unpacked to disk. Going over an archive reads its headers; an image is read when it
 is its turn.
 """
 
@@ -115,12 +115,12 @@ def _split(name: str) -> tuple[str, str]:
 def _record(key: str, origin: str, members: dict[str, Stored]) -> Record:
     if key.startswith("/") or ".." in PurePosixPath(key).parts:  # a user may name files after keys
         return Record(key, origin, problem=BadRow("unsafe_name", f"the archive names {key}"))
-    picture = next((stored for suffix, stored in members.items() if f".{suffix}" in EXTENSIONS), None)
+    image = next((stored for suffix, stored in members.items() if f".{suffix}" in EXTENSIONS), None)
     if "txt" in members:
-        return Record(key, origin, picture, functools.partial(read_lines, members["txt"], TEXT_BYTES))
+        return Record(key, origin, image, functools.partial(read_lines, members["txt"], TEXT_BYTES))
     if "json" in members:
-        return Record(key, origin, picture, functools.partial(_read_json, members["json"]))
-    return Record(key, origin, picture)
+        return Record(key, origin, image, functools.partial(_read_json, members["json"]))
+    return Record(key, origin, image)
 
 
 def _read_json(stored: Stored) -> list[Any]:

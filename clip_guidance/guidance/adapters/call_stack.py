@@ -2,7 +2,7 @@
 
 ``scheduler.step`` and the denoiser's forward do not tell who calls them, yet two pipelines may share a scheduler
 or a UNet (``from_pipe``), in one thread or in several, and only the attached one is to be guided. Nor do they
-tell the size of a picture whose latents are packed into tokens, nor the mask of an inpainting run. All of it
+tell the size of an image whose latents are packed into tokens, nor the mask of an inpainting run. All of it
 stands in the local variables of the pipeline's own methods further up the stack; of a modular pipeline, in the
 state that it hands from block to block.
 """
@@ -30,8 +30,8 @@ class Run:
 
     Attributes:
         pipe: The pipeline.
-        size: Height and width of its pictures in pixels; None if it has no such variables.
-        mask: Of an inpainting run, 1 where the picture is made anew; None elsewhere.
+        size: Height and width of its images in pixels; None if it has no such variables.
+        mask: Of an inpainting run, 1 where the image is made anew; None elsewhere.
         latents: The noisy sample, where it is in the state of a modular pipeline.
     """
 

@@ -1,6 +1,6 @@
 """How pipelines lay out their samples: the moves of an adapter that are not the default ones.
 
-Each copies what the pipeline itself does between its last step and its picture.
+Each copies what the pipeline itself does between its last step and its image.
 """
 
 import math
@@ -39,7 +39,7 @@ def tokens(pipe: Any, sample: Tensor, size: "Size | None", patch: int = 1) -> Te
     """Tokens (B, h * w, C) in rows, each of ``patch`` x ``patch`` latents, to (B, C, h, w).
 
     Raises:
-        ValueError: The size of the picture is unknown, or is not that of the sample.
+        ValueError: The size of the image is unknown, or is not that of the sample.
     """
     if size is None:
         raise ValueError(
@@ -50,7 +50,7 @@ def tokens(pipe: Any, sample: Tensor, size: "Size | None", patch: int = 1) -> Te
     height, width = size.height // side, size.width // side
     if sample.ndim != 3 or sample.shape[1] != height * width:
         raise ValueError(
-            f"guidance expected {height} x {width} tokens for a picture of {size.height} x {size.width} pixels, got a "
+            f"guidance expected {height} x {width} tokens for an image of {size.height} x {size.width} pixels, got a "
             f"sample of shape {tuple(sample.shape)} from {type(pipe).__name__}; use space='latent'"
         )
     return sample.transpose(1, 2).unflatten(2, (height, width))
@@ -66,15 +66,15 @@ def frames_first(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
     return sample.transpose(1, 2)
 
 
-def picture_part(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
+def image_part(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
     """UniDiffuser's rows (B, C * h * w + ...), of latents and embeddings one after the other, to (B, C, h, w).
 
     Raises:
-        ValueError: The size of the picture is unknown, or the sample is a text.
+        ValueError: The size of the image is unknown, or the sample is a text.
     """
     if size is None or sample.ndim != 2:
         raise ValueError(
-            f"guidance expected a picture's row of numbers and its height and width from {type(pipe).__name__}, got a "
+            f"guidance expected an image's row of numbers and its height and width from {type(pipe).__name__}, got a "
             f"sample of shape {tuple(sample.shape)} and size {size}; use space='latent'"
         )
     shape = (pipe.num_channels_latents, *(side // pipe.vae_scale_factor for side in (size.height, size.width)))
@@ -113,12 +113,12 @@ def by_batch_norm(decoder: Any, latents: Tensor, eps: float | None = None) -> Te
 
 
 def one_frame_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A video decoder's picture: of one frame, without its opacity."""
+    """A video decoder's image: of one frame, without its opacity."""
     return decoder.decode(latents.unsqueeze(2), return_dict=False)[0][:, :3, 0]
 
 
 def frames_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A picture decoder's frames (B, 3, F, H, W), or (B, 3, H, W) of single frames."""
+    """An image decoder's frames (B, 3, F, H, W), or (B, 3, H, W) of single frames."""
     return _by_frame(lambda frames: decoder.decode(frames, return_dict=False)[0], latents)
 
 

@@ -210,7 +210,8 @@ def level_resolver(scheduler: Any) -> Callable[[Any, float | Tensor], NoiseLevel
         if cls.__name__ in LEVELS:
             return LEVELS[cls.__name__]
         if cls.__name__ in UNSUPPORTED_SCHEDULERS:
-            raise UnsupportedSchedulerError(f"{cls.__name__} cannot be guided: {UNSUPPORTED_SCHEDULERS[cls.__name__]}. {advice}")
+            reason = UNSUPPORTED_SCHEDULERS[cls.__name__]
+            raise UnsupportedSchedulerError(f"{cls.__name__} cannot be guided: {reason}. {advice}")
     raise UnsupportedSchedulerError(
         f"guidance knows the noise levels of {', '.join(LEVELS)}; the pipeline's scheduler is a "
         f"{type(scheduler).__name__}. {advice}"

@@ -1,9 +1,9 @@
-"""What is known about a pipeline: its denoiser, and how its sample becomes a picture.
+"""What is known about a pipeline: its denoiser, and how its sample becomes an image.
 
 Known classes are rows of one table, by family; a class is found by its own name or that of its nearest base
 class. Any other pipeline with one of :data:`DENOISERS` can be guided by a reward on its latents.
 
-A sample becomes a picture in three moves, each with a default that serves most families:
+A sample becomes an image in three moves, each with a default that serves most families:
 
     unpack        the scheduler's sample to latents (B, C, h, w): undo Flux's patches, drop a frame axis
     denormalise   latents of unit variance to what the decoder reads, by the decoder's own config
@@ -53,7 +53,7 @@ class Adapter:
 
     Attributes:
         denoiser: Name of the pipeline's attribute that predicts the noise.
-        decoder: Name of the pipeline's attribute that makes the picture; None if samples are pixels already, or
+        decoder: Name of the pipeline's attribute that makes the image; None if samples are pixels already, or
             if it is not known how they become pixels.
         data_variance: Default variance of an element of the clean sample: 1 for normalised latents, 1/4 for
             pixels in [-1, 1].
@@ -62,7 +62,7 @@ class Adapter:
         decode: (decoder, latents) -> pixels (B, 3, H, W) in [-1, 1]; None if unknown.
         doubled: Whether the pipeline hands the sample to ``scheduler.step`` twice over, one copy for each side of
             classifier-free guidance.
-        repainted: Value of the pipeline's variable ``mask`` where the picture is made anew; None where a variable of
+        repainted: Value of the pipeline's variable ``mask`` where the image is made anew; None where a variable of
             that name is something else.
     """
 
@@ -154,7 +154,7 @@ _FAMILIES: list[tuple[Adapter, str]] = [
     (Adapter("unet", "vqvae", denormalise=unpack.by_scale), "LDMPipeline LDMTextToImagePipeline"),
     (Adapter("unet", "vqvae", denormalise=unpack.as_it_is), "LDMSuperResolutionPipeline"),
     (Adapter("unet", denormalise=unpack.by_scale, decode=unpack.colour_decode), "StableDiffusionLDM3DPipeline"),
-    (Adapter("unet", unpack=unpack.picture_part, denormalise=unpack.by_scale), "UniDiffuserPipeline"),
+    (Adapter("unet", unpack=unpack.image_part, denormalise=unpack.by_scale), "UniDiffuserPipeline"),
     (
         Adapter("image_unet", denormalise=unpack.by_scale),
         "VersatileDiffusionTextToImagePipeline VersatileDiffusionImageVariationPipeline",

@@ -1,7 +1,7 @@
 """The pipelines and schedulers of diffusers that cannot be guided, or not in every way, and why.
 
 A shift of the predicted clean sample needs a ``scheduler.step(model_output, timestep, sample)`` at noise levels that
-the scheduler knows; a picture of it, a differentiable map from samples to pictures. Reasons are the ends of
+the scheduler knows; an image of it, a differentiable map from samples to images. Reasons are the ends of
 sentences about the pipeline or the scheduler.
 
 A scheduler needs a step from (model_output, timestep, sample), a continuous sample x = α·x₀ + σ·ε, and a model output
@@ -19,7 +19,7 @@ UNSUPPORTED: dict[str, str] = _by_name(
     {
         "its samples are discrete tokens, which cannot be shifted": "AmusedPipeline AmusedImg2ImgPipeline "
         "AmusedInpaintPipeline VQDiffusionPipeline DiffusionGemmaPipeline LLaDA2Pipeline",
-        "it turns pictures into embeddings of a prompt, without denoising": "FluxPriorReduxPipeline",
+        "it turns images into embeddings of a prompt, without denoising": "FluxPriorReduxPipeline",
         "it enlarges latents without denoising": "LTXLatentUpsamplePipeline LTX2LatentUpsamplePipeline",
         "it decodes latents; the video is settled before it runs": "LTX2VideoDiffusionDecodePipeline",
         "it runs two pipelines; guide its `generation_pipe`": "VisualClozePipeline",
@@ -38,13 +38,13 @@ UNSUPPORTED: dict[str, str] = _by_name(
         "it takes some of its steps with a copy of its scheduler": "TextToVideoZeroPipeline "
         "TextToVideoZeroSDXLPipeline",
         "it takes many steps at once, past `scheduler.step`": "StableDiffusionParadigmsPipeline",
-        "its first of two runs must give back the picture that is to be edited": "StableDiffusionPix2PixZeroPipeline",
+        "its first of two runs must give back the image that is to be edited": "StableDiffusionPix2PixZeroPipeline",
         "it walks back and forth in time; inpaint with another pipeline": "RePaintPipeline",
         "its scheduler has no step(model_output, timestep, sample)": "KarrasVePipeline ScoreSdeVePipeline",
         "its frames or tokens stand at noise levels of their own": "LTXConditionPipeline SanaWMPipeline "
         "SkyReelsV2DiffusionForcingPipeline SkyReelsV2DiffusionForcingImageToVideoPipeline "
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
-        "copies of one scheduler step pictures and sound together": "LTX2Pipeline LTX2ConditionPipeline "
+        "copies of one scheduler step images and sound together": "LTX2Pipeline LTX2ConditionPipeline "
         "LTX2DFRPipeline LTX2DFRTemporalRefinePipeline LTX2HDRPipeline LTX2ImageToVideoPipeline "
         "LTX2InContextPipeline LTX2ModularPipeline Cosmos3OmniPipeline Cosmos3OmniModularPipeline "
         "Kandinsky6TI2VAPipeline MiniMaxH3ModularPipeline",
@@ -67,20 +67,20 @@ LATENT_ONLY: dict[str, str] = _by_name(
         "StableAudio3AudioToAudioPipeline StableAudio3InpaintPipeline MiniMaxMusic3ModularPipeline AudioLDMPipeline "
         "AudioLDM2Pipeline MusicLDMPipeline DanceDiffusionPipeline AudioDiffusionPipeline "
         "SpectrogramDiffusionPipeline",
-        "its samples are embeddings of pictures, which another pipeline turns into pictures": "KandinskyPriorPipeline "
+        "its samples are embeddings of images, which another pipeline turns into images": "KandinskyPriorPipeline "
         "KandinskyV22PriorPipeline KandinskyV22PriorEmb2EmbPipeline WuerstchenPriorPipeline "
         "StableCascadePriorPipeline",
         "its samples are the weights of a scene in three dimensions": "ShapEPipeline ShapEImg2ImgPipeline",
         "its samples are maps of depth, of normals or of materials": "MarigoldDepthPipeline MarigoldNormalsPipeline "
         "MarigoldIntrinsicsPipeline",
-        "it makes several layers of a picture at once": "QwenImageLayeredPipeline QwenImageLayeredModularPipeline",
-        "its samples hold other pictures beside the new one": "JoyImageEditPipeline JoyImageEditPlusPipeline "
+        "it makes several layers of an image at once": "QwenImageLayeredPipeline QwenImageLayeredModularPipeline",
+        "its samples hold other images beside the new one": "JoyImageEditPipeline JoyImageEditPlusPipeline "
         "VisualClozeGenerationPipeline",
         "its samples are pixels under more noise than its scheduler knows": "PRXPixelPipeline",
         "it works at a size of its own, which it does not name `height` and `width`": "LongCatImageEditPipeline",
         "its frames of reference come before the others": "WanVACEPipeline Wan22VaceModularPipeline "
         "WanAnimatePipeline WanAnimate2ModularPipeline",
-        "how its samples become pictures is not known yet": "AllegroPipeline AnimaModularPipeline ChronoEditPipeline "
+        "how its samples become images is not known yet": "AllegroPipeline AnimaModularPipeline ChronoEditPipeline "
         "CogVideoXPipeline CogVideoXFunControlPipeline CogVideoXImageToVideoPipeline CogVideoXVideoToVideoPipeline "
         "ConsisIDPipeline Cosmos2_5_PredictBasePipeline Cosmos2_5_TransferPipeline EasyAnimatePipeline "
         "EasyAnimateControlPipeline EasyAnimateInpaintPipeline Flux3ModularPipeline "
@@ -106,7 +106,7 @@ NO_EXACT: dict[str, str] = _by_name(
 )
 
 _TOKENS = "its samples are discrete tokens, which cannot be shifted"
-_INVERSE = "it walks from the picture to the noise"
+_INVERSE = "it walks from the image to the noise"
 _NO_STEP = "it has no step(model_output, timestep, sample)"
 _STAGES = "it changes resolution from stage to stage, with noise levels of its own in each"
 
@@ -124,7 +124,7 @@ UNSUPPORTED_SCHEDULERS = {
     "ScoreSdeVpScheduler": _NO_STEP,
     "HeliosScheduler": _STAGES,
     "HeliosDMDScheduler": _STAGES,
-    "ConsistencyDecoderScheduler": "it decodes latents; the picture is settled before it runs",
+    "ConsistencyDecoderScheduler": "it decodes latents; the image is settled before it runs",
     "FlowMapEulerDiscreteScheduler": "its model predicts the mean velocity over a step, which implies no x₀",
     "PiflowScheduler": "its model predicts a grid of clean samples for each step, not one",
     "RePaintScheduler": "it walks back and forth in time; inpaint with another scheduler",

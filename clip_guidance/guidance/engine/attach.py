@@ -78,7 +78,7 @@ def _attached(attachment: Attachment, pipe: Any) -> Iterator["Guidance"]:
         yield guidance
     if attachment.dropped:
         warnings.warn(
-            f"guidance left out {attachment.dropped} shifts that were not finite; these pictures were "
+            f"guidance left out {attachment.dropped} shifts that were not finite; these images were "
             "steered less. A reward, decoder or denoiser in float16 is the usual cause",
             stacklevel=3,
         )

@@ -108,7 +108,7 @@ def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:
     found = []
     for output in outputs:
         if output.ndim == like.ndim and output.shape[1] > like.shape[1]:
-            output = output[:, : like.shape[1]]  # channels: a variance; tokens: a reference picture's
+            output = output[:, : like.shape[1]]  # channels: a variance; tokens: a reference image's
         if output.numel() % like.numel() or len(output) % len(like):
             return []
         found += [at_least_float32(part.reshape(like.shape)) for part in output.split(len(like))]

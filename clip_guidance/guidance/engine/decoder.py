@@ -1,8 +1,8 @@
-"""From the predicted clean sample to the picture that the reward reads, as cheaply as it should be.
+"""From the predicted clean sample to the image that the reward reads, as cheaply as it should be.
 
 At 1024 x 1024 the activations that the decoder keeps for its backward are larger than those of most denoisers
-(SDXL's autoencoder: 11 GiB in half precision), so :class:`Decoding` offers a smaller decoder, a smaller picture,
-a part of the picture, recomputation, and one picture at a time.
+(SDXL's autoencoder: 11 GiB in half precision), so :class:`Decoding` offers a smaller decoder, a smaller image,
+a part of the image, recomputation, and one image at a time.
 """
 
 import random
@@ -26,30 +26,30 @@ from clip_guidance.guidance.weights.offload import brought_in, neighbours_stay, 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the picture for the reward is decoded; the picture that the pipeline returns is not concerned.
+    """How the image for the reward is decoded; the image that the pipeline returns is not concerned.
 
     Args:
         decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
             TAESD: a tenth of the memory). Wherever it is, it works where the sample is.
         resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
         crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
-            window at each step. Memory falls with its square, and the reward never sees the whole picture.
+            window at each step. Memory falls with its square, and the reward never sees the whole image.
         checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174).
-        pictures: Decode and differentiate this many pictures of a batch at a time, for one more forward of the
+        images: Decode and differentiate this many images of a batch at a time, for one more forward of the
             decoder; None for all.
         dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
             overflows (``force_upcast``, as SDXL's). Another one than its own takes a copy of its weights.
         seed: Seed of the windows; each run starts from it.
 
     Raises:
-        ValueError: A share is outside (0, 1] or ``pictures`` is below 1.
+        ValueError: A share is outside (0, 1] or ``images`` is below 1.
     """
 
     decoder: nn.Module | None = None
     resolution: float = 1.0
     crop: float = 1.0
     checkpoint: bool = False
-    pictures: int | None = None
+    images: int | None = None
     dtype: torch.dtype | None = None
     seed: int = 0
 
@@ -57,8 +57,8 @@ class Decoding:
         for name in ("resolution", "crop"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if self.pictures is not None and self.pictures < 1:
-            raise ValueError(f"pictures must be at least 1, or None for all at once, got {self.pictures}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
 
 
 class Decoder:
@@ -66,7 +66,7 @@ class Decoder:
 
     Args:
         pipe: The pipeline.
-        space: "image" for decoded pictures, "latent" for the sample as it is.
+        space: "image" for decoded images, "latent" for the sample as it is.
         decoding: How to decode.
 
     Raises:
@@ -101,7 +101,7 @@ class Decoder:
         if self.decoding.checkpoint and not getattr(self.module, "_supports_gradient_checkpointing", False):
             raise ValueError(
                 f"checkpoint=True needs a decoder that can recompute its blocks; {type(self.module).__name__} cannot. "
-                "Use pictures=1, resolution or crop"
+                "Use images=1, resolution or crop"
             )
 
     def start_run(self) -> None:
@@ -114,7 +114,7 @@ class Decoder:
             self._window = self._random.random(), self._random.random()
 
     def __call__(self, sample: Tensor, size: Size | None = None) -> Tensor:
-        """Pictures (B, 3, H, W), or (B, 3, F, H, W) of a video, in [0, 1], or the sample, in float32 or better."""
+        """Images (B, 3, H, W), or (B, 3, F, H, W) of a video, in [0, 1], or the sample, in float32 or better."""
         sample = at_least_float32(sample)
         if self.space == "latent":
             return sample
@@ -193,7 +193,7 @@ def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) 
             f"decoder={type(decoder).__name__} reads latents of {given} channels; those of {type(pipe).__name__} have "
             f"{expected}"
         )
-    if isinstance(decoder, AutoencoderTiny):  # picture by picture, from latents of unit variance
+    if isinstance(decoder, AutoencoderTiny):  # image by image, from latents of unit variance
         return replace(adapter, denormalise=by_config, decode=unpack.frames_decode)
     return adapter
 
@@ -249,5 +249,5 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def at_a_time(decoding: Decoding, batch: int) -> int:
-    """Number of pictures of a batch that are decoded together."""
-    return min(decoding.pictures or batch, batch)
+    """Number of images of a batch that are decoded together."""
+    return min(decoding.images or batch, batch)

@@ -1,6 +1,6 @@
 """The gradient of each sample's reward with respect to its predicted clean sample.
 
-The picture cuts the way into two: the reward's gradient at the picture is gathered first, in parts where the
+The image cuts the way into two: the reward's gradient at the image is gathered first, in parts where the
 reward has parts (cutouts in chunks, several rewards), and goes through the decoder once,
 
     g = (∂image/∂x̂₀)ᵀ Σ_parts ∂r_part/∂image,
@@ -108,7 +108,7 @@ def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
-    """The reward's gradient at pictures (B, 3, H, W), a video's frames (B, 3, F, H, W) as pictures, or latents.
+    """The reward's gradient at images (B, 3, H, W), a video's frames (B, 3, F, H, W) as images, or latents.
 
     A video's reward is the mean of its frames'.
     """

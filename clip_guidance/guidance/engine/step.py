@@ -118,7 +118,7 @@ def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
 
 
 def _masked(shift: Tensor, run: Run | None, repainted: float | None) -> Tensor:
-    """The shift where an inpainting run makes the picture anew; elsewhere the pipeline would undo it."""
+    """The shift where an inpainting run makes the image anew; elsewhere the pipeline would undo it."""
     if run is None or run.mask is None or repainted is None:
         return shift
     part = run.mask.detach()[: len(shift)]  # with classifier-free guidance there are two copies

@@ -63,30 +63,30 @@ class DecoderBytes:
     """What :func:`decoder_bytes` returns.
 
     Attributes:
-        kept: Held between forward and backward, the pictures among it.
-        peak: The most that is held at a time, beside the pictures' gradient.
-        pictures: The pictures, (B, 3, H, W) or (B, 3, F, H, W).
+        kept: Held between forward and backward, the images among it.
+        peak: The most that is held at a time, beside the images' gradient.
+        images: The images, (B, 3, H, W) or (B, 3, F, H, W).
     """
 
     kept: int
     peak: int
-    pictures: Tensor
+    images: Tensor
 
 
 def decoder_bytes(decoder: Decoder, shape: tuple[int, ...]) -> DecoderBytes:
     """Of a decoder from :func:`decoder_on_meta`, forwards and backwards, for latents of ``shape``."""
     latents = torch.empty(shape, device="meta", requires_grad=True)
     with _fused_attention(), Meter() as meter, torch.enable_grad(), decoder.for_gradients(latents.device):
-        pictures = decoder(latents)
+        images = decoder(latents)
         kept = meter.held
-        if pictures.requires_grad:
-            gradient.vjp(pictures, [latents], pictures.new_empty(pictures.shape))
+        if images.requires_grad:
+            gradient.vjp(images, [latents], images.new_empty(images.shape))
         # The cotangent, which is the reward's gradient, was counted too.
-        return DecoderBytes(kept, meter.peak - pictures.nbytes, pictures.detach())
+        return DecoderBytes(kept, meter.peak - images.nbytes, images.detach())
 
 
-def reward_bytes(reward: Any, pictures: Tensor, chunk: int | None) -> int:
-    """The most that a reward holds at a time, forwards and backwards, beside the pictures.
+def reward_bytes(reward: Any, images: Tensor, chunk: int | None) -> int:
+    """The most that a reward holds at a time, forwards and backwards, beside the images.
 
     Raises:
         ValueError: The reward does not run on the meta device.
@@ -96,7 +96,7 @@ def reward_bytes(reward: Any, pictures: Tensor, chunk: int | None) -> int:
         each.cutouts, each.chunk = replace(each.cutouts), chunk  # draws of its own
     try:
         with _fused_attention(), Meter() as meter, torch.enable_grad():
-            gradient.gradient_at_images(reward, pictures.detach())
+            gradient.gradient_at_images(reward, images.detach())
     except Exception as error:
         raise ValueError(
             f"the memory of a reward is found by running it on the meta device, where tensors have sizes but no data; "

@@ -1,10 +1,10 @@
 """A planner: the setting of a guidance that fits a budget of memory, and what it costs.
 
-The activations of decoder and CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in this order, so
-that a larger budget never gives a worse one:
+The activations of decoder and CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in this order,
+so that a larger budget never gives a worse one:
 
-    exact         the same gradient for more time: cutouts in chunks, pictures one at a time, recomputed blocks
-    approximate   another gradient: a tiny decoder if there is one, a smaller picture, a part of the picture
+    exact         the same gradient for more time: cutouts in chunks, images one at a time, recomputed blocks
+    approximate   another gradient: a tiny decoder if there is one, a smaller image, a part of the image
 """
 
 import re
@@ -58,7 +58,7 @@ class MemoryPlan:
 
     @property
     def exact(self) -> bool:
-        """Whether the gradient is that of the whole picture from the pipeline's own decoder, up to rounding."""
+        """Whether the gradient is that of the whole image from the pipeline's own decoder, up to rounding."""
         return not self._losses()
 
     def apply(self, guidance: "Guidance") -> "Guidance":
@@ -88,8 +88,8 @@ class MemoryPlan:
         decoding = self.decoding
         if self.chunk is not None:
             yield f"chunk={self.chunk}, so many of the {self.views} views pass through CLIP at a time"
-        if decoding.pictures is not None:
-            yield f"pictures={decoding.pictures}, so many are decoded at a time"
+        if decoding.images is not None:
+            yield f"images={decoding.images}, so many are decoded at a time"
         if decoding.checkpoint:
             yield "checkpoint=True, the decoder's blocks are recomputed in the backward"
         if decoding.decoder is not None:
@@ -102,7 +102,7 @@ class MemoryPlan:
     def _costs(self) -> Iterator[str]:
         if self.chunk is not None:
             yield f"{ceil(self.views / self.chunk)} passes through CLIP at a guided step instead of 1"
-        forwards = (self.decoding.pictures is not None) + self.decoding.checkpoint
+        forwards = (self.decoding.images is not None) + self.decoding.checkpoint
         if forwards:
             yield f"{forwards} more forward{'s' * (forwards > 1)} of the decoder at a guided step"
 
@@ -111,9 +111,9 @@ class MemoryPlan:
         if self.decoding.decoder is not None:
             losses.append("detail that the other decoder does not draw")
         if self.decoding.resolution < 1:
-            losses.append("detail: the reward sees a smaller picture, of latents that the decoder was not trained on")
+            losses.append("detail: the reward sees a smaller image, of latents that the decoder was not trained on")
         if self.decoding.crop < 1:
-            losses.append("the whole: the reward sees another part of the picture at each step")
+            losses.append("the whole: the reward sees another part of the image at each step")
         return losses
 
 
@@ -137,14 +137,14 @@ def plan_memory(
         guidance: What to plan for; it is not changed.
         pipe: The pipeline that it will be attached to.
         budget: What the gradient may take beside the weights: bytes, or a text such as "6GiB" or "500 MB".
-        height: Of the pictures, in pixels.
-        width: Of the pictures, in pixels.
-        batch: Number of pictures in a run.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+        batch: Number of images in a run.
         tiny: A smaller decoder that may be used, such as ``AutoencoderTiny`` of the pipeline's family.
-        frames: Of a video, its latent frames; None for pictures.
+        frames: Of a video, its latent frames; None for images.
 
     Raises:
-        ValueError: Nothing fits; the budget is no size; the pipeline's pictures cannot be decoded; or the reward cannot
+        ValueError: Nothing fits; the budget is no size; the pipeline's images cannot be decoded; or the reward cannot
             be measured.
     """
     available = parse_size(budget)
@@ -164,19 +164,19 @@ def plan_memory(
     raise ValueError(
         f"guidance of {estimate.subject} takes at least {readable(smallest[0])} beside the weights, with "
         f"{f'chunk={chunks[-1]} and ' if chunks[-1] else ''}{smallest[1]}; the budget is {readable(available)}. "
-        f"{'Give a decoder `tiny`, or make' if tiny is None else 'Make'} smaller pictures"
+        f"{'Give a decoder `tiny`, or make' if tiny is None else 'Make'} smaller images"
     )
 
 
 def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_checkpoint: Any) -> Iterator[Decoding]:
-    """Settings from the best to the smallest: for each picture that the reward may see, ways to the exact gradient."""
-    whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, pictures=None)
+    """Settings from the best to the smallest: for each image that the reward may see, ways to the exact gradient."""
+    whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
     seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in _SMALLER]
     for each in seen:
         for checkpoint in (False, True) if can_checkpoint(each) else (False,):
-            for pictures in (None, 1) if batch > 1 else (None,):
-                yield replace(each, checkpoint=checkpoint, pictures=pictures)
+            for images in (None, 1) if batch > 1 else (None,):
+                yield replace(each, checkpoint=checkpoint, images=images)
 
 
 def _chunks(views: int) -> list[int | None]:
@@ -199,17 +199,17 @@ class _Estimate:
         self._reward, self._pipe, self._batch = guidance.reward, pipe, batch
         self._latents = _latent_shape(pipe, height, width, frames)
         self._decoder_bytes, self._reward_bytes = cache(self._measure_decoder), cache(self._measure_reward)
-        what = "picture" if frames is None else f"video of {frames} latent frames"
+        what = "image" if frames is None else f"video of {frames} latent frames"
         self.subject = f"{batch} {what}{'s' * (batch > 1)} of {height} x {width} by {type(pipe).__name__}"
 
     def bytes(self, decoding: Decoding, chunk: int | None) -> int:
-        """The peak of :func:`~clip_guidance.guidance.engine.gradient.reward_gradient`, whose order of work this follows."""
-        decoder = self._decoder_bytes(replace(decoding, pictures=None), at_a_time(decoding, self._batch))
-        pictures = decoder.pictures.new_empty((self._batch, *decoder.pictures.shape[1:]))
-        reward = self._reward_bytes(chunk, tuple(pictures.shape))
+        """Estimate the peak memory of ``engine.gradient.reward_gradient``, whose order of work this follows."""
+        decoder = self._decoder_bytes(replace(decoding, images=None), at_a_time(decoding, self._batch))
+        images = decoder.images.new_empty((self._batch, *decoder.images.shape[1:]))
+        reward = self._reward_bytes(chunk, tuple(images.shape))
         if at_a_time(decoding, self._batch) == self._batch:
-            return max(decoder.kept + reward, decoder.peak + pictures.nbytes)
-        return pictures.nbytes + max(reward, decoder.peak + pictures.nbytes)
+            return max(decoder.kept + reward, decoder.peak + images.nbytes)
+        return images.nbytes + max(reward, decoder.peak + images.nbytes)
 
     def can_checkpoint(self, decoding: Decoding) -> bool:
         """Whether the decoder can recompute its blocks."""
@@ -240,7 +240,7 @@ def _latent_shape(pipe: Any, height: int, width: int, frames: int | None) -> tup
     except Exception as error:
         raise ValueError(
             f"plan_memory expected {type(pipe).__name__} to decode latents of shape {tuple(small.shape)}, which "
-            f"failed; give `frames` for a video, and none for a picture: {error}"
+            f"failed; give `frames` for a video, and none for an image: {error}"
         ) from error
     return channels, *middle, ceil(height / factor), ceil(width / factor)
 

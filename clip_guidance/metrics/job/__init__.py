@@ -1,7 +1,7 @@
-"""Scores of one picture or a million: streamed, resumable, shared among processes.
+"""Scores of one image or a million: streamed, resumable, shared among processes.
 
-work        pictures, folders, tables and lines, one item after the other
-prepare     bytes to what is missing of a picture: decoded in threads, ahead of the encoder
+work        images, folders, tables and lines, one item after the other
+prepare     bytes to what is missing of an image: decoded in threads, ahead of the encoder
 judges      a CLIP and the scores it gives; several stand side by side
 texts       each distinct text encoded once; what does not fit the context
 workfile    what is done, in SQLite: a row that is in it survives a kill

@@ -1,4 +1,4 @@
-"""What there is to score, one item after the other: pictures, folders, globs, tables, lines of standard input.
+"""What there is to score, one item after the other: images, folders, globs, tables, lines of standard input.
 
 Nothing is kept: of a folder only the names in it, of a table a row at a time.
 """
@@ -24,15 +24,15 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and the text it is compared with.
+    """An image and the text it is compared with.
 
     Attributes:
         name: its path as given, or the row of the table that holds its bytes.
         source: a path, the bytes of a file, or None where ``problem`` says why there is none.
-        prompt: None for the one that is stored in the picture, if any.
+        prompt: None for the one that is stored in the image, if any.
         problem: why it cannot be scored, where that is known already.
         position: among all items, from 0 on.
-        row: of a table, that named the picture: file and number.
+        row: of a table, that named the image: file and number.
     """
 
     name: str
@@ -47,13 +47,13 @@ def read_work(paths: Sequence[str | Path], prompt: str | None = None, lines: Ite
     """The items that the paths stand for, in their order; a bad row of a table is one that has a ``problem``.
 
     Args:
-        paths: pictures, folders (searched recursively), globs, tables (.csv, .tsv, .jsonl, .parquet) with the columns
+        paths: images, folders (searched recursively), globs, tables (.csv, .tsv, .jsonl, .parquet) with the columns
             image and maybe prompt; or the text ``-`` for ``lines``, where ``Path("-")`` is a file of this name.
-        prompt: of every picture that comes without one.
+        prompt: of every image that comes without one.
         lines: paths, or JSON objects with ``image`` and maybe ``prompt``.
 
     Raises:
-        SourceError: a table has no column of pictures.
+        SourceError: a table has no column of images.
     """
     for position, item in enumerate(item for path in paths for item in _items(path, lines)):
         yield replace(item, position=position, prompt=item.prompt if item.prompt is not None else prompt)
@@ -68,7 +68,7 @@ def check_table(path: Path) -> None:
     """Looks for one row of a table that can be scored, so that a table without any is told before a model is loaded.
 
     Raises:
-        ValueError: it is no table, has no column of pictures, or no row that gives one; names the first bad row.
+        ValueError: it is no table, has no column of images, or no row that gives one; names the first bad row.
     """
     source, bad, first = _open_table(path), 0, ""
     for record in itertools.chain.from_iterable(map(source.read, range(len(source.parts)))):
@@ -81,7 +81,7 @@ def check_table(path: Path) -> None:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The visible pictures under a folder, holding one folder's names at a time.
+    """The visible images under a folder, holding one folder's names at a time.
 
     As with ``find_images`` broken links, pipes and closed folders are among them, and fail by name.
     """
@@ -111,9 +111,9 @@ def _items(given: str | Path, lines: Iterable[str]) -> Iterator[Item]:
                 yield from _of_record(record, path)
     else:
         none = True
-        for picture in walk(path) if path.is_dir() else find_images([path]):
+        for image in walk(path) if path.is_dir() else find_images([path]):
             none = False
-            yield Item(str(picture), str(picture))
+            yield Item(str(image), str(image))
         if none:  # fails by name instead of passing unnoticed
             yield Item(str(path), str(path))
 
@@ -145,7 +145,7 @@ def _open_table(path: Path) -> TableSource:
         return TableSource([path], str(path), caption_columns=["prompt"], need_captions=False)
     if columns := source.columns(path):
         found = ", ".join(columns.captions)
-        warnings.warn(f"{path}: has no column prompt; pictures are compared with: {found}", stacklevel=2)
+        warnings.warn(f"{path}: has no column prompt; images are compared with: {found}", stacklevel=2)
     return source
 
 
@@ -155,8 +155,8 @@ def _of_record(record: Record, table: Path) -> Iterator[Item]:
     try:
         if record.problem is not None:
             raise record.problem
-        if record.picture is None:
-            raise BadRow("no_picture", "has no image")
+        if record.image is None:
+            raise BadRow("no_image", "has no image")
         prompts = _prompts(record)
     except BadRow as bad:
         broken = bad.reason == "broken_file"
@@ -164,15 +164,15 @@ def _of_record(record: Record, table: Path) -> Iterator[Item]:
         yield Item(name, None, problem=problem)
         return
     for prompt in prompts:
-        if isinstance(record.picture, StoredFile):
-            yield Item(str(record.picture.path), str(record.picture.path), prompt, row=name)
+        if isinstance(record.image, StoredFile):
+            yield Item(str(record.image.path), str(record.image.path), prompt, row=name)
         else:
-            assert isinstance(record.picture, bytes)
-            yield Item(name, record.picture, prompt, row=name)
+            assert isinstance(record.image, bytes)
+            yield Item(name, record.image, prompt, row=name)
 
 
 def _prompts(record: Record) -> Sequence[str | None]:
-    """The prompts of a row; None where it has none: a score may need none, and a picture bring its own.
+    """The prompts of a row; None where it has none: a score may need none, and an image bring its own.
 
     Raises:
         BadRow: there is something else in their place.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from clip_guidance.metrics.job.store import record_id
 from clip_guidance.metrics.job.texts import EncodedText, LongPrompts, TextEncoder
-from clip_guidance.metrics.protocol import PictureScore
-from clip_guidance.metrics.registry import Score, get_picture_score
+from clip_guidance.metrics.protocol import ImageScore
+from clip_guidance.metrics.registry import Score, get_image_score
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -28,14 +28,14 @@ class Definition:
         id: of the record.
     """
 
-    score: PictureScore
+    score: ImageScore
     record: dict[str, Any]
     id: str
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The score of a picture by a definition.
+    """The score of an image by a definition.
 
     Attributes:
         score: the number; not finite where the model's output was not.
@@ -67,12 +67,12 @@ class Judge:
     texts: TextEncoder = field(init=False)
 
     def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
-        """Preprocessed pictures to unit vectors (n, d), float32 on the model's device."""
+        """Preprocessed images to unit vectors (n, d), float32 on the model's device."""
         with torch.no_grad():
             return self.clip.image_embeds(torch.stack(list(pixel_values)).to(self.clip.device, self.clip.dtype))
 
     def score(self, definition: Definition, image_embeds: Tensor, prompts: Sequence[str]) -> list[Scored]:
-        """The scores of pictures (n, d) beside their prompts."""
+        """The scores of images (n, d) beside their prompts."""
         score = definition.score
         texts = [score.texts(prompt) for prompt in prompts]
         encoded = self.texts([text for group in texts for text in group])
@@ -99,7 +99,7 @@ def make_judge(
         scores: each of them, or its name.
         long_prompts: "truncate", or "chunk-average", which appends its name to that of the definition.
         dtype: what the model is converted to, in place. Vectors are normalised in float32 in any case.
-        draft: whether the pictures are read as drafts, which the record tells.
+        draft: whether the images are read as drafts, which the record tells.
 
     Raises:
         ValueError: there is no such score, or the CLIP cannot encode texts.
@@ -110,7 +110,7 @@ def make_judge(
     name = f"{fingerprint}-{str(clip.dtype).removeprefix('torch.')}{'-draft' * draft}"
     judge = Judge(clip, fingerprint, name)
     judge.texts = TextEncoder(clip, long_prompts)
-    for score in map(get_picture_score, scores):
+    for score in map(get_image_score, scores):
         record = score.record(clip)
         if long_prompts == "chunk-average" and score.needs_prompt:
             record["definition"] += "+chunk-average"

@@ -1,4 +1,4 @@
-"""The file of scores: a row a picture, text, definition and model, each with the whole record of its definition.
+"""The file of scores: a row an image, text, definition and model, each with the whole record of its definition.
 
     .jsonl     an object a line
     .csv       a header and lines

@@ -31,7 +31,7 @@ class Prepared:
     Attributes:
         item: the work.
         failure: why it cannot be scored.
-        prompt: given or stored in the picture; empty where there is none and none is needed.
+        prompt: given or stored in the image; empty where there is none and none is needed.
         hash: of its bytes.
         guide: fingerprint of the CLIP that steered it.
         known: scores of earlier runs, by the ids of their records.
@@ -56,7 +56,7 @@ class Preparer:
         judges: what scores them.
         known: of earlier runs.
         cache: of embeddings.
-        draft: let the JPEG decoder shrink pictures to no less than twice the size that CLIP reads: quicker for large
+        draft: let the JPEG decoder shrink images to no less than twice the size that CLIP reads: quicker for large
             photographs, and not the same pixels.
     """
 
@@ -90,7 +90,7 @@ class Preparer:
         texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
         prepared.prompt = next(texts, "")
         if self.needs_prompt and not prepared.prompt:
-            load_image(data, item.name)  # that it is no picture is the better reason
+            load_image(data, item.name)  # that it is no image is the better reason
             raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
         if not is_text(prepared.prompt):
             raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")

@@ -1,6 +1,6 @@
 """Scores that ``clip-guidance score --output`` wrote, ready for a comparison of two files.
 
-A file may hold several scores of each picture, one a definition and judge. Two of them can be compared where the whole
+A file may hold several scores of each image, one a definition and judge. Two of them can be compared where the whole
 record beside them agrees, save the model's name: the fingerprint tells one model from another under any name.
 """
 
@@ -49,11 +49,11 @@ class ScoreSet:
         """The mean score of each key.
 
         Args:
-            on: "prompt", or "image": the picture's path below the folder that all pictures of the file share, and the
+            on: "prompt", or "image": the image's path below the folder that all images of the file share, and the
                 prompt.
 
         Raises:
-            ValueError: on prompts, where a picture has none.
+            ValueError: on prompts, where an image has none.
         """
         groups: dict[Key, list[float]] = {}
         for key, row in zip(self._keys(on), self.rows, strict=True):

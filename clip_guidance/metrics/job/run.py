@@ -33,9 +33,9 @@ class Options:
     """How to work.
 
     Attributes:
-        batch_size: pictures encoded and acknowledged at a time.
+        batch_size: images encoded and acknowledged at a time.
         threads: that decode.
-        draft: read large JPEG pictures as drafts.
+        draft: read large JPEG images as drafts.
         cache: embeddings kept from run to run.
     """
 
@@ -52,7 +52,7 @@ class Done:
     Attributes:
         items: how many it had.
         repeated: how many of its rows were there already, from a pair given twice.
-        failures: the pictures that failed.
+        failures: the images that failed.
     """
 
     items: int
@@ -144,7 +144,7 @@ class Work:
         self.base.unlink(missing_ok=True)
 
     def torn(self) -> bool:
-        """Whether the earlier output lost the end of its last line, whose picture is scored again."""
+        """Whether the earlier output lost the end of its last line, whose image is scored again."""
         return self.output.exists() and is_torn(self.output)
 
 
@@ -153,7 +153,7 @@ def score_items(items: Iterable[Item], judges: Sequence[Judge], work: Work, opti
 
     Args:
         items: all of them; the same for each process.
-        judges: what scores them, side by side: a picture is read once.
+        judges: what scores them, side by side: an image is read once.
         work: begun.
         options: see there.
 
@@ -182,7 +182,7 @@ def _in(block: list[Prepared], failures: dict[int, str]) -> Iterator[tuple[Prepa
 def _rows(
     block: list[Prepared], judges: Sequence[Judge], cache: EmbedCache | None, failures: dict[int, str]
 ) -> list[ScoreRow]:
-    """The rows of a block, picture by picture; a picture of which a score is not finite joins the failures."""
+    """The rows of a block, image by image; an image of which a score is not finite joins the failures."""
     rows: dict[int, list[ScoreRow]] = {each.item.position: [] for each in block}
     for place, judge in enumerate(judges):
         embeds = _embeds(block, judge, place, cache)
@@ -198,11 +198,11 @@ def _rows(
                 rows[position].append(_row(each, definition.id, one, guided))
                 if not math.isfinite(rows[position][-1].score):
                     failures[position] = f"the score {definition.record['definition']} of it is not finite"
-    return [row for position, of_picture in rows.items() if position not in failures for row in of_picture]
+    return [row for position, of_image in rows.items() if position not in failures for row in of_image]
 
 
 def _embeds(block: list[Prepared], judge: Judge, place: int, cache: EmbedCache | None) -> dict[int, Tensor]:
-    """The vectors of those pictures that the judge must look at, by position: encoded, or from the cache."""
+    """The vectors of those images that the judge must look at, by position: encoded, or from the cache."""
     encode = [each for each in block if place in each.pixels]
     embeds = {each.item.position: each.embeds[place].to(judge.clip.device) for each in block if place in each.embeds}
     if encode:

@@ -1,4 +1,4 @@
-"""What is done, in SQLite: a row that was put survives a kill at any moment, and is found by its picture and text.
+"""What is done, in SQLite: a row that was put survives a kill at any moment, and is found by its image and text.
 
 A run reads one file, ``scores.csv.partial``, with what earlier runs did, and each process writes a file of its own,
 ``scores.csv.partial-0`` and so on: no file is written and read at a time. At its end, or at the start of the next run,
@@ -48,13 +48,13 @@ class ScoreRow:
     """A score.
 
     Attributes:
-        image: name of the picture.
+        image: name of the image.
         prompt: what it is compared with; empty where there is none.
         record: id of the definition, model and preprocessing, see :func:`record_id`.
         position: place in the output.
-        hash: BLAKE2b-128 of the picture's bytes, hexadecimal.
+        hash: BLAKE2b-128 of the image's bytes, hexadecimal.
         score: by the definition.
-        guided: whether the CLIP that scores the picture also steered it.
+        guided: whether the CLIP that scores the image also steered it.
         tokens: of the longest text, start and end included; None where there is no text.
         truncated: whether a text was cut to the context.
     """
@@ -72,7 +72,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be scored, and why."""
+    """An image that could not be scored, and why."""
 
     position: int
     image: str
@@ -87,7 +87,7 @@ class Summary:
         record: definition, model, preprocessing.
         count: number of scores.
         arithmetic_mean: of them, from their exact sum: it does not depend on their order.
-        guided: how many are of pictures that this CLIP steered.
+        guided: how many are of images that this CLIP steered.
         truncated: how many of texts that were cut.
     """
 
@@ -146,7 +146,7 @@ class WorkFile:
             raise ScoresError(f"{self.path}: expected scores of version {VERSION}, got {version}; delete it")
 
     def known(self, image: str, prompt: str, content: str) -> dict[str, ScoreRow]:
-        """The scores of a picture with these bytes, by the ids of their records."""
+        """The scores of an image with these bytes, by the ids of their records."""
         with self._lock, self._errors():
             sql = f"SELECT {_COLUMNS} FROM rows WHERE image = ? AND prompt = ? AND hash = ?"
             return {row.record: row for row in map(_row, self._db.execute(sql, (image, prompt, content)))}
@@ -228,7 +228,7 @@ class WorkFile:
         return {key: json.loads(content) for key, content in found}
 
     def failures(self) -> Iterator[Failure]:
-        """The pictures that failed in this run, in their order."""
+        """The images that failed in this run, in their order."""
         with self._errors():
             yield from (Failure(*values) for values in self._db.execute("SELECT * FROM failures ORDER BY position"))
 
@@ -276,7 +276,7 @@ class _Errors:
 
 
 def _escaped(text: str) -> str:
-    """A name that is no valid text may be just why its picture failed."""
+    """A name that is no valid text may be just why its image failed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -19,25 +19,25 @@ from clip_guidance.images.load import ImageSource, image_name
 from clip_guidance.report.html.page import render
 from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
 
-PICTURES = 200  # shown on a page at most
+IMAGES = 200  # shown on a page at most
 SIDE = 40  # of a heat map at most
 LINES = 200  # of a list at most
 HEIGHT = 110  # of the tallest bar of a histogram, in a box of 120
-HEADING = 96  # pixels of a picture that heads a row or column: sharp at 48
+HEADING = 96  # pixels of an image that heads a row or column: sharp at 48
 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with what is said of it.
+    """An image with what is said of it.
 
     Attributes:
-        picture: as for ``load_image``.
+        image: as for ``load_image``.
         name: what it is called; by default its path.
         value: a number, in words.
         lines: more about it.
     """
 
-    picture: ImageSource
+    image: ImageSource
     name: str | None = None
     value: str = ""
     lines: tuple[str, ...] = ()
@@ -45,19 +45,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Guess:
-    """What a classifier says about a picture.
+    """What a classifier says about an image.
 
     Attributes:
         bars: (label, probability), best first.
         given: the label, in words, or that there is none.
-        picture: as for ``load_image``; None where it is not at hand.
+        image: as for ``load_image``; None where it is not at hand.
         name: what it is called; by default its path.
         verdict: "right" or "wrong" where that is known, else empty.
     """
 
     bars: tuple[tuple[str, float], ...]
     given: str
-    picture: ImageSource | None = None
+    image: ImageSource | None = None
     name: str | None = None
     verdict: str = ""
 
@@ -79,26 +79,26 @@ def bars(rows: Iterable[tuple[str, float]]) -> Markup:
 
 
 def classified(guesses: Sequence[Guess]) -> Markup:
-    """Each picture beside the bars of its likeliest labels."""
-    pictures = [None if guess.picture is None else thumbnail(guess.picture, guess.name) for guess in guesses]
+    """Each image beside the bars of its likeliest labels."""
+    images = [None if guess.image is None else thumbnail(guess.image, guess.name) for guess in guesses]
     titles = [
-        picture.name if picture else guess.name or f"image {number}"
-        for number, (guess, picture) in enumerate(zip(guesses, pictures, strict=True))
+        image.name if image else guess.name or f"image {number}"
+        for number, (guess, image) in enumerate(zip(guesses, images, strict=True))
     ]
     cards = [
-        {**vars(guess), "thumbnail": picture, "title": title, "name": name}
-        for guess, picture, title, name in zip(guesses, pictures, titles, short_names(titles), strict=True)
+        {**vars(guess), "thumbnail": image, "title": title, "name": name}
+        for guess, image, title, name in zip(guesses, images, titles, short_names(titles), strict=True)
     ]
     return render("classified", cards)
 
 
 def gallery(cards: Sequence[Card]) -> Markup:
-    """Pictures in rows, each with what is said of it."""
-    pictures = [thumbnail(card.picture, card.name or image_name(card.picture, i)) for i, card in enumerate(cards)]
-    names = short_names([picture.name for picture in pictures])
+    """Images in rows, each with what is said of it."""
+    images = [thumbnail(card.image, card.name or image_name(card.image, i)) for i, card in enumerate(cards)]
+    names = short_names([image.name for image in images])
     shown = [
-        {"thumbnail": picture, "title": picture.name, "name": name, "value": card.value, "lines": card.lines}
-        for card, picture, name in zip(cards, pictures, names, strict=True)
+        {"thumbnail": image, "title": image.name, "name": name, "value": card.value, "lines": card.lines}
+        for card, image, name in zip(cards, images, names, strict=True)
     ]
     return render("gallery", shown)
 
@@ -114,8 +114,8 @@ def heat_map(
 
     Args:
         values: (n, m).
-        rows: n pictures or texts.
-        columns: m pictures or texts.
+        rows: n images or texts.
+        columns: m images or texts.
         corner: what rows and columns are.
         form: of the numbers, as for ``format``.
     """
@@ -160,8 +160,8 @@ def failures(failed: Sequence[Mapping[str, str]]) -> tuple[Markup, ...]:
     return (section("Not read", table(["input", "reason"], rows), shown(len(rows), len(failed), "inputs")),)
 
 
-def shown(count: int, total: int, what: str = "pictures", which: str = "the first") -> str:
-    """How many of how many are on the page: "3 pictures", or "the first 200 of 4,000 pictures"."""
+def shown(count: int, total: int, what: str = "images", which: str = "the first") -> str:
+    """How many of how many are on the page: "3 images", or "the first 200 of 4,000 images"."""
     if count < total:
         return f"{which} {count:,} of {total:,} {what}"
     return f"{total:,} {what.removesuffix('s') if total == 1 else what}"
@@ -187,9 +187,9 @@ def unit(values: Iterable[float]) -> list[float]:
 
 
 def _headings(heads: Sequence[Thumbnail | str], named: bool = True) -> list[dict[str, Any]]:
-    """Texts as they are; pictures by number, in rows with their names."""
-    pictures = [head for head in heads if isinstance(head, Thumbnail)]
-    names = iter(short_names([picture.name for picture in pictures]))
+    """Texts as they are; images by number, in rows with their names."""
+    images = [head for head in heads if isinstance(head, Thumbnail)]
+    names = iter(short_names([image.name for image in images]))
     return [
         {"thumbnail": None, "title": head, "text": head}
         if isinstance(head, str)

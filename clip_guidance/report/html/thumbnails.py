@@ -1,4 +1,4 @@
-"""A picture as a report shows it: small, inside the page, and without what the file says about its maker."""
+"""An image as a report shows it: small, inside the page, and without what the file says about its maker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SMALL = 96 * 96  # pixels up to which PNG, which is exact, is small enough
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture, or why there is none.
+    """A small image, or why there is none.
 
     Attributes:
-        name: the path of the picture, or ``image 7``.
+        name: the path of the image, or ``image 7``.
         uri: ``data:image/...``, None where it cannot be read.
         reason: why it cannot.
     """
@@ -30,7 +30,7 @@ class Thumbnail:
 
 
 def thumbnail(source: ImageSource, name: str | None = None, size: int = SIZE) -> Thumbnail:
-    """A picture, at most ``size`` pixels wide and high; never fails.
+    """An image, at most ``size`` pixels wide and high; never fails.
 
     Args:
         source: as for ``load_image``.
@@ -45,7 +45,7 @@ def thumbnail(source: ImageSource, name: str | None = None, size: int = SIZE) ->
 
 
 def data_uri(image: Image.Image, size: int = SIZE) -> str:
-    """An RGB picture, reduced to at most ``size`` pixels a side, as a ``data:`` address of its pixels alone."""
+    """An RGB image, reduced to at most ``size`` pixels a side, as a ``data:`` address of its pixels alone."""
     small = image.copy()
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
     small.info.clear()  # no place, no maker, no colour profile of kilobytes

@@ -147,7 +147,7 @@ def test_universal_is_the_sum_of_its_parts():
     assert [UniversalGuidance(0.4, 2).needs_tape, UniversalGuidance(0.0, 2).needs_tape] == [True, False]
 
 
-def test_universal_backward_of_many_steps_finds_the_best_picture():
+def test_universal_backward_of_many_steps_finds_the_best_image():
     prediction = prediction_at(scheduler_of(), 3)
     shift = UniversalGuidance(0.0, 200, 0.5).shift(prediction, reward_gradient, 1.0, Tape())
     assert_close(gradient(prediction.x0 + shift), torch.zeros_like(shift))
