@@ -5,6 +5,7 @@ here: these tests must not follow modules that move.
 """
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -258,13 +259,14 @@ TRAINED = {
 def test_a_run_of_training_is_resumed(root, program):
     """Two more steps from the checkpoint, with the losses that they had; the log goes on where it ended."""
     command = [sys.executable, str(root / "training" / f"{program}.py"), *TRAINED[program].split()]
-    done = subprocess.run([*command, "--output", program], capture_output=True, text=True)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}  # the losses are those of a CPU
+    done = subprocess.run([*command, "--output", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     log = Path(program, "log.jsonl" if program == "train_clip" else "vae-run/log.jsonl")
     rows = lines(log)
-    assert [row["step"] for row in rows] == [row["step"] for row in EXPECTED[program]]
     for row, expected in zip(rows, EXPECTED[program], strict=True):
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+        assert row.pop("phase") == expected.pop("phase") and row.pop("seconds") > 0
+        assert row == pytest.approx(expected, rel=1e-3)
     if program == "train_clip":
         assert len(Path(program, "quarantine.jsonl").read_text().splitlines()) == 1  # it was known before
         assert cg.CLIP.from_pretrained("train_clip/best").encode_text(PROMPT).shape == (1, 4)
