@@ -12,7 +12,7 @@ from clip_guidance.data.records import BadRow, Record, SourceError, Stored, Stor
 
 # In order of preference: the first name that a table has is taken.
 IMAGES = (
-    "image", "img", "picture", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
+    "image", "img", "image", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
     "image_file", "path", "file", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
 CAPTIONS = ("caption", "text", "txt", "sentence", "description", "title", "prompt", "json", "name", "label")
