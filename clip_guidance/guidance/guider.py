@@ -19,7 +19,7 @@ import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import Run, running
+from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
 from clip_guidance.guidance.adapters.noise_level import num_steps, step_index
 from clip_guidance.guidance.engine.attach import GuidedStep
 from clip_guidance.guidance.engine.attachment import Attachment
@@ -205,7 +205,7 @@ class Guider(BaseGuidance):
         @functools.wraps(step)
         def last_step(*args: Any, **kwargs: Any) -> Any:
             scheduler.step = step
-            if not self._is_guider_in(running()):  # the step that was to follow was never taken
+            if not self._is_guider_in(current_call()):  # the step that was to follow was never taken
                 self._end_step()
                 return scheduler.step(*args, **kwargs)
             call = signature.bind(*args, **kwargs)
@@ -222,7 +222,7 @@ class Guider(BaseGuidance):
             if scheduler.step is last_step:
                 scheduler.step = step
 
-    def _is_guider_in(self, run: Run | None) -> bool:
+    def _is_guider_in(self, run: PipelineCall | None) -> bool:
         return (
             run is not None
             and run.pipe is self._attachments[0].pipe
@@ -231,7 +231,7 @@ class Guider(BaseGuidance):
 
 
 def _running_pipe() -> Any:
-    run = running()
+    run = current_call()
     if run is None:
         raise RuntimeError(
             "as a guider, guidance expected to be called by a block of a running modular pipeline, whose scheduler it "

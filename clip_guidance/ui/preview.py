@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
-from clip_guidance.guidance.adapters.call_stack import running
+from clip_guidance.guidance.adapters.call_stack import current_call
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError, level_resolver, noise_level
 from clip_guidance.guidance.adapters.prediction import prediction_type
 from clip_guidance.guidance.engine.decoder import Decoder
@@ -163,6 +163,6 @@ class _Predictor:
         x0 = self._kind.to_x0(mean, sample[:1], noise_level(self._scheduler, timestep))
         if not x0.isfinite().all():
             return None
-        run = running()
+        run = current_call()
         pixels = self._decode(x0, run.size if run else None)
         return load_image(pixels[0]) if pixels.ndim == 4 and pixels.isfinite().all() else None

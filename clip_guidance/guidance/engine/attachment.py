@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import PIPELINES, Run
+from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
 from clip_guidance.guidance.adapters.noise_level import level_resolver
 from clip_guidance.guidance.adapters.pipelines import check_exact, describe, find_adapter
 from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
@@ -59,7 +59,7 @@ class Attachment:
         #: The networks that a gradient passes through.
         self.networks = [m for m in (guidance.reward, self.decoder.module, *taped) if isinstance(m, nn.Module)]
 
-    def owns(self, run: Run | None) -> bool:
+    def owns(self, run: PipelineCall | None) -> bool:
         """Whether what is running is the pipeline that this guidance is attached to, or a loop written by hand."""
         return run is None or run.pipe is self.pipe or not isinstance(self.pipe, PIPELINES)
 
@@ -73,7 +73,13 @@ class Attachment:
         return self.guidance.acts(done)
 
     def shift(
-        self, prediction: Prediction, index: int, done: float, run: Run | None, tape: DenoiserTape, seen: Corrections
+        self,
+        prediction: Prediction,
+        index: int,
+        done: float,
+        run: PipelineCall | None,
+        tape: DenoiserTape,
+        seen: Corrections,
     ) -> Tensor:
         """Scaled shift of the clean sample predicted at step ``index``, (B, ...)."""
         guidance, report = self.guidance, self.guidance.report

@@ -20,8 +20,8 @@ from clip_guidance.guidance.adapters import layouts as unpack
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, by_config, find_adapter
 from clip_guidance.guidance.adapters.prediction import at_least_float32
 from clip_guidance.guidance.adapters.size import Size
-from clip_guidance.guidance.weights.clone import stand_in
-from clip_guidance.guidance.weights.offload import brought_in, neighbours_stay, weights_stay
+from clip_guidance.guidance.weights.clone import clone
+from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Decoder:
             return _to_unit_range(decode(None, latents))
         network = self._network(latents.device)
         latents = self.adapter.denormalise(network, latents).to(_dtype(network))
-        with neighbours_stay(network):
+        with no_neighbour_offload(network):
             return _to_unit_range(decode(network, latents))
 
     @contextmanager
@@ -135,7 +135,7 @@ class Decoder:
             yield
             return
         network = self._network(device)
-        with weights_stay(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
+        with keep_onloaded(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
             yield
 
     def _network(self, device: torch.device) -> Any:
@@ -181,8 +181,8 @@ def _copied(decoder: nn.Module, device: torch.device, dtype: torch.dtype | None)
             f"the decoder {type(decoder).__name__} is to compute in {dtype}, in a copy of its weights, but these are "
             "on the meta device, as enable_sequential_cpu_offload leaves them. Convert the decoder before that"
         )
-    with brought_in(decoder):
-        return stand_in(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
+    with onloaded(decoder):
+        return clone(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
 
 
 def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) -> Adapter:

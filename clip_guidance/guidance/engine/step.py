@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.call_stack import Run, running
+from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
 from clip_guidance.guidance.adapters.noise_level import fraction_done, noise_level, step_index
 from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
 from clip_guidance.guidance.engine.attachment import Attachment
 from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.tape import DenoiserTape
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 class Steering:
@@ -34,7 +34,7 @@ class Steering:
         self._corrections = Corrections(self._is_watched)
 
     def _is_watched(self) -> bool:
-        run = running()
+        run = current_call()
         return any(attachment.owns(run) for attachment in self.attachments)
 
     @contextmanager
@@ -43,7 +43,7 @@ class Steering:
         with ExitStack() as stack:
             self.attachments.append(attachment)
             stack.callback(self.attachments.remove, attachment)
-            stack.enter_context(frozen(attachment.networks))
+            stack.enter_context(freeze_parameters(attachment.networks))
             if attachment.mode.needs_tape:
                 stack.enter_context(self._tape.watch(attachment.readers))
             if attachment.needs_correction:
@@ -53,13 +53,13 @@ class Steering:
     def __call__(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float = 0.0) -> Tensor:
         """The model output of a step, (B, ...), with every shift written into it."""
         try:
-            return self._steered(model_output, timestep, sample, eta, running())
+            return self._steered(model_output, timestep, sample, eta, current_call())
         finally:
             self._tape.clear()
             self._corrections.clear()
 
     def _steered(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float, run: Run | None
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float, run: PipelineCall | None
     ) -> Tensor:
         own = [attachment for attachment in self.attachments if attachment.owns(run)]
         if not own:
@@ -117,7 +117,7 @@ def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
     return torch.clamp(x0 + shift, torch.minimum(x0, -bound), torch.maximum(x0, bound)) - x0
 
 
-def _masked(shift: Tensor, run: Run | None, repainted: float | None) -> Tensor:
+def _masked(shift: Tensor, run: PipelineCall | None, repainted: float | None) -> Tensor:
     """The shift where an inpainting run makes the image anew; elsewhere the pipeline would undo it."""
     if run is None or run.mask is None or repainted is None:
         return shift

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
 from clip_guidance.guidance.engine.gradient import power_of_two
-from clip_guidance.guidance.weights.offload import weights_stay
+from clip_guidance.guidance.weights.offload import keep_onloaded
 
 _SAMPLE_KEYWORDS = ("sample", "hidden_states", "x")  # the first argument of UNets, of transformers, of Z-Image's
 _SAME = 0.02  # relative error up to which an input counts as a multiple of the sample; bfloat16 rounds by 0.004
@@ -97,7 +97,7 @@ class DenoiserTape:
         if self._outer_grad_mode is None:
             self._outer_grad_mode, self._thread = torch.is_grad_enabled(), threading.get_ident()
         torch.set_grad_enabled(True)
-        self._during_step.enter_context(weights_stay(network))
+        self._during_step.enter_context(keep_onloaded(network))
         self._during_step.enter_context(_differentiable(network))
         leaves = self._leaves(given)
         return ((leaves, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: leaves})
