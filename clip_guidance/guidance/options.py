@@ -22,8 +22,8 @@ class GuidanceReport:
 
     Attributes:
         steps: Index of every step at which the gradient was taken.
-        rewards: At each of these steps, the rewards (B,) of the predicted clean samples before the shift; where a method
-            adds noise to these samples, the rewards of the first noisy copy.
+        rewards: At each of these steps, the rewards (B,) of the predicted clean samples before the shift; where a
+            method adds noise to these samples, the rewards of the first noisy copy.
         dropped: Number of samples' shifts that were left out because they were not finite.
         capped: Number of samples' shifts that were longer than the cap and were shortened.
 
