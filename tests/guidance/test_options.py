@@ -142,7 +142,7 @@ def test_the_correction_of_classifier_free_guidance_is_found(layout, kind, cfg):
         else:
             denoiser(torch.cat([cond, uncond] if layout == "cond first" else [uncond, cond]))
         sign = -1 if layout == "negated" else 1
-        found = seen.rms(Prediction(sign * guided, 0, x, level, kind))
+        found = seen.rms(Prediction(sign * guided, x, level, kind))
     expected = rms(kind.to_x0(guided, x, level) - kind.to_x0(uncond, x, level))
     torch.testing.assert_close(found, expected)
     assert not seen.outputs and not denoiser._forward_hooks
@@ -153,7 +153,7 @@ def test_without_classifier_free_guidance_there_is_no_correction():
     x = torch.ones(2, 3)
     with seen.watch([denoiser]):
         denoiser(x)
-        assert seen.rms(Prediction(x, 0, x, NoiseLevel(0.6, 0.8), PREDICTION_TYPES["epsilon"])) is None
+        assert seen.rms(Prediction(x, x, NoiseLevel(0.6, 0.8), PREDICTION_TYPES["epsilon"])) is None
 
 
 @pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])

@@ -57,7 +57,7 @@ def test_x0_is_the_schedulers_own_and_moves_by_what_is_written_back(setting):
 
     def look(step, output, t, x):
         level, kind = noise_level(scheduler, t), prediction_type(scheduler)
-        x0 = Prediction(output, t, x, level, kind).x0
+        x0 = Prediction(output, x, level, kind).x0
         close(x0, pipe.unet.clean(x))
         shifted = kind.write_back(output, delta, level)
         close(kind.to_x0(shifted, x, level), x0 + delta)

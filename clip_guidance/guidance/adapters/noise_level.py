@@ -218,12 +218,15 @@ def level_resolver(scheduler: Any) -> Callable[[Any, float | Tensor], NoiseLevel
     )
 
 
-def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
+def noise_level(
+    scheduler: Any, timestep: float | Tensor, level_of: Callable[[Any, float | Tensor], NoiseLevel] | None = None
+) -> NoiseLevel:
     """Noise level of the sample that ``scheduler.step(model_output, timestep, sample)`` is about to receive.
 
     Args:
         scheduler: A diffusers scheduler after ``set_timesteps``; a subclass of a known class is known too.
         timestep: The timestep of the step, as the pipeline passes it.
+        level_of: What :func:`level_resolver` returns for the scheduler; None to look it up.
 
     Returns:
         alpha in [0, 1] and sigma >= 0.
@@ -232,7 +235,7 @@ def noise_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
         UnsupportedSchedulerError: The scheduler belongs to no known family, or its arrays hold no such level, as
             those of sigmas that were spaced for another family.
     """
-    level = level_resolver(scheduler)(scheduler, timestep)
+    level = (level_of or level_resolver(scheduler))(scheduler, timestep)
     alpha, sigma = min(max(level.alpha, 0.0), 1.0), max(level.sigma, 0.0)
     if not (abs(alpha - level.alpha) <= _ROUNDING and sigma - level.sigma <= _ROUNDING and sigma < math.inf):
         raise UnsupportedSchedulerError(

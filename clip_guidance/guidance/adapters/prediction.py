@@ -204,26 +204,15 @@ class Prediction:
 
     Attributes:
         model_output: What the scheduler is about to read, (B, ...).
-        timestep: The timestep of the step.
         sample: The noisy sample x, of the same shape.
         level: The noise level of ``sample``.
         kind: What ``model_output`` predicts.
-        scheduler: Whose step it goes into.
-        eta: η that goes into the step with it, where the scheduler takes one (DDIM).
-        correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where
-            nothing asked for it.
-        strength: Scale (B,) of the guidance at this step; None where there is none.
     """
 
     model_output: Tensor
-    timestep: float | Tensor
     sample: Tensor
     level: NoiseLevel
     kind: PredictionType
-    scheduler: Any = None
-    eta: float = 0.0
-    correction: Tensor | None = None
-    strength: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:

@@ -68,16 +68,19 @@ class Decoder:
         pipe: The pipeline.
         space: "image" for decoded images, "latent" for the sample as it is.
         decoding: How to decode.
+        adapter: The pipeline's row of the table; None to look it up.
 
     Raises:
         ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples; or the decoder
             that is to recompute its blocks cannot, or reads other latents than the pipeline's.
     """
 
-    def __init__(self, pipe: Any, space: str, decoding: Decoding | None = None) -> None:
+    def __init__(
+        self, pipe: Any, space: str, decoding: Decoding | None = None, adapter: Adapter | None = None
+    ) -> None:
         self.decoding = decoding or Decoding()
         self.space = space
-        self.adapter = find_adapter(pipe)
+        self.adapter = adapter or find_adapter(pipe)
         #: The network that a gradient passes through, if any.
         self.module: Any = None
         self._pipe = pipe

@@ -24,7 +24,7 @@ def check_recordable(scheduler: Any) -> None:
     """Refuse a scheduler whose pipeline computes with the sample where the tape does not see it.
 
     Raises:
-        UnsupportedSchedulerError: For that reason.
+        UnsupportedSchedulerError: The scheduler is an ``SCMScheduler``.
     """
     if any(cls.__name__ == "SCMScheduler" for cls in type(scheduler).__mro__):
         raise UnsupportedSchedulerError(
@@ -35,11 +35,11 @@ def check_recordable(scheduler: Any) -> None:
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that the denoiser was given.
+    """Hold one tensor that the denoiser read.
 
     Attributes:
-        leaf: What it read in its place, (kB, ...), or (...) of one sample.
-        sample: Index of that one sample, where the denoiser takes a list of them.
+        leaf: The leaf that the denoiser read in place of the tensor, (kB, ...), or (...) of one sample.
+        sample: Index of that one sample, where the denoiser takes a list of samples; None otherwise.
     """
 
     leaf: Tensor
@@ -47,7 +47,7 @@ class Input:
 
 
 class DenoiserTape:
-    """Records the denoiser's forwards of one step, and whatever the pipeline computes from their outputs.
+    """Record the denoiser's forwards of one step, and whatever the pipeline computes from their outputs.
 
     A forward-pre-hook makes the denoiser's input a leaf and turns gradients on, also inside a pipeline's
     ``no_grad``; they stay on through classifier-free guidance until :meth:`clear`. Every step starts from a
@@ -55,7 +55,7 @@ class DenoiserTape:
     of the same step, as in self-attention guidance, is on the tape already and stays as it is.
 
     Args:
-        wanted: Whether the forward that happens right now belongs to the guided pipeline.
+        wanted: Returns whether the forward that happens right now belongs to the guided pipeline.
     """
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
@@ -63,7 +63,7 @@ class DenoiserTape:
         self.retain_graph = False
         self._wanted = wanted
         self._outer_grad_mode: bool | None = None
-        self._outer_graph = False  # the pipeline itself is differentiated by someone
+        self._outer_graph = False  # whether somebody differentiates through the pipeline itself
         self._thread = 0
         self._during_step = ExitStack()
 
@@ -103,7 +103,7 @@ class DenoiserTape:
         return ((leaves, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: leaves})
 
     def _leaves(self, given: Any, sample: int | None = None) -> Any:
-        """``given``, a tensor or lists of tensors, with leaves in place of its tensors."""
+        """Put leaves in place of the tensors of ``given``, a tensor or lists of tensors."""
         if isinstance(given, (list, tuple)):
             indices = range(len(given)) if sample is None else [sample] * len(given)
             return type(given)(self._leaves(each, i) for each, i in zip(given, indices, strict=True))
@@ -117,11 +117,11 @@ class DenoiserTape:
         return leaf
 
     def vjp(self, prediction: Prediction, cotangent: Tensor) -> Tensor:
-        """(∂x̂₀/∂x)ᵀ cotangent, where x̂₀ = a·x + b·m and m depends on x through the recorded forwards.
+        """Compute (∂x̂₀/∂x)ᵀ cotangent, where x̂₀ = a·x + b·m and m depends on x through the recorded forwards.
 
         Args:
             prediction: The step's prediction, its ``model_output`` still on the tape.
-            cotangent: Of the shape of the sample, in float32 or better.
+            cotangent: The vector, of the shape of the sample, in float32 or better.
 
         Raises:
             RuntimeError: The model output that reached ``scheduler.step`` does not depend on the recorded
@@ -135,7 +135,7 @@ class DenoiserTape:
                 f" what reached scheduler.step carries none: since the last step the "
                 f"denoiser was called {len(self.inputs)} times, or it runs without gradients. Use mode='x0'"
             )
-        # Through a network of half precision gradients pass at a size that it can hold.
+        # The gradients that pass through a network of half precision must have a size that it can hold.
         factor = power_of_two(cotangent)
         grads = torch.autograd.grad(
             output,
@@ -178,8 +178,8 @@ def _tensors(given: Any) -> Iterator[Tensor]:
 def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) -> bool:
     """Add a gradient at the denoiser's input to that at the sample: the transpose of tile, concatenate, scale.
 
-    Where the sample stands in the input, and by how much it was scaled, is read off their values. False if it does
-    not stand there.
+    Where the sample stands in the input, and by how much it was scaled, is read off their values. Returns False if
+    the sample does not stand there.
     """
     leaf, rows = given.leaf.detach(), slice(None)
     if given.sample is not None:
@@ -198,7 +198,7 @@ def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) ->
 
 
 def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Ways to cut something as large as a sample out of an input: the whole, or a range of channels or tokens."""
+    """Iterate over ways to cut a sample's size out of an input: the whole, or a range of channels or tokens."""
     if shape[1:].numel() == target[1:].numel():
         yield lambda x: x
         return
@@ -220,7 +220,7 @@ def _squeezed(x: Tensor, axis: int, part: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _multiple(copies: Tensor, sample: Tensor) -> float | None:
-    """c for copies (k, *sample.shape) that are c·sample, else None."""
+    """Return c if the copies (k, *sample.shape) are c·sample, else None."""
     copies, sample = at_least_float32(copies), at_least_float32(sample)
     norm = sample.square().sum()
     if norm == 0:
@@ -231,11 +231,11 @@ def _multiple(copies: Tensor, sample: Tensor) -> float | None:
 
 @contextmanager
 def _differentiable(network: nn.Module) -> Iterator[None]:
-    """Inside, layers that keep no gradients unless they are trained do, and a gradient may pass where none ever did."""
+    """Let gradients through layers that stop them outside of training, inside the block."""
     layers = [m for m in network.modules() if type(m).__name__ in _GRADS_IN_TRAINING and not m.training]
     for layer in layers:
         layer.training = True  # not its children's
-    incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel asks for it, and has none
+    incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel reads it, and lacks it
     if incomplete:
         network.gradient_checkpointing = False  # type: ignore[assignment]
     try:
