@@ -18,7 +18,8 @@ from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
-from clip_guidance.guidance.adapters.noise_level import num_steps, step_index
+from clip_guidance.guidance.adapters.noise_level import step_index
+from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attach import steered_by
 from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped
 from clip_guidance.guidance.engine.patch import patched

@@ -18,7 +18,7 @@ from planned import SIDE, VIEWS, estimate, make_guidance, make_wide_pipeline
 from tiny import make_clip
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.memory import plan as memory
 from clip_guidance.guidance.memory.measure import Meter, decoder_bytes, decoder_on_meta
@@ -106,7 +106,7 @@ def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(modul
     shape = memory._Estimate(Guidance(lambda images: 0), pipe, 32, 48, 1, frames)._latents
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), (1, *shape))
     decoder = Decoder(pipe, "image")
-    decoder.adapter = replace(decoder.adapter, unpack=same)
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     with freeze_parameters([decoder.module] if decoder.module is not None else []), Meter() as meter:
         latents = torch.zeros(1, *shape, requires_grad=True)
         images = decoder(latents)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
 
 _KNOWN = ("DDIMScheduler", "DDPMScheduler")
@@ -18,7 +19,7 @@ def check_ddim(scheduler: Any, what: str) -> None:
     Raises:
         UnsupportedSchedulerError: The scheduler is neither a ``DDIMScheduler`` nor a ``DDPMScheduler``.
     """
-    if not any(cls.__name__ in _KNOWN for cls in type(scheduler).__mro__):
+    if by_class(_KNOWN, scheduler) is None:
         raise UnsupportedSchedulerError(
             f"{what} is defined by its paper on the steps of {' or '.join(_KNOWN)}; the pipeline's scheduler is a "
             f"{type(scheduler).__name__}. Exchange it with `DDIMScheduler.from_config(pipe.scheduler.config)`"
@@ -27,7 +28,7 @@ def check_ddim(scheduler: Any, what: str) -> None:
 
 def is_ddpm(scheduler: Any) -> bool:
     """Return whether the scheduler is a ``DDPMScheduler``, whose η is always 1."""
-    return any(cls.__name__ == "DDPMScheduler" for cls in type(scheduler).__mro__)
+    return by_class({"DDPMScheduler"}, scheduler) is not None
 
 
 def next_noise_level(scheduler: Any, level: NoiseLevel) -> NoiseLevel:

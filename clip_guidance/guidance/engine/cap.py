@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.per_sample import per_sample, rms
 
 

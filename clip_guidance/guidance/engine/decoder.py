@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters import layouts as unpack
-from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, by_config, find_adapter
-from clip_guidance.guidance.adapters.prediction import at_least_float32
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters import layouts
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_adapter
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.weights.clone import clone
 from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
@@ -197,7 +197,7 @@ def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) 
             f"{expected}"
         )
     if isinstance(decoder, AutoencoderTiny):  # image by image, from latents of unit variance
-        return replace(adapter, denormalise=by_config, decode=unpack.frames_decode)
+        return replace(adapter, denormalise=layouts.by_config, decode=layouts.frames_decode)
     return adapter
 
 

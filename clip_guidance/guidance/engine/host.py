@@ -1,14 +1,14 @@
 """What is known of the pipeline that is guided, looked up once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.noise_level import NoiseLevel, level_resolver, noise_level
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.pipelines import Adapter, describe, find_adapter
-from clip_guidance.guidance.adapters.prediction import PredictionType, prediction_type
+from clip_guidance.guidance.adapters.prediction import PredictionType
+from clip_guidance.guidance.adapters.schedulers import SchedulerAdapter, find_scheduler_adapter, noise_level
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Host:
         pipe: The pipeline.
         scheduler: The scheduler that it holds when it is looked up.
         adapter: Which networks it has, and how its samples become images.
-        level_of: From the scheduler and a timestep to the noise level, by the scheduler's family.
+        scheduler_adapter: What is known of the scheduler's class.
         prediction_type: What the scheduler takes the model output to be.
         denoisers: The networks that predict the noise; two where the pipeline changes networks on the way.
     """
@@ -27,7 +27,7 @@ class Host:
     pipe: Any
     scheduler: Any
     adapter: Adapter
-    level_of: Callable[[Any, float | Tensor], NoiseLevel]
+    scheduler_adapter: SchedulerAdapter
     prediction_type: PredictionType
     denoisers: list[nn.Module]
 
@@ -38,7 +38,7 @@ class Host:
 
     def noise_level(self, timestep: float | Tensor) -> NoiseLevel:
         """Return the noise level of the sample that ``scheduler.step`` is about to receive at ``timestep``."""
-        return noise_level(self.scheduler, timestep, self.level_of)
+        return noise_level(self.scheduler, timestep, self.scheduler_adapter)
 
 
 def resolve(pipe: Any) -> Host:
@@ -54,9 +54,10 @@ def resolve(pipe: Any) -> Host:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise ValueError(f"guidance needs a pipeline with a scheduler; {describe(pipe)}")
-    level_of, kind, adapter = level_resolver(scheduler), prediction_type(scheduler), find_adapter(pipe)
+    scheduler_adapter = find_scheduler_adapter(scheduler)
+    kind, adapter = scheduler_adapter.prediction(scheduler), find_adapter(pipe)
     denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
-    return Host(pipe, scheduler, adapter, level_of, kind, denoisers)
+    return Host(pipe, scheduler, adapter, scheduler_adapter, kind, denoisers)
 
 
 def _modules(pipe: Any, *names: str) -> list[nn.Module]:

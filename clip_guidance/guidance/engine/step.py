@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
-from clip_guidance.guidance.adapters.noise_level import fraction_done, step_index
+from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.schedulers import fraction_done
 from clip_guidance.guidance.engine.attachment import Attachment, Step
 from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.tape import DenoiserTape

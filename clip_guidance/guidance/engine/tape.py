@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
+from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.gradient import power_of_two
 from clip_guidance.guidance.weights.offload import keep_onloaded
 
@@ -26,7 +28,7 @@ def check_recordable(scheduler: Any) -> None:
     Raises:
         UnsupportedSchedulerError: The scheduler is an ``SCMScheduler``.
     """
-    if any(cls.__name__ == "SCMScheduler" for cls in type(scheduler).__mro__):
+    if by_class({"SCMScheduler"}, scheduler) is not None:
         raise UnsupportedSchedulerError(
             f"the pipeline of {type(scheduler).__name__} computes the model output from its own copy of the noisy "
             "sample beside the denoiser's, where no gradient is recorded. Use mode='x0'"

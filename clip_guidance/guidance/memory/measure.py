@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine import gradient
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.rewards import CLIPReward
@@ -112,7 +112,7 @@ def clip_rewards(reward: Any) -> list[CLIPReward]:
 
 def decoder_on_meta(decoder: Decoder) -> Decoder:
     """``decoder`` itself, with weights on the meta device, for latents that are unpacked already."""
-    decoder.adapter = replace(decoder.adapter, unpack=same)
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     if decoder.module is not None:
         decoder.module = clone(decoder.module, _on_meta)
     return decoder

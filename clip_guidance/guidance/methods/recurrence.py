@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clip_guidance.guidance.adapters.next_level import check_ddim, next_noise_level
-from clip_guidance.guidance.adapters.noise_level import noise_level
+from clip_guidance.guidance.adapters.schedulers import noise_level
 from clip_guidance.guidance.engine.patch import patched
 from clip_guidance.guidance.methods.ddim import DDIMStep
 

@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.noise_level import noise_level
-from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
 from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
