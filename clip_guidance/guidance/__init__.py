@@ -1,4 +1,4 @@
-"""Steer any diffusers pipeline with a differentiable reward: :class:`Guidance`, :class:`CLIPGuidance`."""
+"""Steer any diffusers pipeline with a differentiable reward, or with a CLIP."""
 
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError as UnsupportedSchedulerError
 from clip_guidance.guidance.clip import CLIPGuidance as CLIPGuidance

@@ -1,4 +1,4 @@
-"""Guidance by CLIP: the reward is CLIP's logit, and a config names all that is needed to make it again."""
+"""Guidance by CLIP: the reward is CLIP's logit; saved and loaded by a config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -131,7 +131,10 @@ class CLIPGuidance(Guidance):
         )
 
     def prepare(self, pipe: Any) -> None:
-        """Move a CLIP that was loaded here to the pipeline's device; leave one passed in by the caller where it is."""
+        """Move a CLIP that was loaded here to the pipeline's device.
+
+        A CLIP that the caller passed in stays where it is.
+        """
         device = getattr(pipe, "_execution_device", None)
         if self._is_named and device is not None:
             self.reward.to(device)
@@ -169,7 +172,12 @@ class CLIPGuidance(Guidance):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make a guidance from its ``config``; ``kwargs`` take the place of what is in it, such as a ``clip`` at hand.
+        """Make a guidance from its ``config``.
+
+        Args:
+            config: What the property ``config`` returned, also after a way through json.
+            return_unused_kwargs: Return the arguments that were not used, too.
+            kwargs: Take the place of what is in ``config``, such as a ``clip`` that is loaded already.
 
         Raises:
             ValueError: ``config`` is not the config of a ``CLIPGuidance``.

@@ -1,4 +1,4 @@
-"""Write the parts of a guidance as values that json can hold, and make them again from these values."""
+"""Turn the parts of a guidance into values that json can hold, and back."""
 
 import json
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""One guidance on one pipeline: what is known of the pipeline, and what is remembered during a run."""
+"""One guidance on one pipeline: its facts, and what it remembers during a run."""
 
 import math
 import warnings
@@ -81,11 +81,16 @@ class Attachment:
         self.networks = [m for m in (guidance.reward, self.decoder.module, *self.recorded) if isinstance(m, nn.Module)]
 
     def applies_to(self, call: PipelineCall | None) -> bool:
-        """Return whether the running pipeline is the one that this guidance is attached to, or a loop by hand."""
+        """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""
         return call is None or call.pipe is self.host.pipe or not isinstance(self.host.pipe, PIPELINES)
 
     def begin_step(self, index: int, done: float) -> bool:
-        """Begin step ``index``, before which the fraction ``done`` of the run is over; return whether it is guided."""
+        """Begin a step; return whether it is guided.
+
+        Args:
+            index: Position of the step in the run; one that does not rise begins another run.
+            done: Fraction of the run that is done before the step, in [0, 1).
+        """
         if self._last_index is None or index <= self._last_index:
             self._held = None
             self.decoder.start_run()

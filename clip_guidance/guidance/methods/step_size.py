@@ -1,4 +1,4 @@
-"""The length of a step relative to what the sampler does by itself, as FreeDoM and MPGD choose it."""
+"""Step lengths relative to what the sampler does by itself, as FreeDoM and MPGD take them."""
 
 from dataclasses import replace
 

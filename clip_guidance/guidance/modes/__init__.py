@@ -1,6 +1,6 @@
-"""The guidance modes: how a reward becomes a shift Δ of the predicted clean sample. One file per mode.
+"""Guidance modes: how a reward becomes a shift Δ of the predicted clean sample.
 
-A mode with a name is a row of :data:`clip_guidance.guidance.modes.named.MODES`;
+Each has a file. A mode with a name is a row of :data:`clip_guidance.guidance.modes.named.MODES`;
 :mod:`clip_guidance.guidance.methods` holds modes with parameters, after published methods.
 """
 

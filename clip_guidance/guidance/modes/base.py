@@ -16,7 +16,7 @@ from clip_guidance.guidance.engine.tape import DenoiserTape
 
 @dataclass(frozen=True)
 class StepState:
-    """Hold what a mode may read at one step: x = αx₀ + σε, the prediction x̂₀, the reward and the options.
+    """Hold what a mode may read at one step, where the noisy sample is x = αx₀ + σε.
 
     Attributes:
         prediction: The model output after classifier-free guidance, and what it says about x₀.
@@ -66,7 +66,10 @@ class StepState:
         return next_noise_level(self.scheduler, self.level)
 
     def gradient(self, x0: Tensor) -> Tensor:
-        """Return ∇r at clean samples (B, ...): one decode and one pass of the reward, forward and backward."""
+        """Return the reward's gradient ∇r at clean samples, (B, ...).
+
+        It costs a decode and a pass through the reward, forward and backward.
+        """
         return self.reward_gradient(x0).gradient
 
     def vjp(self, cotangent: Tensor) -> Tensor:
@@ -81,7 +84,10 @@ class StepState:
 
 @runtime_checkable
 class Mode(Protocol):
-    """What ``Guidance(mode=...)`` takes beside a name. It is asked anew at every step, and keeps nothing."""
+    """Turn a reward into a shift; this is what ``Guidance(mode=...)`` takes beside a name.
+
+    A mode is asked anew at every step, and keeps nothing.
+    """
 
     @property
     def needs_tape(self) -> bool:
