@@ -18,7 +18,7 @@ from clip_guidance.guidance.config import (
     mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt

@@ -9,7 +9,7 @@ from diffusers import guiders
 
 from clip_guidance.guidance import methods
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode
 
 

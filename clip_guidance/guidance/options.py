@@ -9,7 +9,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.cap import Corrections, capped
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.guidance.engine.gradient import RewardGradient, reward_gradient
+from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
-from clip_guidance.guidance.engine.per_sample import per_sample
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
-from clip_guidance.guidance.modes import StepState, find_mode
+from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
+from clip_guidance.guidance.per_sample import per_sample
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Attachment:
             scale=scale,
             data_variance=self.data_variance,
             reward_gradient=gradient,
-            tape=step.tape,
+            vjp=partial(step.tape.vjp, step.prediction),
             eta=step.eta,
             correction=correction,
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
-from clip_guidance.guidance.engine.per_sample import per_sample, rms
+from clip_guidance.guidance.per_sample import per_sample, rms
 
 
 class Corrections:

@@ -16,7 +16,6 @@ in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +23,11 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
-from clip_guidance.guidance.engine.per_sample import per_sample
+from clip_guidance.guidance.modes.base import RewardGradient
+from clip_guidance.guidance.per_sample import per_sample
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 _ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
-
-
-@dataclass(frozen=True)
-class RewardGradient:
-    """Hold the gradient of each sample's reward, with the rewards.
-
-    Attributes:
-        gradient: The gradient, of the shape of the clean sample, in float32 or better.
-        rewards: The rewards (B,), detached.
-    """
-
-    gradient: Tensor
-    rewards: Tensor
 
 
 def reward_gradient(
