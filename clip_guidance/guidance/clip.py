@@ -84,7 +84,7 @@ class CLIPGuidance(Guidance):
         >>> pipe = cg.load_pipeline("emoji")
         >>> pipe.set_progress_bar_config(disable=True)
         >>> with cg.CLIPGuidance("emoji", "a red apple", scale=2.0).attach(pipe) as guidance:
-        ...     image = pipe("an apple", num_inference_steps=2).images[0]
+        ...     image = pipe("an apple", num_inference_steps=2, height=32, width=32).images[0]
         >>> [tuple(rewards.shape) for rewards in guidance.report.rewards]  # CLIP's logit at each step
         [(1,), (1,)]
     """
