@@ -1,4 +1,4 @@
-"""Guidance by CLIP: the reward is CLIP's logit, and a config names all that is needed to make it again."""
+"""Guidance by CLIP: the reward is CLIP's logit; saved and loaded by a config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from clip_guidance.guidance.config import (
     mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
@@ -84,7 +84,7 @@ class CLIPGuidance(Guidance):
         >>> pipe = cg.load_pipeline("emoji")
         >>> pipe.set_progress_bar_config(disable=True)
         >>> with cg.CLIPGuidance("emoji", "a red apple", scale=2.0).attach(pipe) as guidance:
-        ...     image = pipe("an apple", num_inference_steps=2).images[0]
+        ...     image = pipe("an apple", num_inference_steps=2, height=32, width=32).images[0]
         >>> [tuple(rewards.shape) for rewards in guidance.report.rewards]  # CLIP's logit at each step
         [(1,), (1,)]
     """
@@ -131,7 +131,10 @@ class CLIPGuidance(Guidance):
         )
 
     def prepare(self, pipe: Any) -> None:
-        """Move a CLIP that was loaded here to the pipeline's device; leave one passed in by the caller where it is."""
+        """Move a CLIP that was loaded here to the pipeline's device.
+
+        A CLIP that the caller passed in stays where it is.
+        """
         device = getattr(pipe, "_execution_device", None)
         if self._is_named and device is not None:
             self.reward.to(device)
@@ -169,7 +172,12 @@ class CLIPGuidance(Guidance):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make a guidance from its ``config``; ``kwargs`` take the place of what is in it, such as a ``clip`` at hand.
+        """Make a guidance from its ``config``.
+
+        Args:
+            config: What the property ``config`` returned, also after a way through json.
+            return_unused_kwargs: Return the arguments that were not used, too.
+            kwargs: Take the place of what is in ``config``, such as a ``clip`` that is loaded already.
 
         Raises:
             ValueError: ``config`` is not the config of a ``CLIPGuidance``.

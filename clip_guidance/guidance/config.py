@@ -1,4 +1,4 @@
-"""Write the parts of a guidance as values that json can hold, and make them again from these values."""
+"""Turn the parts of a guidance into values that json can hold, and back."""
 
 import json
 from dataclasses import fields
@@ -9,7 +9,7 @@ from diffusers import guiders
 
 from clip_guidance.guidance import methods
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode
 
 

@@ -62,7 +62,7 @@ class Guidance(Guider):
         >>> def redness(images):
         ...     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
         >>> with cg.Guidance(redness, scale=100.0).attach(pipe) as guidance:
-        ...     image = pipe("an apple", num_inference_steps=2).images[0]
+        ...     image = pipe("an apple", num_inference_steps=2, height=32, width=32).images[0]
         >>> guidance.report.steps
         [0, 1]
     """

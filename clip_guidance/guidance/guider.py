@@ -27,9 +27,10 @@ from clip_guidance.guidance.options import GuidanceOptions
 
 
 class Guider(GuidanceOptions, BaseGuidance):
-    """Answer what diffusers' blocks ask of a guider; :class:`~clip_guidance.guidance.Guidance` is one.
+    """Answer what diffusers' blocks ask of a guider.
 
-    ``BaseGuidance.__init__`` is not called: the state belongs to the guider inside, and it logs at every construction.
+    :class:`~clip_guidance.guidance.Guidance` adds ``attach`` to it. ``BaseGuidance.__init__`` is not called: the state
+    belongs to the guider inside, and the constructor logs a warning every time.
     """
 
     #: Where diffusers believes the component was loaded from: unknown, yet a place. ``pipe.save_pretrained`` keeps
@@ -44,7 +45,7 @@ class Guider(GuidanceOptions, BaseGuidance):
 
     @property
     def inner(self) -> BaseGuidance:
-        """The guider that this one goes around; without any, one that passes the conditional prediction on.
+        """The guider that this one goes around, or one that passes the conditional prediction on.
 
         A guidance inside a guidance adds its shift, and goes around a guider in its turn.
         """
@@ -141,14 +142,17 @@ class Guider(GuidanceOptions, BaseGuidance):
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Prepare one of the denoiser's forwards; from the first on they are watched, where a mode or a cap needs it."""
+        """Prepare one of the denoiser's forwards.
+
+        From the first one on they are watched, where a mode or a cap needs it.
+        """
         if any(attachment.mode.needs_tape or attachment.needs_correction for attachment in self._attachments):
             self._begin_step(denoiser)
         with self._ending_on_failure():
             self.inner.prepare_models(denoiser)
 
     def __call__(self, data: list[Any]) -> Any:
-        """Return what the guider inside predicts; the shift is added in the ``scheduler.step`` that follows."""
+        """Return what the guider inside predicts; ``scheduler.step`` adds the shift."""
         if not self._attachments:
             return self.inner(data)
         self._begin_step()
@@ -189,7 +193,7 @@ class Guider(GuidanceOptions, BaseGuidance):
             raise
 
     def _take_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Take the one ``scheduler.step`` that follows the prediction, and end the guided step with it."""
+        """Take the ``scheduler.step`` that follows the prediction, and end the guided step."""
         if not self._is_guider_in(current_call()):  # the step that was to follow was never taken
             self._end_step()
             return step(*args, **kwargs)
@@ -223,14 +227,14 @@ def _current_pipe() -> Any:
 
 
 def _forget_graph(guider: BaseGuidance) -> None:
-    """Detach the average that adaptive projected guidance keeps of its predictions from all that was recorded."""
+    """Detach the average of predictions that adaptive projected guidance keeps."""
     buffer = getattr(guider, "momentum_buffer", None)
     if buffer is not None and isinstance(buffer.running_average, Tensor):
         buffer.running_average = buffer.running_average.detach()
 
 
 def _recorded(model_output: Tensor, prediction: Tensor | None) -> Tensor:
-    """Return the model output on the tape, where a block has cast the prediction under ``no_grad`` (Wan's do)."""
+    """Put the model output back on the tape where a block cast it under ``no_grad`` (Wan's do)."""
     if prediction is not None and prediction.requires_grad and not model_output.requires_grad:
         with torch.enable_grad():
             cast = prediction.to(model_output.dtype)

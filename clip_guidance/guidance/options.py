@@ -1,4 +1,4 @@
-"""The options of a guidance, checked, and the report of its latest run: what the engine below it works with."""
+"""Options of a guidance, checked, and the report of its latest run: what the engine reads."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
@@ -42,7 +42,10 @@ class GuidanceReport:
 
 @dataclass(eq=False)
 class GuidanceOptions:
-    """Hold and check the options of a guidance; :class:`~clip_guidance.guidance.Guidance` documents each of them."""
+    """Hold and check the options of a guidance.
+
+    :class:`~clip_guidance.guidance.Guidance` documents each of them.
+    """
 
     reward: Reward = field(repr=False)
     scale: float | Sequence[float] = 1.0

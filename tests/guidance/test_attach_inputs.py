@@ -32,7 +32,7 @@ def test_gradients_that_are_not_finite_are_dropped_for_their_sample_alone(mode):
 
 
 BAD_REWARDS = [
-    (lambda x: brightness(x).mean(), r"one number a sample, shape \(2,\), got \(\)"),
+    (lambda x: brightness(x).mean(), r"one number per sample, shape \(2,\), got \(\)"),
     (lambda x: x, r"shape \(2,\), got \(2, 3, 4\)"),
     (lambda x: 1.0, r"shape \(2,\), got float"),
     (lambda x: brightness(x.detach()), "must be differentiable"),

@@ -1,4 +1,4 @@
-"""Where a step ends: the noise level after the one at hand, of the schedulers whose steps are DDIM's."""
+"""The noise level at which a step ends, of the schedulers whose steps are DDIM's."""
 
 import math
 from typing import Any

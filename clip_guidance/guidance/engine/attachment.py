@@ -1,9 +1,10 @@
-"""One guidance on one pipeline: what is known of the pipeline, and what is remembered during a run."""
+"""One guidance on one pipeline: its facts, and what it remembers during a run."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.cap import Corrections, capped
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.guidance.engine.gradient import RewardGradient, reward_gradient
+from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
-from clip_guidance.guidance.engine.per_sample import per_sample
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
-from clip_guidance.guidance.modes import StepState, find_mode
+from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
+from clip_guidance.guidance.per_sample import per_sample
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ class Attachment:
         self.networks = [m for m in (guidance.reward, self.decoder.module, *self.recorded) if isinstance(m, nn.Module)]
 
     def applies_to(self, call: PipelineCall | None) -> bool:
-        """Return whether the running pipeline is the one that this guidance is attached to, or a loop by hand."""
+        """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""
         return call is None or call.pipe is self.host.pipe or not isinstance(self.host.pipe, PIPELINES)
 
     def begin_step(self, index: int, done: float) -> bool:
-        """Begin step ``index``, before which the fraction ``done`` of the run is over; return whether it is guided."""
+        """Begin a step; return whether it is guided.
+
+        Args:
+            index: Position of the step in the run; one that does not rise begins another run.
+            done: Fraction of the run that is done before the step, in [0, 1).
+        """
         if self._last_index is None or index <= self._last_index:
             self._held = None
             self.decoder.start_run()
@@ -123,7 +129,7 @@ class Attachment:
             scale=scale,
             data_variance=self.data_variance,
             reward_gradient=gradient,
-            tape=step.tape,
+            vjp=partial(step.tape.vjp, step.prediction),
             eta=step.eta,
             correction=correction,
         )

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.per_sample import per_sample, rms
+from clip_guidance.guidance.per_sample import per_sample, rms
 
 
 class Corrections:
-    """Keep the denoiser's outputs of the current step, to find the correction of classifier-free guidance in them.
+    """Find the correction of classifier-free guidance in the denoiser's outputs of a step.
 
     Args:
         wanted: Returns whether the forward that happens right now belongs to the guided pipeline.
@@ -57,7 +57,7 @@ class Corrections:
         self.outputs.clear()
 
     def rms(self, prediction: Prediction) -> Tensor | None:
-        """Return the root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance.
+        """Return the root mean square of x̂₀_cfg − x̂₀_uncond, (B,); None without such guidance.
 
         With cfg = u + s(c − u), the farthest of the denoiser's predictions from cfg is u, for s > 1/2, in whatever
         order they come. Some pipelines negate the prediction before the step; cfg lies on the line through the
@@ -73,7 +73,7 @@ class Corrections:
 
 
 def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
-    """Sum the squared distances of ``output`` from the line (the plane) through each sample's predictions."""
+    """Sum the squared distances of ``output`` from the line through each sample's predictions."""
     first, *others = (each.flatten(1) for each in predictions)
     ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
     gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
@@ -94,7 +94,7 @@ class Capped:
 
 
 def capped(shift: Tensor, limit: Tensor) -> Capped:
-    """Shorten shifts (B, ...) to a root mean square of at most ``limit`` (B,); their direction stays."""
+    """Shorten shifts (B, ...) to a root mean square of at most ``limit``, (B,)."""
     length = rms(shift)
     longer = length > limit
     factor = torch.where(longer, limit / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
@@ -102,7 +102,7 @@ def capped(shift: Tensor, limit: Tensor) -> Capped:
 
 
 def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:
-    """Bring the outputs to the shape of ``like``: split along the batch, without predicted variances."""
+    """Bring outputs to the shape of ``like``: split along the batch, without variances."""
     found = []
     for output in outputs:
         if output.ndim == like.ndim and output.shape[1] > like.shape[1]:

@@ -1,14 +1,14 @@
 """From the predicted clean sample to the image that the reward reads, as cheaply as it should be.
 
 At 1024 x 1024 the activations that the decoder keeps for its backward are larger than those of most denoisers
-(SDXL's autoencoder: 11 GiB in half precision), so :class:`Decoding` offers a smaller decoder, a smaller image,
-a part of the image, recomputation, and one image at a time.
+(SDXL's autoencoder: 11 GiB in half precision), so :class:`~clip_guidance.guidance.decoding.Decoding` offers a smaller
+decoder, a smaller image, a part of the image, recomputation, and one image at a time.
 """
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,45 +20,9 @@ from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters import layouts
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_adapter
 from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.weights.clone import clone
 from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the image for the reward is decoded; the image that the pipeline returns is not concerned.
-
-    Args:
-        decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
-            TAESD: a tenth of the memory). Wherever it is, it works where the sample is.
-        resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
-        crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
-            window at each step. Memory falls with its square, and the reward never sees the whole image.
-        checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174).
-        images: Decode and differentiate this many images of a batch at a time, for one more forward of the
-            decoder; None for all.
-        dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
-            overflows (``force_upcast``, as SDXL's). Another one than its own takes a copy of its weights.
-        seed: Seed of the windows; each run starts from it.
-
-    Raises:
-        ValueError: A share is outside (0, 1] or ``images`` is below 1.
-    """
-
-    decoder: nn.Module | None = None
-    resolution: float = 1.0
-    crop: float = 1.0
-    checkpoint: bool = False
-    images: int | None = None
-    dtype: torch.dtype | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
 
 
 class Decoder:

@@ -16,7 +16,6 @@ in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +23,11 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
-from clip_guidance.guidance.engine.per_sample import per_sample
+from clip_guidance.guidance.modes.base import RewardGradient
+from clip_guidance.guidance.per_sample import per_sample
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 _ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
-
-
-@dataclass(frozen=True)
-class RewardGradient:
-    """Hold the gradient of each sample's reward, with the rewards.
-
-    Attributes:
-        gradient: The gradient, of the shape of the clean sample, in float32 or better.
-        rewards: The rewards (B,), detached.
-    """
-
-    gradient: Tensor
-    rewards: Tensor
 
 
 def reward_gradient(
@@ -77,10 +64,11 @@ def reward_gradient(
 
 
 def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_graph: bool = False) -> list[Tensor]:
-    """Compute (∂output/∂input)ᵀ cotangent for inputs that have the batch of the output as their first dimension.
+    """Compute (∂output/∂input)ᵀ cotangent for each input.
 
-    Where a network of half precision may lie between, each sample's cotangent is brought to a largest element
-    around 1 on the way and its gradient back to its size, in float32 or better.
+    Inputs and output have the batch as their first dimension. Where a network of half precision may lie between, each
+    sample's cotangent is brought to a largest element around 1 on the way and its gradient back to its size, in
+    float32 or better.
     """
     if cotangent.dtype == output.dtype and output.dtype == torch.float64:
         return list(torch.autograd.grad(output, inputs, cotangent, retain_graph=retain_graph))
@@ -90,7 +78,10 @@ def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_grap
 
 
 def power_of_two(cotangent: Tensor) -> Tensor:
-    """Return the power of two that brings each sample's largest element into (1/2, 1], or 1, as (B, 1, ...)."""
+    """Return the power of two that brings a sample's largest element into (1/2, 1].
+
+    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
+    """
     largest = cotangent.detach().flatten(1).abs().amax(1)
     factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
     factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
@@ -98,7 +89,7 @@ def power_of_two(cotangent: Tensor) -> Tensor:
 
 
 def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run ``network(x)``, float32 in and out, so that its gradients have a size that float16 holds."""
+    """Run ``network(x)``, float32 in and out, with gradients of a size that float16 holds."""
     x = x.view_as(x)  # a view of its own, whose gradient comes from this network alone
     output = network(x)
     if not (x.requires_grad and output.requires_grad):
@@ -115,7 +106,7 @@ def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
-    """Compute the reward's gradient at images (B, 3, H, W), at a video's frames (B, 3, F, H, W), or at latents.
+    """Compute the reward's gradient at images (B, 3, H, W), videos (B, 3, F, H, W) or latents.
 
     A video's reward is the mean of its frames' rewards.
     """
@@ -135,7 +126,10 @@ def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> Re
 
 
 def parts(reward: Callable[[Tensor], Tensor], images: Tensor) -> Iterable[Tensor]:
-    """Iterate over rewards (B,) whose sum is the reward; a reward that has ``parts`` computes each when it is due."""
+    """Iterate over rewards (B,) whose sum is the reward.
+
+    A reward that has ``parts`` computes each when it is asked for.
+    """
     divide: Any = getattr(reward, "parts", None)
     return divide(images) if divide is not None else iter([reward(images)])
 

@@ -37,7 +37,7 @@ class Host:
         return [*self.denoisers, *_modules(self.pipe, "controlnet")]
 
     def noise_level(self, timestep: float | Tensor) -> NoiseLevel:
-        """Return the noise level of the sample that ``scheduler.step`` is about to receive at ``timestep``."""
+        """Return the noise level of the sample that ``scheduler.step`` receives at ``timestep``."""
         return noise_level(self.scheduler, timestep, self.scheduler_adapter)
 
 

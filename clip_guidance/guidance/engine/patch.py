@@ -15,7 +15,10 @@ _lock = threading.Lock()  # of putting wrappers on and taking them off, in any t
 
 
 class _Patch:
-    """The callable that stands in for a method; one that was taken off from below another calls straight through."""
+    """Stand in for a method.
+
+    A wrapper that was taken off while another one is on top of it calls straight through.
+    """
 
     def __init__(self, obj: Any, name: str, wrapper: Callable[..., Any]) -> None:
         self.wrapper = wrapper
@@ -73,6 +76,6 @@ def patched(obj: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
 
 
 def wrapper_of(obj: Any, name: str) -> Callable[..., Any] | None:
-    """Return the wrapper that :func:`patched` has put around a method last; None where something else is outermost."""
+    """Return the wrapper that is outermost around a method, if :func:`patched` has put it there."""
     outermost = vars(obj).get(name)
     return outermost.wrapper if isinstance(outermost, _Patch) and outermost.is_on else None

@@ -1,7 +1,8 @@
-"""One step of a pipeline, steered: the shifts of all attached guidances are written into its model output.
+"""One step of a pipeline, steered: shifts are written into its model output.
 
-This happens just before ``scheduler.step``, whether a stock pipeline reaches it (:mod:`.attach`) or a guider of a
-modular one (:mod:`.guider`). The sample is never touched, so that multistep solvers keep a consistent history.
+All attached guidances add theirs, just before ``scheduler.step``, whether a stock pipeline reaches it (:mod:`.attach`)
+or a guider of a modular one (:mod:`clip_guidance.guidance.guider`). The sample is never touched, so that multistep
+solvers keep a consistent history.
 """
 
 import inspect
@@ -45,7 +46,10 @@ class Steering:
 
     @contextmanager
     def watching(self, attachment: Attachment) -> Iterator[None]:
-        """Let ``attachment`` steer inside the block; the denoiser has hooks only if the mode or a cap needs them."""
+        """Let ``attachment`` steer inside the block.
+
+        The denoiser has hooks only if the mode or a cap needs them.
+        """
         with ExitStack() as stack:
             self.attachments.append(attachment)
             stack.callback(self.attachments.remove, attachment)
@@ -99,7 +103,7 @@ class Steering:
 
 
 def _without_variance(model_output: Tensor, sample: Tensor, index: int) -> Tensor:
-    """Return the half that predicts the mean, of an output that predicts a variance too (Nichol & Dhariwal 2021)."""
+    """Drop the half that predicts a variance (Nichol & Dhariwal 2021), where there is one."""
     shape, channels = model_output.shape, sample.shape[1]
     if shape != sample.shape and shape == (len(sample), 2 * channels, *sample.shape[2:]):
         return model_output[:, :channels]
@@ -117,7 +121,7 @@ def _is_doubled(sample: Tensor) -> bool:
 
 
 def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
-    """Return the part of the shift that leaves x̂₀ + Δ in the range that a scheduler with ``clip_sample`` clips it to.
+    """Return the part of the shift that a scheduler with ``clip_sample`` leaves of it.
 
     DDIM clips x̂₀ but not the ε that goes with it: it would take off again what the shift adds beyond the range.
     """
@@ -128,7 +132,7 @@ def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
 
 
 def _masked(shift: Tensor, call: PipelineCall | None, repainted: float | None) -> Tensor:
-    """Keep the shift where an inpainting run makes the image anew; elsewhere the pipeline would undo it."""
+    """Keep the shift where an inpainting run makes the image anew; the pipeline undoes the rest."""
     if call is None or call.mask is None or repainted is None:
         return shift
     part = call.mask.detach()[: len(shift)]  # with classifier-free guidance there are two copies

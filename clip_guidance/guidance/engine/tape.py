@@ -1,4 +1,4 @@
-"""Recording the denoiser's forwards of one step, for the vector-Jacobian product of mode "exact"."""
+"""Record the denoiser's forwards of a step, for the vector-Jacobian product of mode "exact"."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ class Input:
 
 
 class DenoiserTape:
-    """Record the denoiser's forwards of one step, and whatever the pipeline computes from their outputs.
+    """Record the denoiser's forwards of one step, and what is computed from their outputs.
 
     A forward-pre-hook makes the denoiser's input a leaf and turns gradients on, also inside a pipeline's
     ``no_grad``; they stay on through classifier-free guidance until :meth:`clear`. Every step starts from a
@@ -119,7 +119,9 @@ class DenoiserTape:
         return leaf
 
     def vjp(self, prediction: Prediction, cotangent: Tensor) -> Tensor:
-        """Compute (∂x̂₀/∂x)ᵀ cotangent, where x̂₀ = a·x + b·m and m depends on x through the recorded forwards.
+        """Compute (∂x̂₀/∂x)ᵀ cotangent through the recorded forwards.
+
+        x̂₀ is a·x + b·m, where the model output m depends on x.
 
         Args:
             prediction: The step's prediction, its ``model_output`` still on the tape.
@@ -160,7 +162,7 @@ class DenoiserTape:
         return kind.sample_weight(level) * cotangent + total / factor
 
     def clear(self) -> None:
-        """Forget the recorded inputs and put the grad mode back to what it was before the first of them."""
+        """Forget the recorded inputs and put the grad mode back to what it was before them."""
         self.inputs.clear()
         self._during_step.close()
         if self._outer_grad_mode is not None:
@@ -178,10 +180,10 @@ def _tensors(given: Any) -> Iterator[Tensor]:
 
 
 def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) -> bool:
-    """Add a gradient at the denoiser's input to that at the sample: the transpose of tile, concatenate, scale.
+    """Add a gradient at the denoiser's input to the one at the sample.
 
-    Where the sample stands in the input, and by how much it was scaled, is read off their values. Returns False if
-    the sample does not stand there.
+    This is the transpose of tile, concatenate and scale. Where the sample stands in the input, and by how much it was
+    scaled, is read off their values. Returns False if the sample does not stand there.
     """
     leaf, rows = given.leaf.detach(), slice(None)
     if given.sample is not None:
@@ -200,7 +202,7 @@ def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) ->
 
 
 def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Iterate over ways to cut a sample's size out of an input: the whole, or a range of channels or tokens."""
+    """Iterate over cuts of a sample's size: the whole input, or a range of channels or tokens."""
     if shape[1:].numel() == target[1:].numel():
         yield lambda x: x
         return

@@ -1,6 +1,6 @@
-"""Published guidance methods as presets of the same parts, to be compared fairly. One file per method.
+"""Published guidance methods as presets of the same parts, to be compared fairly.
 
-Each is a small frozen dataclass with its paper's parameters that ``Guidance(mode=...)`` takes as a mode:
+Each is a small frozen dataclass in a file of its own, with its paper's parameters, that ``Guidance(mode=...)`` takes:
 
     with CLIPGuidance(clip, "a red apple", mode=FreeDoM(rho=0.2)).attach(pipe):
         pipe("an apple", eta=1.0)

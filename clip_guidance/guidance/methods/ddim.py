@@ -1,6 +1,7 @@
-"""One step of DDIM (Song et al. 2021, arXiv:2010.02502, equations 12 and 16), and what a shift of x̂₀ does to it.
+"""One step of DDIM, and what a shift of x̂₀ does to it.
 
-With (α, σ) before the step and (α', σ') after it,
+The step is that of Song et al. 2021 (arXiv:2010.02502), equations 12 and 16. With (α, σ) before the step and
+(α', σ') after it,
 
     x_{t−1} = α'x̂₀ + √(σ'² − τ²)·ε̂ + τz,    τ = η(σ'/σ)√(1 − α²/α'²),
 
@@ -50,7 +51,7 @@ class DDIMStep:
 
     @property
     def has_signal(self) -> bool:
-        """Whether x_t holds anything of x₀; without a signal, whatever a method divides by α is left out."""
+        """Whether x_t holds anything of x₀; if not, what a method divides by α is left out."""
         return self.level.alpha > _NO_SIGNAL * self.level.sigma
 
     @property
@@ -61,9 +62,10 @@ class DDIMStep:
         return self.next_level.alpha - self.level.alpha / self.level.sigma * direction
 
     def shift(self, added: Tensor) -> Tensor:
-        """Return the Δ by which x_{t−1} moves by ``added``; 0 in a step that stays at its level, where no x̂₀ moves it.
+        """Return the Δ by which x_{t−1} moves by ``added``.
 
-        DDIM's last step is such a step if ``set_alpha_to_one`` is off and its timestep is 0.
+        Δ is 0 in a step that stays at its level, where no x̂₀ moves x_{t−1}. DDIM's last step is such a step if
+        ``set_alpha_to_one`` is off and its timestep is 0.
         """
         return added / self.response if self.response > _STILL else torch.zeros_like(added)
 

@@ -1,4 +1,6 @@
-"""FreeDoM (Yu et al. 2023, arXiv:2303.09833, algorithm 1; the step size of section 4.4 as in its released code).
+"""FreeDoM (Yu et al. 2023, arXiv:2303.09833, algorithm 1).
+
+The step size is the one of section 4.4, as in the released code:
 
     x_{t−1} = x'_{t−1} + ρ_t·g,    g = ∇_{x_t} r(x̂₀(x_t)),
 
@@ -20,7 +22,9 @@ from clip_guidance.guidance.modes.base import StepState
 
 @dataclass(frozen=True)
 class FreeDoM(OnDDIM):
-    """Add a step along the reward's gradient at the noisy sample, as long as a share of the sampler's own correction.
+    """Add a step along the reward's gradient at the noisy sample, as FreeDoM does.
+
+    The step is as long as a share of the sampler's own correction.
 
     Args:
         rho: Length of the step as a share of the classifier-free correction. The size of the reward does not matter.

@@ -1,6 +1,7 @@
-"""LGD-MC (Song et al. 2023, "Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation", ICML).
+"""LGD-MC, loss-guided diffusion by Monte Carlo.
 
-p(x₀|x_t) is taken as N(x̂₀, r_t²I) instead of a point, and the reward is averaged over n samples of it:
+Song et al. 2023, "Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation", ICML. p(x₀|x_t) is taken
+as N(x̂₀, r_t²I) instead of a point, and the reward is averaged over n samples of it:
 
     ∇_{x_t} log (1/n)·Σ_j exp r(x̂₀(x_t) + r_t ε_j),    r_t = s/√(1 + s²)
 
@@ -22,7 +23,7 @@ from clip_guidance.guidance.modes.x0 import posterior_variance
 
 @dataclass(frozen=True)
 class LGDMC(OnDDIM):
-    """Add the gradient of a reward that is averaged over noisy copies of the predicted clean sample, as LGD-MC does.
+    """Add the gradient of a reward that is averaged over noisy copies of x̂₀, as LGD-MC does.
 
     Args:
         zeta: Step size ζ, as in DPS.

@@ -1,4 +1,4 @@
-"""MPGD, manifold preserving guided diffusion (He et al. 2024, arXiv:2311.16424, algorithm 1).
+"""MPGD, manifold preserving guidance (He et al. 2024, arXiv:2311.16424, algorithm 1).
 
     x̂₀' = x̂₀ + c_t·∇r(x̂₀),    x_{t−1} = α'x̂₀' + √(σ'² − τ²)·ε̂ + τz
 
@@ -24,7 +24,7 @@ from clip_guidance.guidance.modes.base import StepState
 
 @dataclass(frozen=True)
 class MPGD(OnDDIM):
-    """Move the predicted clean sample along the reward's gradient there, as MPGD without a projection does.
+    """Move x̂₀ along the reward's gradient there, as MPGD without a projection does.
 
     Args:
         step_size: A constant c_t in the paper's step; None for the released code's step and relative c_t.

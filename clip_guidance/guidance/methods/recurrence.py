@@ -1,4 +1,4 @@
-"""Recurrence, or time travel: a step is taken several times, with the noise put back in between.
+"""Recurrence, or time travel: a step is taken several times, noised again in between.
 
     x_t ← √α_t·x_{t−1} + √(1 − α_t)·n,    n ~ N(0, I),    α_t = ᾱ_t/ᾱ_{t−1}
 

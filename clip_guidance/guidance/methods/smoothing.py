@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.engine.gradient import RewardGradient
+from clip_guidance.guidance.modes.base import RewardGradient
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""The length of a step relative to what the sampler does by itself, as FreeDoM and MPGD choose it."""
+"""Step lengths relative to what the sampler does by itself, as FreeDoM and MPGD take them."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.engine.per_sample import per_sample, rms
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.modes.base import StepState
+from clip_guidance.guidance.per_sample import per_sample, rms
 
 
 def unit(gradient: Tensor) -> Tensor:

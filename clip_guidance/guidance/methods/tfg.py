@@ -1,4 +1,6 @@
-"""TFG, training-free guidance (Ye et al. 2024, arXiv:2409.15761, algorithm 1), which holds the others as special cases.
+"""TFG, training-free guidance (Ye et al. 2024, arXiv:2409.15761, algorithm 1).
+
+It holds the other methods as special cases:
 
     r̃(x₀) = log (1/n)·Σ_j exp r(x₀ + σ̄_t ε_j),    σ̄_t = σ̄·√(1 − ᾱ_t)
     Δ_t = ρ_t·∇_{x_t} r̃(x̂₀(x_t))                         variance guidance, through the denoiser

@@ -18,7 +18,7 @@ from clip_guidance.guidance.modes.base import StepState
 
 @dataclass(frozen=True)
 class UniversalGuidance:
-    """Steer the predicted noise forward, through the denoiser, and backward, by gradient steps on x̂₀.
+    """Steer the noise forward, through the denoiser, and backward, by gradient steps on x̂₀.
 
     Args:
         forward: Weight s of forward guidance; the paper's goes from 2 to 20000 by task. 0 turns it off, and with it

@@ -10,13 +10,24 @@ from torch import Tensor
 from clip_guidance.guidance.adapters.next_level import next_noise_level
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.gradient import RewardGradient
-from clip_guidance.guidance.engine.tape import DenoiserTape
+
+
+@dataclass(frozen=True)
+class RewardGradient:
+    """Hold the gradient of each sample's reward, with the rewards.
+
+    Attributes:
+        gradient: The gradient, of the shape of the clean sample, in float32 or better.
+        rewards: The rewards (B,), detached.
+    """
+
+    gradient: Tensor
+    rewards: Tensor
 
 
 @dataclass(frozen=True)
 class StepState:
-    """Hold what a mode may read at one step: x = αx₀ + σε, the prediction x̂₀, the reward and the options.
+    """Hold what a mode may read at one step, where the noisy sample is x = αx₀ + σε.
 
     Attributes:
         prediction: The model output after classifier-free guidance, and what it says about x₀.
@@ -25,7 +36,8 @@ class StepState:
         scale: The guidance's scale at this step for each image, (B,). The engine multiplies the mode's shift by it.
         data_variance: Variance s² of an element of the clean sample.
         reward_gradient: From clean samples (B, ...) to the reward's gradient there, with the rewards.
-        tape: The recorded forwards of the denoiser, where the mode's ``needs_tape`` asks for them.
+        vjp: From a cotangent (B, ...) to (∂x̂₀/∂x)ᵀ cotangent, by one backward through the denoiser; works only where
+            the mode's ``needs_tape`` asks for it.
         eta: η that goes into the scheduler's step, where the scheduler takes one (DDIM).
         correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where the
             mode's ``needs_correction`` does not ask for it.
@@ -37,7 +49,7 @@ class StepState:
     scale: Tensor
     data_variance: float
     reward_gradient: Callable[[Tensor], RewardGradient]
-    tape: DenoiserTape
+    vjp: Callable[[Tensor], Tensor]
     eta: float = 0.0
     correction: Tensor | None = None
 
@@ -66,22 +78,19 @@ class StepState:
         return next_noise_level(self.scheduler, self.level)
 
     def gradient(self, x0: Tensor) -> Tensor:
-        """Return ∇r at clean samples (B, ...): one decode and one pass of the reward, forward and backward."""
-        return self.reward_gradient(x0).gradient
+        """Return the reward's gradient ∇r at clean samples, (B, ...).
 
-    def vjp(self, cotangent: Tensor) -> Tensor:
-        """Return (∂x̂₀/∂x)ᵀ cotangent, (B, ...), by one backward through the denoiser.
-
-        Raises:
-            RuntimeError: No gradient reaches ``scheduler.step``.
-            ValueError: The denoiser read no copy of the sample.
+        It costs a decode and a pass through the reward, forward and backward.
         """
-        return self.tape.vjp(self.prediction, cotangent)
+        return self.reward_gradient(x0).gradient
 
 
 @runtime_checkable
 class Mode(Protocol):
-    """What ``Guidance(mode=...)`` takes beside a name. It is asked anew at every step, and keeps nothing."""
+    """Turn a reward into a shift; this is what ``Guidance(mode=...)`` takes beside a name.
+
+    A mode is asked anew at every step, and keeps nothing.
+    """
 
     @property
     def needs_tape(self) -> bool:

@@ -18,7 +18,10 @@ _NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise rat
 
 
 def shift(state: StepState) -> Tensor:
-    """Return Δ for a scale of 1, of the shape of the sample; ``data_variance`` matters only without a signal."""
+    """Return Δ for a scale of 1, of the shape of the sample.
+
+    ``data_variance`` matters only without a signal.
+    """
     alpha, sigma = state.level.alpha, state.level.sigma
     if alpha <= _NO_SIGNAL * sigma:
         return x0.shift(state)

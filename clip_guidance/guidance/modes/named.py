@@ -12,7 +12,7 @@ from clip_guidance.guidance.modes.base import Mode, StepState
 
 @dataclass(frozen=True)
 class Named:
-    """Make a mode of a function that is defined at any scheduler; the attributes are :class:`Mode`'s."""
+    """Make a mode of a function that is defined at any scheduler."""
 
     shift: Callable[[StepState], Tensor]
     needs_tape: bool

@@ -18,14 +18,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clip_guidance.guidance.engine.per_sample import per_sample
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.per_sample import per_sample
 
 
 @dataclass(frozen=True)
 class Tilt:
-    """Take mode "x0" in several steps; each costs a decode and a pass through CLIP, forward and backward.
+    """Take mode "x0" in several steps, as a mode.
+
+    Each step costs a decode and a pass through the reward, forward and backward.
 
     Args:
         steps: Number n of Euler's steps, at least 1. 1 is mode "x0"; more follow a reward whose gradient changes along

@@ -1,4 +1,4 @@
-"""Mode "x0": the reward's gradient at the predicted clean sample, weighted by its posterior variance.
+"""Mode "x0": the reward's gradient at x̂₀, weighted by the posterior variance.
 
 Tilting p(x₀) by exp(r(x₀)) moves the posterior mean of x₀ by Var(x₀|x)·∇r to first order. With an isotropic
 Gaussian prior of variance s² the posterior variance is known in closed form,
@@ -17,7 +17,10 @@ from clip_guidance.guidance.modes.base import StepState
 
 
 def posterior_variance(level: NoiseLevel, data_variance: float) -> float:
-    """Return w = Var(x₀|x) for x₀ of variance ``data_variance``: 0 at sigma = 0, ``data_variance`` at alpha = 0."""
+    """Return w = Var(x₀|x) for x₀ of variance ``data_variance``.
+
+    It is 0 at sigma = 0, and ``data_variance`` at alpha = 0.
+    """
     noise_variance = level.sigma**2
     return data_variance * noise_variance / (level.alpha**2 * data_variance + noise_variance)
 

@@ -12,12 +12,11 @@ from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_p
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
-from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.methods.tfg import share
-from clip_guidance.guidance.modes import StepState
+from clip_guidance.guidance.modes import RewardGradient, StepState
 
 CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
 
@@ -28,20 +27,14 @@ def scheduler_of(cls=DDIMScheduler, steps=10, **config):
     return scheduler
 
 
-class Tape:
-    """A denoiser of Jacobian ½."""
-
-    def vjp(self, prediction, cotangent):
-        return 0.5 * cotangent
-
-
 def state_at(scheduler, index, shape=(2, 3, 4), reward_gradient=reward_gradient, **options):
-    """What a mode is given at one step of a run, of a random sample and model output."""
+    """What a mode is given at one step of a run: a random sample and model output, a denoiser of Jacobian ½."""
     generator = torch.Generator().manual_seed(index)
     output, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     t = scheduler.timesteps[index]
     prediction = Prediction(output, x, noise_level(scheduler, t), prediction_type(scheduler))
-    return StepState(prediction, t, scheduler, torch.ones(len(x)), 1.0, reward_gradient, Tape(), **options)
+    state = StepState(prediction, t, scheduler, torch.ones(len(x)), 1.0, reward_gradient, vjp=lambda g: 0.5 * g)
+    return replace(state, **options)
 
 
 # ---------------------------------------------------------------- a shift of x̂₀, and what DDIM makes of it

@@ -11,9 +11,8 @@ from tiny_pipeline import generate
 from clip_guidance.guidance import CLIPGuidance
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
-from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import Tilt
-from clip_guidance.guidance.modes import StepState, x0
+from clip_guidance.guidance.modes import RewardGradient, StepState, x0
 
 LEVEL, VARIANCE = NoiseLevel(0.6, 0.8), 0.64
 SCALE = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64)
@@ -23,7 +22,7 @@ def state_of(reward_gradient, scale=SCALE):
     generator = torch.Generator().manual_seed(0)
     output, x = (torch.randn(3, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     prediction = Prediction(output, x, LEVEL, PREDICTION_TYPES["epsilon"])
-    return StepState(prediction, 500, None, scale, VARIANCE, reward_gradient, tape=None)
+    return StepState(prediction, 500, None, scale, VARIANCE, reward_gradient, vjp=None)
 
 
 def linear(x):

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """View one number per sample, (B,) or of B elements, as (B, 1, ...) with the dimensions of ``like``, (B, ...)."""
+    """View one number per sample, (B,), as (B, 1, ...) with as many dimensions as ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
