@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import CLIPModel as TransformersCLIP
 from transformers.utils import ModelOutput
 
+from clip_guidance._tensors import unit_vectors
 from clip_guidance.clip.config import CLIPConfig
 from clip_guidance.clip.hub import FoundModel, ModelError, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
@@ -82,12 +82,12 @@ class CLIP(SelfInitialised, PreTrainedModel):
     def text_embeds(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids int64 (n, L) to unit vectors (n, d), differentiable, normalised in at least float32."""
         pooled = self.text_encoder(input_ids, attention_mask).pooler_output
-        return _unit(self.text_projection(pooled))
+        return unit_vectors(self.text_projection(pooled))
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
         """Normalised images (n, 3, S, S) to unit vectors (n, d), differentiable."""
         pooled = self.image_encoder(pixel_values).pooler_output
-        return _unit(self.visual_projection(pooled))
+        return unit_vectors(self.visual_projection(pooled))
 
     def forward(
         self,
@@ -247,10 +247,6 @@ def _tower_class(config: PreTrainedConfig) -> Any:
         if type(config) is config_class:
             return model_class
     raise ValueError(f"no tower for a config of type {type(config).__name__}")
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_guidance._tensors import at_least_float32, unit_vectors
+
 MAX_LOGIT_SCALE = math.log(100)  # the temperature is "clipped to prevent scaling the logits by more than 100" (2.5)
 
 
@@ -22,7 +24,7 @@ def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Te
     above.
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
-        image_embeds, text_embeds = (F.normalize(at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
+        image_embeds, text_embeds = (unit_vectors(x) for x in (image_embeds, text_embeds))
         factor = at_least_float32(logit_scale).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp()
         return factor * image_embeds @ text_embeds.T
 
@@ -71,8 +73,3 @@ def check_pairs(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None
         raise ValueError(
             f"expected groups of shape ({len(image_embeds)},), one entry a pair, got {tuple(groups.shape)}"
         )
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """float64 as it is, anything else in float32."""
-    return x if x.dtype == torch.float64 else x.float()

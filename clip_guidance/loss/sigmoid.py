@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, at_least_float32, check_pairs
+from clip_guidance._tensors import at_least_float32, unit_vectors
+from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, check_pairs
 from clip_guidance.loss.distributed import World
 from clip_guidance.loss.tiled import TILE, Tiles
 
@@ -52,7 +53,7 @@ def sigmoid_loss(
     """
     check_pairs(image_embeds, text_embeds, groups)
     with torch.autocast(image_embeds.device.type, enabled=False):
-        images, texts = (F.normalize(at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
+        images, texts = (unit_vectors(x) for x in (image_embeds, text_embeds))
         factor = at_least_float32(logit_scale).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp().to(images.dtype)
         bias = logit_bias.reshape(()).to(images.dtype)
         return _Sigmoid.apply(images, texts, factor, bias, groups, tile, process_group)

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, at_least_float32, check_pairs
+from clip_guidance._tensors import at_least_float32, unit_vectors
+from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, check_pairs
 from clip_guidance.loss.distributed import World
 
 MAX_FACTOR = math.exp(MAX_LOGIT_SCALE)
@@ -67,7 +67,7 @@ def tiled_contrastive_loss(
     if positives not in ("own", "all"):
         raise ValueError(f'positives: expected "own" or "all", got {positives!r}')
     with torch.autocast(image_embeds.device.type, enabled=False):
-        images, texts = (F.normalize(at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
+        images, texts = (unit_vectors(x) for x in (image_embeds, text_embeds))
         factor = at_least_float32(logit_scale).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp().to(images.dtype)
         return _Tiled.apply(images, texts, factor, groups, positives == "all", tile, process_group)
 

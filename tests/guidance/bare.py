@@ -31,7 +31,7 @@ class Denoiser(nn.Module):
         return 0.5 * sample
 
 
-def bare_pipe(scheduler="ddim", **config):
+def minimal_pipeline(scheduler="ddim", **config):
     return SimpleNamespace(scheduler=make_scheduler(scheduler, **config), unet=Denoiser())
 
 

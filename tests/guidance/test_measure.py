@@ -18,12 +18,12 @@ from planned import SIDE, VIEWS, estimate, make_guidance, make_wide_pipeline
 from tiny import make_clip
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.memory import plan as memory
 from clip_guidance.guidance.memory.measure import Meter, decoder_bytes, decoder_on_meta
 from clip_guidance.guidance.memory.plan import plan_memory
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_decoder_keeps_what_autograd_saves(pipe, dtype):
             saved[storage.data_ptr()] = storage  # held, so that no address is used again
         return tensor
 
-    with frozen([pipe.vae]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with freeze_parameters([pipe.vae]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         images = Decoder(pipe, "image")(latents)
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), tuple(latents.shape))
     assert found.kept - images.nbytes == pytest.approx(sum(each.nbytes() for each in saved.values()), rel=0.1)
@@ -106,8 +106,8 @@ def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(modul
     shape = memory._Estimate(Guidance(lambda images: 0), pipe, 32, 48, 1, frames)._latents
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), (1, *shape))
     decoder = Decoder(pipe, "image")
-    decoder.adapter = replace(decoder.adapter, unpack=same)
-    with frozen([decoder.module] if decoder.module is not None else []), Meter() as meter:
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
+    with freeze_parameters([decoder.module] if decoder.module is not None else []), Meter() as meter:
         latents = torch.zeros(1, *shape, requires_grad=True)
         images = decoder(latents)
     assert found.images.shape == images.shape and images.shape[-2:] == (32, 48)
