@@ -7,7 +7,7 @@ import torch
 from tiny_pipeline import make_scheduler
 from torch import nn
 
-schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm"])
+schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", pytest.param("dpm", marks=pytest.mark.slow)])
 modes = pytest.mark.parametrize("mode", ["x0", "exact"])
 
 

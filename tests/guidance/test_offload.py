@@ -60,7 +60,7 @@ def offloaded(twice=False):
     return pipe, sent
 
 
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("twice", [pytest.param(False, marks=pytest.mark.slow), True])
 @modes
 def test_a_decoder_that_wakes_at_a_step_leaves_the_denoiser_where_it_is(mode, twice):
     pipe, sent = offloaded(twice)
@@ -134,7 +134,7 @@ kinds = pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 
 @kinds
 @modes
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_of_a_group_are_in_place_in_the_backward(counted, kind, mode, checkpoint):
     pipe = grouped(kind)
     check(pipe, mode, Decoding(checkpoint=checkpoint))
