@@ -36,7 +36,7 @@ from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
 from clip_guidance.data.dataset import CaptionedImages, caption
 from clip_guidance.metrics.retrieval import unique
 from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.training.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, SampleOrder, StreamedBatches, ToSquare
 from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.training.class_names import NameLoss
 from clip_guidance.training.clip_settings import Settings, check
@@ -210,7 +210,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         batch = batches(step)
         return batch, trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
 
-    drawn = draw if settings.streaming else Ahead(draw)  # a stream reads ahead by itself, and its place is saved
+    drawn = draw if settings.streaming else Prefetcher(draw)  # a stream reads ahead by itself, and its place is saved
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch, input_ids = drawn(step)

@@ -11,18 +11,18 @@ threads there are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from clip_guidance._threads import ordered_map
 from clip_guidance.data.decode import clean_captions, decode
 from clip_guidance.data.policy import Ledger, Outcome, Policy
 from clip_guidance.data.records import BadRow, Pair, Record, Source
@@ -214,20 +214,8 @@ class Pairs:
 
     def _decoded(self, records: Iterator[Record]) -> Iterator[Outcome]:
         """Decodes in order, with at most ``ahead`` records under way."""
-        if not self.workers:
-            yield from (decode(record, self.policy, self.transform, self.exclude) for record in records)
-            return
-        pending: deque[Future[Outcome]] = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for record in records:
-                pending.append(pool.submit(decode, record, self.policy, self.transform, self.exclude))
-                if len(pending) == self.ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # also when the iteration is broken off
-            pool.shutdown(cancel_futures=True)
+        work = functools.partial(decode, policy=self.policy, transform=self.transform, exclude=self.exclude)
+        return ordered_map(work, records, self.workers, self.ahead)
 
 
 def _in_loader_process() -> bool:

@@ -82,7 +82,7 @@ class Preparer:
 
     def _prepare(self, prepared: Prepared, data: bytes) -> None:
         item = prepared.item
-        record = read_record(io.BytesIO(data)) or {}  # type: ignore[arg-type] # PIL opens both
+        record = read_record(io.BytesIO(data)) or {}
         prepared.hash = content_hash(data)
         guide, settings = record.get("guide"), record.get("settings", {})
         prepared.guide = guide.get("fingerprint") if isinstance(guide, dict) else None
