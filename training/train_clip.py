@@ -29,7 +29,7 @@ from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.clip.hub import ModelError
-from clip_guidance.clip.lora import add_lora, merged, save_adapter
+from clip_guidance.clip.lora import add_lora, merge_adapters, save_adapter
 from clip_guidance.clip.model_card import write_model_card
 from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
 from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
@@ -251,7 +251,7 @@ def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = Non
     """Writes the CLIP of this state; one with adapters as a CLIP without, and its adapter beside it."""
     if adapters is not None:
         save_adapter(state, adapters, folder / "adapter")
-        state = merged(state)
+        state = merge_adapters(state)
     clip.save_pretrained(folder, state_dict=state)
 
 

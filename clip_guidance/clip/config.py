@@ -1,4 +1,4 @@
-"""The configuration of a CLIP: those of its two towers and of the space they share."""
+"""The configuration of a CLIP: the configurations of its two towers and of their common space."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 
 class CLIPConfig(PreTrainedConfig):
-    """Settings of a CLIP.
+    """Describe a CLIP: its text tower, its image tower and the space in which they meet.
 
     Args:
-        text_config: config of the text tower, or its dict with a ``model_type``.
-        vision_config: the same of the image tower.
-        projection_dim: size d of the common space.
-        logit_scale_init_value: log of the inverse temperature at the start of training.
+        text_config: Config of the text tower, or its dict with a ``model_type``; by default a transformer of the size
+            of OpenAI's ViT-B/32.
+        vision_config: Config of the image tower, or its dict with a ``model_type``; by default a ViT-B/32.
+        projection_dim: Size d of the embeddings.
+        logit_scale_init_value: Log of the inverse temperature at the start of training; the default is ln(1 / 0.07),
+            as in Radford et al. 2021 (arXiv:2103.00020), section 2.5.
+
+    Raises:
+        ValueError: A dict names a ``model_type`` that is not one of our towers.
+
+    Example:
+        >>> from clip_guidance.towers import CBOWTextConfig, ResNetConfig
+        >>> config = CLIPConfig(CBOWTextConfig(vocab_size=1000), ResNetConfig(image_size=64), projection_dim=128)
+        >>> config.vision_config.model_type, config.projection_dim
+        ('clip_guidance_resnet', 128)
     """
 
     model_type = "clip_guidance"

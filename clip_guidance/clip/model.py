@@ -18,6 +18,7 @@ from transformers import CLIPModel as TransformersCLIP
 from transformers.utils import ModelOutput
 
 from clip_guidance.clip.config import CLIPConfig
+from clip_guidance.clip.convert import convert_transformers
 from clip_guidance.clip.hub import FoundModel, ModelError, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
 from clip_guidance.clip.tokenizer import tokenize
@@ -235,10 +236,29 @@ class CLIP(SelfInitialised, PreTrainedModel):
             model = None
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing[:5])}")
-        if model is None:
-            from clip_guidance.clip.convert import from_transformers
+        return model if model is not None else cls.from_transformers(source, tokenizer, processor)
 
-            model = from_transformers(source, tokenizer, processor)
+    @classmethod
+    def from_transformers(
+        cls,
+        source: TransformersCLIP,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: ImageProcessor | None = None,
+    ) -> CLIP:
+        """Convert a ``transformers.CLIPModel`` that is in memory; the embeddings are the same.
+
+        Args:
+            source: The model; its weights are copied.
+            tokenizer: Needed by everything that takes texts.
+            image_processor: Needed by everything that takes images; by default made for the image tower's size, with
+                mean and standard deviation 0.5.
+
+        Returns:
+            A CLIP in the precision of ``source``, in training mode.
+        """
+        config, weights = convert_transformers(source)
+        model = cls(config, tokenizer, image_processor).to(source.dtype)
+        model.load_state_dict(weights)
         return model
 
 
