@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from rich.console import Console
 from test_data import write_table
-from tiny import TEXTS, make_clip
+from tiny import TEXTS, make_clip, with_adapter
 from torch import nn
 
 from clip_guidance.clip import CLIP

@@ -27,7 +27,8 @@ class CLIPConfig(PreTrainedConfig):
 
     Example:
         >>> from clip_guidance.towers import CBOWTextConfig, ResNetConfig
-        >>> config = CLIPConfig(CBOWTextConfig(vocab_size=1000), ResNetConfig(image_size=64), projection_dim=128)
+        >>> text, vision = CBOWTextConfig(vocab_size=1000), ResNetConfig(image_size=64)
+        >>> config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
         >>> config.vision_config.model_type, config.projection_dim
         ('clip_guidance_resnet', 128)
     """
