@@ -83,9 +83,9 @@ def stat_regular(path: str | os.PathLike[str]) -> os.stat_result:
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         with os.scandir(path):  # a folder that may not be listed fails here, which is the better reason
-            raise IsADirectoryError(errno.EISDIR, "is a folder", os.fspath(path))
+            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(path))
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return found
 
 

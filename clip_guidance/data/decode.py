@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from clip_guidance._files import is_valid_text
 from clip_guidance.data.policy import Outcome, Policy
 from clip_guidance.data.records import BadRow, Pair, Record
 from clip_guidance.images.load import ImageError, load_image
@@ -57,7 +58,7 @@ def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         BadRow: there is none.
     """
-    texts = [value.strip() for value in values if isinstance(value, str) and _is_unicode(value)]
+    texts = [value.strip() for value in values if isinstance(value, str) and is_valid_text(value)]
     kept = tuple(dict.fromkeys(text for text in texts if text))
     if kept:
         return kept, ("caption_dropped",) * (len(kept) < len(values))
@@ -116,11 +117,6 @@ def conversions(header: Image.Image) -> tuple[str, ...]:
     except Exception:  # broken EXIF or a broken second frame: says nothing about the pixels
         notes.append("broken_metadata")
     return tuple(notes)
-
-
-def _is_unicode(text: str) -> bool:
-    """False where bytes that are not UTF-8 were carried through (PEP 383)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _why_unknown(data: bytes) -> str:

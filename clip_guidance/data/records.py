@@ -6,11 +6,12 @@ record is what a row says before anything large is read: reading over records co
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from clip_guidance._files import stat_regular
 
 REASONS = {
     "broken_file": "a table or archive that cannot be read, or not to its end",
@@ -135,9 +136,7 @@ class StoredFile:
     def read(self, max_bytes: int) -> bytes:
         """As :class:`Stored` says; what is no regular file (a device, a pipe) is never opened."""
         try:
-            found = self.path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise BadRow("unreadable", f"{self.path} is not a file")
+            found = stat_regular(self.path)
             size = found.st_size if self.size is None else self.size
             if size > max_bytes:
                 raise BadRow("too_many_bytes", f"{size} bytes, more than max_bytes={max_bytes}")

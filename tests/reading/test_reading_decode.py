@@ -119,7 +119,7 @@ def test_caption_values_are_found_in_lists_and_objects(value, captions):
     ("make", "reason", "detail"),
     [
         (lambda folder: folder / "none.png", "missing", "no file .*none.png"),
-        (lambda folder: folder, "unreadable", "is not a file"),
+        (lambda folder: folder, "unreadable", "a folder, not a file"),
         (lambda folder: folder / "null\0.png", "unreadable", "null"),
         (lambda folder: folder / ("x" * 300), "unreadable", "name too long"),
     ],
@@ -130,7 +130,7 @@ def test_files_that_cannot_be_read(make, reason, detail, tmp_path):
 
 
 def test_a_device_is_never_read():
-    with pytest.raises(BadRow, match="unreadable: /dev/zero is not a file"):
+    with pytest.raises(BadRow, match="unreadable: /dev/zero: not a regular file"):
         StoredFile(Path("/dev/zero")).read(1 << 20)
 
 
