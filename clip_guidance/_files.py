@@ -18,10 +18,11 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` when the block ends, and is deleted when the block fails.
+    """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
     The temporary file is flushed to the disk before it is renamed, and its folder afterwards, so that whoever opens
-    ``path``, also after a kill or a power cut, finds the former file or the complete new one.
+    ``path``, also after a kill or a power cut, finds the former file or the complete new one. Where the block fails, the
+    temporary file is deleted.
 
     Args:
         path: Destination. Its folder must exist; a file in its place is replaced.
@@ -34,6 +35,8 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from clip_guidance._files import write_atomically
         >>> folder = Path(tempfile.mkdtemp())
         >>> with write_atomically(folder / "scores.csv") as partial:
         ...     _ = partial.write_text("image,score")
@@ -61,8 +64,8 @@ def fsync_file(file: IO[Any]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush the names of new and renamed files in a folder to the disk; Windows has no such call and does it itself."""
-    if os.name == "posix":
+    """Flush the names of new and renamed files in a folder to the disk, where the system can."""
+    if os.name == "posix":  # Windows has no such call
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -71,7 +74,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def stat_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """Stat a file, and refuse everything that is not a regular file before anyone opens it: reading a pipe never ends.
+    """Stat a file, and reject whatever is not a regular file.
+
+    Whoever opens a file calls this first: reading a pipe or a device may never end.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -96,6 +101,7 @@ def is_valid_text(text: str) -> bool:
     (PEP 383).
 
     Example:
+        >>> from clip_guidance._files import is_valid_text
         >>> is_valid_text("café"), is_valid_text("caf\udce9")
         (True, False)
     """

@@ -27,6 +27,7 @@ def ordered_map(work: Callable[[T], R], items: Iterable[T], threads: int, ahead:
         iteration.
 
     Example:
+        >>> from clip_guidance._threads import ordered_map
         >>> list(ordered_map(str.upper, "abc", threads=2, ahead=4))
         ['A', 'B', 'C']
     """

@@ -26,9 +26,10 @@ class CLIPConfig(PreTrainedConfig):
         ValueError: A dict names a ``model_type`` that is not one of our towers.
 
     Example:
+        >>> import clip_guidance as cg
         >>> from clip_guidance.towers import CBOWTextConfig, ResNetConfig
         >>> text, vision = CBOWTextConfig(vocab_size=1000), ResNetConfig(image_size=64)
-        >>> config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+        >>> config = cg.CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
         >>> config.vision_config.model_type, config.projection_dim
         ('clip_guidance_resnet', 128)
     """

@@ -12,7 +12,7 @@ from clip_guidance.towers import TransformerTextConfig, ViTConfig
 
 
 def convert_transformers(source: CLIPModel) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """Convert a CLIP of ``transformers`` to the config and the state dict of an equal :class:`~clip_guidance.CLIP`.
+    """Convert a CLIP of ``transformers`` to the config and the state dict of an equal CLIP.
 
     Args:
         source: The model; the returned tensors share its memory.

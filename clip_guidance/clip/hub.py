@@ -19,15 +19,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 class ModelError(ValueError):
-    """A model cannot be found or must not be loaded; the message names it and says what was expected.
+    """A model cannot be found or must not be loaded; the message says what was expected.
 
     Example:
-        >>> from clip_guidance.clip.model import CLIP
+        >>> import clip_guidance as cg
         >>> try:
-        ...     CLIP.from_pretrained("emoij")
-        ... except ModelError as error:
-        ...     print(str(error)[:26])
-        emoij: neither a folder, n
+        ...     cg.CLIP.from_pretrained("emoij")
+        ... except cg.ModelError as error:
+        ...     print(str(error).partition(",")[0])
+        emoij: neither a folder
     """
 
 
@@ -46,7 +46,7 @@ class FoundModel:
     model_type: str
 
     def file(self, filename: str) -> Path:
-        """Return the local path of one of the model's files, downloaded where the model is on the hub."""
+        """Return the local path of one of the model's files, downloading it from the hub."""
         return _file(self.path, filename)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -63,7 +63,7 @@ class FoundModel:
         return AutoTokenizer.from_pretrained(self.path)
 
     def image_processor(self) -> ImageProcessor:
-        """Load the model's preprocessing, from the file name of transformers 5 or of the versions before it."""
+        """Load the model's preprocessing, from the file that any version of transformers writes."""
         try:
             return ImageProcessor.from_json(self.file("preprocessor_config.json"))
         except ModelError:
@@ -78,10 +78,10 @@ def packaged_models() -> list[str]:
 
 
 def find_model(name_or_path: str | Path, part: str, model_types: tuple[str, ...]) -> FoundModel:
-    """Resolve a name to a model; a packaged name takes precedence over a folder of the same name.
+    """Find a model by its name.
 
     Args:
-        name_or_path: Packaged name, folder or hub id.
+        name_or_path: Packaged name, folder or hub id; a packaged name takes precedence over a folder of that name.
         part: The subfolder of a packaged model that holds what is wanted, such as "clip".
         model_types: The values of ``model_type`` in ``config.json`` that are accepted.
 

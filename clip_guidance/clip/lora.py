@@ -34,20 +34,20 @@ PEFT_PREFIX = "base_model.model."  # of the names in peft's files
 
 
 def add_lora(clip: CLIP, rank: int) -> LoraConfig:
-    """Add adapters to a CLIP in place; freeze all but the adapters, the projections and the temperature.
+    """Add adapters to a CLIP, in place.
 
-    The embeddings stay the same, bit for bit, until the first step of training. The adapters are drawn from torch's
-    global random state.
+    Everything but the adapters, the projections and the temperature is frozen. The embeddings stay the same, bit for
+    bit, until the first step of training. The adapters are drawn from torch's global random state.
 
     Args:
         clip: Both of its towers must be made of transformer blocks.
-        rank: r, at least 1.
+        rank: Rank r of the additions, at least 1.
 
     Returns:
         peft's settings of the adapters, which :func:`save_adapter` saves with them.
 
     Raises:
-        ImportError: peft is not installed.
+        ImportError: The package peft is not installed.
         ValueError: ``rank`` is out of range, or a tower has no transformer block.
     """
     if rank < 1:
@@ -69,7 +69,7 @@ def add_lora(clip: CLIP, rank: int) -> LoraConfig:
 
 
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merge the adapters in a CLIP's state dict: W + B·A under W's own name, everything else as it is.
+    """Merge the adapters in a CLIP's state dict: W + B·A takes the place of W.
 
     Args:
         state: Of a CLIP to which :func:`add_lora` added adapters.
@@ -88,7 +88,9 @@ def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_adapter(state: Mapping[str, Tensor], config: LoraConfig, folder: str | Path) -> None:
-    """Save the adapters in peft's format, and the projections and the temperature as ``heads.safetensors``.
+    """Save the adapters in peft's format, and ``heads.safetensors`` beside them.
+
+    The latter holds the projections and the temperature, which were trained without adapters.
 
     Args:
         state: State dict of a CLIP with adapters.

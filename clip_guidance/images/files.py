@@ -21,10 +21,11 @@ class ImageError(ValueError):
         reason: As given.
 
     Example:
+        >>> import clip_guidance as cg
         >>> from clip_guidance.images.load import load_image
         >>> try:
         ...     load_image("missing.png")
-        ... except ImageError as error:
+        ... except cg.ImageError as error:
         ...     print(error, "|", error.reason)
         missing.png: no such file | no such file
     """

@@ -93,6 +93,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         ImageError: The image cannot be read; the message names it and says why.
 
     Example:
+        >>> import numpy as np
+        >>> from clip_guidance.images.load import load_image
         >>> image = load_image(np.full((4, 6), 0.5))
         >>> image.mode, image.size, image.getpixel((0, 0))
         ('RGB', (6, 4), (128, 128, 128))
@@ -251,8 +253,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _warn_of_frames(image: Image.Image, name: str) -> None:
-    """Log once that only the first frame is taken; the second image of a camera's MPO file is not a frame."""
-    if "frames" in _warned or image.format == "MPO":
+    """Log once that only the first frame of an animation is taken."""
+    if "frames" in _warned or image.format == "MPO":  # the second image in a camera's MPO file is not a frame
         return
     try:
         several = getattr(image, "is_animated", False)

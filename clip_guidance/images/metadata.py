@@ -28,7 +28,9 @@ def png_with_record(image: Image.Image, record: Mapping[str, Any]) -> bytes:
         The bytes of the file; the record is the text chunk ``clip_guidance``.
 
     Example:
+        >>> import io
         >>> from PIL import Image
+        >>> from clip_guidance.images.metadata import png_with_record, read_record
         >>> data = png_with_record(Image.new("RGB", (8, 8)), {"settings": {"seed": 7}})
         >>> read_record(io.BytesIO(data))
         {'settings': {'seed': 7}}

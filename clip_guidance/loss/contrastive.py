@@ -28,8 +28,9 @@ def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Te
         Logits (N, M), in float32, or float64 where the embeddings are.
 
     Example:
+        >>> import clip_guidance as cg
         >>> import torch
-        >>> similarity_logits(torch.eye(2), torch.tensor([[3.0, 0.0]]), torch.tensor([0.0]))
+        >>> cg.loss.similarity_logits(torch.eye(2), torch.tensor([[3.0, 0.0]]), torch.tensor([0.0]))
         tensor([[1.],
                 [0.]])
     """
@@ -61,11 +62,12 @@ def contrastive_loss(
         ValueError: The shapes do not fit.
 
     Example:
+        >>> import clip_guidance as cg
         >>> import torch
         >>> embeds = torch.eye(4)
-        >>> contrastive_loss(embeds, embeds, torch.tensor([2.0]))
+        >>> cg.loss.contrastive_loss(embeds, embeds, torch.tensor([2.0]))
         tensor(0.0019)
-        >>> contrastive_loss(embeds, torch.ones(4, 4), torch.tensor([2.0]))  # ln 4
+        >>> cg.loss.contrastive_loss(embeds, torch.ones(4, 4), torch.tensor([2.0]))  # ln 4
         tensor(1.3863)
     """
     check_pairs(image_embeds, text_embeds, groups)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class ProcessGroup:
-    """The processes that share a batch; only this process where ``torch.distributed`` is not initialised.
+    """The processes that share a batch.
+
+    Where ``torch.distributed`` is not initialised, this process is the only one.
 
     Args:
         process_group: A group of ``torch.distributed``; the default group where not given.
@@ -26,7 +28,7 @@ class ProcessGroup:
         self.rank = dist.get_rank(process_group) if used else 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """Gather (n, ...) of every process as (W n, ...) in the order of ranks; gradients do not pass.
+        """Gather (n, ...) of every process as (W n, ...) in the order of ranks, without gradients.
 
         Raises:
             ValueError: The processes have different n.
@@ -50,7 +52,12 @@ class ProcessGroup:
         return x
 
     def logsumexp(self, maximum: Tensor, sums: Tensor) -> Tensor:
-        """Compute log Σ exp(l) over the processes from each one's maximum of l and sum of exp(l − maximum)."""
+        """Compute log Σ exp(l) over the processes.
+
+        Args:
+            maximum: The maximum of this process's l.
+            sums: The sum of exp(l − maximum) on this process.
+        """
         if self.size > 1:
             highest = maximum.clone()
             dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.process_group)

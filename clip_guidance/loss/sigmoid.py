@@ -53,8 +53,10 @@ def sigmoid_loss(
         ValueError: The shapes do not fit, or processes have different numbers of pairs.
 
     Example:
-        >>> embeds = torch.eye(4)
-        >>> sigmoid_loss(embeds, embeds, torch.tensor([3.0]), torch.tensor([INITIAL_BIAS]))
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> embeds, bias = torch.eye(4), torch.tensor([cg.loss.INITIAL_BIAS])
+        >>> cg.loss.sigmoid_loss(embeds, embeds, torch.tensor([3.0]), bias)
         tensor(0.0002)
     """
     check_pairs(image_embeds, text_embeds, groups)

@@ -67,8 +67,10 @@ def tiled_contrastive_loss(
             pairs.
 
     Example:
+        >>> import clip_guidance as cg
+        >>> import torch
         >>> embeds = torch.eye(4)
-        >>> tiled_contrastive_loss(embeds, embeds, torch.tensor([2.0]))
+        >>> cg.loss.tiled_contrastive_loss(embeds, embeds, torch.tensor([2.0]))
         tensor(0.0019)
     """
     check_pairs(image_embeds, text_embeds, groups)
@@ -122,7 +124,7 @@ class _Tiled(torch.autograd.Function):
 
 
 class Tiles:
-    """Iterate over the logits tile by tile: the slice of this process's rows that a tile holds, and its logits."""
+    """Iterate over the tiles: the slice of this process's rows that a tile holds, and its logits."""
 
     def __init__(
         self,
