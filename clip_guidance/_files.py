@@ -21,8 +21,8 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
     The temporary file is flushed to the disk before it is renamed, and its folder afterwards, so that whoever opens
-    ``path``, also after a kill or a power cut, finds the former file or the complete new one. Where the block fails, the
-    temporary file is deleted.
+    ``path``, also after a kill or a power cut, finds the former file or the complete new one. Where the block fails,
+    the temporary file is deleted.
 
     Args:
         path: Destination. Its folder must exist; a file in its place is replaced.

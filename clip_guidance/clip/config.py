@@ -47,6 +47,18 @@ class CLIPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+def tower_class(config: PreTrainedConfig) -> Any:
+    """Return the class of the tower that a config configures.
+
+    Raises:
+        ValueError: The config is not one of our towers'.
+    """
+    for config_class, model_class in (*TEXT_TOWERS.values(), *IMAGE_TOWERS.values()):
+        if type(config) is config_class:
+            return model_class
+    raise ValueError(f"no tower for a config of type {type(config).__name__}")
+
+
 def _tower_config(name: str, value: Any, towers: Mapping[str, tuple[Any, Any]], default: str) -> Any:
     classes = {config_class.model_type: config_class for config_class, _ in towers.values()}
     if value is None:

@@ -35,7 +35,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Walk a folder for its visible images in sorted order, holding one folder's names at a time.
+    """Walk a folder for its visible images in sorted order, one folder's names at a time.
 
     Broken links, pipes and folders that may not be listed are among the paths, so that loading them fails by name.
     Links to folders are not followed.

@@ -124,7 +124,7 @@ class _Tiled(torch.autograd.Function):
 
 
 class Tiles:
-    """Iterate over the tiles: the slice of this process's rows that a tile holds, and its logits."""
+    """Iterate over the tiles: the slice of this process's rows in a tile, and its logits."""
 
     def __init__(
         self,

@@ -103,8 +103,8 @@ class TransformerTextModel(TextTower):
     def to_clip_text_model(self) -> CLIPTextModel:
         """Copy the weights into a stock ``CLIPTextModel`` with equal outputs.
 
-        The copy is used without this package. A LoRA that was trained on transformers 5's ``CLIPTextModel`` names its layers without ``text_model.``:
-        diffusers loads it into the stock model, and not into this tower.
+        The copy is used without this package. A LoRA that was trained on transformers 5's ``CLIPTextModel`` names its
+        layers without ``text_model.``: diffusers loads it into the stock model, and not into this tower.
 
         Raises:
             ValueError: The tower was made with ``causal=False``, and ``CLIPTextModel`` is always causal.
