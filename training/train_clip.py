@@ -220,7 +220,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
-        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.ledger.bad_share)})
+        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.counters.bad_share)})
 
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()

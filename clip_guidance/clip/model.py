@@ -103,10 +103,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return F.normalize(at_least_float32(self.text_projection(pooled)), dim=-1)
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
-        """Map normalised images (n, 3, S, S) to unit vectors (n, d), differentiably.
-
-        The vectors are normalised in at least float32, whatever the precision of the weights.
-        """
+        """Map normalised images (n, 3, S, S) to unit vectors (n, d), as :meth:`text_embeds` does."""
         pooled = self.image_encoder(pixel_values).pooler_output
         return F.normalize(at_least_float32(self.visual_projection(pooled)), dim=-1)
 
