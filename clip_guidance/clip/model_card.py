@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
+from clip_guidance._files import write_atomically
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -92,7 +94,9 @@ def write_model_card(folder: str | Path, clip: CLIP, **options: Any) -> Path:
     """
     path = Path(folder) / "README.md"
     if not path.exists():
-        path.write_text(model_card(clip, options.pop("name", None) or Path(folder).resolve().name, **options))
+        name = options.pop("name", None) or Path(folder).resolve().name
+        with write_atomically(path) as partial:
+            partial.write_text(model_card(clip, name, **options))
     return path
 
 

@@ -21,7 +21,7 @@ REASONS = {
     "caption_not_text": "a caption that is a number, a list of lists, or not UTF-8",
     "no_image": "a row without an image, or with one that is not a path or bytes",
     "missing": "an image that is named and not there",
-    "unreadable": "a file that may not be read, or is no file",
+    "unreadable": "a file that may not be read, or is not a regular file",
     "empty": "an image of 0 bytes",
     "too_many_bytes": "an image file above the limit",
     "unknown_format": "not an image, or in a format that is not supported",
