@@ -186,13 +186,13 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     """The same weights and batch give the same loss: the two sides do the same work."""
     import training_step as program
 
-    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip import CLIP
     from clip_guidance.clip.image_processor import ImageProcessor
     from clip_guidance.training.objective import ContrastiveObjective
 
     settings = program.Settings(batch_size=3, steps=3, warmup=1, rounds=1)
     model, data = program.reference(), program.batch(settings)
-    clip = from_transformers(model, None, ImageProcessor(64))
+    clip = CLIP.from_transformers(model, None, ImageProcessor(64))
     loss = ContrastiveObjective(clip)(data["pixel_values"], data["input_ids"])
     assert_close(loss, model(**data, return_loss=True).loss, rtol=1e-5, atol=0)
     assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3

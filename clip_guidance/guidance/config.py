@@ -41,8 +41,8 @@ def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
     if config is None:
         return None
     config = {**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])}
-    if "images" in config:  # the name of ``images`` in what was saved before
-        config["images"] = config.pop("images")
+    if "pictures" in config:  # the name of ``images`` in what was saved before
+        config["images"] = config.pop("pictures")
     return Decoding(**config)
 
 
