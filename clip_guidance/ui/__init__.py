@@ -1,8 +1,8 @@
-"""The page of ``clip-guidance ui``, one file a tab; needs the extra ``ui`` (gradio).
+"""The page that ``clip-guidance ui`` serves, one file per tab; it needs the extra ``ui`` (gradio).
 
-Nothing is sent anywhere: no sharing, no statistics, no fonts from elsewhere.
+The page sends nothing to other machines: sharing, usage statistics and web fonts are off.
 """
 
 import os
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads the variable when it is imported

@@ -1,4 +1,4 @@
-"""The page: its tabs, and the server on this machine that shows it."""
+"""The page: its tabs, and the local server that serves them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,35 @@ from pathlib import Path
 import gradio as gr
 
 from clip_guidance.ui import classify, compare, generate, search
-from clip_guidance.ui.studio import Studio
+from clip_guidance.ui.state import AppState
 
-TABS: dict[str, Callable[[Studio], None]] = {
+TABS: dict[str, Callable[[AppState], None]] = {
     "Generate": generate.tab,
     "Classify": classify.tab,
     "Compare": compare.tab,
     "Search": search.tab,
 }
-UPLOAD = "100mb"
+MAX_UPLOAD = "100mb"
 STYLE = """
-.drawn img { width: 100%; height: 100%; object-fit: contain; }
+.generated img { width: 100%; height: 100%; object-fit: contain; }
 .cg td, .cg th { border-color: var(--line) !important; }
 """
 
 
-def page(studio: Studio) -> gr.Blocks:
-    """All tabs."""
+def build_page(state: AppState) -> gr.Blocks:
+    """Build the page with all tabs of ``TABS``.
+
+    Args:
+        state: The models and folders that the tabs share.
+
+    Returns:
+        The page, which is not served yet.
+    """
     with gr.Blocks(title="clip_guidance", analytics_enabled=False) as blocks:
         gr.Markdown("# clip_guidance")
         for title, tab in TABS.items():
             with gr.Tab(title, id=title):
-                tab(studio)
+                tab(state)
     return blocks
 
 
@@ -45,30 +52,32 @@ def serve(
     port: int,
     on_start: Callable[[str], None],
 ) -> None:
-    """Serves the page until it is interrupted.
+    """Serve the page until the process is interrupted.
 
-    What is uploaded and drawn lies in a folder that is deleted in the end; it is all that the server hands out.
+    Uploads and generated images lie in a temporary folder that is deleted at the end. The server hands out no file
+    outside of this folder.
 
     Args:
-        model: the pipeline offered first; it is loaded before the page is shown.
-        clip: the CLIP offered first; by default that of the pipeline.
-        device: where to compute.
-        root: the folder in which images may be searched.
-        host: address to listen at.
-        port: to listen at.
-        on_start: gets the address of the page.
+        model: Pipeline that is selected first; it is loaded before the page is served. A packaged name, a folder, or
+            a hub id.
+        clip: CLIP that is selected first and steers that pipeline. By default the pipeline's own CLIP steers.
+        device: Device to compute on, such as "cpu" or "cuda".
+        root: Folder in which images may be searched and indices may be kept.
+        host: Address to listen at.
+        port: Port to listen at, from 1 to 65535.
+        on_start: Called once with the URL of the page.
 
     Raises:
-        ValueError: there is no such model or root.
-        OSError: the port is taken.
+        ValueError: The model is unknown, or the root is not a folder.
+        OSError: The port is in use.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: expected the folder that the page may read (--root), there is none")
     with tempfile.TemporaryDirectory(prefix="clip_guidance-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        studio = Studio(model, clip, device, root, Path(folder) / "drawn")
-        studio.drawer.pipeline(generate.settings_of(studio, model))
-        blocks = page(studio)
+        state = AppState(model, clip, device, root, Path(folder) / "images")
+        state.generator.pipeline(generate.settings_of(state, model))
+        blocks = build_page(state)
         blocks.launch(
             server_name=host,
             server_port=port,
@@ -76,7 +85,7 @@ def serve(
             quiet=True,
             prevent_thread_lock=True,
             allowed_paths=[],
-            max_file_size=UPLOAD,
+            max_file_size=MAX_UPLOAD,
             enable_monitoring=False,
             footer_links=[],
             run_history=False,

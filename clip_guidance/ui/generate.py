@@ -1,4 +1,4 @@
-"""The tab that draws: the same noise without and with CLIP guidance, side by side, as the images emerge."""
+"""The tab Generate: images from the same noise without and with CLIP guidance, side by side, with previews."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.generation.generator import GenerateSettings
-from clip_guidance.ui.preview import Finished, drawn
-from clip_guidance.ui.studio import COMPUTE, Studio, told, warn
+from clip_guidance.generation.settings import GenerateSettings
+from clip_guidance.ui.preview import Finished, generate_with_previews
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn
 
 if TYPE_CHECKING:
     from PIL import Image
 
-STRONGEST = 30.0
+MAX_SCALE = 30.0
 ABOUT = (
-    "Scores are 100 · cosine of image and prompt. A downloaded image can be drawn again: "
+    "Scores are 100 · cosine of image and prompt. A downloaded image can be generated again: "
     "`clip-guidance generate --from image.png`."
 )
 _DEFAULTS = GenerateSettings(prompt="unset")
@@ -28,12 +28,12 @@ _DEFAULTS = GenerateSettings(prompt="unset")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two images.
+    """One of the two images, in the state that the page shows.
 
     Attributes:
-        image: the latest preview, or the finished image.
-        caption: how far it is, or its scores.
-        file: the finished PNG, which holds its settings.
+        image: The latest preview or the finished image; None before the first preview.
+        caption: The current step or, for a finished image, its scores, as HTML.
+        file: The finished PNG, which holds its settings; None until the image is finished.
     """
 
     image: Image.Image | None = None
@@ -43,51 +43,58 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """What the page shows: the image without guidance, and that of the same noise with it."""
+    """The two images of the page, from the same noise.
+
+    Attributes:
+        without: The image without CLIP guidance.
+        guided: The image with CLIP guidance.
+    """
 
     without: Side = field(default_factory=Side)
     guided: Side = field(default_factory=Side)
 
 
-def draw(studio: Studio, prompt: str, seed: float, steps: float, strength: float, model: str) -> Iterator[Pair]:
-    """Draws both images.
+def generate_pair(
+    state: AppState, prompt: str, seed: float, steps: float, strength: float, model: str
+) -> Iterator[Pair]:
+    """Generate an image without and then one with CLIP guidance, from the same noise.
 
     Args:
-        studio: has the models.
-        prompt: what to draw.
-        seed: a whole number; of the noise of both images.
-        steps: denoising steps.
-        strength: of CLIP guidance; 0 is off.
-        model: the pipeline.
+        state: The models and folders of the page.
+        prompt: Text of both images.
+        seed: Seed of the noise of both images, a whole number.
+        steps: Denoising steps per image, at least 1.
+        strength: Scale of CLIP guidance; 0 switches it off.
+        model: Name of the pipeline.
 
     Yields:
-        What is there to see, as it changes.
+        Both images, whenever one of them has changed.
 
     Raises:
-        gr.Error: a setting is out of range, or the model cannot be steered.
+        gr.Error: A setting is out of range, or the model cannot be steered.
     """
     pair = Pair()
-    with told():
+    with as_gradio_error():
         if seed is None or int(seed) != seed:
             raise ValueError(f"expected a whole number as seed, got {seed}")
-        base = GenerateSettings(prompt, seed=int(seed), steps=int(steps), model=model, clip=studio.guide(model))
+        base = GenerateSettings(prompt, seed=int(seed), steps=int(steps), model=model, clip=state.steering_clip(model))
         yield pair
         for name, scale in (("without", 0.0), ("guided", float(strength))):
-            for event in drawn(studio.drawer, replace(base, scale=scale)):
+            for event in generate_with_previews(state.generator, replace(base, scale=scale)):
                 if isinstance(event, Finished):
                     generated = event.generated
                     for message in event.warnings:
                         warn(message)
                     scores = "<br>".join(map(_score, generated.scores))
-                    pair = replace(pair, **{name: Side(generated.image, scores, generated.save(studio.downloads))})
+                    pair = replace(pair, **{name: Side(generated.image, scores, generated.save(state.downloads))})
                 else:
                     pair = replace(pair, **{name: Side(event.image, f"step {event.step} of {base.steps}")})
                 yield pair
 
 
-def settings_of(studio: Studio, model: str) -> GenerateSettings:
-    """What is tuned for a pipeline."""
-    return GenerateSettings("unset", model=model, clip=studio.guide(model)).resolved()
+def settings_of(state: AppState, model: str) -> GenerateSettings:
+    """Return the settings that are tuned for a pipeline; the prompt is a placeholder."""
+    return GenerateSettings("unset", model=model, clip=state.steering_clip(model)).resolved()
 
 
 def _score(score: dict[str, Any]) -> str:
@@ -95,8 +102,8 @@ def _score(score: dict[str, Any]) -> str:
     return f"<b>{score['score']:.1f}</b> by {html.escape(str(score['model']))}, which {role}"
 
 
-def tab(studio: Studio) -> None:
-    """Lays out the tab."""
+def tab(state: AppState) -> None:
+    """Lay out the tab Generate."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             prompt = gr.Textbox(
@@ -104,8 +111,8 @@ def tab(studio: Studio) -> None:
             )
             strength = gr.Slider(
                 0,
-                STRONGEST,
-                _strength(studio, studio.model),
+                MAX_SCALE,
+                _strength(state, state.model),
                 step=0.5,
                 label="Strength of CLIP guidance",
                 info="0 is off.",
@@ -113,7 +120,7 @@ def tab(studio: Studio) -> None:
             )
             steps = gr.Slider(1, 100, _DEFAULTS.steps, step=1, label="Steps", elem_id="generate-steps")
             seed = gr.Number(_DEFAULTS.seed, label="Seed", precision=0, elem_id="generate-seed")
-            model = gr.Dropdown(studio.models, value=studio.model, label="Model", elem_id="generate-model")
+            model = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", elem_id="generate-draw")
                 stop = gr.Button("Stop", elem_id="generate-stop")
@@ -129,7 +136,7 @@ def tab(studio: Studio) -> None:
                         interactive=False,
                         buttons=["fullscreen"],
                         elem_id=f"generate-{name}",
-                        elem_classes="drawn",
+                        elem_classes="generated",
                     ),
                     gr.HTML(elem_id=f"generate-{name}-caption", min_height=44),
                     gr.DownloadButton(
@@ -138,20 +145,20 @@ def tab(studio: Studio) -> None:
                 ]
     gr.Markdown(ABOUT)
 
-    def shown(*values: Any) -> Iterator[list[Any]]:
-        for pair in draw(studio, *values):
+    def update(*values: Any) -> Iterator[list[Any]]:
+        for pair in generate_pair(state, *values):
             yield [part for side in (pair.without, pair.guided) for part in _parts(side)]
 
-    drawing = gr.on(
+    generation = gr.on(
         [start.click, prompt.submit],
-        shown,
+        update,
         [prompt, seed, steps, strength, model],
         outputs,
         show_progress="hidden",
         **COMPUTE,
     )
-    stop.click(None, cancels=[drawing], api_visibility="private")
-    model.change(functools.partial(_strength, studio), model, strength, api_visibility="private")
+    stop.click(None, cancels=[generation], api_visibility="private")
+    model.change(functools.partial(_strength, state), model, strength, api_visibility="private")
 
 
 def _parts(side: Side) -> tuple[Any, ...]:
@@ -159,5 +166,5 @@ def _parts(side: Side) -> tuple[Any, ...]:
     return side.image, side.caption, gr.DownloadButton(value=side.file, interactive=done)
 
 
-def _strength(studio: Studio, model: str) -> float:
-    return float(settings_of(studio, model).scale or 0)
+def _strength(state: AppState, model: str) -> float:
+    return float(settings_of(state, model).scale or 0)

@@ -1,7 +1,7 @@
-"""An image while it is drawn: the predicted clean image x̂₀ of every step, then the image itself.
+"""Previews of a running generation: the predicted clean image x̂₀ of the steps, then the finished image.
 
-x̂₀ is what the model output, as the scheduler reads it (after classifier-free and CLIP guidance), implies for the clean
-sample: see :mod:`clip_guidance.guidance.adapters.prediction`. Watching changes no image.
+x̂₀ is the clean sample that the model output implies, after classifier-free and CLIP guidance, as the scheduler reads
+it: see :mod:`clip_guidance.guidance.adapters.prediction`. Previews do not change the finished image.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Preview:
     """The clean image that a step predicts.
 
     Attributes:
-        image: RGB.
-        step: of the steps, counted from 1.
+        image: The prediction, in RGB.
+        step: Number of the step, from 1.
     """
 
     image: Image.Image
@@ -44,32 +44,42 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The image, and what was warned of while it was drawn."""
+    """The end of a generation.
+
+    Attributes:
+        generated: The image with its settings and scores.
+        warnings: Messages of the warnings that were issued on the way, each of them once.
+    """
 
     generated: GeneratedImage
     warnings: tuple[str, ...] = ()
 
 
-_pipeline_in_use = threading.Lock()  # a scheduler holds the state of one run; a stopped one may still be in a step
+# A scheduler holds the state of one generation, and a generation that was stopped may still be in its last step.
+_pipeline_in_use = threading.Lock()
 
 
 class _Stopped(Exception):
-    """Nobody looks any more."""
+    """The consumer of the previews has gone."""
 
 
-def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Iterator[Preview | Finished]:
-    """Draws an image and shows it on the way.
+def generate_with_previews(
+    generator: Drawer, settings: GenerateSettings, share: float = 0.2
+) -> Iterator[Preview | Finished]:
+    """Generate an image in a thread of its own and yield previews on the way.
+
+    A caller that closes the iterator early stops the generation at its next step.
 
     Args:
-        drawer: draws, in a thread of its own; one that nobody waits for any more stops at the next step.
-        settings: what to draw.
-        share: of the time, in (0, 1], that previews may take: decoders of large images are slow.
+        generator: Generates the image.
+        settings: Settings of the image.
+        share: Share of the time that previews may take, in (0, 1]; decoders of large images are slow.
 
     Yields:
         Previews, then the finished image.
 
     Raises:
-        ValueError: as ``Drawer``.
+        ValueError: A model is unknown, or a setting is out of range.
     """
     events: queue.Queue[Preview | Finished | BaseException] = queue.Queue()
     unwatched = threading.Event()
@@ -83,11 +93,11 @@ def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Ite
         try:
             with _pipeline_in_use, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                with watched(drawer.pipeline(settings), show, share):
-                    generated = drawer(settings)
-            told = (str(each.message) for each in caught if issubclass(each.category, UserWarning))
-            events.put(Finished(generated, tuple(dict.fromkeys(told))))
-        except BaseException as error:  # told by the thread that waits
+                with show_previews(generator.pipeline(settings), show, share):
+                    generated = generator(settings)
+            messages = (str(each.message) for each in caught if issubclass(each.category, UserWarning))
+            events.put(Finished(generated, tuple(dict.fromkeys(messages))))
+        except BaseException as error:  # the consuming thread raises it
             events.put(error)
 
     worker = threading.Thread(target=work, daemon=True)
@@ -104,17 +114,19 @@ def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Ite
 
 
 @contextmanager
-def watched(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> Iterator[None]:
-    """Inside, ``show`` gets what the pipeline predicts at its steps.
+def show_previews(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> Iterator[None]:
+    """Call ``show`` with the clean image that a pipeline predicts at its steps.
+
+    A pipeline whose samples cannot be decoded runs without previews.
 
     Args:
-        pipe: a diffusers pipeline; one whose samples cannot be decoded is left alone.
-        show: is called before ``scheduler.step``; what it raises ends the run.
-        share: of the time that decoding may take, in (0, 1]; the first step is always shown.
+        pipe: A diffusers pipeline.
+        show: Called before ``scheduler.step``; an exception from it ends the pipeline's call.
+        share: Share of the time that decoding may take, in (0, 1]. The first step is always shown.
     """
     try:
         predict = _Predictor(pipe)
-    except ValueError:  # guidance would say so; without it, the image can be drawn
+    except ValueError:  # guidance raises the same error; without guidance, the pipeline works
         yield
         return
     steps, next_time = 0, 0.0
@@ -135,10 +147,10 @@ def watched(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> I
 
 
 class _Predictor:
-    """The predicted clean image of one pipeline.
+    """Computes the clean image that a pipeline predicts at a step.
 
     Raises:
-        ValueError: it is not known what the scheduler predicts, or how samples are decoded.
+        ValueError: The prediction type of the scheduler or the decoder of the samples is unknown.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -147,11 +159,15 @@ class _Predictor:
 
     @torch.no_grad()
     def __call__(self, model_output: Any, timestep: Any, sample: Any) -> Image.Image | None:
-        """The first of the batch; None where the output says nothing about x₀ (α = 0), and for videos."""
-        mean = model_output[:1, : sample.shape[1]]  # some outputs predict a variance too
+        """Decode the first image of the batch.
+
+        Returns:
+            The image; None for videos, and where the output does not determine x₀ (α = 0).
+        """
+        mean = model_output[:1, : sample.shape[1]]  # some denoisers also predict a variance, in further channels
         x0 = self._host.prediction_type.to_x0(mean, sample[:1], self._host.noise_level(timestep))
         if not x0.isfinite().all():
             return None
-        run = current_call()
-        pixels = self._decode(x0, run.size if run else None)
+        call = current_call()
+        pixels = self._decode(x0, call.size if call else None)
         return load_image(pixels[0]) if pixels.ndim == 4 and pixels.isfinite().all() else None

@@ -1,4 +1,4 @@
-"""The tab that searches: the images of an index that match a text, an image, or both."""
+"""The tab Search: which images of an index match a text, an image, or both?"""
 
 from __future__ import annotations
 
@@ -14,47 +14,52 @@ from clip_guidance.images.load import ImageError, load_image
 from clip_guidance.index import ImageIndex, ImageIndexError
 from clip_guidance.index.query import Term, parse_query
 from clip_guidance.index.results import Changes
-from clip_guidance.ui.studio import COMPUTE, Studio, read, told, warn
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images, warn
 
 if TYPE_CHECKING:
     from PIL import Image
 
-THUMBNAIL = 512  # pixels of the longer side
+THUMBNAIL = 512  # pixels of the longer side: sharp at the size of the gallery, light to send
 
 
 @dataclass
-class Shown:
-    """Images that were found, best first, with their names and cosines; ``failed`` holds those that are gone."""
+class SearchResults:
+    """The images that a query found.
+
+    Attributes:
+        images: Each image with its caption (cosine and file name), best first.
+        failed: A message for each image that could not be loaded.
+    """
 
     images: list[tuple[Image.Image, str]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
-def build(studio: Studio, folder: str, index: str, model: str) -> Iterator[str]:
-    """Adds the images of a folder to an index, which is made if there is none.
+def build(state: AppState, folder: str, index: str, model: str) -> Iterator[str]:
+    """Add the images of a folder to an index; create the index if it does not exist.
 
     Args:
-        studio: has the models.
-        folder: of images, in the studio's root.
-        index: a folder in the studio's root.
-        model: the CLIP of a new index; one that exists keeps its own.
+        state: The models and folders of the page.
+        folder: Folder of images, inside ``state.root``.
+        index: Folder of the index, inside ``state.root``.
+        model: Name of the CLIP for a new index; an existing index keeps its own.
 
     Yields:
-        How far it is, then what was added and what could not be read: Markdown.
+        Markdown: the number of images so far, and at the end the counts and the files that could not be read.
 
     Raises:
-        gr.Error: a folder lies outside of the root, or the index cannot be opened.
+        gr.Error: A folder lies outside of the root, or the index cannot be opened.
     """
-    with told():
-        images, address, total = studio.inside(folder), str(studio.inside(index)), Changes()
+    with as_gradio_error():
+        images, address, total = state.resolve_path(folder), str(state.resolve_path(index)), Changes()
         if not images.is_dir():
-            raise ValueError(f"{folder}: there is no such folder in {studio.root}")
+            raise ValueError(f"{folder}: there is no such folder in {state.root}")
         try:
             with ImageIndex.open(address, create=False) as made:
                 model = made.model
-        except ImageIndexError:  # there is none yet; what else is wrong is told when it is opened with the CLIP
+        except ImageIndexError:  # there is no index yet; any other problem is raised when it is opened with the CLIP
             pass
-        with ImageIndex.open(address, studio.clip(model)) as opened:
+        with ImageIndex.open(address, state.clip(model)) as opened:
             for changes in opened.iter_add([images]):
                 total += changes
                 yield f"{len(opened)} images in the index so far"
@@ -64,54 +69,57 @@ def build(studio: Studio, folder: str, index: str, model: str) -> Iterator[str]:
 
 
 def search(
-    studio: Studio, index: str, text: str, files: list[tuple[str, str | None]] | None, where: str, count: float
-) -> Shown:
-    """The images that match best.
+    state: AppState, index: str, text: str, files: list[tuple[str, str | None]] | None, where: str, count: float
+) -> SearchResults:
+    """Find the images of an index that match a query best.
 
     Args:
-        studio: has the models.
-        index: a folder in the studio's root.
-        text: a text, or a weighted sum: ``2 * red apple - a worm``.
-        files: path and caption of images, which are added to the text.
-        where: a filter of metadata.
-        count: images shown.
+        state: The models and folders of the page.
+        index: Folder of the index, inside ``state.root``.
+        text: A text, or a weighted sum of texts: ``2 * red apple - a worm``.
+        files: Path and caption of images; each image is a further term of the sum, with weight 1.
+        where: A filter of the metadata, such as ``year >= 2020``; empty for all images.
+        count: Number of images to find, at least 1.
+
+    Returns:
+        The thumbnails, best first.
 
     Raises:
-        gr.Error: there is no such index, the query is empty, or it or the filter cannot be read.
+        gr.Error: The index does not exist, the query is empty, or the query or the filter cannot be parsed.
     """
-    with told():
-        address = str(studio.inside(index))
+    with as_gradio_error():
+        address = str(state.resolve_path(index))
         terms = parse_query(text) if text and text.strip() else []
         if any(isinstance(term.source, Path) for term in terms):
             raise ValueError(f"{text}: give the image beside the text; a page opens no path of a query")
         if files:
-            terms += [Term(image) for image in read(files).images]
+            terms += [Term(image) for image in read_images(files).images]
         if not terms:
             raise ValueError("expected a text, an image, or both to search for, got neither")
         with ImageIndex.open(address, create=False) as made:
             model = made.model
-        with ImageIndex.open(address, studio.clip(model), create=False) as opened:
+        with ImageIndex.open(address, state.clip(model), create=False) as opened:
             hits = opened.search(terms, int(count), where.strip() or None)
-        shown = Shown()
+        results = SearchResults()
         for hit in hits:
             try:
                 image = load_image(hit.path)
             except ImageError as error:
-                shown.failed.append(str(error))
+                results.failed.append(str(error))
                 continue
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            shown.images.append((image, f"{hit.score:.3f} · {Path(hit.path).name}"))
-        return shown
+            results.images.append((image, f"{hit.score:.3f} · {Path(hit.path).name}"))
+        return results
 
 
-def tab(studio: Studio) -> None:
-    """Lays out the tab."""
+def tab(state: AppState) -> None:
+    """Lay out the tab Search."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            index = gr.Textbox("photos.index", label="Index", info=f"A folder in {studio.root}", elem_id="search-index")
+            index = gr.Textbox("photos.index", label="Index", info=f"A folder in {state.root}", elem_id="search-index")
             with gr.Accordion("Build it, or bring it up to date", open=False, elem_id="search-more"):
-                folder = gr.Textbox(label="Images", info=f"A folder in {studio.root}", elem_id="search-folder")
-                model = gr.Dropdown(studio.clips, value=studio.clips[0], label="CLIP", elem_id="search-model")
+                folder = gr.Textbox(label="Images", info=f"A folder in {state.root}", elem_id="search-folder")
+                model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="search-model")
                 start = gr.Button("Add the images", elem_id="search-build")
             done = gr.Markdown(elem_id="search-status")
             text = gr.Textbox(label="Text", info="Or a sum: 2 * red apple - a worm", elem_id="search-text")
@@ -130,11 +138,11 @@ def tab(studio: Studio) -> None:
                 elem_id="search-result",
             )
 
-    def shown(*values: Any) -> list[tuple[Image.Image, str]]:
-        found = search(studio, *values)
+    def update(*values: Any) -> list[tuple[Image.Image, str]]:
+        found = search(state, *values)
         for message in found.failed:
             warn(message)
         return found.images
 
-    start.click(functools.partial(build, studio), [folder, index, model], done, **COMPUTE)
-    gr.on([find.click, text.submit], shown, [index, text, files, where, count], gallery, **COMPUTE)
+    start.click(functools.partial(build, state), [folder, index, model], done, **COMPUTE)
+    gr.on([find.click, text.submit], update, [index, text, files, where, count], gallery, **COMPUTE)

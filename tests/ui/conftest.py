@@ -1,4 +1,4 @@
-"""A studio with the packaged models, loaded once."""
+"""The state of a page with the packaged models, which are loaded once."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def studio(tmp_path_factory):
+def state(tmp_path_factory):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
-    from clip_guidance.ui.studio import Studio
+    from clip_guidance.ui.state import AppState
 
     root = tmp_path_factory.mktemp("root")
-    return Studio("emoji", None, "cpu", root, tmp_path_factory.mktemp("downloads"))
+    return AppState("emoji", None, "cpu", root, tmp_path_factory.mktemp("downloads"))
 
 
 @pytest.fixture(scope="session")
-def files(studio) -> list[tuple[str, None]]:
-    """Three images and a broken one, as a gallery gives them."""
-    folder = studio.root / "images"
+def files(state) -> list[tuple[str, None]]:
+    """Return three images and a broken one, as a gallery passes them."""
+    folder = state.root / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for name in ("a.png", "b.png", "<i>c.png"):

@@ -1,4 +1,4 @@
-"""What the tabs share: the models in memory, the folder that may be read, and errors as the page shows them."""
+"""State and helpers that the tabs share: loaded models, the readable folder, uploads, and errors on the page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from clip_guidance.clip import CLIP
 from clip_guidance.clip.hub import PACKAGED, packaged_models
 from clip_guidance.generation.generator import Drawer
 from clip_guidance.images.load import load_images
@@ -19,63 +20,67 @@ from clip_guidance.images.load import load_images
 if TYPE_CHECKING:
     from PIL import Image
 
-    from clip_guidance.clip import CLIP
-
-#: Of every event that computes: one at a time, for the models are shared; and no interface for other programs.
+#: Options of every event that computes. Only one runs at a time, because the models are shared; no event is an API.
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
-MAX_IMAGES = 200  # images in a set: each is held in memory, and no more are shown
+MAX_IMAGES = 200  # per set: all are held in memory, and a report shows no more
 
 
 @dataclass
-class Images:
-    """Images that were given to the page.
+class UploadedImages:
+    """Images that the user has uploaded.
 
     Attributes:
-        images: those that can be read; ``filename`` is the name that the user knows.
-        failed: ``path`` and ``reason`` of the others.
+        images: The readable images; ``filename`` of each is its name without the upload's folder.
+        failed: ``path`` (the file name) and ``reason`` of each unreadable image.
     """
 
     images: list[Image.Image] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
 
-class Studio:
-    """The models of a page, and what it may read and write.
+class AppState:
+    """The models of a page, and the folders that it may read and write.
+
+    Models are loaded when they are first needed; the two CLIPs that were used last stay in memory.
 
     Args:
-        model: the pipeline offered first.
-        clip: the CLIP offered first, which also steers that pipeline; by default that of the pipeline.
-        device: where to compute.
-        root: the folder in which images may be searched and indices kept.
-        downloads: an empty folder for what is drawn.
+        model: Pipeline that is selected first: a packaged name, a folder, or a hub id.
+        clip: CLIP that is selected first and steers that pipeline. By default the pipeline's own CLIP steers.
+        device: Device to compute on, such as "cpu" or "cuda".
+        root: Folder in which images may be searched and indices may be kept.
+        downloads: Folder for the generated images.
+
+    Attributes:
+        generator: Generates images with the selected pipeline.
+        clip: Function from the name of a CLIP to the loaded model.
     """
 
     def __init__(self, model: str, clip: str | None, device: str, root: Path, downloads: Path) -> None:
         self.model, self.clip_name, self.device = model, clip, device
         self.root, self.downloads = root.resolve(), downloads
-        self.drawer = Drawer(device)
+        self.generator = Drawer(device)
         self.clip = functools.lru_cache(maxsize=2)(self._load_clip)
 
     @property
     def models(self) -> list[str]:
-        """Pipelines to choose from."""
+        """Names of the pipelines to choose from."""
         packaged = [name for name in packaged_models() if (PACKAGED / name / "unet").is_dir()]
         return list(dict.fromkeys([self.model, *packaged]))
 
     @property
     def clips(self) -> list[str]:
-        """CLIPs to choose from."""
+        """Names of the CLIPs to choose from."""
         return list(dict.fromkeys([*([self.clip_name] if self.clip_name else []), *packaged_models()]))
 
-    def guide(self, model: str) -> str | None:
-        """The CLIP that steers a pipeline; None for its own."""
+    def steering_clip(self, model: str) -> str | None:
+        """Return the name of the CLIP that steers a pipeline; None for the pipeline's own."""
         return self.clip_name if model == self.model else None
 
-    def inside(self, path: str) -> Path:
-        """A path that was typed, taken from the root.
+    def resolve_path(self, path: str) -> Path:
+        """Resolve a path that the user typed; a relative one starts at the root.
 
         Raises:
-            ValueError: it is empty, or lies elsewhere.
+            ValueError: The path is empty, or lies outside of the root, also through a link.
         """
         if not path.strip():
             raise ValueError(f"expected a folder in {self.root}, got none")
@@ -85,29 +90,30 @@ class Studio:
         return found
 
     def _load_clip(self, name: str) -> CLIP:
-        from clip_guidance.clip import CLIP
-
         return CLIP.from_pretrained(name).to(self.device)
 
 
-def read(files: Sequence[tuple[str, str | None]] | None, what: str = "an image") -> Images:
-    """Reads the images of a gallery; the unreadable ones are told beside the others.
+def read_images(files: Sequence[tuple[str, str | None]] | None, what: str = "an image") -> UploadedImages:
+    """Read the images of a gallery; list unreadable ones instead of failing.
 
     Args:
-        files: path and caption of each, as ``gr.Gallery`` gives them.
-        what: is expected, for the error where there is none.
+        files: Path and caption of each image, as ``gr.Gallery`` passes them.
+        what: Name of the expected images in the error message.
+
+    Returns:
+        The readable images, and the reason for each unreadable one.
 
     Raises:
-        ValueError: there is none, none can be read, or there are more than ``MAX_IMAGES``.
+        ValueError: No image is given, none can be read, or more than ``MAX_IMAGES`` are given.
     """
     paths = [path for path, _ in files or ()]
     if not paths or len(paths) > MAX_IMAGES:
         raise ValueError(f"expected {what}, at most {MAX_IMAGES}, got {len(paths) or 'none'}")
-    found = Images()
+    found = UploadedImages()
     for batch in load_images(paths, on_error="skip"):
         found.failed += [{"path": Path(entry.path).name, "reason": entry.reason} for entry in batch.skipped]
         for image, name in zip(batch.images, batch.names, strict=True):
-            image.filename = Path(name).name  # type: ignore[attr-defined]  # the upload's folder says nothing
+            image.filename = Path(name).name  # type: ignore[attr-defined]  # the upload's folder means nothing to the user
             found.images.append(image)
     if not found.images:
         raise ValueError("; ".join(f"{entry['path']}: {entry['reason']}" for entry in found.failed))
@@ -115,8 +121,8 @@ def read(files: Sequence[tuple[str, str | None]] | None, what: str = "an image")
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Inside, what the library refuses is told on the page in the library's own words."""
+def as_gradio_error() -> Iterator[None]:
+    """Re-raise errors of the library as ``gr.Error``, which the page shows with the same message."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -124,5 +130,5 @@ def told() -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Tells something on the page that keeps nothing from being done."""
+    """Show a warning on the page; the event goes on."""
     gr.Warning(html.escape(message))
