@@ -1,1 +1,1 @@
-"""The command line: thin files, one a subcommand. Nothing in the package imports it."""
+"""The command line: one thin file per subcommand. Nothing else in the package imports it."""

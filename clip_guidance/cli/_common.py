@@ -1,4 +1,4 @@
-"""What the subcommands share: loading the CLIP, naming failed inputs, exit codes, and what is printed where."""
+"""Helpers that the subcommands share: loading the CLIP, naming failed inputs, exit codes, and printing."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupt
 def narrate(kind: str, message: str) -> None:
     """Print one line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
     style = _STYLES.get(kind, "cyan")
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()  # a file name need not be valid text
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()  # a file name need not be valid UTF-8
     stderr.print(f"[{style}]{kind}:[/] {escape(line)}")
 
 
 def warn_once() -> Callable[..., None]:
     """Make a ``warnings.showwarning`` that prints no source lines and no message twice in a run."""
-    told: set[str] = set()
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in told:
-            told.add(str(message))
+        if str(message) not in shown:
+            shown.add(str(message))
             narrate("warning", str(message))
 
     return show
@@ -112,8 +112,8 @@ def load_clip(name: str, device: str | None) -> CLIP:
 def _no_collection() -> Iterator[None]:
     """Switch garbage collection off while the libraries are imported.
 
-    The first import makes a million objects that live as long as the process. Looking for garbage among them, now,
-    later and at exit, is a third of the computing time of a command on one image.
+    The first import creates a million objects that live as long as the process. Collecting garbage among them during
+    the import, later and at exit takes a third of the computing time of a command on one image.
     """
     if "clip_guidance.clip" in sys.modules or not gc.isenabled():
         yield
@@ -128,7 +128,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
-    """Yield the CLIP; where a folder is given, wrapped so that cached embeddings are read from it."""
+    """Yield the CLIP; with a folder, it reads and keeps embeddings there."""
     if folder is None:
         yield clip
         return
@@ -139,7 +139,7 @@ def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
 
 
 def resolve_device(device: str | None) -> str:
-    """Return the device asked for, or the best one there is.
+    """Return the requested device; by default a GPU if there is one, else the CPU.
 
     Raises:
         ValueError: This machine has no such device.
@@ -164,12 +164,12 @@ def quiet(*libraries: str) -> None:
 
 
 def save_report(page: Page, path: Path) -> None:
-    """Write the page that --report asks for; call it after the results are printed, since it may fail."""
+    """Write the page of --report. Call this after the results are printed, since writing may fail."""
     narrate("report", str(page.save(path)))
 
 
 def as_json(document: Any, indent: int | None = None) -> str:
-    """Format JSON for stdout, in ASCII where stdout is not UTF-8, whose codec would add escapes of its own."""
+    """Format JSON for stdout, in ASCII where stdout is not UTF-8 and its codec would add other escapes."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps(document, indent=indent, ensure_ascii=not utf8)
 
@@ -180,13 +180,13 @@ def print_json(document: Any) -> None:
 
 
 def print_lines(rows: Iterable[Iterable[Any]]) -> None:
-    """Print tab-separated lines; a text that holds a tab, a quote or a line break stands in quotes."""
+    """Print tab-separated lines; quote a cell that holds a tab, a quote or a line break."""
     writer = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
     writer.writerows(map(_cells, rows))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table on stdout: framed on a terminal, tab-separated lines for other programs."""
+    """Print a table on stdout: framed on a terminal, as tab-separated lines for other programs."""
     if not sys.stdout.isatty():
         print_lines([columns, *rows])
         return

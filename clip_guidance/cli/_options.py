@@ -1,4 +1,4 @@
-"""The options of all subcommands: their types, their help texts, and what is checked before any work begins."""
+"""The options of all subcommands: their types, ranges and help texts."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Annotated
 
 import typer
 
+from clip_guidance.cli._checks import check_quarantine, check_report
 from clip_guidance.generation.settings import SCHEDULERS
 
 TUNED_DEFAULT = "tuned for the model"
-SCORE_FORMATS = (".jsonl", ".csv", ".parquet")
 
 
 class LongPrompts(str, Enum):
-    """What becomes of a text that is longer than the context."""
+    """Treatment of a text that is longer than the context of the CLIP."""
 
     truncate = "truncate"
     average = "chunk-average"
 
 
 class DType(str, Enum):
-    """The precision that the CLIP computes in."""
+    """Precision in which the CLIP computes."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -30,59 +30,10 @@ class DType(str, Enum):
 
 
 class On(str, Enum):
-    """What makes a pair of two runs."""
+    """The key by which scores of two runs are paired."""
 
     prompt = "prompt"
     image = "image"
-
-
-def check_report(path: Path | None) -> Path | None:
-    """Refuse a --report that would overwrite anything but a former report."""
-    if path is not None:
-        from clip_guidance.report.html.page import check_target
-
-        try:
-            check_target(path)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-    return path
-
-
-def check_quarantine(path: Path | None) -> Path | None:
-    """Refuse a --quarantine that is not a new .jsonl file."""
-    if path is not None and path.suffix != ".jsonl":
-        raise typer.BadParameter(f"--quarantine must end in .jsonl, got {path.name}")
-    if path is not None and path.exists():
-        raise typer.BadParameter(f"--quarantine {path} exists; nothing is overwritten")
-    return path
-
-
-def check_score(
-    paths: list[str] | None, prompts_file: Path | None, prompt: str | None, output: Path | None, resume: bool
-) -> None:
-    """Refuse options of ``score`` that contradict each other."""
-    if (paths and prompts_file) or not (paths or prompts_file):
-        raise typer.BadParameter("give images or --prompts-file")
-    if prompt is not None and not prompt.strip():
-        raise typer.BadParameter("--prompt is empty")
-    if output and output.suffix not in SCORE_FORMATS:
-        raise typer.BadParameter(f"--output must end in {' or '.join(SCORE_FORMATS)}, got {output.name}")
-    if resume and not output:
-        raise typer.BadParameter("--resume needs the --output to go on with")
-
-
-def check_similar(
-    paths: list[Path] | None, to: Path | None, duplicates: float | None, index: str | None, cache: Path | None
-) -> None:
-    """Refuse options of ``similar`` that contradict each other."""
-    if duplicates is not None and to is not None:
-        raise typer.BadParameter("give --to or --duplicates")
-    if index is not None and (duplicates is None or paths):
-        raise typer.BadParameter("--index takes --duplicates and no images")
-    if index is not None and cache is not None:
-        raise typer.BadParameter("--index takes no --cache: the embeddings are in the index")
-    if index is None and not paths:
-        raise typer.BadParameter("give images, or --index and --duplicates")
 
 
 # ---------------------------------------------------------------- of several subcommands
@@ -91,18 +42,18 @@ Paths = Annotated[list[Path], typer.Argument(help="Images, folders of images, or
 Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images held and encoded at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch, which are in memory and encoded at once.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps embeddings: an image is encoded once, whichever subcommand asks.", show_default=False
+        help="Folder that keeps embeddings, so that all subcommands together encode an image once.", show_default=False
     ),
 ]
 Report = Annotated[
     Path | None,
     typer.Option(
         callback=check_report,
-        help="Also write a page to look at (.html), with up to 200 images. Replaces a former report, no other file.",
+        help="Also write an HTML page (.html) with up to 200 images. It replaces a former report, but no other file.",
         show_default=False,
     ),
 ]
@@ -110,31 +61,45 @@ Pipeline = Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder
 
 # ---------------------------------------------------------------- generate
 
-Prompts = Annotated[list[str] | None, typer.Option(help="What to draw; repeat for several.", show_default=False)]
+Prompts = Annotated[list[str] | None, typer.Option(help="Text of the image; repeat for several.", show_default=False)]
 From = Annotated[
     list[Path] | None,
-    typer.Option("--from", help="Draw this image again; options given beside it change it.", show_default=False),
+    typer.Option("--from", help="Generate this image again; other options replace its settings.", show_default=False),
 ]
-NegativePrompt = Annotated[str, typer.Option(help="What to keep away from.")]
-ClipPrompt = Annotated[str | None, typer.Option(help="What CLIP steers to.", show_default="the prompt")]
+NegativePrompt = Annotated[str, typer.Option(help="Text that classifier-free guidance steers away from.")]
+ClipPrompt = Annotated[str | None, typer.Option(help="Text that CLIP guidance steers to.", show_default="the prompt")]
 Seed = Annotated[int, typer.Option(help="Seed of the first image; the next one has seed + 1.")]
-NumImages = Annotated[int, typer.Option(min=1, help="Images for each prompt.")]
-SteeringCLIP = Annotated[str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")]
-Judge = Annotated[str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")]
+NumImages = Annotated[int, typer.Option(min=1, help="Images per prompt.")]
+SteeringCLIP = Annotated[
+    str | None,
+    typer.Option(help="CLIP that steers: a packaged name, a folder, or a hub id.", show_default="that of the model"),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="CLIP that scores but does not steer: a packaged name, a folder, or a hub id.",
+        show_default="that of the model",
+    ),
+]
 Scale = Annotated[
-    float | None, typer.Option(help="Strength of CLIP guidance; 0 is off.", show_default=TUNED_DEFAULT)
+    float | None, typer.Option(help="Strength of CLIP guidance; 0 switches it off.", show_default=TUNED_DEFAULT)
 ]
-GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Mode = Annotated[str, typer.Option(help="x0, or exact: through the denoiser.")]
+GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1 switches it off.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps per image.")]
+Mode = Annotated[
+    str, typer.Option(help="Gradient of CLIP guidance: exact (through the denoiser), or x0 (not through it; cheaper).")
+]
 Start = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Where CLIP guidance begins.", show_default=TUNED_DEFAULT)
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Share of the steps after which CLIP guidance begins.", show_default=TUNED_DEFAULT
+    ),
 ]
-Stop = Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance ends.")]
-Every = Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")]
-Cutouts = Annotated[int, typer.Option(min=1, help="Views of the image that CLIP sees.")]
+Stop = Annotated[float, typer.Option(min=0, max=1, help="Share of the steps after which CLIP guidance ends.")]
+Every = Annotated[int, typer.Option(min=1, help="Apply CLIP guidance at every n-th step.")]
+Cutouts = Annotated[int, typer.Option(min=1, help="Views that CLIP sees: the whole image, and random crops of it.")]
 Scheduler = Annotated[
-    str | None, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.", show_default="the model's own")
+    str | None, typer.Option(help=f"Scheduler: one of {', '.join(SCHEDULERS)}.", show_default="the model's own")
 ]
 Cap = Annotated[
     float | None,
@@ -154,7 +119,7 @@ Scored = Annotated[
 ]
 SharedPrompt = Annotated[
     str | None,
-    typer.Option(help="The text for all images without one.", show_default="the prompt stored by generate"),
+    typer.Option(help="Text for all images that come without one.", show_default="the prompt stored by generate"),
 ]
 PromptsFile = Annotated[
     Path | None,
@@ -163,46 +128,58 @@ PromptsFile = Annotated[
 Definitions = Annotated[
     list[str],
     typer.Option(
-        help="torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, clip-iqa[:PAIR], "
-        "aesthetic:HEAD.safetensors; repeat for several at once."
+        help="Definition of the score: torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, "
+        "clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several."
     ),
 ]
 Models = Annotated[
-    list[str], typer.Option(help="CLIP: a packaged name, a folder, or a hub id; repeat for several at once.")
+    list[str], typer.Option(help="CLIP: a packaged name, a folder, or a hub id; repeat for several.")
 ]
 ScoresFile = Annotated[
-    Path | None, typer.Option(help="Also write .jsonl, .csv or .parquet, complete at the end.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Also write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete.",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with --output: what it holds, or what a killed run left in OUTPUT.partial, is not computed "
-        "again where image (its bytes), prompt, definition and model are the same.",
+        help="Continue --output: scores in it, or in the OUTPUT.partial of a killed run, are not computed again "
+        "where image (its bytes), prompt, definition and model are the same.",
     ),
 ]
 LongPromptsOption = Annotated[
     LongPrompts,
-    typer.Option(help="Texts above the context: truncate (the row says so), or average chunks under another name."),
+    typer.Option(
+        help="Texts longer than the context: truncate them (the row says so), or average their chunks, which is a "
+        "definition of its own."
+    ),
 ]
-Precision = Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")]
+Precision = Annotated[DType, typer.Option(help="Precision in which the CLIP computes; it is written with the scores.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one per core, at most 8")
 ]
-Draft = Annotated[bool, typer.Option("--draft", help="Decode large JPEGs smaller: quicker, not the same.")]
+Draft = Annotated[
+    bool, typer.Option("--draft", help="Decode large JPEGs at a smaller size: faster, but the scores change.")
+]
 
 # ---------------------------------------------------------------- compare
 
-ScoresArgument = Annotated[Path, typer.Argument(help="Scores: .jsonl, .csv or .parquet.", show_default=False)]
+ScoresArgument = Annotated[Path, typer.Argument(help="Scores of a run: .jsonl, .csv or .parquet.", show_default=False)]
 Pairing = Annotated[
-    On, typer.Option(help="What is paired: prompts, over whose images is averaged, or images by file name.")
+    On, typer.Option(help="Pair by prompt (mean over its images), or by image (path in its folder, and prompt).")
 ]
 OneDefinition = Annotated[
-    str | None, typer.Option(help="The score to compare, where the files hold several.", show_default=False)
+    str | None, typer.Option(help="Definition to compare, where the files hold several.", show_default=False)
 ]
-OneModel = Annotated[str | None, typer.Option(help="Its judge, by the name it has in A.", show_default=False)]
+OneModel = Annotated[
+    str | None,
+    typer.Option(help="CLIP to compare, by its name in A, where the files hold several.", show_default=False),
+]
 Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")]
-Probability = Annotated[float, typer.Option(help="Probability of the intervals, between 0 and 1.")]
+Probability = Annotated[float, typer.Option(help="Confidence level of the intervals, between 0 and 1.")]
 ResampleSeed = Annotated[int, typer.Option(help="Seed of the resamples.")]
 
 # ---------------------------------------------------------------- classify
@@ -211,37 +188,42 @@ Labels = Annotated[str | None, typer.Option(help="Labels, separated by commas.",
 LabelsFile = Annotated[Path | None, typer.Option(help="A text file with one label per line.", show_default=False)]
 Templates = Annotated[
     list[str] | None,
-    typer.Option(help="A sentence with {} for the label; repeat to average.", show_default="five sentences"),
+    typer.Option(help="Prompt template with {} for the label; repeat to average.", show_default="five sentences"),
 ]
-MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Several labels may hold, or none.")]
+MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Several labels may hold per image, or none.")]
 Threshold = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Give no label that is less likely.", show_default="0; 0.5 if several may hold"),
+    typer.Option(
+        min=0, max=1, help="Least probability of a label that is given.", show_default="0; 0.5 if several may hold"
+    ),
 ]
 Calibrate = Annotated[
     Path | None,
-    typer.Option(help="CSV (image, label) of images that the probabilities shall fit.", show_default=False),
+    typer.Option(help="CSV (image, label) of images to calibrate the probabilities on.", show_default=False),
 ]
 Truth = Annotated[
     str | None,
-    typer.Option(help='The right labels, to measure by: CSV (image, label), or "folders".', show_default=False),
+    typer.Option(
+        help='True labels to compute metrics with: CSV (image, label), or "folders" for the names of the folders.',
+        show_default=False,
+    ),
 ]
-TopLabels = Annotated[int, typer.Option(min=1, help="Labels shown for each image.")]
+TopLabels = Annotated[int, typer.Option(min=1, help="Labels shown per image.")]
 
 # ---------------------------------------------------------------- similar, index, search
 
 OptionalPaths = Annotated[
     list[Path] | None, typer.Argument(help="Images, folders of images, or globs.", show_default=False)
 ]
-To = Annotated[Path | None, typer.Option(help="Rank the images by likeness to this one.", show_default=False)]
+To = Annotated[Path | None, typer.Option(help="Rank the images by similarity to this one.", show_default=False)]
 Duplicates = Annotated[
     float | None, typer.Option(help="Group images whose cosine is at least this, such as 0.95.", show_default=False)
 ]
 IndexOfDuplicates = Annotated[
-    str | None, typer.Option("--index", help="With --duplicates: the images of this index.", show_default=False)
+    str | None, typer.Option("--index", help="With --duplicates: search the images of this index.", show_default=False)
 ]
 Address = Annotated[
-    str, typer.Option("--index", help="A folder, or Milvus: ./x.db, http://host:19530.", show_default=False)
+    str, typer.Option("--index", help="Index: a folder, or Milvus: ./x.db, http://host:19530.", show_default=False)
 ]
 IndexModel = Annotated[
     str | None,
@@ -249,36 +231,36 @@ IndexModel = Annotated[
 ]
 Metadata = Annotated[
     list[str] | None,
-    typer.Option(help="KEY=VALUE for every image given; repeat for more. JSON, or text.", show_default=False),
+    typer.Option(help="KEY=VALUE for all images given; VALUE is JSON or text. Repeat for more.", show_default=False),
 ]
-Prune = Annotated[bool, typer.Option("--prune", help="Take out images whose file is gone.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Remove images whose file no longer exists.")]
 Query = Annotated[
     list[str],
-    typer.Argument(help="A text, an image, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
+    typer.Argument(help="Query: a text, an image, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
 ]
 Where = Annotated[
     str | None,
-    typer.Option(help='A filter of metadata: year >= 2020 and album in (a, "b c")', show_default=False),
+    typer.Option(help='Filter of the metadata: year >= 2020 and album in (a, "b c")', show_default=False),
 ]
-TopImages = Annotated[int, typer.Option(min=1, help="Images shown.")]
+TopImages = Annotated[int, typer.Option(min=1, help="Images found at most.")]
 
 # ---------------------------------------------------------------- data, ui
 
 DataPath = Annotated[
     str,
     typer.Argument(
-        help="A folder, .csv, .tsv, .jsonl, .parquet or .tar, a glob or braces, or the id of a Hub data set.",
+        help="Pairs: a folder, .csv, .tsv, .jsonl, .parquet or .tar, a glob or braces, or the id of a Hub data set.",
         show_default=False,
     ),
 ]
 Quarantine = Annotated[
     Path | None,
     typer.Option(
-        callback=check_quarantine, help="List every bad row in this .jsonl file, as it is met.", show_default=False
+        callback=check_quarantine, help="Write every bad row to this new .jsonl file as it is read.", show_default=False
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read only this many rows.", show_default="all of them")]
-MaxBadShare = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted.")]
+MaxBadShare = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted, from 0 to 1.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="by its name")]
 CaptionColumns = Annotated[
     list[str] | None,
@@ -289,6 +271,6 @@ Workers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")
 Host = Annotated[str, typer.Option(help="Address to listen at.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
 PageCLIP = Annotated[
-    str | None, typer.Option("--clip", help="CLIP that steers and judges.", show_default="that of the model")
+    str | None, typer.Option("--clip", help="CLIP that steers and is selected first.", show_default="that of the model")
 ]
-Root = Annotated[Path, typer.Option(help="Folder in which images may be searched.")]
+Root = Annotated[Path, typer.Option(help="Folder in which the page may search images and keep indices.")]

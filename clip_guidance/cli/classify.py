@@ -71,9 +71,9 @@ class Classified:
 
     Attributes:
         classifier: What classifies them.
-        least: Labels that are less likely are not given.
-        results: The result of each batch; the first is of no image.
-        rows: One dictionary for each image, as it is printed.
+        least: Least probability of a label that is given.
+        results: The result of each batch; the first one is empty, so that there is always one to join.
+        rows: One dictionary per image, as it is printed.
     """
 
     def __init__(self, classifier: ZeroShotClassifier, least: float) -> None:
@@ -108,12 +108,12 @@ def _classifier(
     right: dict[str, str],
     calibrate: Path | None,
 ) -> ZeroShotClassifier:
-    """Make the classifier and calibrate it, after a check that it knows all right labels."""
+    """Make the classifier, check that it knows all true labels, and calibrate it if asked to."""
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier
     from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
     classifier = ZeroShotClassifier(clip, labels, templates or DEFAULT_TEMPLATES, multi_label=multi_label)
-    classifier.numbers(list(right.values()))  # an unknown one is told before the work
+    classifier.numbers(list(right.values()))  # an unknown label is an error before the work begins
     if calibrate is not None:
         sample = _read_labels(calibrate)
         common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
@@ -121,7 +121,7 @@ def _classifier(
 
 
 def _print(clip: CLIP, done: Classified, right: dict[str, str], json: bool, job: common.Job) -> None:
-    """Print labels and, where the right ones are known, how good they are."""
+    """Print labels and, where the true labels are known, the metrics."""
     classifier = done.classifier
     measured = _measure(classifier, done.whole().logits, _right_labels(done.rows, right)) if right else None
     if json:
@@ -168,14 +168,14 @@ def _lines(rows: list[dict[str, Any]], least: float) -> list[tuple[Any, ...]]:
 
 
 def _truth(given: str | None, found: list[Path]) -> dict[str, str]:
-    """Read the right label of each path; for ``folders`` it is the name of the folder that the image lies in."""
+    """Read the true label of each path; for ``folders``, the name of the image's folder."""
     if given is None:
         return {}
     return {str(path): path.resolve().parent.name for path in found} if given == FOLDERS else _read_labels(Path(given))
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """Read the columns ``image`` and ``label`` of a CSV file; paths are relative to it where a file lies there."""
+    """Read ``image`` and ``label`` of a CSV file; an image path may be relative to its folder."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
@@ -194,13 +194,13 @@ def _read_labels(path: Path) -> dict[str, str]:
 
 
 def _right_labels(rows: list[dict[str, Any]], right: dict[str, str]) -> list[str | None]:
-    """Find the right label of each image, None where it is not known."""
+    """Find the true label of each image; None where it is unknown."""
     by_file = {Path(name).resolve(): label.strip() for name, label in right.items()}
     return [by_file.get(Path(row["image"]).resolve()) for row in rows]
 
 
 def _measure(classifier: ZeroShotClassifier, logits: torch.Tensor, right: list[str | None]) -> dict[str, Any]:
-    """Compute the metrics of the images whose label is known; ``count`` tells how many they are."""
+    """Compute the metrics over the images with a true label; ``count`` is their number."""
     from clip_guidance.metrics.classification import average_precision, classification_metrics
 
     known = [i for i, label in enumerate(right) if label is not None]

@@ -1,4 +1,4 @@
-"""``clip-guidance compare``: which of two runs scores higher, prompt by prompt, and how sure is that?"""
+"""``clip-guidance compare``: which of two runs scores higher, pair by pair, and how certain is the difference?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Compare the scores of two runs, pair by pair, with bootstrap intervals.
 
-    Takes what score --output writes; refuses scores of different definitions or judges.
+    Both files come from score --output; scores of different definitions or models are not compared.
 
     Example: clip-guidance compare plain.jsonl guided.jsonl
     """
@@ -50,7 +50,7 @@ def command(
 
 
 def _read(a: Path, b: Path, definition: str | None, model: str | None, job: common.Job) -> tuple[ScoreSet, ScoreSet]:
-    """Read the scores of both files that can be compared; rows that cannot be read fail by name."""
+    """Read the comparable scores of both files; rows that cannot be read fail by name."""
     from clip_guidance.metrics.job.output import is_torn
     from clip_guidance.metrics.job.results import find_comparable, read_scores
 
@@ -67,7 +67,7 @@ def _read(a: Path, b: Path, definition: str | None, model: str | None, job: comm
 def _print(
     found: PairedComparison, facts: dict[str, Any], bootstrap: dict[str, Any], json: bool, job: common.Job
 ) -> None:
-    """Print the pairs, those first in which b is ahead most."""
+    """Print the pairs in descending order of b - a."""
     pairs = zip(found.keys, found.a.tolist(), found.b.tolist(), found.differences.tolist(), strict=True)
     rows = [(*_cells(key), *numbers) for key, *numbers in sorted(pairs, key=lambda pair: -pair[3])]
     keys = ["prompt"] if facts["on"] == options.On.prompt.value else ["image", "prompt"]

@@ -14,12 +14,12 @@ from clip_guidance.cli import _options as options
 if TYPE_CHECKING:
     from clip_guidance.data import Pairs, Report
 
-app = typer.Typer(no_args_is_help=True, help="Look into training data.")
+app = typer.Typer(no_args_is_help=True, help="Check training data.")
 
 
 @app.callback()
 def group() -> None:
-    """Look into training data."""  # a callback keeps `check` a subcommand while it is the only one
+    """Check training data."""  # a callback keeps `check` a subcommand while it is the only one
 
 
 @app.command()
@@ -37,7 +37,7 @@ def check(
 ) -> None:
     """Read every row as training would, and count the bad ones by reason.
 
-    Ends with 1 where training would stop: more rows are bad than --max-bad-share, or all of them.
+    The exit code is 1 where training would stop: more rows than --max-bad-share are bad, or all of them.
 
     Example: clip-guidance data check photos/ --quarantine bad.jsonl
     """
@@ -61,12 +61,12 @@ def check(
 
 
 def _read(pairs: Pairs, limit: int | None) -> None:
-    """Read the pairs with a progress bar; what is wrong with them is counted in them."""
+    """Read the pairs with a progress bar; they count their bad rows themselves."""
     from PIL import Image
 
     from clip_guidance.data import check as read
 
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are counted
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are counted as bad rows
     lengths = [part.rows for part in pairs.source.parts]
     known = None if None in lengths else sum(length or 0 for length in lengths)
     with common.progress() as bar:

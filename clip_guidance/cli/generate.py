@@ -45,16 +45,16 @@ def command(
     json: options.Json = False,
     device: options.Device = None,
 ) -> None:
-    """Draw images. Each is a PNG that holds all that is needed to draw it again.
+    """Generate images. Each is a PNG that holds its settings, so that it can be generated again.
 
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
     given = _given(context, from_, prompt)
-    output.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first image
+    output.mkdir(parents=True, exist_ok=True)  # an error is raised now rather than after the first image
     rows: list[dict[str, Any]] = []
     with common.Job() as job:
         originals = _originals(from_ or [], job)
-        planned = _planned([replace(base, **given) for base in originals or [DEFAULTS]], prompt, num_images, job)
+        planned = _plan([replace(base, **given) for base in originals or [DEFAULTS]], prompt, num_images, job)
         for generated in _draw(planned if originals or not from_ else [], device):
             rows.append({"image": str(generated.save(output)), **generated.record()})
             if generated.settings in originals:
@@ -66,7 +66,7 @@ def command(
 
 
 def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Path]:
-    """Read the settings of the images to draw again; an image that holds none fails by name."""
+    """Read the settings of the images of --from; an image without settings fails by name."""
     originals = {}
     for path in paths:
         try:
@@ -76,10 +76,10 @@ def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Pat
     return originals
 
 
-def _planned(
+def _plan(
     bases: list[GenerateSettings], prompts: list[str] | None, num_images: int, job: common.Job
 ) -> list[GenerateSettings]:
-    """Plan each image; a prompt without words fails by name, the others are drawn."""
+    """List the settings of each image; a prompt without words fails by name, the others go on."""
     planned = []
     for base in bases:
         for text in prompts or [base.prompt]:
@@ -91,18 +91,18 @@ def _planned(
 
 
 def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] | None) -> dict[str, Any]:
-    """Take the settings that stand on the command line; ``--from`` supplies the others. Prompts may be several."""
+    """Return the settings given on the command line, but for the prompts; ``--from`` supplies the others."""
     if not (from_ or prompts):
         raise typer.BadParameter("give --prompt or --from")
     sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
     names = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     given = {name: context.params[name] for name in names if name != "prompt"}
-    replace(DEFAULTS, **given)  # options that make no sense are refused before anything is drawn
+    replace(DEFAULTS, **given)  # raises for invalid options before anything is generated
     return given
 
 
 def _draw(planned: list[GenerateSettings], device: str | None) -> Iterator[GeneratedImage]:
-    common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
+    common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
     from clip_guidance.generation.generator import generate
 
     with common.progress() as bar:

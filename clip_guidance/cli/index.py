@@ -1,4 +1,4 @@
-"""``clip-guidance index``: makes images searchable, and keeps the index up to date."""
+"""``clip-guidance index``: make images searchable, and keep the index up to date."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def command(
     device: options.Device = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
-    """Add images to an index; changed and moved files are noticed, unchanged ones are not read again.
+    """Add images to an index; changed and moved files are detected, unchanged files are not read again.
 
-    What is added stays, whatever interrupts the rest.
+    An interrupted run keeps the images added so far.
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """
@@ -57,7 +57,7 @@ def command(
 
 
 def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: common.Job) -> None:
-    """Print what changed."""
+    """Print the changes as counts, or as JSON with the paths."""
     if json:
         moved = [{"from": move.old, "to": move.new} for move in total.moved]
         rows = {"added": total.added, "updated": total.updated, "moved": moved, "removed": total.removed}
@@ -72,14 +72,14 @@ def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: comm
 
 
 def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:
-    """The CLIP asked for, or the one that the index was made with, or the default for a new one."""
+    """Load the requested CLIP; by default that of the index, or ``DEFAULT_MODEL`` for a new index."""
     from clip_guidance.index import ImageIndex, ImageIndexError
 
     if model is None:
         try:
             with ImageIndex.open(address, create=False) as made:
                 model = made.model
-        except ImageIndexError:  # there is none yet; what else is wrong is told when it is opened with the CLIP
+        except ImageIndexError:  # there is no index yet; any other problem is raised when it is opened with the CLIP
             model = DEFAULT_MODEL
     return common.load_clip(model, device)
 

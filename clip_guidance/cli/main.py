@@ -1,7 +1,7 @@
 """``clip-guidance``: the app and its exit codes.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 some inputs failed (each named), 2 the
-request makes no sense, 130 interrupted. Subcommands import torch when they run: ``--help`` is immediate.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 some inputs failed (each is named), 2 invalid
+request, 130 interrupted. Subcommands import torch only when they run, so that ``--help`` is immediate.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ app.add_typer(data.app, name="data")
 
 
 def run(args: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits.
+    """Run the command line and exit.
 
     Args:
-        args: words after the program's name; by default those of the process.
+        args: Arguments after the program's name; by default those of the process.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are no text, or not in a terminal's letters, are escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape names that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")  # as JSON escapes them too
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)

@@ -1,4 +1,4 @@
-"""``clip-guidance models``: what the package brings along."""
+"""``clip-guidance models``: list the packaged models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from pathlib import Path
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
-FOLDER = Path(__file__).parent.parent / "models"  # as in hub.py, which is slow to import
+FOLDER = Path(__file__).parent.parent / "models"  # clip/hub.py defines it too, but is slow to import
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """What is listed: what to type, what it is, how large, and the first line of its card."""
+    """A row of the list.
+
+    Attributes:
+        name: Name to load the model by.
+        kind: "CLIP", or "CLIP and pipeline".
+        parameters: Number of parameters of all its networks.
+        bytes: Size of its files.
+        description: First line of its model card.
+    """
 
     name: str
     kind: str
@@ -37,7 +45,7 @@ def command(json: options.Json = False) -> None:
 
 
 def describe(folder: Path) -> PackagedModel:
-    """What a packaged model is: ``clip/`` holds the CLIP, ``unet/`` and others the pipeline."""
+    """Describe a packaged model: ``clip/`` holds the CLIP, ``unet/`` and others the pipeline."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return PackagedModel(
         name=folder.name,
@@ -49,14 +57,14 @@ def describe(folder: Path) -> PackagedModel:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header: its length in 8 bytes, then JSON with the shapes."""
+    """Count the numbers in a safetensors file from its header: 8 bytes of length, then JSON with the shapes."""
     with path.open("rb") as file:
         header = json_library.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _first_line(card: Path) -> str:
-    """The first line of a model card that is neither front matter nor heading."""
+    """Return the first line of a model card that is neither front matter nor a heading."""
     if not card.is_file():
         return ""
     text = card.read_text(encoding="utf-8")

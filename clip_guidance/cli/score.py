@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_guidance.cli import _checks as checks
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
@@ -44,13 +45,12 @@ def command(
 ) -> None:
     """Score images against texts; the definition is written with every score.
 
-    Streams: memory does not grow with the number of images. An image or row of a table that cannot be read is named
-    and skipped. What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the
-    images.
+    Memory does not grow with the number of images. An image or table row that cannot be read is named and skipped.
+    Scores survive a kill, for --resume. Under torchrun or accelerate launch, the processes share the images.
 
     Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
-    options.check_score(paths, prompts_file, prompt, output, resume)
+    checks.check_score(paths, prompts_file, prompt, output, resume)
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = _processes(device)
     _check_input(given, prompts_file, output, processes)
@@ -141,13 +141,13 @@ def _judges(
     from clip_guidance.metrics.job.judge import make_judge
     from clip_guidance.metrics.registry import get_image_score
 
-    scores = [get_image_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
+    scores = [get_image_score(name) for name in dict.fromkeys(definitions)]  # before the models, which are slow to load
     clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
 
 
 def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
-    """Score until all is done or Ctrl-C is pressed; what was done by then is written all the same."""
+    """Score until all is done or Ctrl-C is pressed; the scores computed by then are kept."""
     from clip_guidance.metrics.job.run import score_items
 
     if work.torn():
@@ -236,7 +236,7 @@ def _print_table(base: WorkFile, several: bool) -> None:
 
 
 def _narrate_marks(summaries: list[Any]) -> None:
-    """Tell what a reader of the means must know."""
+    """Warn about scores by the CLIP that guided an image, and about texts that were cut."""
     guided = {s.record["model"]: s for s in summaries if s.guided}
     for name, summary in guided.items():
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""

@@ -1,4 +1,4 @@
-"""``clip-guidance search``: finds indexed images by a text, an image, or a sum of both."""
+"""``clip-guidance search``: find indexed images by a text, an image, or a sum of both."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def command(
 ) -> None:
     """Find the images of an index that match best.
 
-    Words are joined by spaces; a sign between spaces starts the next term, "quotes" keep one in a text.
+    Words are joined by spaces; a sign between spaces starts the next term, unless it stands in "quotes".
 
     Example: clip-guidance search "2 * red apple" - ./worm.png --index photos.index --where "album = summer"
     """
     from clip_guidance.index import ImageIndex
     from clip_guidance.index.where import compile_where
 
-    compile_where(where)  # an error in it is told before the model is loaded
+    compile_where(where)  # an error in the filter is raised before the model is loaded
     words = " ".join(query)
     if model is None:
         with ImageIndex.open(index, create=False) as made:

@@ -1,4 +1,4 @@
-"""``clip-guidance similar``: how alike are images, and which of them are near-duplicates?"""
+"""``clip-guidance similar``: how similar are images, and which of them are near-duplicates?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_guidance.cli import _checks as checks
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
@@ -30,11 +31,11 @@ def command(
 ) -> None:
     """Compare images with one another, or with one of them, or find near-duplicates.
 
-    Prints cosines of CLIP embeddings: 1 for the same image.
+    The similarity is the cosine of CLIP embeddings: 1 for the same image.
 
     Example: clip-guidance similar photos/ --to query.png
     """
-    options.check_similar(paths, to, duplicates, index, cache)
+    checks.check_similar(paths, to, duplicates, index, cache)
     if index is not None and duplicates is not None:
         _print_duplicates_of_index(index, duplicates, json, report)
         return
@@ -59,7 +60,13 @@ def command(
 
 @dataclass(frozen=True)
 class Found:
-    """What was found: the document printed as JSON, and the same as a table."""
+    """The result of a comparison.
+
+    Attributes:
+        document: The result as --json prints it.
+        columns: Names of the columns of the table.
+        lines: Rows of the table.
+    """
 
     document: dict[str, Any]
     columns: list[str]
@@ -75,7 +82,7 @@ def _find(paths: list[Path]) -> list[Path]:
 def _compare(
     clip: CLIP, embeds: dict[str, torch.Tensor], to: Path | None, query: torch.Tensor | None, duplicates: float | None
 ) -> Found:
-    """Group near-duplicates, compare all images with one another, or rank them by likeness to one."""
+    """Group near-duplicates, compare all images with one another, or rank them by similarity to one."""
     import torch
 
     from clip_guidance.index.duplicates import duplicate_groups
@@ -96,7 +103,7 @@ def _compare(
 
 
 def _page(document: dict[str, Any], facts: dict[str, Any], failed: list[dict[str, str]]) -> Page:
-    """Make the report of what is printed as JSON."""
+    """Make the report of the document that --json prints."""
     from clip_guidance.report import duplicates, ranking, similarity
 
     if "duplicates" in document:

@@ -1,4 +1,4 @@
-"""``clip-guidance ui``: a page to draw, classify, compare and search in a browser."""
+"""``clip-guidance ui``: a page to generate, classify, compare and search images in a browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def command(
     root: options.Root = Path("."),
     device: options.Device = None,
 ) -> None:
-    """Open a page to draw, classify, compare and search images. It stays on this machine; end it with Ctrl-C.
+    """Serve a page to generate, classify, compare and search images. By default only this machine reaches it.
+
+    Ctrl-C stops it.
 
     Example: clip-guidance ui --root photos/
     """
@@ -27,14 +29,13 @@ def command(
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError(f"the page needs gradio ({error}): pip install 'clip-guidance[ui]'") from None
-    common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
+    common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
     from clip_guidance.ui.app import serve
 
     if host not in LOCAL:
         common.narrate("warning", f"whoever reaches {host} can draw here, and search images in {root.resolve()}")
-    former = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a service that is stopped tidies up as with Ctrl-C
+    # A service manager stops the server with SIGTERM, which must clean up as Ctrl-C does.
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(model, clip, common.resolve_device(device), root, host, port, lambda url: common.narrate("page", url))
     except KeyboardInterrupt:
