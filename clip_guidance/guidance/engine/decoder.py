@@ -120,7 +120,8 @@ class Decoder:
     def _network(self, device: torch.device) -> Any:
         """Return the decoder, or a copy in another precision or, of the user's own decoder, on another device.
 
-        Autocast is no substitute: under it the norms compute, and keep, float32, which takes nearly twice the memory.
+        Only a decoder that the user passed moves to the device of the sample. Autocast is no substitute for a copy:
+        under it the norms compute, and keep, float32, which takes nearly twice the memory.
         Weights that are cast layer by layer are copied too, because the backward would find them cast back.
         """
         dtype = self.decoding.dtype or self._cast
