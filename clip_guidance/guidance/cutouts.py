@@ -1,4 +1,4 @@
-"""Cutouts of an image: the whole image and random square crops, each of which CLIP sees separately.
+"""Cutouts of an image: the whole and random square crops, which CLIP sees separately.
 
 Averaging the reward over cutouts blunts adversarial gradients, which do not survive a change of frame, colour or
 noise (Crowson's CLIP-guided diffusion, 2021; Liu et al. 2021, "FuseDream", arXiv:2112.01573, on augmented CLIP
@@ -16,7 +16,7 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass
 class Cutouts:
-    """Draw ``count`` views of a batch of images: the whole image, and ``count - 1`` random square crops.
+    """Draw ``count`` views of images: the whole image, and ``count - 1`` random square crops.
 
     The crops of a step are stratified, as a Latin hypercube (McKay et al. 1979): their sizes and positions are
     random, but spread over the whole range, and half of the crops are mirrored. All images of a batch share one draw,
@@ -112,7 +112,7 @@ class Cutouts:
 
 
 def _coloured(images: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Change brightness, contrast and saturation in torchvision's order, with torchvision's factors.
+    """Change brightness, contrast and saturation by torchvision's factors, in its order.
 
     Values are not clipped, because a clipped value has no gradient.
     """

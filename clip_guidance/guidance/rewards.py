@@ -26,7 +26,7 @@ Prompt = str | Sequence[str] | Mapping[str, float]
 
 
 class CLIPReward(nn.Module):
-    """Compute CLIP's logit, exp(logit_scale)·cos(image, prompt), between each image and its prompt.
+    """Compute CLIP's logit, exp(logit_scale)·cos(image, prompt), of each image and its prompt.
 
     Args:
         clip: The model. Its image tower is differentiated; its text tower runs once, at construction.
@@ -117,7 +117,7 @@ class CLIPReward(nn.Module):
 
 
 class WeightedRewards(nn.Module):
-    """Add up rewards, Σ weight·reward: for example the logits of two CLIPs, or of a CLIP and an aesthetic head.
+    """Add up weighted rewards, Σ weight·reward, such as the logits of two CLIPs.
 
     Args:
         rewards: Pairs of a weight and a reward. A weight is any finite number; a negative one steers away. A reward

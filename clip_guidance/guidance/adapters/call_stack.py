@@ -1,4 +1,4 @@
-"""The pipeline that is being called, and the arguments of the call, read from the call stack.
+"""The pipeline that is being called, and the call's arguments, read from the call stack.
 
 ``scheduler.step`` and the denoiser's forward do not tell who calls them, yet two pipelines may share a scheduler or a
 UNet (``from_pipe``), in one thread or in several, and only the attached one is to be guided. Nor do they tell the size
@@ -25,7 +25,7 @@ _STATES = ("block_state", "state")
 
 @dataclass(frozen=True)
 class PipelineCall:
-    """Hold the innermost pipeline that is being called in this thread, with arguments of the call.
+    """Hold the innermost pipeline being called in this thread, with arguments of the call.
 
     Attributes:
         pipe: The pipeline.

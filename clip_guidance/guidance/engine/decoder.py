@@ -109,7 +109,7 @@ class Decoder:
 
     @contextmanager
     def for_gradients(self, device: torch.device) -> Iterator[None]:
-        """Keep the decoder's weights in place for a backward, and recompute its blocks if ``checkpoint`` is set."""
+        """Keep the decoder's weights in place for a backward; recompute its blocks if asked."""
         if self.module is None:
             yield
             return
@@ -118,7 +118,7 @@ class Decoder:
             yield
 
     def _network(self, device: torch.device) -> Any:
-        """Return the decoder, or a copy in another precision or, of the user's own decoder, on another device.
+        """Return the decoder, or a copy in another precision or on another device.
 
         Only a decoder that the user passed moves to the device of the sample. Autocast is no substitute for a copy:
         under it the norms compute, and keep, float32, which takes nearly twice the memory.
@@ -179,7 +179,7 @@ def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) 
 
 
 def latent_channels(decoder: Any) -> int | None:
-    """Return the number of channels that a diffusers decoder reads; None if its config does not say."""
+    """Return the number of channels that a decoder reads; None if its config does not say."""
     config = getattr(decoder, "config", None)
     return next((n for name in ("latent_channels", "z_dim") if (n := getattr(config, name, None)) is not None), None)
 
@@ -203,7 +203,7 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 def _layerwise_dtype(module: nn.Module) -> torch.dtype | None:
-    """Return the precision in which a network computes under ``enable_layerwise_casting``; None without it."""
+    """Return the compute dtype of ``enable_layerwise_casting``; None without it."""
     registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
     hooks = (registry.get_hook("layerwise_casting") for registry in registries if registry is not None)
     return next((hook.compute_dtype for hook in hooks if hook is not None), None)
@@ -223,7 +223,7 @@ def _even(side: float, full: int) -> int:
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:
-    """Map [-1, 1] to [0, 1]; clip the value but not the gradient, so that a saturated pixel can still change."""
+    """Map [-1, 1] to [0, 1]; clip the value, not the gradient: saturated pixels can change."""
     pixels = at_least_float32(pixels) / 2 + 0.5
     return pixels + (pixels.clamp(0, 1) - pixels).detach()
 

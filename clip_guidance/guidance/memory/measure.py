@@ -74,7 +74,7 @@ class DecoderBytes:
 
 
 def decoder_bytes(decoder: Decoder, shape: tuple[int, ...]) -> DecoderBytes:
-    """Measure a decoder from :func:`decoder_on_meta`, forwards and backwards, for latents of ``shape``."""
+    """Measure a decoder on the meta device, forwards and backwards, for latents of ``shape``."""
     latents = torch.empty(shape, device="meta", requires_grad=True)
     with _fused_attention(), Meter() as meter, torch.enable_grad(), decoder.for_gradients(latents.device):
         images = decoder(latents)
@@ -117,7 +117,7 @@ def clip_rewards(reward: Any) -> list[CLIPReward]:
 
 
 def decoder_on_meta(decoder: Decoder) -> Decoder:
-    """Put the weights of ``decoder`` on the meta device, for latents that are unpacked already, and return it."""
+    """Put ``decoder`` on the meta device, for latents that are unpacked already."""
     decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     if decoder.module is not None:
         decoder.module = clone(decoder.module, _on_meta)
@@ -130,7 +130,7 @@ def _on_meta(weight: Tensor) -> Tensor:
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Make attention keep what fused kernels keep inside the ``with`` block; on meta it would keep the scores too."""
+    """Make attention keep what fused kernels keep; on the meta device it keeps scores too."""
     usual = F.scaled_dot_product_attention
 
     def attention(

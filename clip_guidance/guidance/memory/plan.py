@@ -67,7 +67,7 @@ class MemoryPlan:
 
     @property
     def exact(self) -> bool:
-        """Return whether the gradient is exact: of the whole image and the pipeline's decoder, up to rounding."""
+        """Return whether the gradient is of the whole image from the pipeline's decoder."""
         return not self._losses()
 
     def apply(self, guidance: AnyGuidance) -> AnyGuidance:
@@ -189,7 +189,7 @@ def plan_memory(
 
 
 def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_checkpoint: Any) -> Iterator[Decoding]:
-    """Yield settings from the best to the smallest: for each image that the reward may see, all exact ways."""
+    """Yield settings from the best to the smallest, all exact ways for each size of image."""
     whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
     seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in _SMALLER]
@@ -209,7 +209,7 @@ def _chunks(views: int) -> list[int | None]:
 
 
 class _Estimate:
-    """Estimate the bytes of each setting; measure decoder and reward once each, as settings share them."""
+    """Estimate the bytes of each setting; settings share the measurements of their parts."""
 
     def __init__(
         self, guidance: GuidanceOptions, pipe: Any, height: int, width: int, batch: int, frames: int | None
@@ -223,7 +223,7 @@ class _Estimate:
         self.subject = f"{batch} {what}{'s' * (batch > 1)} of {height} x {width} by {type(pipe).__name__}"
 
     def bytes(self, decoding: Decoding, chunk: int | None) -> int:
-        """Estimate the peak memory of ``engine.gradient.reward_gradient``, whose order of work this follows."""
+        """Estimate the peak of ``engine.gradient.reward_gradient``, in its order of work."""
         decoder = self._decoder_bytes(replace(decoding, images=None), at_a_time(decoding, self._batch))
         images = decoder.images.new_empty((self._batch, *decoder.images.shape[1:]))
         reward = self._reward_bytes(chunk, tuple(images.shape))
@@ -244,7 +244,7 @@ class _Estimate:
 
 
 def _latent_shape(pipe: Any, height: int, width: int, frames: int | None) -> tuple[int, ...]:
-    """Find the shape of the latents, (C, h, w) or (C, F, h, w), by decoding a small sample on the meta device."""
+    """Find the shape of the latents, (C, h, w) or (C, F, h, w), by decoding a small sample."""
     decoder = decoder_on_meta(Decoder(pipe, "image"))
     channels = 3 if decoder.module is None else latent_channels(decoder.module)
     if channels is None:
@@ -279,6 +279,6 @@ def parse_size(size: float | str) -> int:
 
 
 def readable(size: int) -> str:
-    """Write a number of bytes in the largest unit, of powers of 1024, of which there is at least one."""
+    """Write a number of bytes in the largest fitting unit, of powers of 1024."""
     power = min(max(size.bit_length() - 1, 0) // 10, 4)
     return f"{size} B" if power == 0 else f"{size / 1024**power:.1f} {'KMGT'[power - 1]}iB"

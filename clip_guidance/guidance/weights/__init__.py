@@ -1,1 +1,1 @@
-"""Weights of networks that a gradient passes through: freeze them, keep them in place, clone them."""
+"""Weights of networks that a gradient passes through: freeze, keep in place, clone."""

@@ -1,4 +1,4 @@
-"""Copies of networks with other weights: in another precision, on another device, or without data.
+"""Copies of networks with other weights: in another precision or place, or without data.
 
 The original may be offloaded, compiled, or in use by another thread; it is not changed.
 """

@@ -1,4 +1,4 @@
-"""Disable ``requires_grad`` of parameters for a while: guidance needs gradients of the input only.
+"""Disable ``requires_grad`` of parameters: guidance needs gradients of the input only.
 
 With it enabled, autograd would keep activations for the gradient of every weight. Several guidances may freeze the same
 weights, in any order and in several threads, so freezes are counted, and the last exit restores the weights. A weight
@@ -17,7 +17,7 @@ _holds: dict[tuple[int, str], int] = {}  # (id of a module, name of its paramete
 
 @contextmanager
 def freeze_parameters(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Disable ``requires_grad`` of all parameters inside the ``with`` block; restore it afterwards.
+    """Disable ``requires_grad`` of all parameters in the ``with`` block; restore it afterwards.
 
     Args:
         networks: Modules, which may share parameters.

@@ -1,4 +1,4 @@
-"""Keep the weights of offloaded networks on the accelerator while guidance differentiates through them.
+"""Keep weights of offloaded networks in place while guidance differentiates through them.
 
 Offloading is written for forwards: a network leaves the accelerator when its forward ends, or when the forward of the
 next network begins. A backward needs the weights where they were in the forward.
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def keep_onloaded(module: nn.Module) -> Iterator[None]:
-    """Prevent diffusers' group offloading from offloading weights of ``module`` inside the ``with`` block.
+    """Prevent group offloading from offloading weights of ``module`` in the ``with`` block.
 
     Weights that are onloaded inside are offloaded at the end.
     """
@@ -31,7 +31,7 @@ def keep_onloaded(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """Onload all weights of ``module`` that group offloading keeps elsewhere, perhaps on a disk, to read them."""
+    """Onload the weights of ``module`` that group offloading keeps elsewhere, to read them."""
     with keep_onloaded(module):
         for group in _groups(module):
             group.onload_()
