@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bare import brightness, loop, minimal_pipeline, modes
+from bare import brightness, exact_first, loop, minimal_pipeline
 from diffusers import DiffusionPipeline
 from tiny_pipeline import assemble, generate, make_scheduler
 
@@ -40,7 +40,7 @@ def untouched(*pipes):
 
 
 @pytest.mark.parametrize("share_scheduler", [True, False])
-@modes
+@exact_first
 def test_a_pipeline_that_shares_parts_is_not_guided(two, mode, share_scheduler):
     first, second = two(share_scheduler)
     plain = generate(first)
@@ -72,7 +72,7 @@ def test_each_pipeline_has_its_own_guidance(two, share_scheduler):
 # ---------------------------------------------------------------- threads
 
 
-@modes
+@exact_first
 def test_threads_that_share_a_unet_do_not_disturb_each_other(two, mode):
     pipes = two(share_scheduler=False)
     plain = generate(pipes[1])
@@ -137,7 +137,7 @@ class Stream(DiffusionPipeline):
 
 
 @pytest.mark.parametrize("stops", [1, 2, 3])
-@modes
+@exact_first
 def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
     unet = networks[torch.float32]["unet"]
     pipe = Stream(unet, make_scheduler("euler"))
@@ -156,7 +156,7 @@ def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
     assert [x for what, x in pipe() if what == "sample"][-1].equal(plain)
 
 
-@modes
+@exact_first
 def test_a_generator_that_holds_the_block_may_be_dropped(tiny_pipeline, mode):
     pipe = tiny_pipeline()
 
@@ -183,7 +183,10 @@ def test_an_attach_that_fails_leaves_the_outer_one(tiny_pipeline):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+ORDERS = [(2, 1, 0), (1, 0, 2), (0, 2, 1)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), *(pytest.param(o, marks=pytest.mark.slow) for o in ORDERS)])
 def test_three_blocks_end_in_any_order(tiny_pipeline, order):
     pipe = tiny_pipeline()
     plain = generate(pipe)
@@ -198,7 +201,7 @@ def test_three_blocks_end_in_any_order(tiny_pipeline, order):
     assert generate(pipe).equal(plain)
 
 
-@modes
+@exact_first
 def test_nothing_of_a_run_is_kept_alive(mode):
     pipe, guidance = minimal_pipeline(), Guidance(brightness, space="latent", mode=mode)
     with guidance.attach(pipe):

@@ -97,7 +97,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("module", "key", "frames"), KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(module, key, frames, dtype):
     pipe, _ = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
     for part in pipe.components.values():
@@ -114,6 +114,7 @@ def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(modul
     assert found.kept == pytest.approx(meter.held - latents.nbytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_it_changes_nothing(pipe, guidance):
     guidance.reward.cutouts.reset()
     first = [view(torch.rand(1, 3, 9, 9)).shape for view in guidance.reward.cutouts.views()]
@@ -128,6 +129,7 @@ def test_it_changes_nothing(pipe, guidance):
         assert id(weight) == before[name][0] and weight.equal(before[name][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level", "compiled", "compiled in place"])
 def test_offloaded_and_compiled_networks_stay_where_they_are(pipe, guidance, kind, monkeypatch):
     expected = estimate(guidance, pipe, Decoding(checkpoint=True), 1)
@@ -153,6 +155,7 @@ def test_a_reward_that_needs_data_is_refused(pipe):
         plan_memory(Guidance(reward), pipe, "1GiB", SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_rewards_in_a_sum_are_divided_into_chunks_too(pipe, guidance):
     alone = estimate(guidance, pipe, Decoding(resolution=0.25), None)
     twofold = Guidance(
