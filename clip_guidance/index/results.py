@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.images.load import Skipped
 
 
@@ -23,14 +24,8 @@ class Hit:
     metadata: dict[str, Any]
 
 
-class Hits(list[Hit]):
+class Hits(DisplayMixin, list[Hit]):
     """Images that were found, best first; a notebook shows them."""
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.html.page import fragment
-        from clip_guidance.report.similarity import hits_html
-
-        return fragment(hits_html(self))
 
 
 @dataclass

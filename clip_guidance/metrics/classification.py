@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clip_guidance._display import DisplayMixin
+
 STEEPEST = 1e4  # factor of the logits beyond which a sample is taken to have no best one
 
 
 @dataclass(frozen=True)
-class ClassificationMetrics:
+class ClassificationMetrics(DisplayMixin):
     """What is known of n classified images.
 
     Attributes:
@@ -36,12 +38,6 @@ class ClassificationMetrics:
     mean_per_class_recall: float
     confusion: Tensor
     error: float
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.classification import metrics_parts
-        from clip_guidance.report.html.page import fragment
-
-        return fragment(*metrics_parts(self))
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMetrics:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.metrics.statistics import Interval, bounds
 
 HELD = 2**22  # drawn numbers in memory at once
 
 
 @dataclass(frozen=True)
-class PairedComparison:
+class PairedComparison(DisplayMixin):
     """Run b against run a.
 
     Attributes:
@@ -46,12 +47,6 @@ class PairedComparison:
     def differences(self) -> Tensor:
         """Float64 (n,), b − a."""
         return self.b - self.a
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.html.page import fragment
-        from clip_guidance.report.scores import comparison_parts
-
-        return fragment(*comparison_parts(self))
 
 
 def compare_scores(

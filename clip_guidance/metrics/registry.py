@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from clip_guidance.images.load import as_list
+from clip_guidance.metrics.aesthetic import AestheticHead
+from clip_guidance.metrics.clip_iqa import get_pair
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
 from clip_guidance.metrics.protocol import ImageScore, expect_texts
 
@@ -72,12 +74,8 @@ def get_image_score(score: Score) -> ImageScore:
         return PromptScore(DEFINITIONS[score])
     kind, _, rest = score.partition(":")
     if kind == "clip-iqa":
-        from clip_guidance.metrics.clip_iqa import get_pair
-
         return get_pair(rest or "quality")
     if kind == "aesthetic" and rest:
-        from clip_guidance.metrics.aesthetic import AestheticHead
-
         return AestheticHead.from_file(rest)
     known = ", ".join([*DEFINITIONS, "clip-iqa[:PAIR]", "aesthetic:PATH.safetensors"])
     raise ValueError(f"no score {score!r}; there are {known}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clip_guidance.index.duplicates import duplicate_groups
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,6 +73,4 @@ def duplicate_images(clip: CLIP, images: Any, threshold: float = 0.95, batch_siz
         ValueError: the threshold is out of range.
         ImageError: an image cannot be read.
     """
-    from clip_guidance.index.duplicates import duplicate_groups
-
     return duplicate_groups(clip.encode_image(images, batch_size=batch_size).cpu().numpy(), threshold)

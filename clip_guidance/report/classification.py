@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from markupsafe import Markup
 
-from clip_guidance.images.load import as_list
+from clip_guidance.images.load import ImageSource, as_list
 from clip_guidance.metrics.classification import ClassificationMetrics, classification_metrics
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page, percent
 from clip_guidance.report.html.parts import Guess
+from clip_guidance.report.notebook import result_parts
 from clip_guidance.zero_shot.classifier import ZeroShotResult
-
-if TYPE_CHECKING:
-    from clip_guidance.images.load import ImageSource
 
 LABELS = 30  # of a confusion matrix at most; beyond, the commonest confusions are listed
 ROUNDED = "Probabilities are rounded to 0.1 %."
@@ -74,6 +72,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
     return parts.table(["right", "given", "images"], [(right, given, count) for count, right, given in lines])
 
 
+@result_parts.register
 def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None = None) -> tuple[Markup, ...]:
     """The figures and the confusion matrix; labels without names are numbered."""
     matrix = metrics.confusion.tolist()
@@ -92,12 +91,14 @@ def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None =
     )
 
 
-def result_html(result: ZeroShotResult) -> Markup:
-    """The bars of a result whose images are not at hand."""
+@result_parts.register
+def bars_parts(result: ZeroShotResult) -> tuple[Markup, ...]:
+    """Draw the bars of a result whose images are not at hand."""
     chosen = list(range(len(result)))[: parts.IMAGES]
     threshold = 0.5 if result.multi_label else 0.0
     guesses = _guesses(result, chosen, None, None, 5, threshold)
-    return parts.section("", parts.classified(guesses), f"{parts.shown(len(chosen), len(result))}. {ROUNDED}")
+    note = f"{parts.shown(len(chosen), len(result))}. {ROUNDED}"
+    return (parts.section("", parts.classified(guesses), note),)
 
 
 def _guesses(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
+from clip_guidance.generation.generator import GeneratedImage
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card
+from clip_guidance.report.notebook import result_parts
 
 IN_CARDS = ("prompt", "seed")
 
@@ -35,6 +39,12 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
             *parts.failures(failed),
         ),
     )
+
+
+@result_parts.register
+def image_parts(image: GeneratedImage) -> tuple[Markup, ...]:
+    """Draw one image with its scores and settings."""
+    return generated([{"image": image.image, **image.record()}]).parts
 
 
 def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:

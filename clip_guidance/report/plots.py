@@ -6,6 +6,7 @@ files are matplotlib's own: ``plot_matrix(matrix).figure.savefig("likeness.pdf")
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,26 @@ import torch
 
 from clip_guidance.images.load import as_list, load_image
 from clip_guidance.report.html.parts import sturges
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clip_guidance.zero_shot.classifier import ZeroShotResult
-
-
 PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
 
 
+@functools.singledispatch
+def plot_result(result: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draw a result; the functions registered for its class say with which arguments.
+
+    Raises:
+        TypeError: No plot is registered for this class.
+    """
+    raise TypeError(f"no plot shows a {type(result).__name__}")
+
+
+@plot_result.register(ZeroShotResult)
 def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
     """The k likeliest labels of each image as bars, beside the image.
 

@@ -7,17 +7,16 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from clip_guidance.images.load import ImageSource
+from clip_guidance.metrics.comparison import PairedComparison
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page, percent
 from clip_guidance.report.html.parts import Card
-
-if TYPE_CHECKING:
-    from clip_guidance.metrics.comparison import PairedComparison
+from clip_guidance.report.notebook import result_parts
 
 EXTREMES = 30  # images shown of the best, and of the worst
 ROUNDED = "Scores are rounded to 0.001."
@@ -77,6 +76,7 @@ def comparison(found: PairedComparison, *, facts: Mapping[str, Any] | None = Non
     return Page("Two runs compared", (parts.facts(facts or {}), *comparison_parts(found)))
 
 
+@result_parts.register
 def comparison_parts(found: PairedComparison) -> tuple[Markup, ...]:
     """Figures with their intervals, a histogram of the differences, and the pairs that differ most."""
     d, w = found.difference, found.win_rate

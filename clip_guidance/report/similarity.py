@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from clip_guidance.images.load import ImageSource, as_list, image_name
+from clip_guidance.index.results import Hit, Hits
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card
 from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
-
-if TYPE_CHECKING:
-    from clip_guidance.index.results import Hit
+from clip_guidance.report.notebook import result_parts
 
 ROUNDED = "Cosines are rounded to 0.001."
 
@@ -82,11 +81,16 @@ def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None =
         hits: as ``ImageIndex.search`` gives them.
         facts: shown at the top.
     """
-    return Page(f"Search: {query}", (parts.facts(facts or {}), hits_html(hits)))
+    return Page(f"Search: {query}", (parts.facts(facts or {}), _hits(hits)))
 
 
-def hits_html(hits: Sequence[Hit]) -> Markup:
-    """Images that were found, with their cosines and metadata."""
+@result_parts.register
+def hits_parts(hits: Hits) -> tuple[Markup, ...]:
+    """Draw the images that a search found, with their cosines and metadata."""
+    return (_hits(hits),)
+
+
+def _hits(hits: Sequence[Hit]) -> Markup:
     lines = [tuple(f"{key}: {value}" for key, value in hit.metadata.items()) for hit in hits]
     cards = [Card(hit.path, value=f"{hit.score:.3f}", lines=more) for hit, more in zip(hits, lines, strict=True)]
     return _found(cards)

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from clip_guidance._display import DisplayMixin
+from clip_guidance.metrics.classification import fit_temperature
 from clip_guidance.zero_shot.templates import DEFAULT_ANY, DEFAULT_TEMPLATES, Template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clip_guidance.clip import CLIP
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -36,7 +39,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class ZeroShotResult:
+class ZeroShotResult(DisplayMixin):
     """What ``ZeroShotClassifier`` says about n images and L labels.
 
     Attributes:
@@ -99,15 +102,7 @@ class ZeroShotResult:
 
     def plot(self, images: Any = None, k: int = 5) -> Figure:
         """Bars beside the images, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
-        from clip_guidance.report.plots import plot_probs
-
-        return plot_probs(self, images, k)
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.classification import result_html
-        from clip_guidance.report.html.page import fragment
-
-        return fragment(result_html(self))
+        return self._plot(images, k)
 
 
 class ZeroShotClassifier:
@@ -185,8 +180,6 @@ class ZeroShotClassifier:
         Raises:
             ValueError: several labels may hold at once, a label is unknown, or no temperature fits; says why.
         """
-        from clip_guidance.metrics.classification import fit_temperature
-
         if self.multi_label:
             raise ValueError("expected a classifier of one label an image to calibrate, got multi_label=True")
         targets = self.numbers(labels)

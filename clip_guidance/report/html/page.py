@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from clip_guidance import __version__
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -32,8 +34,6 @@ class Page:
 
     def to_html(self) -> str:
         """The whole page: no scripts, and no address of anything outside it."""
-        from clip_guidance import __version__
-
         template = environment().get_template("page.html")
         return template.render(title=self.title, body=Markup("\n").join(self.parts), mark=MARK, version=__version__)
 
