@@ -1,7 +1,7 @@
 """Results that show themselves: drawn by :mod:`clip_guidance.report`, which stands above every result.
 
-A result inherits :class:`DisplayMixin` and names no report; ``report`` registers how each class is drawn. The imports are
-inside the methods because reports import the results that they draw.
+A result inherits :class:`DisplayMixin` and names no report; ``report`` registers how each class is drawn. The imports
+are inside the methods because reports import the results that they draw.
 """
 
 from __future__ import annotations

@@ -32,15 +32,7 @@ def bounds(drawn: Tensor, probability: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-@dataclass(frozen=True)
-class ShareInterval:
-    """Bounds of a share, in [0, 1]."""
-
-    low: float
-    high: float
-
-
-def wilson_interval(share: float, count: int, confidence: float = 0.95) -> ShareInterval:
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share of ``count`` independent cases.
 
     Raises:
@@ -52,7 +44,7 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> Share
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    return ShareInterval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+    return Interval(share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
 
 
 def with_intervals(shares: dict[str, float], count: int) -> dict[str, float]:
