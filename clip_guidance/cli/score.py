@@ -16,11 +16,11 @@ import typer
 from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
-    from clip_guidance.metrics.job.items import Item
+    from clip_guidance.metrics.job.items import ScoreItem
     from clip_guidance.metrics.job.judge import Judge
     from clip_guidance.metrics.job.processes import Processes
-    from clip_guidance.metrics.job.run import Options, Work
-    from clip_guidance.metrics.job.store import WorkFile
+    from clip_guidance.metrics.job.run import Job, Options
+    from clip_guidance.metrics.job.store import ScoreStore
     from clip_guidance.report import Page
 
 SHOWN = 200  # rows of the table on a terminal
@@ -114,7 +114,7 @@ def command(
 
     from clip_guidance.clip.embed_cache import EmbedCache
     from clip_guidance.metrics.job.processes import find_processes
-    from clip_guidance.metrics.job.run import Options, Work
+    from clip_guidance.metrics.job.run import Job, Options
 
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = find_processes(device)
@@ -122,7 +122,7 @@ def command(
     job = common.Job()
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
-        work = Work(place, processes)
+        work = Job(place, processes)
         work.check(resume)
         stack.enter_context(work.locked())
         judges = _judges(model, definition, processes.device, dtype.value, long_prompts.value, draft)
@@ -161,10 +161,10 @@ def _check_input(
             check_table(path)
 
 
-def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[Item]:
-    from clip_guidance.metrics.job.items import read_work
+def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreItem]:
+    from clip_guidance.metrics.job.items import read_items
 
-    return read_work(given, prompt, sys.stdin)
+    return read_items(given, prompt, sys.stdin)
 
 
 def _judges(
@@ -180,7 +180,7 @@ def _judges(
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
 
 
-def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
+def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: Options, job: common.Job) -> None:
     """Scores until all is done or Ctrl-C is pressed; what was done then is written all the same."""
     from clip_guidance.metrics.job.run import score_items
 
@@ -199,14 +199,14 @@ def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Opti
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 
 
-def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
+def _print(work: Job, judges: list[Judge], json: bool, job: common.Job) -> None:
     """Prints the rows and the means, of all processes."""
     import torch
 
-    from clip_guidance.metrics.job.store import WorkFile
+    from clip_guidance.metrics.job.store import ScoreStore
 
     summaries = []
-    with WorkFile(work.base) as base:
+    with ScoreStore(work.base) as base:
         for definition in (definition for judge in judges for definition in judge.definitions):
             summary = base.summary(definition.id)
             mean = None
@@ -226,19 +226,19 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
     _narrate_marks([summary for summary, _ in summaries])
 
 
-def _page(work: Work, failed: list[dict[str, str]]) -> Page:
-    from clip_guidance.metrics.job.store import WorkFile
+def _page(work: Job, failed: list[dict[str, str]]) -> Page:
+    from clip_guidance.metrics.job.store import ScoreStore
     from clip_guidance.report import Scores, scores
 
     def rows(wanted: str) -> Iterator[tuple[str, str, float]]:
         return ((row.image, row.prompt, row.score) for row, _ in base.rows() if row.record == wanted)
 
-    with WorkFile(work.base) as base:
+    with ScoreStore(work.base) as base:
         records = base.records().items()
         return scores(*(Scores(rows(key), record["definition"], record) for key, record in records), failed=failed)
 
 
-def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
+def _print_json(base: ScoreStore, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
     """One document, its rows printed as they are read."""
     head: dict[str, Any] = {"scores": means}
     if len(means) == 1:
@@ -254,7 +254,7 @@ def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict
     print('\n  ],\n  "failed": ' + common.as_json(failures) + "\n}")
 
 
-def _print_table(base: WorkFile, several: bool) -> None:
+def _print_table(base: ScoreStore, several: bool) -> None:
     """Lines for other programs, all of them; on a terminal the first ones."""
     columns = ["image", "prompt", "score", *(["definition", "model"] if several else [])]
     rows = (

@@ -1,4 +1,4 @@
-"""Drops the vectors of deleted and replaced images: the living ones are copied to a new file, then it takes over."""
+"""Drop the vectors of deleted and replaced images: the others are copied to a new file, which then takes over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def compact(store: Store) -> int:
-    """Rewrites the vector file without dead rows; killed at any moment, the index is as before or as after.
+    """Rewrite the vector file without dead rows; killed at any moment, the index is as before or as after.
 
     Returns:
         The number of rows dropped.

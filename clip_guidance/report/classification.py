@@ -51,7 +51,7 @@ def classification(
             raise ValueError(f"expected {len(result)} {what}, one for each of the result's, got {len(given)}")
     measured = () if truth is None else _measured(result, truth)
     order = range(len(result)) if truth is None else _mistakes_first(result, truth)
-    chosen = list(order)[: parts.IMAGES]
+    chosen = list(order)[: parts.MAX_IMAGES]
     note = parts.shown(len(chosen), len(result)) + (
         "" if truth is None else ", mistakes first, the surest before others"
     )
@@ -94,7 +94,7 @@ def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None =
 @result_parts.register
 def bars_parts(result: ZeroShotResult) -> tuple[Markup, ...]:
     """Draw the bars of a result whose images are not at hand."""
-    chosen = list(range(len(result)))[: parts.IMAGES]
+    chosen = list(range(len(result)))[: parts.MAX_IMAGES]
     threshold = 0.5 if result.multi_label else 0.0
     guesses = _guesses(result, chosen, None, None, 5, threshold)
     note = f"{parts.shown(len(chosen), len(result))}. {ROUNDED}"

@@ -26,7 +26,7 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
     settings = [dict(row["settings"]) for row in rows]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]
     shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
-    chosen = rows[: parts.IMAGES]
+    chosen = rows[: parts.MAX_IMAGES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
     note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
     about = {name: settings[0][name] for name in names if name in shared}

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from clip_guidance.images.load import as_list, load_image
-from clip_guidance.report.html.parts import sturges
 from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 if TYPE_CHECKING:
@@ -106,59 +105,6 @@ def plot_matrix(
     ax.set_xticks(range(matrix.shape[1]), columns, rotation=90, **PLAIN)
     ax.figure.colorbar(shown, ax=ax)
     return ax
-
-
-def plot_scores(scores: Any, label: str = "score", ax: Axes | None = None) -> Axes:
-    """How often each range of scores occurs (Sturges 1926), with a dashed line at the mean; of the finite ones alone.
-
-    Args:
-        scores: (n,).
-        label: what they are.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: none is finite.
-    """
-    values = _array(scores).astype(np.float64).ravel()
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        raise ValueError(f"scores: expected at least one finite number, got {len(values)} that are none")
-    ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
-    ax.hist(finite, bins=sturges(finite))
-    ax.axvline(finite.mean(), linestyle="--", color="black", label=f"mean {finite.mean():.2f}")
-    ax.set(xlabel=label, ylabel="images")
-    ax.legend()
-    return ax
-
-
-def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: int = 5) -> Figure:
-    """Images in rows, with captions: the hits of a search, or what was drawn.
-
-    Args:
-        images: n images, as for ``CLIP.encode_image``.
-        captions: n texts.
-        columns: images in a row.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ImageError: an image cannot be read.
-        ValueError: there is no image, or not as many captions.
-    """
-    sources = as_list(images)
-    if captions is not None and len(captions) != len(sources):
-        raise ValueError(f"captions: expected {len(sources)}, one for each image, got {len(captions)}")
-    columns = min(columns, len(sources))
-    rows = -(-len(sources) // columns)
-    size = (2 * columns, 2.2 * rows)
-    figure, grid = _pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for ax in grid.flat[len(sources) :]:
-        ax.set_axis_off()
-    for number, (ax, source) in enumerate(zip(grid.flat, sources, strict=False)):
-        _image(ax, source)
-        if captions is not None:
-            ax.set_title(captions[number], fontsize="small", **PLAIN)
-    return figure
 
 
 def _image(ax: Axes, source: Any) -> None:

@@ -46,7 +46,7 @@ def similarity(
         raise ValueError(f"expected a matrix ({len(rows)}, {len(columns)}) for these images, got {shape}")
     heads = _heads(rows)
     sides = heads, heads if images_b is None else _heads(columns)
-    cells = [row[: parts.SIDE] for row in values[: parts.SIDE]]
+    cells = [row[: parts.MAX_SIDE] for row in values[: parts.MAX_SIDE]]
     body = parts.heat_map(cells, *sides)
     counts = [parts.shown(len(side), total) for side, total in zip(sides, (len(rows), len(columns)), strict=True)]
     note = counts[0] if images_b is None else f"{counts[0]} in rows, {counts[1]} in columns"
@@ -103,7 +103,7 @@ def duplicates(
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
     """Groups of images that are alike, in the order given; whole groups as long as there is room."""
-    bodies, room = [], parts.IMAGES
+    bodies, room = [], parts.MAX_IMAGES
     for number, group in enumerate(groups, 1):
         chosen = group[:room]
         if not chosen:
@@ -112,17 +112,17 @@ def duplicates(
         cards = parts.gallery([Card(image) for image in chosen])
         bodies.append(parts.section(f"Group {number}", cards, parts.shown(len(chosen), len(group))))
     total = sum(map(len, groups))
-    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.IMAGES - room, total)}
+    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.MAX_IMAGES - room, total)}
     about = parts.facts({**(facts or {}), **counts})
     return Page("Near-duplicates", (about, *bodies, *parts.failures(failed)))
 
 
 def _found(cards: Sequence[Card]) -> Markup:
-    chosen = cards[: parts.IMAGES]
+    chosen = cards[: parts.MAX_IMAGES]
     note = f"{parts.shown(len(chosen), len(cards))}, best first. {ROUNDED}"
     return parts.section("Images", parts.gallery(chosen), note)
 
 
 def _heads(images: Sequence[ImageSource]) -> list[Thumbnail]:
-    chosen = images[: parts.SIDE]
+    chosen = images[: parts.MAX_SIDE]
     return [thumbnail(image, image_name(image, place), parts.HEADING) for place, image in enumerate(chosen)]

@@ -22,7 +22,7 @@ from clip_guidance.metrics.classification import classification_metrics
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.metrics.statistics import with_intervals
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
-from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES, Template
+from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES, NAME_TEMPLATE, Template
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -52,7 +52,7 @@ def name_recall(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
     """``R@1`` and ``R@5`` of the images among the distinct names they bear: an image asks, its name is right."""
     names, targets = unique([row.name for row in data.rows])
     image_embeds = clip.encode_image(data.images, batch_size=256)
-    text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
+    text_embeds = clip.encode_text([NAME_TEMPLATE.format(name) for name in names])
     return recall_at_k(image_embeds, text_embeds, targets.to(image_embeds.device))
 
 

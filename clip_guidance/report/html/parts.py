@@ -19,9 +19,9 @@ from clip_guidance.images.load import ImageSource, image_name
 from clip_guidance.report.html.page import render
 from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
 
-IMAGES = 200  # shown on a page at most
-SIDE = 40  # of a heat map at most
-LINES = 200  # of a list at most
+MAX_IMAGES = 200  # shown on a page at most
+MAX_SIDE = 40  # of a heat map at most
+MAX_LINES = 200  # of a list at most
 HEIGHT = 110  # of the tallest bar of a histogram, in a box of 120
 HEADING = 96  # pixels of an image that heads a row or column: sharp at 48
 
@@ -156,7 +156,7 @@ def failures(failed: Sequence[Mapping[str, str]]) -> tuple[Markup, ...]:
     """What could not be read, and why; nothing where all could."""
     if not failed:
         return ()
-    rows = [(entry["path"], entry["reason"]) for entry in failed[:LINES]]
+    rows = [(entry["path"], entry["reason"]) for entry in failed[:MAX_LINES]]
     return (section("Not read", table(["input", "reason"], rows), shown(len(rows), len(failed), "inputs")),)
 
 
