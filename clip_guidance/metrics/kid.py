@@ -37,7 +37,7 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
         >>> import torch
         >>> features = torch.eye(3)
         >>> round(kernel_distance(features, features + 1), 3)
-        12.778
+        13.716
     """
     a, b = checked_sets(features_a, features_b)
     within = mean_kernel(a, a, _kernel, others_only=True) + mean_kernel(b, b, _kernel, others_only=True)

@@ -1,4 +1,4 @@
-"""Reports of zero-shot classification: each image beside its likeliest labels, and who was taken for whom."""
+"""Reports of zero-shot classification: each image beside its likeliest labels, and the labels that were confused."""
 
 from __future__ import annotations
 
@@ -30,20 +30,30 @@ def classification(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A page of classified images.
+    """Make a page of classified images.
 
     Args:
-        result: of n images.
-        images: the n images, as for ``CLIP.encode_image``; without them only their bars are shown.
-        truth: the right label of each, None where it is not known. Where there are more images than are shown, those
-            that are wrong come first, the surest of them before the others.
-        k: labels shown for each.
-        threshold: a label that is less likely is not given.
-        facts: shown at the top.
-        failed: what could not be read: ``path`` and ``reason``.
+        result: The result of n images.
+        images: The n images, as for ``CLIP.encode_image``; without them only their bars are shown.
+        truth: The right label of each image, None where it is not known. Where there are more images than are shown,
+            the
+            wrong ones come first, the surest of them before the others.
+        k: Labels shown for each image.
+        threshold: A label that is less likely is not given.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: there are not n images, not n labels, or a label is unknown.
+        ValueError: There are not n images or not n labels, or a label is unknown.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> from clip_guidance import report
+        >>> probs = torch.tensor([[0.9, 0.1]])
+        >>> page = report.classification(cg.ZeroShotResult(("cat", "dog"), probs.log(), probs), truth=["cat"])
+        >>> page.title, "90.0%" in page.to_html()
+        ('Classified images', True)
     """
     sources: list[ImageSource] | None = None if images is None or not len(result) else as_list(images)
     for what, given in (("images", sources), ("right labels", truth)):
@@ -62,7 +72,7 @@ def classification(
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
-    """Images of label i (rows) that were given label j (columns); the commonest mistakes where labels are many."""
+    """Draw the images of label i (rows) that were given label j (columns); of many labels the commonest mistakes."""
     if len(labels) <= LABELS:
         return parts.heat_map(matrix, labels, labels, corner="right ↓ given →", form="d")
     mistakes = [
@@ -74,7 +84,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
 
 @result_parts.register
 def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None = None) -> tuple[Markup, ...]:
-    """The figures and the confusion matrix; labels without names are numbered."""
+    """Draw the figures and the confusion matrix; labels without names are numbered."""
     matrix = metrics.confusion.tolist()
     figures = {
         "images with a known label": metrics.count,
@@ -124,7 +134,7 @@ def _guesses(
 
 
 def _targets(result: ZeroShotResult, truth: Sequence[str | None]) -> torch.Tensor:
-    """int64 (n,), the number of the right label; -1 where it is not known."""
+    """Return the numbers of the right labels, int64 (n,); -1 where a label is not known."""
     places = {label: place for place, label in enumerate(result.labels)}
     if unknown := sorted({label for label in truth if label is not None and label not in places}):
         raise ValueError(f"unknown labels {unknown[:5]}; the result knows {', '.join(result.labels[:10])}")

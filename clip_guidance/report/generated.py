@@ -1,4 +1,4 @@
-"""Reports of images that were drawn: each with its prompt and scores, and the settings that all of them share."""
+"""Reports of generated images: each with its prompt and scores, and the settings that all of them share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ IN_CARDS = ("prompt", "seed")
 
 
 def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str, str]] = ()) -> Page:
-    """A page of drawn images.
+    """Make a page of generated images.
 
     Args:
-        rows: one an image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` gives.
-        failed: what could not be drawn: ``path`` and ``reason``.
+        rows: One mapping per image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` returns.
+        failed: Images that could not be generated: ``path`` and ``reason``.
     """
     settings = [dict(row["settings"]) for row in rows]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]

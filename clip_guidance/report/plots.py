@@ -1,7 +1,7 @@
 """Plots of results for notebooks and papers, drawn with matplotlib (extra ``plot``).
 
-Every function takes the axes to draw on, or makes a figure, and returns what it drew on, so that titles, sizes and
-files are matplotlib's own: ``plot_matrix(matrix).figure.savefig("likeness.pdf")``.
+Each function returns what it drew on, so that titles, sizes and files are matplotlib's own:
+``plot_matrix(matrix).figure.savefig("similarity.pdf")``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
 
 @functools.singledispatch
 def plot_result(result: Any, *args: Any, **kwargs: Any) -> Any:
-    """Draw a result; the functions registered for its class say with which arguments.
+    """Draw a result; the function registered for its class says with which arguments.
 
     Raises:
         TypeError: No plot is registered for this class.
@@ -35,17 +35,17 @@ def plot_result(result: Any, *args: Any, **kwargs: Any) -> Any:
 
 @plot_result.register(ZeroShotResult)
 def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
-    """The k likeliest labels of each image as bars, beside the image.
+    """Draw the k likeliest labels of each image as bars, beside the image.
 
     Args:
-        result: of n images.
-        images: the n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
-        k: labels for each.
+        result: The result of n images.
+        images: The n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
+        k: Labels for each image.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ImageError: an image cannot be read.
-        ValueError: there is no image, or not as many as results.
+        ImportError: Matplotlib is not installed.
+        ImageError: An image cannot be read.
+        ValueError: There is no image, or not as many images as results.
     """
     if not len(result):
         raise ValueError("expected a result of at least one image to plot, got none")
@@ -73,18 +73,18 @@ def plot_matrix(
     ax: Axes | None = None,
     form: str = ".2f",
 ) -> Axes:
-    """A heat map of numbers: cosines of images, or a confusion matrix (``form="d"``).
+    """Draw a heat map of numbers: cosines of images, or a confusion matrix (``form="d"``).
 
     Args:
-        values: (n, m), a tensor, an array or lists.
-        rows: n names; numbers by default.
-        columns: m names; by default those of the rows where n = m.
-        ax: where to draw; a new figure by default.
-        form: of the numbers in the cells, as for ``format``.
+        values: Numbers (n, m): a tensor, an array or lists.
+        rows: Names, n of them; numbers by default.
+        columns: Names, m of them; by default those of the rows where n = m.
+        ax: Axes to draw on; those of a new figure by default.
+        form: Format of the numbers in the cells, as for ``format``.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: it is no matrix, or the names do not fit.
+        ImportError: Matplotlib is not installed.
+        ValueError: The values are no matrix, or the names do not fit.
     """
     matrix = _array(values)
     if matrix.ndim != 2:
@@ -113,7 +113,7 @@ def _image(ax: Axes, source: Any) -> None:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Of a tensor wherever it is, an array or lists."""
+    """Convert a tensor on any device, an array or lists to an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         return (values.double() if values.is_floating_point() else values).numpy()  # numpy knows no bfloat16

@@ -1,4 +1,4 @@
-"""Reports of images that are compared: the matrix, a ranking, what a search found, near-duplicates."""
+"""Reports of images that are compared: the matrix, a ranking, the hits of a search, near-duplicates."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def similarity(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A heat map of cosines, with the images beside it.
+    """Make a page with a heat map of cosines, and the images beside it.
 
     Args:
-        matrix: (n, m), as ``image_similarity`` gives it.
-        images_a: the n images of the rows, as for ``CLIP.encode_image``.
-        images_b: the m images of the columns; by default those of the rows.
-        facts: shown at the top.
-        failed: what could not be read: ``path`` and ``reason``.
+        matrix: Cosines (n, m), as ``image_similarity`` returns them.
+        images_a: The n images of the rows, as for ``CLIP.encode_image``.
+        images_b: The m images of the columns; by default those of the rows.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: the numbers of images do not fit the matrix.
+        ValueError: The numbers of images do not fit the matrix.
     """
     values = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
     rows = as_list(images_a) if values else []
@@ -63,10 +63,17 @@ def ranking(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Images by their likeness to one, best first, as they are given.
+    """Make a page of images by their similarity to one image, best first, as they are given.
+
+    Args:
+        images: The images.
+        cosines: Cosine of each image.
+        to: The image that they are compared with.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: there are not as many cosines as images.
+        ValueError: There are not as many cosines as images.
     """
     cards = [Card(image, value=f"{cos:.3f}") for image, cos in zip(images, cosines, strict=True)]
     query = () if to is None else (parts.section("Compared with", parts.gallery([Card(to)])),)
@@ -74,12 +81,12 @@ def ranking(
 
 
 def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None = None) -> Page:
-    """What a search found, best first.
+    """Make a page of what a search found, best first.
 
     Args:
-        query: in words.
-        hits: as ``ImageIndex.search`` gives them.
-        facts: shown at the top.
+        query: The query, in words.
+        hits: Hits, as ``ImageIndex.search`` returns them.
+        facts: Names and values shown at the top.
     """
     return Page(f"Search: {query}", (parts.facts(facts or {}), _hits(hits)))
 
@@ -102,7 +109,13 @@ def duplicates(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Groups of images that are alike, in the order given; whole groups as long as there is room."""
+    """Make a page of groups of near-duplicates, in the order given; whole groups as long as there is room.
+
+    Args:
+        groups: Groups of images.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
+    """
     bodies, room = [], parts.MAX_IMAGES
     for number, group in enumerate(groups, 1):
         chosen = group[:room]
