@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
     from clip_guidance.index.store import Store
 
-_UNSETTLED = 2_000_000_000  # ns: a file may be written again within the tick of its time, so a younger time is not kept
+_UNSETTLED = 2_000_000_000  # ns; a file may change again within one tick of its clock, so a younger time is not kept
 
 
 @dataclass
 class _Plan:
     batch: Batch = field(default_factory=Batch)
     changes: Changes = field(default_factory=Changes)
-    prepared: list[Prepared] = field(default_factory=list)  # of batch.put
-    new: list[bool] = field(default_factory=list)  # whether it is an addition, of batch.put
+    prepared: list[Prepared] = field(default_factory=list)  # for each image of batch.put
+    new: list[bool] = field(default_factory=list)  # for each image of batch.put, whether it is an addition
     taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
 
 

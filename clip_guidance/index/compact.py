@@ -25,7 +25,7 @@ def compact(store: Store) -> int:
         for start, block in blocks(old.read(total), rows):
             new.write(start, block)
         store.renumber(rows, name)
-    with store.writing():  # so that nobody makes a file or changes which one is used
+    with store.writing():  # no other process may make a file or change which one is used
         for path in store.folder.glob("vectors-*"):  # the old one, and what earlier kills left
             if path.name != store.get("vectors"):
                 path.unlink()

@@ -15,7 +15,7 @@ from clip_guidance.index.where import Condition, both, compile_where
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Where: TypeAlias = str | Mapping[str, Any] | None
 
-# both parts are looked up in the index of paths, however many are asked for
+# Both parts use SQLite's index of paths, however many paths are asked for.
 _INSIDE = f"""id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS found ON found.path = asked.value)
     OR id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS found
     ON found.path >= asked.value || '{os.sep}' AND found.path < asked.value || '{chr(ord(os.sep) + 1)}')"""

@@ -94,7 +94,7 @@ class ImageIndex:
         """
         return cls(open_store(os.fspath(address), clip, create, dtype, catalogue), clip)
 
-    # Changing it
+    # Changing the index
 
     def add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Changes:
         """Add images, and bring those that the index holds up to date; see :meth:`iter_add`."""
@@ -140,7 +140,7 @@ class ImageIndex:
             gone = [entry.path for entry in page if not os.path.exists(entry.path)]
             other = [entry.path for entry in page if entry.path not in gone and not is_unchanged(entry)]
             renewed = add_batch(self._store, clip, other, patches(None))
-            renewed.unchanged = 0  # counted for those that were asked for
+            renewed.unchanged = 0  # add has counted these already
             changes += renewed
             changes.removed += self._store.delete(exactly(gone)) if gone else []
         self._store.flush()
@@ -170,7 +170,7 @@ class ImageIndex:
         """Free the disk of deleted and replaced vectors; return their number."""
         return compact(self._store)
 
-    # Asking it
+    # Reading the index
 
     def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> Hits:
         """Search the images that match a query best.
@@ -192,7 +192,7 @@ class ImageIndex:
             ImageError: An image of the query cannot be read.
             ValueError: The query or the filter cannot be read.
         """
-        condition = compile_where(where)  # before the model works
+        condition = compile_where(where)  # a bad filter fails before the model is run
         embeds = query_embeds(self._clip(), query)
         return Hits(self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0])
 

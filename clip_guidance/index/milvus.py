@@ -81,14 +81,14 @@ class MilvusStore(Store):
                 if self._size() == self.count():
                     return
             self._mark_all()
-        with self.writing():  # the marks are kept: until all are crossed out, everyone searches exactly
-            if self._pending():  # nobody else has done it meanwhile
+        with self.writing():  # While marks are left, every process searches exactly.
+            if self._pending():  # no other process has done it meanwhile
                 self._make()
                 self._send()
 
     def _mark_all(self) -> None:
         self._run("INSERT OR IGNORE INTO pending SELECT id FROM entries")
-        self._run("INSERT OR IGNORE INTO pending VALUES (0)")  # nobody's, so that an empty index is marked too
+        self._run("INSERT OR IGNORE INTO pending VALUES (0)")  # no image has this id; it marks an empty index too
 
     def _make(self) -> None:
         from pymilvus import DataType
@@ -154,7 +154,7 @@ class MilvusStore(Store):
     def close(self) -> None:
         """Close the catalogue and the connection, and release a file for other processes."""
         if self._client is not None:
-            with suppress(ImageIndexError):  # a server that is gone keeps nobody from closing
+            with suppress(ImageIndexError):  # a server that is gone must not prevent closing
                 self.flush()
             self._client.close()
             self._client = None

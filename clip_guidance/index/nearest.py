@@ -56,13 +56,13 @@ def _best(
     best: np.ndarray, best_rows: np.ndarray, scores: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the k best rows found before, best first, with the rows of a block."""
-    if len(best) == k:  # most of a block cannot be among them; equals can, for the order of rows decides
+    if len(best) == k:  # most of a block cannot be among the best; equal scores can: the row decides
         near = np.flatnonzero(scores >= best[-1])
         scores, rows = scores[near], rows[near]
     scores, rows = np.concatenate([best, scores]), np.concatenate([best_rows, rows])
     if len(scores) > k:
         least = np.partition(scores, -k)[-k]
-        kept = scores >= least  # with all that equal the k-th, so that which one stays is not left to chance
+        kept = scores >= least  # keeps all that equal the k-th, so that the row decides and not chance
         scores, rows = scores[kept], rows[kept]
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]

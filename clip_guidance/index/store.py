@@ -67,7 +67,7 @@ class Store:
         self._use_write_ahead_log()
         self._run("PRAGMA synchronous = FULL")
         if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            if meta is None:  # its making was cut short
+            if meta is None:  # its creation was cut short
                 raise ImageIndexError(f"{self.folder}: there is no image index")
             self._create(meta)
         self.meta: dict[str, Any] = dict(self._run("SELECT key, value FROM meta").fetchall())
@@ -89,7 +89,7 @@ class Store:
     def _create(self, meta: Mapping[str, Any]) -> None:
         self._run("BEGIN IMMEDIATE")
         try:
-            if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # nobody was quicker
+            if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # no other process was quicker
                 name = f"vectors-{uuid.uuid4().hex[:8]}"
                 VectorFile.create(self.folder / name, meta["dim"], meta["dtype"])
                 for statement in SCHEMA:
@@ -284,4 +284,4 @@ class Store:
 
 
 def _is_foreign(path: Path) -> bool:
-    return not path.name.startswith((FILE, "vectors-"))  # these another process has just made
+    return not path.name.startswith((FILE, "vectors-"))  # another process may just have made these files

@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_guidance._files import sync_file, sync_folder
 
-_HEADER = struct.Struct("<8sII48x")  # magic, d, bytes a number; padded so that rows are aligned
+_HEADER = struct.Struct("<8sII48x")  # magic, d, bytes per number; padded so that rows are aligned
 _MAGIC = b"CLIPVEC1"
 _DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<f4"), 2: np.dtype("<f2")}
 BLOCK = 16384  # rows held in memory at once: 32 MiB of 512 float32
@@ -67,12 +67,12 @@ class VectorFile:
         Raises:
             ImageIndexError: The file is shorter: it was damaged from outside.
         """
-        if rows == 0:  # nothing cannot be mapped
+        if rows == 0:  # an empty file cannot be mapped
             return np.empty((0, self.dim), self.dtype)
         held = (self.path.stat().st_size - _HEADER.size) // (self.dim * self.dtype.itemsize)
         if held < rows:
             raise ImageIndexError(f"{self.path}: expected at least {rows} vectors, it holds {held}; it was cut short")
-        if self._map is None or len(self._map) < rows:  # kept, since a new map is paged in anew
+        if self._map is None or len(self._map) < rows:  # the map is kept, since a new one would be paged in anew
             self._map = np.memmap(self.path, self.dtype, "r", _HEADER.size, (held, self.dim))
         return self._map[:rows]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip_guidance._display import DisplayMixin
 
-MAX_FACTOR = 1e4  # factor of the logits beyond which a sample is taken to have no best one
+MAX_FACTOR = 1e4  # factor on the logits beyond which no temperature is taken to fit
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMet
     if not len(logits) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"expected logits (n, L) and targets (n,), got {tuple(logits.shape)}, {tuple(targets.shape)}")
     right = logits.gather(1, targets[:, None])
-    ahead = (~(logits < right)).sum(1) - 1  # not below the right one, which is itself left out
+    ahead = (~(logits < right)).sum(1) - 1  # logits not below the right one's, without itself
     size, given = logits.shape[1], logits.argmax(1)
     confusion = torch.bincount(targets * size + given, minlength=size**2).view(size, size)
     hits = (ahead == 0).double()

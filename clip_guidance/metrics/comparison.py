@@ -18,7 +18,7 @@ from torch import Tensor
 from clip_guidance._display import DisplayMixin
 from clip_guidance.metrics.statistics import Interval, bounds
 
-MAX_DRAWN = 2**22  # drawn numbers in memory at once
+MAX_DRAWN = 2**22  # resampled numbers in memory at once
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def precision_recall(features: Tensor, real: Tensor, neighbours: int = 3) -> Pre
         raise ValueError(f"expected more than {neighbours} images in each set, got {len(made)} and {len(real)}")
 
     def covered(points: Tensor, centres: Tensor) -> float:
-        radii = torch.cdist(centres, centres).kthvalue(neighbours + 1, dim=1).values  # the nearest is itself
+        radii = torch.cdist(centres, centres).kthvalue(neighbours + 1, dim=1).values  # each image is its own nearest
         return (torch.cdist(points, centres) <= radii).any(1).double().mean().item()
 
     return PrecisionRecall(covered(made, real), covered(real, made))

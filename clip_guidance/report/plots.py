@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
+PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label starts no formula
 
 
 @functools.singledispatch

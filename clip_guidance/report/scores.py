@@ -49,7 +49,7 @@ class _Highest:
 
     def __init__(self, size: int) -> None:
         self.size, self.place = size, 0
-        self.heap: list[tuple[float, int, _Row]] = []  # the place decides before rows would be compared
+        self.heap: list[tuple[float, int, _Row]] = []  # the place breaks ties, since rows cannot be compared
 
     def add(self, rank: float, row: _Row) -> None:
         self.place -= 1

@@ -215,11 +215,11 @@ class ZeroShotClassifier:
                 why.
         """
         if self.multi_label:
-            raise ValueError("expected a classifier of one label an image to calibrate, got multi_label=True")
+            raise ValueError("expected a classifier of one label per image to calibrate, got multi_label=True")
         targets = self.numbers(labels)
         logits = self(images).logits.cpu() * self.temperature
         if len(logits) != len(targets):
-            raise ValueError(f"expected one label an image, got {len(targets)} labels and {len(logits)} images")
+            raise ValueError(f"expected one label per image, got {len(targets)} labels and {len(logits)} images")
         self.temperature = fit_temperature(logits, targets)
         return self.temperature
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 Template = str | Callable[[str], str]
 
-NAME_TEMPLATE = "a picture of a {}"  # the one text of a name, where names are retrieved
-TRAINING_TEMPLATES = ("{}", "a {}", NAME_TEMPLATE)  # each training step draws one
-DEFAULT_TEMPLATES: tuple[Template, ...] = (*TRAINING_TEMPLATES, "a photo of a {}", "a drawing of a {}")  # averaged
+NAME_TEMPLATE = "a picture of a {}"  # the text that stands for a name in retrieval
+TRAINING_TEMPLATES = ("{}", "a {}", NAME_TEMPLATE)  # each training step draws one of them
+DEFAULT_TEMPLATES: tuple[Template, ...] = (*TRAINING_TEMPLATES, "a photo of a {}", "a drawing of a {}")  # their vectors are averaged
 DEFAULT_ANY = ("a picture", "something", "a picture of something else")  # texts that fit any image

@@ -120,12 +120,12 @@ def _items(given: str | Path, lines: Iterable[str]) -> Iterator[ScoreItem]:
         for image in walk(path) if path.is_dir() else find_images([path]):
             none = False
             yield ScoreItem(str(image), str(image))
-        if none:  # fails by name instead of passing unnoticed
+        if none:  # an item that fails by name, so that it does not pass unnoticed
             yield ScoreItem(str(path), str(path))
 
 
 def _of_line(line: str) -> ScoreItem | None:
-    text = line.removeprefix("\ufeff").strip()  # the mark with which some programs begin what they write
+    text = line.removeprefix("\ufeff").strip()  # the byte order mark that some programs write first
     if not text.startswith("{"):
         return ScoreItem(text, text) if text else None
     try:
@@ -147,7 +147,7 @@ def _open_table(path: Path) -> TableSource:
         pass
     try:
         source = TableSource([path], str(path))  # captions by their customary names
-    except SourceError:  # without any; also an error that says what there is
+    except SourceError:  # a table without captions; raises an error that says what there is
         return TableSource([path], str(path), caption_columns=["prompt"], need_captions=False)
     if columns := source.columns(path):
         found = ", ".join(columns.captions)

@@ -108,7 +108,7 @@ def _row(row: Mapping[str, Any], record: Mapping[str, Any], number: int) -> Scor
         prompt=row["prompt"] or "",
         record=record_id(record),
         position=number,
-        hash=row.get("hash") or "",  # without one it is found nowhere, and so scored again
+        hash=row.get("hash") or "",  # a row without a hash is never found, so its image is scored again
         score=float(row["score"]),
         guided=str(row.get("guided")) == "True",
         tokens=None if tokens in (None, "") else int(tokens),

@@ -94,7 +94,7 @@ class Preparer:
         texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
         prepared.prompt = next(texts, "")
         if self.needs_prompt and not prepared.prompt:
-            load_image(data, item.name)  # that it is no image is the better reason
+            load_image(data, item.name)  # raises the better reason where the file is no image
             raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
         if not is_text(prepared.prompt):
             raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
@@ -118,7 +118,7 @@ class Preparer:
                 image = Image.open(io.BytesIO(data))
                 image.draft("RGB", (self.draft_side, self.draft_side))
                 return load_image(image, name)
-            except Exception:  # Pillow raises anything, also for too many pixels; load_image tells it better
+            except Exception:  # Pillow raises anything, also for too many pixels; load_image names the reason better
                 pass
         return load_image(data, name)
 

@@ -37,5 +37,5 @@ def find_processes(device: str | None = None) -> Processes:
     from accelerate import PartialState
 
     cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # the last may have to wait long for the slowest
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # a process may have to wait long for the slowest
     return Processes(state.process_index, state.num_processes, device or str(state.device), state.wait_for_everyone)

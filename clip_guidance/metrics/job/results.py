@@ -136,8 +136,8 @@ def _choices(found: Sequence[ScoreSet]) -> str:
         return f"{'; '.join(names)}; choose one by its definition and model"
     settings = dict.fromkeys(name for one in found for name in one.settings)
     differ = [name for name in settings if len({one.settings.get(name) for one in found}) > 1]
-    told = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
-    return f"{'; '.join(told)}; definition and model do not tell them apart: keep each in a file of its own"
+    described = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
+    return f"{'; '.join(described)}; definition and model do not tell them apart: keep each in a file of its own"
 
 
 def _unlike(a: Sequence[ScoreSet], b: Sequence[ScoreSet]) -> str:

@@ -168,8 +168,8 @@ class ScoreStore:
         def write() -> int:
             self._db.executemany(_PUT, map(astuple, rows))
             added = self._db.total_changes - before
-            told = ((failed.position, _escaped(failed.image), _escaped(failed.reason)) for failed in failures)
-            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", told)
+            escaped = ((failed.position, _escaped(failed.image), _escaped(failed.reason)) for failed in failures)
+            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", escaped)
             return added
 
         return self._transact(write)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
 LongPrompts: TypeAlias = Literal["truncate", "chunk-average"]
-TEXTS_PER_PASS, TOKEN_MULTIPLE = 4, 16  # of a pass on a CPU: as many texts, of a multiple of these tokens
+TEXTS_PER_PASS, TOKEN_MULTIPLE = 4, 16  # of one pass on a CPU; lengths are rounded up to the multiple
 
 
 @dataclass(frozen=True)

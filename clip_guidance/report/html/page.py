@@ -16,7 +16,7 @@ from clip_guidance import __version__
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MARK = Markup('<meta name="generator" content="clip_guidance report">')  # by which a file is known for a report
+MARK = Markup('<meta name="generator" content="clip_guidance report">')  # a file that holds it is a report and may be replaced
 SUFFIXES = (".html", ".htm")
 
 
@@ -63,7 +63,7 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".report-{os.getpid()}.part")
         try:
-            # names of files may hold bytes that are no text: Python's stand-ins for them are no UTF-8
+            # Names of files may hold bytes that are no text; the surrogates that Python reads them as are no UTF-8.
             part.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
             os.replace(part, path)
         finally:

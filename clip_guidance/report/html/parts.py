@@ -19,9 +19,9 @@ from clip_guidance.images.load import ImageSource, image_name
 from clip_guidance.report.html.page import render
 from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
 
-MAX_IMAGES = 200  # shown on a page at most
-MAX_SIDE = 40  # of a heat map at most
-MAX_LINES = 200  # of a list at most
+MAX_IMAGES = 200  # images shown on a page at most
+MAX_SIDE = 40  # rows or columns of a heat map at most
+MAX_LINES = 200  # lines of a list at most
 HEIGHT = 110  # of the tallest bar of a histogram, in a box of 120
 HEADING = 96  # pixels of an image that heads a row or column: sharp at 48
 
@@ -176,7 +176,7 @@ def short_names(names: Sequence[str]) -> list[str]:
         return [os.path.basename(name) or name for name in names]
     try:
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    except ValueError:  # some absolute and some not
+    except ValueError:  # some paths are absolute and some are not
         return list(names)
     return [os.path.relpath(name, folder) if folder else name for name in names]
 

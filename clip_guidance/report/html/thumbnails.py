@@ -48,7 +48,7 @@ def data_uri(image: Image.Image, size: int = SIZE) -> str:
     """Encode an RGB image as a ``data:`` address of its pixels alone, at most ``size`` pixels per side."""
     small = image.copy()
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    small.info.clear()  # no place, no maker, no colour profile of kilobytes
+    small.info.clear()  # drops metadata such as the place and the camera, and a colour profile of kilobytes
     kind = "png" if small.width * small.height <= SMALL else "jpeg"
     buffer = io.BytesIO()
     small.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
