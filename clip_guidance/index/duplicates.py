@@ -31,7 +31,7 @@ def duplicate_groups(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: expected a cosine in (0, 1], got {threshold}")
     rows = np.arange(len(embeds)) if rows is None else rows
-    least = threshold - max(1e-6, np.finfo(embeds.dtype).eps)  # rounding: the cosine of a vector with itself may be below 1
+    least = threshold - max(1e-6, np.finfo(embeds.dtype).eps)  # a rounded cosine of 1
     parent = np.arange(len(rows))
     for start, part in blocks(embeds, rows, block):
         for offset, other in blocks(embeds, rows[start:], block):

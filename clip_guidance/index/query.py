@@ -26,7 +26,7 @@ from clip_guidance.images.load import EXTENSIONS, ImageSource
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
-_SIGN = re.compile(r'(?:(?<=[\s*])|^)"[^"]*"(?=\s|$)|(?:(?<=\s)|^)[+-](?=\s|$)')  # signs, and quoted texts, whose signs do not count
+_SIGN = re.compile(r'(?:(?<=[\s*])|^)"[^"]*"(?=\s|$)|(?:(?<=\s)|^)[+-](?=\s|$)')  # quotes are passed over
 _WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)\s*\*\s*")
 _FOLDER = ("./", "../", "/", "~/", ".\\", "..\\")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from clip_guidance._display import DisplayMixin
 from clip_guidance.metrics.statistics import Interval, bounds
 
-MAX_DRAWN = 2**22  # resampled numbers in memory at once
+MAX_DRAWS = 2**22  # resampled numbers in memory at once
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,6 @@ def compare_scores(
 def _resampled_means(values: Tensor, resamples: int, seed: int) -> Tensor:
     """Draw n rows of ``values`` (n, c) anew, ``resamples`` times, and return their means (resamples, c)."""
     generator, n = torch.Generator().manual_seed(seed), len(values)
-    sizes = torch.ones(resamples, dtype=torch.long).split(max(1, MAX_DRAWN // n))
+    sizes = torch.ones(resamples, dtype=torch.long).split(max(1, MAX_DRAWS // n))
     parts = [values[torch.randint(n, (len(size), n), generator=generator)].mean(1) for size in sizes]
     return torch.cat(parts)

@@ -12,5 +12,5 @@ Template = str | Callable[[str], str]
 
 NAME_TEMPLATE = "a picture of a {}"  # the text that stands for a name in retrieval
 TRAINING_TEMPLATES = ("{}", "a {}", NAME_TEMPLATE)  # each training step draws one of them
-DEFAULT_TEMPLATES: tuple[Template, ...] = (*TRAINING_TEMPLATES, "a photo of a {}", "a drawing of a {}")  # their vectors are averaged
+DEFAULT_TEMPLATES: tuple[Template, ...] = (*TRAINING_TEMPLATES, "a photo of a {}", "a drawing of a {}")
 DEFAULT_ANY = ("a picture", "something", "a picture of something else")  # texts that fit any image

@@ -107,14 +107,6 @@ def record_id(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
-def is_text(text: str) -> bool:
-    """Say whether a text can be written as UTF-8.
-
-    A text that carries bytes that are no UTF-8 (PEP 383), or half a character, cannot.
-    """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 class ScoreStore:
     """Keep rows and failures in an SQLite file.
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from clip_guidance import __version__
+from clip_guidance._files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MARK = Markup('<meta name="generator" content="clip_guidance report">')  # a file that holds it is a report and may be replaced
+MARK = Markup('<meta name="generator" content="clip_guidance report">')  # marks a file as a report
 SUFFIXES = (".html", ".htm")
 
 
@@ -61,13 +62,9 @@ class Page:
         path = Path(path)
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".report-{os.getpid()}.part")
-        try:
+        with write_atomically(path) as partial:
             # Names of files may hold bytes that are no text; the surrogates that Python reads them as are no UTF-8.
-            part.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            partial.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
         return path
 
 
