@@ -21,7 +21,7 @@ from clip_guidance.clip import CLIP
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.loss.contrastive import similarity_logits
 from clip_guidance.loss.distributed import ProcessGroup
-from clip_guidance.zero_shot.templates import TEMPLATES
+from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
 
 class NameLoss(nn.Module):
@@ -46,7 +46,7 @@ class NameLoss(nn.Module):
             raise ValueError(f"expected distinct names, got {len(names)} of which {len(set(names))} are distinct")
         training = clip.text_encoder.training
         clip.text_encoder.eval()
-        texts = [template.format(name) for template in TEMPLATES for name in names]
+        texts = [template.format(name) for template in TRAINING_TEMPLATES for name in names]
         with torch.no_grad():
             parts = [
                 clip.text_encoder(tokenize(clip.tokenizer, texts[i : i + batch_size]).to(clip.device)).pooler_output
@@ -54,7 +54,8 @@ class NameLoss(nn.Module):
             ]
         clip.text_encoder.train(training)
         # made anew by each launch, so checkpoints go without
-        self.register_buffer("pooled", torch.cat(parts).unflatten(0, (len(TEMPLATES), len(names))), persistent=False)
+        pooled = torch.cat(parts).unflatten(0, (len(TRAINING_TEMPLATES), len(names)))
+        self.register_buffer("pooled", pooled, persistent=False)
 
     def forward(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
         """The loss of the global batch; gradients are this process's, for data parallelism to average.
@@ -74,6 +75,6 @@ class NameLoss(nn.Module):
 
     def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
         """Each image's own, (n,), of what :meth:`forward` is given."""
-        name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
+        name_embeds = clip.text_projection(self.pooled[seed % len(TRAINING_TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
         return F.cross_entropy(logits, numbers, reduction="none")
