@@ -180,16 +180,15 @@ def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, train_cl
 def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     """The text encoder stays as it is; the loss is the plain one and that over the names, both above 0."""
     options = {"init": known, "freeze_text": True, "steps": 1, "log_every": 1}
-    for folder, weight, radius in (("plain", 0.0, 0.0), ("named", 2.0, 0.0), ("moved", 2.0, 1.0)):
-        train_clip.main(settings(tmp_path / folder, names=weight, adversarial=radius, **options))
+    for folder, weight in (("plain", 0.0), ("named", 2.0)):
+        train_clip.main(settings(tmp_path / folder, names=weight, **options))
     plain, named = (CLIP.from_pretrained(tmp_path / folder) for folder in ("plain", "named"))
     assert all(
         value.equal(plain.text_encoder.state_dict()[key]) for key, value in named.text_encoder.state_dict().items()
     )
     assert not embeddings(plain)[1].equal(embeddings(named)[1])
-    losses = [read_log(tmp_path / folder / "log.jsonl")[0]["loss"] for folder in ("plain", "named", "moved")]
+    losses = [read_log(tmp_path / folder / "log.jsonl")[0]["loss"] for folder in ("plain", "named")]
     assert losses[1] > losses[0] + 0.1
-    assert losses[2] > losses[1]  # the same images, moved against their names
 
 
 @pytest.mark.parametrize("init", ["init", "init_image"])
@@ -230,8 +229,6 @@ def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known,
         ({"lora_rank": 4, "init": "a", "freeze_text": True}, "neither of its towers frozen"),
         ({"names": -1.0}, "--names: expected a weight of at least 0, got -1"),
         ({"names": 1.0}, "--names: all names are read once, which needs --freeze_text"),
-        ({"adversarial": -1.0}, "--adversarial: expected a distance of at least 0, got -1"),
-        ({"adversarial": 1.0}, "--adversarial: .* needs --names, not --freeze_image"),
         ({"report_to": ["paper"]}, "report_to: expected trackers that are installed"),
     ],
 )

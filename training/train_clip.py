@@ -199,7 +199,6 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         cached_images=settings.freeze_image,
         names=NameLoss(clip, names) if settings.names else None,
         names_weight=settings.names,
-        adversarial=settings.adversarial,
         freeze_batch_norm=settings.freeze_batch_norm,
     ).to(accelerator.device)
     ema = averaged(objective, settings.ema_decay) if settings.ema_decay else None

@@ -68,12 +68,8 @@ class NameLoss(nn.Module):
         Returns:
             A scalar in nats.
         """
-        own = self.losses(clip, image_embeds, numbers, seed).mean()
-        world = World()
-        return own + (world.sum(own.detach().clone()) / world.size - own.detach())
-
-    def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
-        """Each image's own, (n,), of what :meth:`forward` is given."""
         name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
-        return F.cross_entropy(logits, numbers, reduction="none")
+        own = F.cross_entropy(logits, numbers, reduction="none").mean()  # "mean" would round in another order
+        world = World()
+        return own + (world.sum(own.detach().clone()) / world.size - own.detach())

@@ -41,7 +41,6 @@ class Settings(TowerSettings):
     patch_dropout: float = 0.0  # share of the ViT's patches that a step leaves out, and about that share of its cost
     loss: str = "softmax"  # CLIP's, or "sigmoid", SigLIP's
     names: float = 0.0  # weight of a second loss: each image among all names of the data; needs --freeze_text
-    adversarial: float = 0.0  # with names: how far an image may be moved against its name; for a CLIP that guides
     positives: str = "own"  # of softmax: pairs of one caption are left out of each other's, or "all" of them are right
     freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000
@@ -93,10 +92,6 @@ def check(settings: Settings) -> None:
         raise SystemExit(f"--names: expected a weight of at least 0, got {settings.names:g}")
     if settings.names and (not settings.freeze_text or settings.streaming):
         raise SystemExit("--names: all names are read once, which needs --freeze_text and goes without --streaming")
-    if settings.adversarial < 0:
-        raise SystemExit(f"--adversarial: expected a distance of at least 0, got {settings.adversarial:g}")
-    if settings.adversarial and (not settings.names or settings.freeze_image):
-        raise SystemExit("--adversarial: moves images against their names, which needs --names, not --freeze_image")
     if settings.lora_rank and (not settings.init or settings.freeze_text or settings.freeze_image):
         raise SystemExit("--lora_rank: needs --init, the CLIP that is adapted, and neither of its towers frozen")
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +25,6 @@ from clip_guidance.clip import CLIP
 from clip_guidance.loss.distributed import World
 from clip_guidance.loss.sigmoid import INITIAL_BIAS, sigmoid_loss
 from clip_guidance.loss.tiled import TILE, tiled_contrastive_loss
-from clip_guidance.training.adversarial import moved_against
 from clip_guidance.training.class_names import NameLoss
 
 LOSSES = ("softmax", "sigmoid")
@@ -51,8 +48,6 @@ class ContrastiveObjective(nn.Module):
             embeddings (n, d), see :mod:`clip_guidance.training.frozen_embeds`.
         names: a loss over all names, for a locked text encoder; :meth:`forward` needs ``numbers`` then.
         names_weight: what it is multiplied with before the contrastive loss is added.
-        adversarial: how far each view may be moved against its name, :func:`~.adversarial.moved_against`;
-            needs ``names``.
         freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
         tile: logits at a time.
 
@@ -72,7 +67,6 @@ class ContrastiveObjective(nn.Module):
         cached_images: bool = False,
         names: NameLoss | None = None,
         names_weight: float = 1.0,
-        adversarial: float = 0.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -83,9 +77,7 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"chunk_size: expected at least 1 pair, got {chunk_size}")
         self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
-        if adversarial and (names is None or cached_images):
-            raise ValueError("adversarial: images are moved against their names, which needs names and the images")
-        self.names, self.names_weight, self.adversarial = names, names_weight, adversarial
+        self.names, self.names_weight = names, names_weight
         self.pixel_values = pixel_values
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
@@ -113,13 +105,13 @@ class ContrastiveObjective(nn.Module):
             A scalar in nats.
 
         Raises:
-            ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, ``names`` come
-                without ``numbers``, or ``adversarial`` is asked for under FSDP2.
+            ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, or ``names`` come
+                without ``numbers``.
         """
         self._check(len(images))
         if self.names is not None and numbers is None:
             raise ValueError("a loss over all names needs numbers: which of them each image bears")
-        image_embeds = images if self.cached_images else self._image_embeds(images, numbers, seed)
+        image_embeds = images if self.cached_images else self._image_embeds(images, seed)
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
@@ -141,27 +133,14 @@ class ContrastiveObjective(nn.Module):
                     module.eval()
         return self
 
-    def _image_embeds(self, images: Tensor, numbers: Tensor | None, seed: int) -> Tensor:
-        """(n, d), of views of the images, which are moved against their names if that is wanted."""
+    def _image_embeds(self, images: Tensor, seed: int) -> Tensor:
+        """(n, d), of views of the images."""
 
-        def of_views(views: Tensor) -> Tensor:
-            return self.clip.image_embeds(self.pixel_values(views) if self.pixel_values else views)
+        def encode(chunk: Tensor) -> Tensor:
+            chunk = self.views(chunk) if self.views else chunk
+            return self.clip.image_embeds(self.pixel_values(chunk) if self.pixel_values else chunk)
 
-        def views_of(chunk: Tensor) -> Tensor:
-            return self.views(chunk) if self.views else chunk
-
-        names, draws = self.names, f"image-{seed}"
-        if not self.adversarial or names is None or numbers is None:
-            return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), images, draws)))
-
-        def losses(views: Tensor, numbers: Tensor) -> Tensor:
-            return names.losses(self.clip, of_views(views), numbers, seed)
-
-        moved = []  # before the chunks that are checkpointed: no gradient is taken inside of those
-        for (place, chunk), (_, chosen) in zip(self._chunks(images), self._chunks(numbers), strict=True):
-            with random_state(f"{draws}-{place}", chunk.device):
-                moved.append(moved_against(views_of(chunk), partial(losses, numbers=chosen), self.adversarial))
-        return torch.cat(list(self._embed(of_views, torch.cat(moved), draws)))
+        return torch.cat(list(self._embed(encode, images, f"image-{seed}")))
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, seed: str) -> Iterator[Tensor]:
         """Each chunk's embeddings (chunk, d)."""
@@ -183,8 +162,6 @@ class ContrastiveObjective(nn.Module):
 
     def _check(self, count: int) -> None:
         """Refuses what would be another objective."""
-        if self.adversarial and isinstance(self, FSDPModule):  # which lets go of its weights after that gradient
-            raise ValueError("adversarial: images moved against their names are not supported under FSDP2")
         if self.chunk_size and count % self.chunk_size:
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)
