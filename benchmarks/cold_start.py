@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 import clip_guidance
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 PARTS = """
 import gc, json, sys, time
@@ -59,13 +59,13 @@ print(json.dumps(times))
 class Settings:
     """Settings of one run."""
 
-    runs: int = 5
-    model: str = "emoji"
-    labels: str = "a,b,c"
-    width: int = 640  # of the image
-    height: int = 480
-    cold: bool = False  # nothing of the packages in the page cache
-    output: Path | None = None  # a table in Markdown
+    runs: int = 5  # fresh processes of each kind
+    model: str = "emoji"  # CLIP: a packaged name, a folder, or a hub id
+    labels: str = "a,b,c"  # names of the classes, separated by commas
+    width: int = 640  # of the image, in pixels
+    height: int = 480  # of the image, in pixels
+    cold: bool = False  # drop the files of all packages from the page cache before each run
+    output: Path | None = None  # Markdown file for the table
     json: bool = False  # print JSON instead of a table
 
 

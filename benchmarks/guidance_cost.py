@@ -59,7 +59,7 @@ from transformers import CLIPModel
 
 import clip_guidance as cg
 from clip_guidance.guidance.engine.decoder import Decoding
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 PROMPT = "a red apple on a wooden table"
 UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipeline, frozen"
@@ -69,21 +69,21 @@ UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipel
 class Settings:
     """Settings of one run."""
 
-    size: Literal["tiny", "small", "emoji", "sd15", "sdxl"] = "small"
+    size: Literal["tiny", "small", "emoji", "sd15", "sdxl"] = "small"  # of the networks
     community: str = ""  # path of clip_guided_stable_diffusion.py; its rows are left out without it
     clip: str = ""  # guide of sd15 and sdxl: b32 (default), b16, l14
-    height: int = 0  # side of the square image; 0 for the size's own
-    device: str = "cpu"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    steps: int = 2  # timed steps a run
-    repeats: int = 5  # timed runs of each row
-    cutouts: int = 4
-    guidance_scale: float = 7.5
-    seed: int = 0
+    height: int = 0  # side of the square image, in pixels; 0 for the size's own
+    device: str = "cpu"  # torch device
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # precision of the networks
+    steps: int = 2  # timed steps per run
+    repeats: int = 5  # timed runs per row
+    cutouts: int = 4  # per image, on both sides
+    guidance_scale: float = 7.5  # of classifier-free guidance
+    seed: int = 0  # of weights and noise
     threads: int = 0  # of the CPU; 0 leaves them as they are
     only: str = ""  # run only the rows whose name contains this, and the unguided one
-    json: bool = False  # print rows as JSON, not as a table
-    output: str = ""  # markdown file to append the table to
+    json: bool = False  # print the rows as JSON instead of a table
+    output: str = ""  # Markdown file to append the table to
 
 
 @dataclass(frozen=True)

@@ -34,18 +34,18 @@ from PIL import Image
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.index import ImageIndex
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    store: str = "folder"  # folder; file or server: Milvus
-    kills: int = 20
-    images: int = 120
-    patience: float = 0.4  # the longest a process works before it is killed, in seconds
-    seed: int = 0
+    store: str = "folder"  # "folder"; or Milvus in a "file" or behind a "server"
+    kills: int = 20  # processes to kill
+    images: int = 120  # in the index, at most
+    max_seconds_to_kill: float = 0.4  # a process is killed after a random time up to this
+    seed: int = 0  # of the images, the changes and the moments of the kills
     json: bool = False  # print JSON instead of a table
 
 
@@ -208,7 +208,7 @@ def run(settings: Settings, folder: Path, place: str) -> dict[str, Any]:
     state, moments, faults = State(), Counter(), []
     for number in range(settings.kills):
         worker = partial(work, folder=folder, names=names, rng=random.Random(rng.random()))
-        kill_once(opened, worker, state, rng.uniform(0, settings.patience), working=number % 5 > 0)
+        kill_once(opened, worker, state, rng.uniform(0, settings.max_seconds_to_kill), working=number % 5 > 0)
         moments[state.action] += 1
         found = look(opened, embeds)
         held = set(found["held"])

@@ -33,19 +33,19 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from clip_guidance.cli.main import run as command_line
 from clip_guidance.metrics.job.judge import Judge
 from clip_guidance.metrics.job.store import WorkFile
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    format: str = "jsonl"  # jsonl, csv or parquet
-    kills: int = 20
-    images: int = 240
-    batch_size: int = 8
-    patience: float = 0.7  # the longest a process works before it is killed, as a share of a whole run
-    seed: int = 0
+    format: str = "jsonl"  # of the scores: jsonl, csv or parquet
+    kills: int = 20  # processes to kill
+    images: int = 240  # number of images
+    batch_size: int = 8  # images per batch
+    max_share_to_kill: float = 0.7  # a process is killed after a random share of a whole run's time up to this
+    seed: int = 0  # of weights, images and the moments of the kills
     json: bool = False  # print JSON instead of a table
 
 
@@ -163,7 +163,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
 
     kills, midway, finished, encoded, lost, least = 0, 0, 0, 0, 0, 0
     while kills < settings.kills or not output.exists():
-        wait = whole * rng.uniform(0, settings.patience) if kills < settings.kills else None
+        wait = whole * rng.uniform(0, settings.max_share_to_kill) if kills < settings.kills else None
         killed, code, more = attempt([*same, "--output", str(output), "--resume"], wait)
         kills, encoded = kills + killed, encoded + more
         if not killed and code != 1:

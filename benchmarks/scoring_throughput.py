@@ -42,26 +42,26 @@ from clip_guidance.metrics.job.items import Item
 from clip_guidance.metrics.job.judge import Judge, make_judge
 from clip_guidance.metrics.job.processes import Processes
 from clip_guidance.metrics.job.run import Options, Work, score_items
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    images: int = 64
+    images: int = 64  # number of images
     side: int = 512  # of the images, in pixels
     per_prompt: int = 1  # images that share a prompt
-    model: str = "vit-b-32"  # or tiny
-    batch_size: int = 16
-    torch_threads: int = 1
-    decode_threads: int = 2
-    repeats: int = 3
-    only: str = ""  # beginnings of names, separated by commas
-    memory: bool = False
-    memory_images: str = "1000,10000"
-    output: Path | None = None  # also write the table here
-    json: bool = False
+    model: str = "vit-b-32"  # size of the CLIP of random weights: vit-b-32 or tiny
+    batch_size: int = 16  # images per batch
+    torch_threads: int = 1  # threads that encode
+    decode_threads: int = 2  # threads that read images
+    repeats: int = 3  # timed runs of each loop
+    only: str = ""  # beginnings of the names of the loops to run, separated by commas
+    memory: bool = False  # measure the peak of the memory instead of the speed
+    memory_images: str = "1000,10000"  # with memory: numbers of images, separated by commas
+    output: Path | None = None  # Markdown file to append the table to
+    json: bool = False  # print JSON instead of a table
 
 
 def pairs(files: list[str], settings: Settings) -> Iterator[tuple[list[Image.Image], list[str]]]:

@@ -23,7 +23,7 @@ from run import Program, Settings
 from torch import Tensor
 
 from clip_guidance.data.dataset import Row
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 HEADER = (
     "method",

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from report import Result, table
 from run import Program, Settings
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 ALONE = Method("CFG", "3")
 FIRST = Method("CLIP guidance", "", scale=5.0)

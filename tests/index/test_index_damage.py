@@ -3,7 +3,8 @@
 import pytest
 from index_helpers import held, make_store, put, unit_vectors
 
-from clip_guidance.index.store import FILE, Store
+from clip_guidance.index.schema import FILE
+from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, VectorFile
 
 
