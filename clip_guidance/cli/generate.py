@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clip_guidance.cli import _options as common
-from clip_guidance.generation.generator import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
+from clip_guidance.generation.settings import SCHEDULERS, GenerateSettings, read_settings
+
+if TYPE_CHECKING:
+    from clip_guidance.generation.image import GeneratedImage
 
 DEFAULTS = GenerateSettings(prompt="unset")
 TUNED_DEFAULT = "tuned for the model"
