@@ -65,7 +65,7 @@ def load_pipeline(
 
 
 def _moved(pipeline: DiffusionPipeline, device: str | torch.device, dtype: torch.dtype) -> DiffusionPipeline:
-    """Move a pipeline; parts that are in the precision already are skipped, else diffusers warns."""
+    """Move a pipeline; parts that have the precision already are skipped, else diffusers warns."""
     pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module) and next(part.parameters()).dtype != dtype:
