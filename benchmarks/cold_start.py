@@ -80,7 +80,7 @@ class Run:
 
 
 def time_run(words: list[str], lines: int) -> Run:
-    """Runs Python with these words; the result is the line of this number.
+    """Run Python with these words; the result is the line of this number.
 
     Raises:
         RuntimeError: it fails; with what it says on stderr.
@@ -103,7 +103,7 @@ def time_run(words: list[str], lines: int) -> Run:
 
 
 def drop_from_page_cache(places: set[Path]) -> int:
-    """Asks the system to forget the files in these folders; gives their bytes."""
+    """Ask the system to forget the files in these folders; return their bytes."""
     dropped = 0
     for path in (path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()):
         file = os.open(path, os.O_RDONLY)
@@ -116,7 +116,7 @@ def drop_from_page_cache(places: set[Path]) -> int:
 
 
 def measure(settings: Settings) -> list[dict[str, float | str]]:
-    """A row for each thing timed: its median and worst seconds."""
+    """Return a row for each thing timed: its median and worst seconds."""
     times: dict[str, list[float]] = {}
     packages = {Path(place) for place in (*sys.path, Path(clip_guidance.__file__).parent) if place}
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ def photographs(settings: Settings, split: str) -> list[dict[str, Any]]:
 
 
 def write_captions(rows: list[dict[str, Any]], path: Path) -> Path:
-    """A table of images with several captions each, as any data set may have."""
+    """Write a table of images with several captions each, as any data set may have."""
     captions = [[row["label"], f"a photo of a {row['label']}", f"{row['label']}, {row['coarse']}"] for row in rows]
     pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), path)
     return path

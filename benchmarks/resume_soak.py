@@ -67,7 +67,7 @@ def command(settings: Settings, folder: Path) -> list[str]:
 
 
 def run(settings: Settings, folder: Path, wait: float | None = None) -> bool:
-    """Starts the run; kills it ``wait`` seconds after its first new step, if it has not ended then; says whether."""
+    """Start the run, kill it ``wait`` seconds after its first new step, and tell whether it was."""
     log = folder / "log.jsonl"
     before = log.stat().st_size if log.is_file() else 0
     process = subprocess.Popen(command(settings, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

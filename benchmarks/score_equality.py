@@ -92,7 +92,7 @@ def make_clip(folder: Path, size: str) -> Path:
 
 
 def make_request(settings: Settings, folder: Path) -> dict[str, list[str]]:
-    """Writes images as PNG in several sizes, with a prompt of their label and one that is too long."""
+    """Write PNG images in several sizes, with a prompt of their label and one that is too long."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(settings.data)

@@ -50,7 +50,7 @@ class Settings:
 
 
 def save_tiny_clip(folder: Path, seed: int) -> Path:
-    """A transformers CLIP of random weights, one token a letter."""
+    """Save a transformers CLIP of random weights, with one token per letter."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer({token: i for i, token in enumerate(words)}, [], model_max_length=24)
@@ -88,7 +88,7 @@ def make_work(folder: Path, settings: Settings) -> Path:
 
 
 def score(words: list[str], tell: int | None = None) -> int:
-    """Runs the command line, silently; tells how many images are encoded. Returns the exit code."""
+    """Run the command line silently, tell how many images are encoded, return the exit code."""
     encode = Judge.encode
     if tell is not None:
 
@@ -110,7 +110,7 @@ def score(words: list[str], tell: int | None = None) -> int:
 
 
 def attempt(words: list[str], wait: float | None) -> tuple[bool, int, int]:
-    """A process that is killed after some seconds: whether it was, its exit code, and how many images it encoded."""
+    """Run a process and kill it; return whether it was, its exit code and the encoded images."""
     source, sink = os.pipe()
     process = os.fork()
     if process == 0:
@@ -141,7 +141,7 @@ def acknowledged(output: Path) -> int:
 
 
 def content(path: Path) -> Any:
-    """What a file of scores holds, to the last bit."""
+    """Read what a file of scores holds, to the last bit."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -150,7 +150,7 @@ def content(path: Path) -> Any:
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Kills and resumes, again and again; compares at the end."""
+    """Kill and resume, again and again; compare at the end."""
     rng = random.Random(settings.seed)
     table, clip = make_work(folder / "images", settings), save_tiny_clip(folder / "clip", settings.seed)
     same = ["score", "--prompts-file", str(table), "--model", str(clip), "--batch-size", str(settings.batch_size)]

@@ -114,7 +114,7 @@ def by_torchmetrics(files: list[str], folder: Path, settings: Settings) -> Calla
 def by_us(
     files: list[str], folder: Path, settings: Settings, draft: bool = False, **options: Any
 ) -> Callable[[], list[float]]:
-    """What ``clip-guidance score`` does once its models are loaded."""
+    """Do what ``clip-guidance score`` does once its models are loaded."""
     judge = make_judge(CLIP.from_pretrained(folder), ["torchmetrics"], draft=draft, **options)
 
     def loop() -> list[float]:
@@ -144,7 +144,7 @@ def scores_of(work: Work) -> list[float]:
 
 
 def reading_by_transformers(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
-    """Decoding and preprocessing alone: what bounds the speed where the encoder is quick, as on a GPU."""
+    """Decode and preprocess alone, which bounds the speed with a quick encoder, as on a GPU."""
     processor = CLIPImageProcessorPil.from_pretrained(folder)
 
     def loop() -> list[float]:
@@ -156,7 +156,7 @@ def reading_by_transformers(files: list[str], folder: Path, settings: Settings) 
 
 
 def reading_by_us(files: list[str], folder: Path, settings: Settings, draft: bool = False) -> Callable[[], list[float]]:
-    """The same in threads."""
+    """Decode and preprocess in threads."""
     clip = CLIP.from_pretrained(folder)
     side = 2 * clip.image_processor.resize_to
 
@@ -189,7 +189,7 @@ LOOPS: dict[str, Callable[..., Callable[[], list[float]]]] = {
 
 
 def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    """A row a loop: images a second, ratio to transformers' loop, largest difference of a score."""
+    """Return a row per loop: speed, ratio to transformers' loop, largest difference of a score."""
     files = save_images(folder / "images", settings.images, settings.side)
     weights = save_clip(folder / "clip", settings.model)
     wanted = settings.only.split(",")
@@ -237,7 +237,7 @@ def peak_memory(settings: Settings, count: int) -> float:
 
 
 def score_small(settings: Settings, folder: Path) -> float:
-    """Scores so many small images by the tiny CLIP; the peak of the memory of this process, in MiB."""
+    """Score many small images by the tiny CLIP; return the peak memory of this process in MiB."""
     files = save_images(folder / "images", 50, 40)
     judge = make_judge(CLIP.from_pretrained(save_clip(folder / "clip", "tiny")), ["torchmetrics"])
     count = int(settings.memory_images)

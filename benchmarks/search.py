@@ -171,7 +171,7 @@ def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
 
 
 def milliseconds(task: Callable[[], Any], repeats: int) -> float:
-    """The median of ``repeats`` runs, after one that is not counted."""
+    """Return the median of ``repeats`` runs, after one that is not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -187,7 +187,7 @@ def resident(kind: str) -> float:
 
 
 def add(settings: Settings) -> dict[str, float]:
-    """Fills the engine; its process then ends."""
+    """Fill the engine; its process then ends."""
     embeds = unit(np.random.default_rng(settings.seed), settings.count, settings.dim)
     engine = ENGINES[settings.engines[0]](settings, Path(settings.folder))
     start = time.perf_counter()
@@ -196,7 +196,7 @@ def add(settings: Settings) -> dict[str, float]:
 
 
 def query(settings: Settings) -> dict[str, Any]:
-    """Opens the engine that another process has filled, and asks it."""
+    """Open the engine that another process has filled, and query it."""
     kind = ENGINES[settings.engines[0]]
     queries = unit(np.random.default_rng(settings.seed + 1), settings.queries, settings.dim)
     importlib.import_module(kind.needs)  # type: ignore[attr-defined]
@@ -220,7 +220,7 @@ def query(settings: Settings) -> dict[str, Any]:
 
 
 def measure(settings: Settings, folder: Path) -> list[Row]:
-    """A row an engine, each in processes of its own, beside how many of the first one's nearest it found."""
+    """Return a row per engine, with the share of the first engine's nearest that it found."""
     rows: list[Row] = []
     for engine in settings.engines:
         found: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def measure(settings: Settings, folder: Path) -> list[Row]:
 
 
 def shared(one: list[list[int]], other: list[list[int]]) -> float:
-    """The mean share of the nearest that two engines have in common."""
+    """Return the mean share of the nearest that two engines have in common."""
     return statistics.mean(len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(one, other, strict=True))
 
 

@@ -41,7 +41,7 @@ class Settings:
 
 
 def reference() -> Any:
-    """A transformers CLIP of about the size of the packaged one."""
+    """Make a transformers CLIP of about the size of the packaged one."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def rate(times: list[float], settings: Settings) -> float:
 
 
 def theirs(settings: Settings, folder: str) -> float:
-    """Samples a second of transformers' Trainer."""
+    """Measure samples per second of transformers' Trainer."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -97,7 +97,7 @@ def theirs(settings: Settings, folder: str) -> float:
 
 
 def ours(settings: Settings, folder: str, chunk_size: int | None = None) -> float:
-    """Samples a second of this package's loop and objective."""
+    """Measure samples per second of this package's loop and objective."""
     from clip_guidance.clip.convert import from_transformers
     from clip_guidance.clip.image_processor import ImageProcessor
     from clip_guidance.training.launch import make_accelerator

@@ -1,4 +1,4 @@
-"""Checkpoints of a diffusion model side by side: a row each, the same prompts from the same noise, none chosen.
+"""Draw the same prompts from the same noise with several checkpoints, a row each.
 
     python training/contact_sheet.py --models runs/emoji-diffusion runs/emoji-diffusion-further \
         --data ../shared/data/emoji64-val.parquet --output sheet.png

@@ -1,4 +1,4 @@
-"""Turn finished runs into the models of the package: float16 safetensors and json, nothing else.
+"""Turn finished runs into the models of the package: float16 safetensors and json alone.
 
     python training/package_models.py --clip runs/emoji-clip --judge runs/emoji-judge --diffusion runs/emoji-diffusion
 

@@ -1,4 +1,4 @@
-"""Train a CLIP on captioned images with a contrastive objective, from scratch or from another CLIP.
+"""Train a CLIP on captioned images, from scratch or from another CLIP.
 
     accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml
 
@@ -97,7 +97,7 @@ def captions(settings: Settings, batches: MemoryBatches | StreamedBatches) -> It
 
 
 def find_tokenizer(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIPTokenizer:
-    """Return the vocabulary of this run: the first launch learns and saves it, later ones read it."""
+    """Return the vocabulary, which the first launch learns and saves, and later ones read."""
     if not (Path(settings.output) / "tokenizer.json").is_file():
         tokenizer = train_tokenizer(captions(settings, batches), settings.vocab_size, settings.context_length)
         tokenizer.save_pretrained(settings.output)
@@ -130,7 +130,7 @@ def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> C
 
 
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
-    """Drop the columns that are padding in every row; no text tower reads padding, so embeddings stay."""
+    """Drop columns that are padding in every row, which no text tower reads."""
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
@@ -163,7 +163,7 @@ def load_evaluations(settings: Settings) -> list[Evaluation]:
 
 
 def prepare_towers(clip: CLIP, settings: Settings) -> Any:
-    """Freeze, adapt and change the towers as the settings say; return peft's config of the adapters, if any."""
+    """Freeze, adapt and change the towers, and return peft's config of the adapters, if any."""
     clip.text_encoder.requires_grad_(not settings.freeze_text)
     for part in (clip.image_encoder, clip.visual_projection):
         part.requires_grad_(not settings.freeze_image)

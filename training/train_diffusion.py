@@ -76,7 +76,7 @@ class Settings:
 
 
 def train_autoencoder(settings: Settings, data: CaptionedImages, accelerator: Accelerator) -> AutoencoderKL:
-    """Train the autoencoder, normalise its latents and save it to ``output/vae``, or load it from there."""
+    """Train the autoencoder and save it to ``output/vae``, or load it from there."""
     folder = Path(settings.output) / "vae"
     if (folder / "config.json").is_file():
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
@@ -123,7 +123,9 @@ def train_unet(
     unet: UNet2DConditionModel | None = None,
     unseen: CaptionedImages | None = None,
 ) -> StableDiffusionPipeline:
-    """Train the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights.
+    """Train the UNet on the latents and captions of the data.
+
+    The pipeline that is returned holds the average of the weights.
 
     Args:
         unet: The UNet to continue from; None makes a fresh one.

@@ -109,7 +109,7 @@ class Program:
         return Result(method, self.judge(cell, items), cost)
 
     def share(self, values: list[int]) -> None:
-        """Overwrites ``values`` of every process with the main process's."""
+        """Overwrite ``values`` of every process with the main process's."""
         broadcast_object_list(values)
 
     def mebibytes(self, method: Method, item: Item) -> float:
@@ -124,7 +124,7 @@ class Program:
 
 
 def preamble(settings: Settings, judge: Judge) -> str:
-    """What the numbers of the report mean."""
+    """Tell what the numbers of the report mean."""
     return (
         "# Steering, judged by a CLIP that never guided\n\n"
         f"Model `{settings.model}`, judge `{settings.judge}` among {settings.candidates} texts (chance "

@@ -33,7 +33,7 @@ GRID: dict[str, Sequence[float]] = {
 
 
 def variant(method: Method, option: str, value: float) -> Method:
-    """``method`` with one option changed, and a name that tells all of them."""
+    """Change one option of a method, and give it a name that tells all of them."""
     if option == "scale":
         method = replace(method, scale=value)
     else:

@@ -1,4 +1,4 @@
-"""The average of a model's weights: diffusers' ``EMAModel`` as a module that resumes exactly.
+"""The average of a model's weights: as diffusers' ``EMAModel``, but resumed bit for bit.
 
 The saved model is this average. After update number t, with weights θ,
 
