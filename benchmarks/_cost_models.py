@@ -226,7 +226,7 @@ def filled(cls: type[nn.Module], device: str, dtype: torch.dtype, **config: Any)
 
 
 def letter_tokenizer() -> CLIPTokenizer:
-    """One token per letter, with the special tokens where OpenAI's vocabulary has them; every prompt is padded to 77."""
+    """One token per letter, with special tokens where OpenAI's vocabulary has them; prompts are padded to 77."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
     vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
