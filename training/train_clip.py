@@ -29,7 +29,7 @@ from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.clip.hub import ModelError
-from clip_guidance.clip.lora import add_lora, merged, save_adapter
+from clip_guidance.clip.lora import add_lora, merge_adapters, save_adapter
 from clip_guidance.clip.model_card import write_model_card
 from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
 from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
@@ -224,7 +224,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
-        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.ledger.bad_share)})
+        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.counters.bad_share)})
 
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()
@@ -261,7 +261,7 @@ def save_clip(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any 
     """Write the CLIP of this state; adapters are merged into it and saved beside it."""
     if adapters is not None:
         save_adapter(state, adapters, folder / "adapter")
-        state = merged(state)
+        state = merge_adapters(state)
     clip.save_pretrained(folder, state_dict=state)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -12,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_guidance import __version__
+from clip_guidance._files import write_atomically
 from clip_guidance.generation.settings import GenerateSettings
-from clip_guidance.images.metadata import METADATA_KEY
+from clip_guidance.images.metadata import png_with_record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,13 +49,7 @@ class GeneratedImage:
 
     def to_png(self) -> bytes:
         """Encode the image as a PNG file that carries its record."""
-        from PIL import PngImagePlugin
-
-        info = PngImagePlugin.PngInfo()
-        info.add_text(METADATA_KEY, json.dumps(self.record()))
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()
+        return png_with_record(self.image, self.record())
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``prompt-seed.png``, or ``prompt-seed-2.png`` ... if another image has that name.
@@ -75,9 +68,8 @@ class GeneratedImage:
         for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
             path = folder / f"{stem}{suffix}.png"
             if not path.exists():
-                part = path.with_suffix(".part")  # an image is there in full or not at all
-                part.write_bytes(data)
-                os.replace(part, path)
+                with write_atomically(path) as partial:
+                    partial.write_bytes(data)
                 return path
             if path.read_bytes() == data:
                 return path

@@ -9,9 +9,7 @@ weights.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from clip_guidance._files import write_atomically
 
 BEST = "best.safetensors"
 
@@ -147,17 +147,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), key=_step)
 
     def _write(self, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        """Write under another name, sync, and rename: no kill leaves half a checkpoint."""
-        partial = self.folder / "partial.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.rename(path)
+            with write_atomically(path) as partial:
+                save_file(tensors, partial, metadata)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):  # as where the folder is none
-                partial.unlink()
             last = self.paths()[-1].name if self.paths() else "none"
             raise CheckpointError(f"cannot write {path} ({error}); the last whole checkpoint is {last}") from error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.loss.contrastive import similarity_logits
-from clip_guidance.loss.distributed import World
+from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.zero_shot.templates import TEMPLATES
 
 
@@ -73,5 +73,5 @@ class ClassNameLoss(nn.Module):
         name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
         own = F.cross_entropy(logits, name_indices, reduction="none").mean()  # "mean" would round in another order
-        world = World()
-        return own + (world.sum(own.detach().clone()) / world.size - own.detach())
+        group = ProcessGroup()
+        return own + (group.sum(own.detach().clone()) / group.size - own.detach())
