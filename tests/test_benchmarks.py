@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def test_the_soak_kills_resumes_and_tells_a_difference(shared_data, tmp_path):
 
     output = tmp_path / "soak.md"
     argv = ["--data", str(shared_data / "emoji64-val.parquet"), "--output", str(output)]
-    argv += ["--kills", "1", "--steps", "12", "--save_every", "2", "--patience", "0.05"]
+    argv += ["--kills", "1", "--steps", "12", "--save_every", "2", "--max_seconds_to_kill", "0.05"]
     program.main(parse_settings(program.Settings, argv))
     assert "1 times at random" in output.read_text() and "identical, every bit" in output.read_text()
     one, other = tmp_path / "one", tmp_path / "other"
@@ -244,7 +244,7 @@ def test_the_engines_of_the_search_benchmark_find_what_is_nearest(tmp_path):
 
     engines = [name for name, kind in program.ENGINES.items() if importlib.util.find_spec(kind.needs)]
     assert "ours" in engines
-    settings = program.Settings(count=300, dim=16, queries=5, k=4, share=0.1, repeats=1, engines=engines)
+    settings = program.Settings(count=300, dim=16, queries=5, k=4, filter_share=0.1, repeats=1, engines=engines)
     rows = program.measure(settings, tmp_path)
     embeds = program.unit(np.random.default_rng(0), 300, 16)
     cosines = program.unit(np.random.default_rng(1), 5, 16) @ embeds.T

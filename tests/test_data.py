@@ -12,7 +12,7 @@ from PIL import Image
 
 from clip_guidance.data.dataset import PHRASES, CaptionedImages, Row, caption
 from clip_guidance.metrics.retrieval import recall_at_k, unique
-from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.training.augment import random_erasing, random_grayscale, random_noise, random_views
 
 
 def write_table(path, names=("cat", "dog"), broken=(), drop=(), size=8):
@@ -78,17 +78,17 @@ def test_views_stay_on_white_and_in_range():
 
 def test_noise_falls_on_a_share_of_the_images():
     images = torch.full((400, 3, 8, 8), 0.5)
-    spread = (random_noise(images, share=0.5, sigma=0.2) - images).flatten(1).std(1)
+    spread = (random_noise(images, max_std=0.2, probability=0.5) - images).flatten(1).std(1)
     noisy = spread[spread > 0]
     assert 150 < len(noisy) < 250
     # uniform in [0, 0.2]: mean 0.1 with a standard error of 0.058 / sqrt(200) = 0.004, three of them 0.012
     assert noisy.max() < 0.25 and abs(noisy.mean() - 0.1) < 0.016
-    assert random_noise(images, share=0.0).equal(images)
+    assert random_noise(images, probability=0.0).equal(images)
 
 
 def test_grey_images_keep_their_luma_and_shape():
     images = torch.rand(400, 3, 4, 4)
-    views = random_grey(images, 0.25)
+    views = random_grayscale(images, 0.25)
     grey = (views == views[:, :1]).flatten(1).all(1)
     assert 0.15 < grey.float().mean() < 0.35 and views[~grey].equal(images[~grey])
     luma = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
@@ -97,12 +97,12 @@ def test_grey_images_keep_their_luma_and_shape():
 
 def test_holes_are_white_squares_on_a_share_of_the_images():
     black = torch.zeros(400, 3, 20, 20)
-    views = random_holes(black, share=0.5, side=0.4)
+    views = random_erasing(black, probability=0.5, side=0.4)
     assert views.unique().tolist() == [0, 1]
     areas = views[:, 0].sum((1, 2))
     assert 0.4 < (areas > 0).float().mean() < 0.6 and areas.max() <= 81  # (2 * 4 + 1) squared
     assert areas[areas > 0].mean() > 50  # those at the rim are cut
-    assert random_holes(black, share=0.0).equal(black)
+    assert random_erasing(black, probability=0.0).equal(black)
 
 
 def test_what_has_sides_is_not_mirrored():

@@ -9,9 +9,10 @@ from PIL import Image
 from tiny_models import save_tiny_clip, save_tiny_pipeline
 
 from clip_guidance.clip import CLIP, hub
-from clip_guidance.generation import pipelines as pipeline
-from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
-from clip_guidance.generation.settings import TUNED
+from clip_guidance.generation import generator
+from clip_guidance.generation.generator import generate
+from clip_guidance.generation.settings import TUNED, GenerateSettings, read_settings
+from clip_guidance.images.metadata import read_record
 from clip_guidance.metrics.clip_score import clip_score
 
 
@@ -110,9 +111,9 @@ def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp
     for name, folder in (("emoji", settings.clip), ("emoji-judge", judge)):
         shutil.copytree(folder, tmp_path / name / "clip")
     monkeypatch.setattr(hub, "PACKAGED", tmp_path)
-    load = pipeline.load_pipeline
+    load = generator.load_pipeline
     folders = {"emoji": settings.model}
-    monkeypatch.setattr(pipeline, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
+    monkeypatch.setattr(generator, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
     (packaged,) = draw(GenerateSettings("a red apple", steps=2))
     named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **TUNED["emoji"])
     assert pixels(packaged) == pixels(draw(named)[0])

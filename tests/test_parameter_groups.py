@@ -9,8 +9,8 @@ from torch import nn
 
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.training.objective import ContrastiveObjective
-from clip_guidance.training.optimizer import parameter_groups
-from clip_guidance.training.trainer import Plan, fit, learning_rate
+from clip_guidance.training.optimizer import learning_rate, parameter_groups
+from clip_guidance.training.trainer import Plan, fit
 
 # The first prefix that fits a name says how many blocks stand behind it in its tower; the towers of tests/tiny.py have
 # 2 (ViT), 3 (transformer), 3 (ResNet: 1 + 2) and 1 (bag of words) blocks.

@@ -10,8 +10,8 @@ from torch import nn
 from clip_guidance.clip import CLIP
 from clip_guidance.loss.contrastive import contrastive_loss
 from clip_guidance.towers.vit import VisionTransformer, ViTConfig, drop_patches
+from clip_guidance.training.efficiency import set_patch_dropout
 from clip_guidance.training.objective import ContrastiveObjective, random_state
-from clip_guidance.training.towers import set_patch_dropout
 
 PATCHES = 16  # of tests/tiny.py's ViT: 32 x 32 pixels in patches of 8
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @pytest.fixture

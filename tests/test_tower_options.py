@@ -9,9 +9,9 @@ from tiny import TEXTS, make_clip
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers.layers import EncoderLayer
+from clip_guidance.training.efficiency import checkpoint_blocks, set_patch_dropout
 from clip_guidance.training.frozen_embeds import cached_image_embeds
 from clip_guidance.training.objective import ContrastiveObjective
-from clip_guidance.training.towers import checkpoint_blocks, set_patch_dropout
 
 
 def images(dtype=torch.float64, seed=1):
@@ -150,7 +150,7 @@ def test_cached_embeddings_give_the_loss_of_the_locked_tower(image, chunk_size, 
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(4, dtype=torch.float64), rtol=1e-12, atol=0)
     input_ids = tokenize(clip.tokenizer, TEXTS)
     views = clip.image_processor.differentiable
-    uncached = ContrastiveObjective(clip.eval(), views=views, chunk_size=chunk_size)  # a locked tower does not train
+    uncached = ContrastiveObjective(clip.eval(), augment=views, chunk_size=chunk_size)  # a locked tower does not train
     loss = uncached(raw.double() / 255, input_ids)
     expected = grads(clip, loss)
     clip.zero_grad()

@@ -13,34 +13,40 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.training.batches import Prefetcher
-from clip_guidance.training.ema import averaged
+from clip_guidance.training.batches import Prefetcher, SampleOrder, batches
+from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.log import plot_log, read_log
-from clip_guidance.training.optimizer import warmup_steps
-from clip_guidance.training.trainer import (
-    NonFiniteLossError,
-    Plan,
-    SampleOrder,
-    batches,
-    fit,
-    learning_rate,
-    parameter_groups,
-    parse_settings,
-)
+from clip_guidance.training.optimizer import learning_rate, parameter_groups, warmup_steps
+from clip_guidance.training.settings import parse_settings
+from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
 
 
 @dataclass(frozen=True)
 class Settings:
     data: str
-    steps: int = 10
+    steps: int = 10  # optimizer steps, 100 % of them
     rate: float = 1e-3
-    widths: list[int] = field(default_factory=lambda: [1, 2])
+    widths: list[int] = field(
+        default_factory=lambda: [1, 2]
+    )  # of the layers’ “channels”
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: here\nsteps: 3\nwidths: [4, 5]\n")
     assert parse_settings(Settings, ["--config", str(recipe), "--steps", "7"]) == Settings("here", 7, 1e-3, [4, 5])
+
+
+def test_the_comment_behind_a_field_is_its_help_line(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Further(Settings):
+        seed: int = 0  # of all draws
+
+    with pytest.raises(SystemExit):
+        parse_settings(Further, ["--help"])
+    shown = capsys.readouterr().out
+    assert "optimizer steps, 100 % of them (default: 10)" in shown and "of the layers’ “channels” (default" in shown
+    assert "of all draws (default: 0)" in shown and "YAML recipe" in shown
 
 
 def test_mistakes_in_settings_are_named(tmp_path, capsys):
@@ -106,7 +112,7 @@ def run(folder, steps: int, total: int = 8) -> tuple[nn.Module, AveragedModel]:
     """Trains a small map on noise up to ``steps`` of ``total``, as a killed and resumed program would."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-    ema = averaged(model, 0.9)
+    ema_model = make_ema_model(model, 0.9)
     accelerator = Accelerator()
 
     class Killed(Exception):
@@ -122,8 +128,8 @@ def run(folder, steps: int, total: int = 8) -> tuple[nn.Module, AveragedModel]:
 
     plan = Plan(total, 0.1, 2, 0.01, 1.0, seed=3, log_every=1, save_every=3)
     with contextlib.suppress(Killed):
-        fit(accelerator, model, loss, plan, folder, phase="test", ema=ema, after_step=kill)
-    return model, ema
+        fit(accelerator, model, loss, plan, folder, phase="test", ema_model=ema_model, after_step=kill)
+    return model, ema_model
 
 
 def test_a_killed_run_continues_bit_for_bit(tmp_path):
@@ -156,7 +162,8 @@ def test_the_log_can_be_plotted(tmp_path):
 def small(folder, loss, steps=6, **options):
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
-    plan = Plan(steps, 0.1, 2, 0.0, 1.0, seed=3, log_every=1, save_every=2, best=options.pop("best", None))
+    best = options.pop("best_metric", None)
+    plan = Plan(steps, 0.1, 2, 0.0, 1.0, seed=3, log_every=1, save_every=2, best_metric=best)
     fit(Accelerator(), model, loss, plan, folder, **options)
     return model
 
@@ -184,7 +191,7 @@ def test_the_best_weights_are_those_of_the_highest_metric(tmp_path):
         return {"loss": model(torch.randn(8, 4)).square().mean()}
 
     metrics = [0.1, 0.5, 0.3, 0.5, 0.4, 0.2]
-    small(tmp_path, loss, best="R@1", after_step=lambda done: {"R@1": metrics[done - 1]} if done > 1 else {})
+    small(tmp_path, loss, best_metric="R@1", after_step=lambda done: {"R@1": metrics[done - 1]} if done > 1 else {})
     assert load_file(tmp_path / "checkpoints" / "best.safetensors")["model/weight"].equal(seen[2])  # after two steps
 
 

@@ -15,7 +15,7 @@ from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages, Row
 from clip_guidance.metrics import retrieval
 from clip_guidance.metrics.statistics import wilson_interval
-from clip_guidance.training.evaluation import evaluating, retrieval_figures, zero_shot_figures
+from clip_guidance.training.evaluation import evaluating, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
@@ -60,10 +60,10 @@ def test_recall_where_images_share_captions_and_have_several(monkeypatch):
     embeds = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.9, 0.1]]), dim=-1)
     rows = [Row("a", "", (), ("a", "first")), Row("b", "", (), ("b",)), Row("b", "", (), ("b", "c"))]
     clip = Ideal({"a": 0, "first": 0, "b": 1, "c": 2}, embeds)
-    found = retrieval_figures(clip, CaptionedImages(images(3), rows))
+    found = retrieval_metrics(clip, CaptionedImages(images(3), rows))
     assert found["retrieval_text_R@1"] == 1 and found["retrieval_image_R@1"] == 1
     clip.known["c"] = 0  # a caption that says what the first image shows
-    found = retrieval_figures(clip, CaptionedImages(images(3), rows))
+    found = retrieval_metrics(clip, CaptionedImages(images(3), rows))
     assert found["retrieval_text_R@1"] == pytest.approx(2 / 3)  # "c" now ties with what is right for the first
     assert found["retrieval_image_R@1"] == pytest.approx(3 / 4) and found["retrieval_image_R@5"] == 1
     low, high = (found[f"retrieval_image_R@1_{end}"] for end in ("low", "high"))
@@ -77,7 +77,7 @@ def test_zero_shot_equals_a_classifier_asked_by_hand():
         torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
         [Row(CLASSES[i % 6], "", (), (CLASSES[i % 6],)) for i in range(count)],
     )
-    found = zero_shot_figures(clip, data, ["a photo of a {}", "{}"])
+    found = zero_shot_metrics(clip, data, ["a photo of a {}", "{}"])
     classifier = ZeroShotClassifier(clip, CLASSES, ["a photo of a {}", "{}"])
     right = [best[0].label == row.name for best, row in zip(classifier(data.images).top(1), data.rows, strict=True)]
     assert found["zero_shot_top1"] == pytest.approx(np.mean(right))
@@ -87,7 +87,7 @@ def test_zero_shot_equals_a_classifier_asked_by_hand():
     assert found["zero_shot_top1_low"] < found["zero_shot_top1"] < found["zero_shot_top1_high"]
     assert found["zero_shot_top5"] >= found["zero_shot_top1"]
     with pytest.raises(ValueError, match="expected images of at least two classes, all 5 are 'cat'"):
-        zero_shot_figures(clip, data.subset(range(0, 30, 6)))
+        zero_shot_metrics(clip, data.subset(range(0, 30, 6)))
 
 
 def test_measuring_leaves_the_training_as_it_was():
@@ -136,8 +136,8 @@ def settings(train_clip, sets, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "parquet"])
 def test_every_layout_of_classes_says_the_same(kind, train_clip, sets, settings):
-    label = {"zero_shot_label": "species"} if kind == "csv" else {}
-    ((every, figures),) = train_clip.load_examinations(
+    label = {"zero_shot_label_column": "species"} if kind == "csv" else {}
+    ((every, figures),) = train_clip.load_evaluations(
         settings(zero_shot_data=str(sets[kind]), zero_shot_every=7, **label)
     )
     assert every == 7 and sorted({row.name for row in figures.keywords["data"].rows}) == sorted(CLASSES)
@@ -155,7 +155,7 @@ def _rows_and_images(figures):
 def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settings, tmp_path, capfd):
     options = {"zero_shot_data": str(sets["folder"]), "zero_shot_every": 2, "zero_shot_templates": ["a {}"]}
     options |= {"retrieval_data": str(sets["train"]), "retrieval_every": 3, "keep_best": True}
-    train_clip.main(settings(best_by="zero_shot_top1", **options))
+    train_clip.main(settings(best_metric="zero_shot_top1", **options))
     rows = {row["step"]: row for row in read_log(tmp_path / "log.jsonl")}
     assert [step for step, row in rows.items() if "zero_shot_top1" in row] == [2, 4]
     assert [step for step, row in rows.items() if "retrieval_text_R@1" in row] == [3, 4]  # and when it ends
@@ -163,7 +163,7 @@ def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settin
         step, value = int(best.metadata()["step"]), float(best.metadata()["metric"])
     assert value == max(row["zero_shot_top1"] for row in rows.values() if "zero_shot_top1" in row)
     assert rows[step]["zero_shot_top1"] == value
-    final = zero_shot_figures(
+    final = zero_shot_metrics(
         CLIP.from_pretrained(tmp_path), CaptionedImages.from_pairs(sets["folder"], 32), templates=["a {}"]
     )
     assert {name: rows[4][name] for name in final} == pytest.approx(final)
@@ -177,13 +177,13 @@ def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settin
     ("options", "message"),
     [
         (
-            {"best_by": "zero_shot_top1"},
-            "--keep_best: needs --zero_shot_data, the images that choose by zero_shot_top1",
+            {"best_metric": "zero_shot_top1"},
+            "--keep_best: needs --zero_shot_data, the images that zero_shot_top1 is measured on",
         ),
-        ({"best_by": "retrieval_text_R@1", "zero_shot_data": "x"}, "--keep_best: needs --retrieval_data"),
+        ({"best_metric": "retrieval_text_R@1", "zero_shot_data": "x"}, "--keep_best: needs --retrieval_data"),
         (
-            {"best_by": "loss"},
-            r"--best_by: expected one of R@1, R@5, zero_shot_top1, .*retrieval_image_R@10, got 'loss'",
+            {"best_metric": "loss"},
+            r"--best_metric: expected one of R@1, R@5, zero_shot_top1, .*retrieval_image_R@10, got 'loss'",
         ),
         ({}, "--keep_best: needs --validation"),
     ],

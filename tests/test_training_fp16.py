@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from clip_guidance.training.checkpoints import Checkpoints
-from clip_guidance.training.ema import averaged
+from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import check_launch
 from clip_guidance.training.log import read_log
 from clip_guidance.training.loss_scale import MIN_SCALE
@@ -74,7 +74,7 @@ def run(folder, accelerator=None, overflow_at=(), nan_at=None, kill_after=None, 
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-    ema = averaged(model, 0.9)
+    ema_model = make_ema_model(model, 0.9)
     begun, taken, averages = [], [], []
 
     def loss(model, step):
@@ -83,7 +83,7 @@ def run(folder, accelerator=None, overflow_at=(), nan_at=None, kill_after=None, 
         return {"loss": (model(torch.randn(16, 4)) - 1).square().mean() * factor}
 
     def after_step(done):
-        averages.append([parameter.detach().clone() for parameter in ema.parameters()])
+        averages.append([parameter.detach().clone() for parameter in ema_model.parameters()])
         if done == kill_after:
             raise Killed
         return {}
@@ -94,7 +94,8 @@ def run(folder, accelerator=None, overflow_at=(), nan_at=None, kill_after=None, 
 
     plan = Plan(STEPS, 0.1, 2, 0.01, max_norm, seed=3, log_every=1, save_every=3)
     with contextlib.suppress(Killed), watched(look):
-        fit(accelerator or make_accelerator(), model, loss, plan, folder, ema=ema, after_step=after_step, **options)
+        options |= {"ema_model": ema_model, "after_step": after_step}
+        fit(accelerator or make_accelerator(), model, loss, plan, folder, **options)
     return model, averages, taken
 
 

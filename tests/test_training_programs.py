@@ -55,7 +55,7 @@ def test_train_clip(clip_folder):
 
 def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path):
     options = ["--data", data, data, "--output", tmp_path, "--init_text", clip_folder, "--batch_size", 4]
-    options += ["--image_size", 32, "--image_width", 32, "--image_layers", 1, "--patch_size", 4, "--noise", 0.1]
+    options += ["--image_size", 32, "--image_width", 32, "--image_layers", 1, "--patch_size", 4, "--max_noise_std", 0.1]
     options += ["--stem_widths", 8, 16, "--pooling", "mean", "--learning_rate", 0, "--steps", 1]
     done = launch(root, "train_clip.py", *options)
     assert done.returncode == 0, done.stderr
@@ -111,8 +111,9 @@ def test_two_processes_train_what_one_trains(root, data, clip_folder, tmp_path):
     """The same chunks of the same global batch: captions, views and order do not depend on the processes."""
     for folder, processes in (("one", 1), ("two", 2)):
         options = ["--data", data, "--validation", data, "--output", tmp_path / folder, "--init", clip_folder]
-        options += ["--batch_size", 8 // processes, "--chunk_size", 2, "--steps", 3, "--warmup", 1, "--mirror", True]
-        options += ["--grey", 0.3, "--holes", 0.3, "--noise", 0.1, "--ema_decay", 0.5, "--keep_best", True]
+        options += ["--batch_size", 8 // processes, "--chunk_size", 2, "--steps", 3, "--warmup", 1]
+        options += ["--random_flip", True, "--grayscale_probability", 0.3, "--erasing_probability", 0.3]
+        options += ["--max_noise_std", 0.1, "--ema_decay", 0.5, "--keep_best", True]
         options += ["--evaluate_every", 1]
         done = launch(root, "train_clip.py", *options, processes=processes)
         assert done.returncode == 0, done.stderr

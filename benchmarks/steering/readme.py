@@ -36,7 +36,7 @@ def row(result: dict[str, Any]) -> str:
 
 
 def block(report: dict[str, Any], name: str = "held-out") -> str:
-    """The table of one prompt set, with its markers."""
+    """Return the table of one prompt set, with its markers."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER), *map(row, report[name])]
     count = report[name][0]["count"]
     return "\n".join([BEGIN, f"{count} prompts a row:", "", *lines, END])

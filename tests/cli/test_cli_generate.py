@@ -53,7 +53,7 @@ def test_generate_tells_when_an_image_came_out_differently(generate):
 
 
 def test_generate_keeps_the_images_made_before_ctrl_c(generate, tmp_path, monkeypatch):
-    from clip_guidance.generation.generator import GeneratedImage
+    from clip_guidance.generation.image import GeneratedImage
 
     save = GeneratedImage.save
 

@@ -42,7 +42,7 @@ def test_the_kills_would_find_a_loss(root, tmp_path):
         "    batch.put, batch.embeds = batch.put[:-1], batch.embeds[:-1]\n"
         "    return apply(self, batch) if batch else []\n"
         "Store.apply = forget\n"
-        "index_kills.main(index_kills.Settings(kills=2, patience=1))\n"
+        "index_kills.main(index_kills.Settings(kills=2, max_seconds_to_kill=1))\n"
     )
     done = subprocess.run([sys.executable, tmp_path / "forgetful.py"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "lost ['" in done.stdout, done.stderr

@@ -8,7 +8,8 @@ from PIL import Image
 
 from clip_guidance import data as reading
 from clip_guidance import report
-from clip_guidance.generation.generator import GeneratedImage, GenerateSettings
+from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.settings import GenerateSettings
 
 SCORE = {"score": 27.123, "model": "<judge>", "guided": False}
 

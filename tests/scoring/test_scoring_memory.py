@@ -12,7 +12,7 @@ from clip_guidance.metrics.job.prepare import PreparedItem
 from clip_guidance.metrics.job.processes import Processes
 from clip_guidance.metrics.job.run import Job, Options, score_items
 from clip_guidance.metrics.job.store import ScoreRow
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):

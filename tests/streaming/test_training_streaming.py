@@ -32,7 +32,7 @@ def command(root, data, known, output, processes, workers, steps=60):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     program = [*(launch if processes > 1 else []), str(root / "training" / "train_clip.py")]
     options = {"init": known, "output": output, "image_size": 32, "batch_size": 4, "steps": steps, "warmup": 2}
-    options |= {"streaming": True, "shuffle_buffer": 7, "workers": workers, "mirror": True, "log_every": 1}
+    options |= {"streaming": True, "shuffle_buffer": 7, "workers": workers, "random_flip": True, "log_every": 1}
     options |= {"save_every": 4, "ema_decay": 0.9, "seed": 5}
     return [sys.executable, *program, "--data", *data, *(f"--{k}={v}" for k, v in options.items())]
 
@@ -82,7 +82,7 @@ class Process:
 def streamed(data, batch_size=4, index=0, count=1, transform=None, **options):
     options = {"seed": 3, "shuffle_buffer": 7, "shard": (index, count), **options}
     pairs = open_pairs(data, transform=transform or ToSquare(32), **options)
-    return StreamedBatches(pairs, batch_size, 3, Process(index, count), mirror=True)
+    return StreamedBatches(pairs, batch_size, 3, Process(index, count), random_flip=True)
 
 
 def same(one, other):
@@ -230,7 +230,7 @@ def test_places_that_do_not_fit_are_refused(data, tmp_path):
         small_fit(tmp_path / "stream", streamed(data[:1]), steps=4)
     small_fit(tmp_path / "memory", None)
     with pytest.raises(
-        CheckpointError, match=r"step-3.safetensors: expected the places of 1 processes in a stream, found no"
+        CheckpointError, match=r"step-3.safetensors: expected the stream positions of 1 processes, found none"
     ):
         small_fit(tmp_path / "memory", streamed(data), steps=4)
 
@@ -241,6 +241,6 @@ def test_another_number_of_processes_is_refused(tmp_path):
     model = nn.Linear(2, 1)
     Checkpoints(tmp_path).save(1, {"model": model}, torch.optim.AdamW(model.parameters()), [{"row": 1}, {"row": 2}])
     found = Checkpoints(tmp_path)
-    assert found.load_weights({"model": model}) == 1 and found.place(1, 2) == {"row": 2}
-    with pytest.raises(CheckpointError, match="expected the places of 3 processes in a stream, found of 2 processes"):
-        found.place(0, 3)
+    assert found.load_weights({"model": model}) == 1 and found.stream_position(1, 2) == {"row": 2}
+    with pytest.raises(CheckpointError, match="expected the stream positions of 3 processes, found those of 2"):
+        found.stream_position(0, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_guidance.generation.generator import read_settings
+from clip_guidance.generation.settings import read_settings
 
 pytestmark = pytest.mark.slow
 

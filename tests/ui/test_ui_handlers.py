@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generation.generator import generate
+from clip_guidance.generation.settings import GenerateSettings, read_settings
+from clip_guidance.images.metadata import read_record
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 

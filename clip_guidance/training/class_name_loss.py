@@ -1,8 +1,8 @@
-"""Each image among all names of the data, not only among those that its batch happens to hold.
+"""Classification of each image among all names of the data, not only those in its batch.
 
 In a batch of 128 of 2,000 names an image seldom meets a name like its own, and a contrastive loss soon has nothing
-more to teach. With the text encoder locked (LiT, Zhai et al. 2022, arXiv:2111.07991) every name is read once, and the
-image half of the contrastive loss (Radford et al. 2021, figure 3) can have them all as candidates at each step:
+more to teach. With the text encoder locked (LiT, Zhai et al. 2022, arXiv:2111.07991) every name is encoded once, and
+the image half of the contrastive loss (Radford et al. 2021, figure 3) can have all names as candidates at each step:
 
     loss = 1/N · Σ_i (logsumexp_k l_ik − l_i,name(i)),   l_ik = t·a_i·b_k
 
@@ -24,16 +24,16 @@ from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
 
-class NameLoss(nn.Module):
-    """Cross-entropy of images over names whose texts a locked text encoder has read.
+class ClassNameLoss(nn.Module):
+    """Cross-entropy of images over all names, which a locked text encoder has read in advance.
 
     Args:
-        clip: whose text encoder is locked; it is used in evaluation mode and left in the mode it is in.
+        clip: Its text encoder is locked; it is used in evaluation mode and left in the mode it was in.
         names: K distinct names.
-        batch_size: texts a pass.
+        batch_size: Texts per pass.
 
     Raises:
-        ValueError: a parameter of the text encoder would be trained, or names repeat.
+        ValueError: A parameter of the text encoder would be trained, or names repeat.
     """
 
     pooled: Tensor
@@ -53,28 +53,26 @@ class NameLoss(nn.Module):
                 for i in range(0, len(texts), batch_size)
             ]
         clip.text_encoder.train(training)
-        # made anew by each launch, so checkpoints go without
+        # each launch computes these anew, so checkpoints need not hold them
         pooled = torch.cat(parts).unflatten(0, (len(TRAINING_TEMPLATES), len(names)))
         self.register_buffer("pooled", pooled, persistent=False)
 
-    def forward(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
-        """The loss of the global batch; gradients are this process's, for data parallelism to average.
+    def forward(self, clip: CLIP, image_embeds: Tensor, name_indices: Tensor, seed: int = 0) -> Tensor:
+        """Return the loss of the global batch.
+
+        Gradients are those of this process, for data parallelism to average.
 
         Args:
-            clip: whose text projection and temperature are used.
-            image_embeds: (n, d), need not be unit vectors.
-            numbers: int64 (n,) in [0, K), which name each image bears.
-            seed: chooses the template, the same on all processes.
+            clip: Its text projection and temperature are used.
+            image_embeds: (n, d), of any length.
+            name_indices: int64 (n,) in [0, K), the name of each image.
+            seed: Chooses the template, the same on all processes.
 
         Returns:
             A scalar in nats.
         """
-        own = self.losses(clip, image_embeds, numbers, seed).mean()
-        group = ProcessGroup()
-        return own + (group.sum(own.detach().clone()) / group.size - own.detach())
-
-    def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
-        """Each image's own, (n,), of what :meth:`forward` is given."""
         name_embeds = clip.text_projection(self.pooled[seed % len(TRAINING_TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
-        return F.cross_entropy(logits, numbers, reduction="none")
+        own = F.cross_entropy(logits, name_indices, reduction="none").mean()  # "mean" would round in another order
+        group = ProcessGroup()
+        return own + (group.sum(own.detach().clone()) / group.size - own.detach())

@@ -1,4 +1,4 @@
-"""What can be done to the towers of a CLIP for the time of their training; nothing of it is saved with them."""
+"""Cheaper training steps: patch dropout, gradient checkpointing, compilation; none is saved."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from clip_guidance.towers.vit import VisionTransformer
 
 
 def set_patch_dropout(clip: CLIP, share: float) -> None:
-    """Leaves out this share of the patches of each image in training mode, drawn anew in each pass.
+    """Drop a random share of the patches of each image in training mode.
 
     Args:
-        clip: with a ViT as its image tower.
-        share: in [0, 1); FLIP (Li et al. 2023, arXiv:2212.00794) uses 0.5 and 0.75, then a short training with 0.
+        clip: With a ViT as its image tower.
+        share: In [0, 1), drawn anew in each pass; FLIP (Li et al. 2023, arXiv:2212.00794) uses 0.5 and
+            0.75, then a short training with 0.
 
     Raises:
         ValueError: ``share`` is out of range, or the image tower has no patches.
@@ -25,12 +26,12 @@ def set_patch_dropout(clip: CLIP, share: float) -> None:
 
 
 def checkpoint_blocks(clip: CLIP) -> None:
-    """Runs the transformer blocks again in the backward pass instead of keeping their activations.
+    """Recompute the activations of transformer blocks in the backward pass.
 
-    Towers that are frozen keep nothing anyway, and are left as they are.
+    Frozen towers keep no activations, and are left as they are.
 
     Raises:
-        ValueError: no tower that is trained has transformer blocks.
+        ValueError: No tower that is trained has transformer blocks.
     """
     trained = [
         tower for tower in (clip.image_encoder, clip.text_encoder) if any(p.requires_grad for p in tower.parameters())
@@ -40,12 +41,15 @@ def checkpoint_blocks(clip: CLIP) -> None:
         names = ", ".join(type(tower).__name__ for tower in trained) or "none that is trained"
         raise ValueError(f"gradient_checkpointing: expected a tower of transformer blocks, got {names}")
     for tower in chosen:
-        # transformers 5.2x gave the method this name; before it was called gradient_checkpointing_enable
+        # transformers before 5.2x calls the method gradient_checkpointing_enable
         enable = getattr(tower, "activation_checkpointing_enable", None) or tower.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
 
 def compile_towers(clip: CLIP) -> None:
-    """Compiles each tower with torch.compile where it is called first, which takes minutes; the weights keep names."""
+    """Compile each tower with ``torch.compile``.
+
+    The first call of a tower then takes minutes; the weights keep their names.
+    """
     for tower in (clip.image_encoder, clip.text_encoder):
         tower.compile()
