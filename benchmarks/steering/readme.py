@@ -1,6 +1,6 @@
 """Puts the steering benchmark's table into a page, between its markers.
 
-    python benchmarks/steering/readme.py benchmarks/steering/results/report.json README.md
+    python benchmarks/steering/readme.py benchmarks/steering/results/report.json docs/results/steering.md
 
 The rows are the held-out pairs of the report, whole. What the numbers mean to a reader is written by hand around them.
 """
