@@ -33,8 +33,8 @@ from transformers import (
 )
 
 import clip_guidance as cg
-from clip_guidance.convert import from_transformers
-from clip_guidance.preprocess import ImageProcessor
+from clip_guidance.clip.convert import from_transformers
+from clip_guidance.clip.image_processor import ImageProcessor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -77,7 +77,7 @@ CLIPS: dict[str, dict[str, Any]] = {
 class Architecture:
     """One size: configs of the pipeline's networks, where they differ from the classes' defaults."""
 
-    side: int  # of the picture, in pixels
+    side: int  # of the image, in pixels
     unet: dict[str, Any]
     vae_channels: tuple[int, ...]
     text_encoder: dict[str, Any]
@@ -149,7 +149,7 @@ class Components:
     clip: cg.CLIP
     clip_model: CLIPModel  # the weights of ``clip``
     feature_extractor: CLIPImageProcessorPil
-    side: int  # of the picture, in pixels
+    side: int  # of the image, in pixels
     tiny_decoder: nn.Module | None  # of the latents' size; None where nobody made one
 
 

@@ -3,7 +3,7 @@
     python benchmarks/_score_peers.py CLIP_FOLDER REQUEST.json
 
 It runs where torchmetrics is, which need not be where the project is. The request has ``images`` (paths), ``prompts``
-and ``long_prompts``, one each a picture; what was found is printed as JSON. Cosines by hand take transformers' own
+and ``long_prompts``, one each an image; what was found is printed as JSON. Cosines by hand take transformers' own
 CLIPModel, tokenizer and image processor and nothing else.
 """
 
@@ -46,7 +46,7 @@ def features(output: Any) -> torch.Tensor:
 
 
 def by_hand(model: CLIPModel, processor: CLIPProcessor, request: dict[str, list[str]]) -> dict[str, Any]:
-    """Cosines of every picture with its texts, cut to the context where they are longer, the end token kept."""
+    """Cosines of every image with its texts, cut to the context where they are longer, the end token kept."""
     prompts = request["prompts"]
     texts = {"prompts": prompts, "prefixed": [PREFIX + prompt for prompt in prompts], "long": request["long_prompts"]}
 
@@ -62,9 +62,9 @@ def by_hand(model: CLIPModel, processor: CLIPProcessor, request: dict[str, list[
         with Image.open(path) as image:
             pixels = processor.image_processor(image, return_tensors="pt").pixel_values
         parts.append(unit(features(model.get_image_features(pixels))))
-    pictures = torch.cat(parts)
-    found = {name: (pictures * encode(own)).sum(-1).tolist() for name, own in texts.items()}
-    return {**found, "pair": (pictures @ encode(PAIR).T).tolist()}
+    images = torch.cat(parts)
+    found = {name: (images * encode(own)).sum(-1).tolist() for name, own in texts.items()}
+    return {**found, "pair": (images @ encode(PAIR).T).tolist()}
 
 
 def by_torchmetrics(model: CLIPModel, processor: CLIPProcessor, request: dict[str, list[str]]) -> dict[str, Any]:

@@ -28,15 +28,15 @@ def save_clip(folder: Path, size: str) -> Path:
     return folder
 
 
-def save_pictures(folder: Path, count: int, side: int) -> list[str]:
+def save_images(folder: Path, count: int, side: int) -> list[str]:
     """Photograph-like JPEG files: smooth shapes and some grain."""
     noise = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
         coarse = Image.fromarray(noise.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((side, side), 3)
         grain = noise.normal(0, 6, (side, side, 3))
-        picture = Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
-        picture.save(folder / f"{number:06}.jpg", quality=90)
+        image = Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:06}.jpg", quality=90)
     return sorted(map(str, folder.iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""How long it takes from ``clip-guidance classify PICTURE`` to its result, each time in a fresh process.
+"""How long it takes from ``clip-guidance classify IMAGE`` to its result, each time in a fresh process.
 
     python benchmarks/cold_start.py --runs 5 --output benchmarks/cold_start.md
     python benchmarks/cold_start.py --runs 5 --cold True
@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 import clip_guidance
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 PARTS = """
 import gc, json, sys, time
@@ -44,13 +44,13 @@ lap("import transformers' models")
 from clip_guidance.clip import CLIP
 from clip_guidance.zero_shot import ZeroShotClassifier
 lap("import the rest")
-picture, labels, model = sys.argv[1:]
+image, labels, model = sys.argv[1:]
 clip = CLIP.from_pretrained(model)
 lap("load the weights")
 classifier = ZeroShotClassifier(clip, labels.split(","))
 lap("encode the labels")
-classifier(picture)
-lap("encode the picture")
+classifier(image)
+lap("encode the image")
 print(json.dumps(times))
 """
 
@@ -62,7 +62,7 @@ class Settings:
     runs: int = 5
     model: str = "emoji"
     labels: str = "a,b,c"
-    width: int = 640  # of the picture
+    width: int = 640  # of the image
     height: int = 480
     cold: bool = False  # nothing of the packages in the page cache
     output: Path | None = None  # a table in Markdown
@@ -120,9 +120,9 @@ def measure(settings: Settings) -> list[dict[str, float | str]]:
     times: dict[str, list[float]] = {}
     packages = {Path(place) for place in (*sys.path, Path(clip_guidance.__file__).parent) if place}
     with tempfile.TemporaryDirectory() as folder:
-        picture = str(Path(folder) / "picture.jpg")
-        Image.effect_noise((settings.width, settings.height), 50).convert("RGB").save(picture)
-        options = ["classify", picture, "--labels", settings.labels, "--model", settings.model, "--device", "cpu"]
+        image = str(Path(folder) / "image.jpg")
+        Image.effect_noise((settings.width, settings.height), 50).convert("RGB").save(image)
+        options = ["classify", image, "--labels", settings.labels, "--model", settings.model, "--device", "cpu"]
         for _ in range(settings.runs):
             for words, lines in ((["-m", "clip_guidance.cli.main", *options], 2), (["-c", PARTS], 1)):
                 if settings.cold:
@@ -131,7 +131,7 @@ def measure(settings: Settings) -> list[dict[str, float | str]]:
                     run = time_run(words, lines)
                     found = {"until the result": run.result, "until it has ended": run.ended, "CPU of all": run.cpu}
                 else:
-                    found = json.loads(time_run([*words, picture, settings.labels, settings.model], lines).text)
+                    found = json.loads(time_run([*words, image, settings.labels, settings.model], lines).text)
                     found = {f"CPU: {name}": seconds for name, seconds in found.items()}
                 for name, seconds in found.items():
                     times.setdefault(name, []).append(seconds)
@@ -151,7 +151,7 @@ def main(settings: Settings) -> None:
         print(table(rows))
     if settings.output is not None:
         cache = "cold" if settings.cold else "warm"
-        words = f"`clip-guidance classify PICTURE --labels {settings.labels}`, {settings.runs} fresh processes"
+        words = f"`clip-guidance classify IMAGE --labels {settings.labels}`, {settings.runs} fresh processes"
         settings.output.write_text(f"# Cold start\n\n{words}, page cache {cache}.\n\n{table(rows)}\n")
 
 

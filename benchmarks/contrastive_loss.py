@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clip_guidance.loss import contrastive_loss
-from clip_guidance.tiled_loss import tiled_contrastive_loss
-from clip_guidance.trainer import parse_settings
+from clip_guidance.loss.contrastive import contrastive_loss
+from clip_guidance.loss.tiled import tiled_contrastive_loss
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)

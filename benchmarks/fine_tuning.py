@@ -6,7 +6,7 @@
 
 The photographs' own ``split`` column says which are for training; what is measured is zero-shot top-1 on the others
 among all labels, and R@1 of the emoji that were held out when the CLIP was first trained. It is trained by
-``training/train_clip.py`` on the photographs alone, and on both kinds of pictures together.
+``training/train_clip.py`` on the photographs alone, and on both kinds of images together.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.retrieval import recall_at_k, unique
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.metrics.retrieval import recall_at_k, unique
+from clip_guidance.training.trainer import parse_settings
 
 PROGRAM = Path(__file__).parents[1] / "training" / "train_clip.py"
 KINDS = ("photographs", "photographs and emoji")
@@ -37,7 +37,7 @@ class Settings:
     """Settings of one run."""
 
     photos: str  # parquet table with the columns image, label, coarse and split (train or val)
-    emoji: str  # parquet table of the pictures that the CLIP was trained on
+    emoji: str  # parquet table of the images that the CLIP was trained on
     emoji_held_out: str  # and of those it was not
     output: str = ""  # the table, Markdown; printed where none is given
     model: str = "emoji"
@@ -45,7 +45,7 @@ class Settings:
     learning_rate: float = 3e-4
     batch_size: int = 128
     exclude: str = "skin tone"
-    limit: int | None = None  # pictures of each table that are used; all of them by default
+    limit: int | None = None  # images of each table that are used; all of them by default
 
 
 def photographs(settings: Settings, split: str) -> list[dict[str, Any]]:
@@ -54,23 +54,23 @@ def photographs(settings: Settings, split: str) -> list[dict[str, Any]]:
 
 
 def write_captions(rows: list[dict[str, Any]], path: Path) -> Path:
-    """A table of pictures with several captions each, as any data set may have."""
+    """A table of images with several captions each, as any data set may have."""
     captions = [[row["label"], f"a photo of a {row['label']}", f"{row['label']}, {row['coarse']}"] for row in rows]
     pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), path)
     return path
 
 
 def top1(clip: cg.CLIP, rows: list[dict[str, Any]], labels: list[str]) -> tuple[int, int]:
-    """How many pictures are classified right among all labels, and of how many."""
+    """How many images are classified right among all labels, and of how many."""
     classifier = cg.ZeroShotClassifier(clip, labels)
     found = classifier([row["image"]["bytes"] for row in rows]).logits.argmax(1).tolist()
     return sum(labels[i] == row["label"] for i, row in zip(found, rows, strict=True)), len(rows)
 
 
 @torch.no_grad()
-def emoji_recall(clip: cg.CLIP, data: CaptionedPictures) -> tuple[int, int]:
+def emoji_recall(clip: cg.CLIP, data: CaptionedImages) -> tuple[int, int]:
     names, targets = unique([row.name for row in data.rows])
-    similarity = clip.encode_image(data.pictures) @ clip.encode_text([f"a picture of a {name}" for name in names]).T
+    similarity = clip.encode_image(data.images) @ clip.encode_text([f"a picture of a {name}" for name in names]).T
     return round(recall_at_k(similarity, targets, ks=(1,))["R@1"] * len(data)), len(data)
 
 
@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
     train, test = (photographs(settings, split) for split in ("train", "val"))
     labels = sorted({row["label"] for row in train + test})
     clip = cg.CLIP.from_pretrained(settings.model)
-    emoji = CaptionedPictures.from_parquet(settings.emoji_held_out, clip.image_processor.image_size, settings.exclude)
+    emoji = CaptionedImages.from_parquet(settings.emoji_held_out, clip.image_processor.image_size, settings.exclude)
     emoji = emoji.subset(range(min(len(emoji), settings.limit or len(emoji))))
     lines = [f"| `{settings.model}` | top-1 of {len(labels)} groceries | R@1 of held-out emoji |", "|" + " --- |" * 3]
 

@@ -6,9 +6,9 @@ r"""What does a guided step cost? Seconds and memory over an unguided step, besi
 ``--community`` is the path of your copy of ``examples/community/clip_guided_stable_diffusion.py`` of
 https://github.com/huggingface/diffusers; it is not in the pip package. Without it, its rows are left out.
 
-Both sides get the same networks (real sizes, random weights: ``_cost_models.py``), scheduler, prompt, seed, picture
+Both sides get the same networks (real sizes, random weights: ``_cost_models.py``), scheduler, prompt, seed, image
 size, number of steps, classifier-free guidance, and the same guide: as a ``transformers`` CLIPModel there, as a
-:class:`clip_guidance.CLIP` here. ``--cutouts`` is the number of cutouts on both; with 1, both look at the whole picture
+:class:`clip_guidance.CLIP` here. ``--cutouts`` is the number of cutouts on both; with 1, both look at the whole image
 (``use_cutouts=False`` there).
 
 The community pipeline runs from its own file, unchanged but for this:
@@ -58,8 +58,8 @@ from torch import Tensor
 from transformers import CLIPModel
 
 import clip_guidance as cg
-from clip_guidance.guidance.decode import Decoding
-from clip_guidance.trainer import parse_settings
+from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.training.trainer import parse_settings
 
 PROMPT = "a red apple on a wooden table"
 UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipeline, frozen"
@@ -72,7 +72,7 @@ class Settings:
     size: Literal["tiny", "small", "emoji", "sd15", "sdxl"] = "small"
     community: str = ""  # path of clip_guided_stable_diffusion.py; its rows are left out without it
     clip: str = ""  # guide of sd15 and sdxl: b32 (default), b16, l14
-    height: int = 0  # side of the square picture; 0 for the size's own
+    height: int = 0  # side of the square image; 0 for the size's own
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     steps: int = 2  # timed steps a run

@@ -4,7 +4,7 @@
 
 A process adds, deletes and compacts at random, and tells through a pipe what it is about to do and what the index has
 acknowledged. It is killed with SIGKILL at a random moment; one in five while it opens the index. Then the index is
-opened, and must hold exactly what was acknowledged: every picture with its vector, found by a search for it, and
+opened, and must hold exactly what was acknowledged: every image with its vector, found by a search for it, and
 nothing that was deleted. Only what was under way may be as before or as after. Processes are forked: no imports.
 """
 
@@ -34,7 +34,7 @@ from PIL import Image
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.index import ImageIndex
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Settings:
 
     store: str = "folder"  # folder; file or server: Milvus
     kills: int = 20
-    pictures: int = 120
+    images: int = 120
     patience: float = 0.4  # the longest a process works before it is killed, in seconds
     seed: int = 0
     json: bool = False  # print JSON instead of a table
@@ -195,7 +195,7 @@ def address(store: str, folder: Path) -> Iterator[str]:
 def run(settings: Settings, folder: Path, place: str) -> dict[str, Any]:
     """Kills and looks, again and again."""
     rng, noise = random.Random(settings.seed), np.random.default_rng(settings.seed)
-    names = [f"{number:03}.png" for number in range(settings.pictures)]
+    names = [f"{number:03}.png" for number in range(settings.images)]
     for name in names:
         Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / name)
     clip = tiny_clip(settings.seed)

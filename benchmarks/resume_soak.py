@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from clip_guidance.trainer import parse_settings
-from clip_guidance.training_log import read_log
+from clip_guidance.training.log import read_log
+from clip_guidance.training.trainer import parse_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 class Settings:
     """Settings of one run."""
 
-    data: str  # captioned pictures
+    data: str  # captioned images
     output: str = ""  # the report, Markdown; printed where none is given
     kills: int = 20
     steps: int = 600

@@ -1,10 +1,10 @@
-"""Our scores beside torchmetrics' and transformers', on the same weights and the same picture files.
+"""Our scores beside torchmetrics' and transformers', on the same weights and the same image files.
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch transformers torchmetrics pillow
     python benchmarks/score_equality.py --peer_python /tmp/peers/bin/python --output benchmarks/score_equality.md
 
 The peers run in a process, and where asked for in an environment, of their own (``_score_peers.py``). The CLIP has the
-shape of OpenAI's ViT-B/32 and random weights unless ``--clip`` names a folder; pictures are real, of several sizes, so
+shape of OpenAI's ViT-B/32 and random weights unless ``--clip`` names a folder; images are real, of several sizes, so
 that resizing and cropping count. Differences are of cosines; one above ``--tolerance`` fails the program.
 """
 
@@ -25,10 +25,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.image_quality import clip_iqa
-from clip_guidance.images import load_image
-from clip_guidance.score import HESSEL, TORCHMETRICS, clip_score
-from clip_guidance.trainer import parse_settings
+from clip_guidance.images.load import load_image
+from clip_guidance.metrics.clip_iqa import clip_iqa
+from clip_guidance.metrics.clip_score import HESSEL, TORCHMETRICS, clip_score
+from clip_guidance.training.trainer import parse_settings
 
 SIZES = ((64, 64), (300, 200), (250, 500))
 
@@ -37,10 +37,10 @@ SIZES = ((64, 64), (300, 200), (250, 500))
 class Settings:
     """Settings of one run."""
 
-    data: str = "../shared/data/grocery64.parquet"  # pictures, and their labels
+    data: str = "../shared/data/grocery64.parquet"  # images, and their labels
     clip: str = ""  # folder of a transformers CLIP; by default one of random weights
     size: str = "b32"  # of that: b32, b16, l14, small or tiny
-    pictures: int = 48
+    images: int = 48
     peer_python: str = sys.executable  # interpreter of the peers' environment
     tolerance: float = 1e-5  # of a cosine
     output: str = ""  # the table, Markdown; printed where none is given
@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
 
 
 def make_clip(folder: Path, size: str) -> Path:
-    """Random weights, so large that embeddings tell pictures and texts apart; the stock initialisation's hardly do."""
+    """Random weights, so large that embeddings tell images and texts apart; the stock initialisation's hardly do."""
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(**CLIPS[size]))
     for name, parameter in model.named_parameters():
@@ -92,12 +92,12 @@ def make_clip(folder: Path, size: str) -> Path:
 
 
 def make_request(settings: Settings, folder: Path) -> dict[str, list[str]]:
-    """Writes pictures as PNG in several sizes, with a prompt of their label and one that is too long."""
+    """Writes images as PNG in several sizes, with a prompt of their label and one that is too long."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(settings.data)
-    step = max(1, table.num_rows // settings.pictures)
-    rows = table.take(list(range(0, table.num_rows, step))[: settings.pictures]).to_pylist()
+    step = max(1, table.num_rows // settings.images)
+    rows = table.take(list(range(0, table.num_rows, step))[: settings.images]).to_pylist()
     request: dict[str, list[str]] = {"images": [], "prompts": [], "long_prompts": []}
     for number, row in enumerate(rows):
         path = folder / f"{number}.png"
@@ -161,7 +161,7 @@ def as_table(rows: list[Row], spread: tuple[float, float], settings: Settings) -
     lines = "\n".join("| " + " | ".join(line) + " |" for line in cells)
     return (
         "# Our scores beside torchmetrics' and transformers'\n\n"
-        f"`python benchmarks/score_equality.py`: {weights}, {settings.pictures} pictures of "
+        f"`python benchmarks/score_equality.py`: {weights}, {settings.images} images of "
         f"{', '.join(f'{w} × {h}' for w, h in SIZES)} pixels, float32 on the CPU; cosines from {spread[0]:.3f} to "
         f"{spread[1]:.3f}.\nDifferences are of cosines: a score's difference divided by its weight.\n\n{lines}\n"
     )

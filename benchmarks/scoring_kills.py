@@ -2,7 +2,7 @@
 
     python benchmarks/scoring_kills.py --format parquet   # or jsonl, csv
 
-A process runs ``clip-guidance score --resume`` over some pictures and tells through a pipe how many it encodes. It is
+A process runs ``clip-guidance score --resume`` over some images and tells through a pipe how many it encodes. It is
 killed with SIGKILL at a random moment, also while it opens its files or writes the output, until that has happened
 ``kills`` times; then it may finish. The output must be, to the last bit, that of the run that was left alone: every row
 once, the same values. What was acknowledged must not be computed again: a kill costs at most the block under way.
@@ -31,9 +31,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from clip_guidance.cli.main import run as command_line
-from clip_guidance.scoring.judges import Judge
-from clip_guidance.scoring.workfile import WorkFile
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.job.store import WorkFile
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
     format: str = "jsonl"  # jsonl, csv or parquet
     kills: int = 20
-    pictures: int = 240
+    images: int = 240
     batch_size: int = 8
     patience: float = 0.7  # the longest a process works before it is killed, as a share of a whole run
     seed: int = 0
@@ -74,21 +74,21 @@ def save_tiny_clip(folder: Path, seed: int) -> Path:
 
 
 def make_work(folder: Path, settings: Settings) -> Path:
-    """Pictures, one of them corrupt, and a table of their prompts."""
+    """Images, one of them corrupt, and a table of their prompts."""
     noise = np.random.default_rng(settings.seed)
     folder.mkdir()
     table = folder / "pairs.jsonl"
     with table.open("w") as file:
-        for number in range(settings.pictures):
+        for number in range(settings.images):
             name = f"{number:04}.png"
             Image.fromarray(noise.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(folder / name)
             file.write(json.dumps({"image": name, "prompt": f"prompt {'abc'[number % 3]} {number // 7}"}) + "\n")
-    (folder / f"{settings.pictures // 2:04}.png").write_bytes(b"no picture")
+    (folder / f"{settings.images // 2:04}.png").write_bytes(b"no image")
     return table
 
 
 def score(words: list[str], tell: int | None = None) -> int:
-    """Runs the command line, silently; tells how many pictures are encoded. Returns the exit code."""
+    """Runs the command line, silently; tells how many images are encoded. Returns the exit code."""
     encode = Judge.encode
     if tell is not None:
 
@@ -110,7 +110,7 @@ def score(words: list[str], tell: int | None = None) -> int:
 
 
 def attempt(words: list[str], wait: float | None) -> tuple[bool, int, int]:
-    """A process that is killed after some seconds: whether it was, its exit code, and how many pictures it encoded."""
+    """A process that is killed after some seconds: whether it was, its exit code, and how many images it encoded."""
     source, sink = os.pipe()
     process = os.fork()
     if process == 0:
@@ -152,14 +152,14 @@ def content(path: Path) -> Any:
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """Kills and resumes, again and again; compares at the end."""
     rng = random.Random(settings.seed)
-    table, clip = make_work(folder / "pictures", settings), save_tiny_clip(folder / "clip", settings.seed)
+    table, clip = make_work(folder / "images", settings), save_tiny_clip(folder / "clip", settings.seed)
     same = ["score", "--prompts-file", str(table), "--model", str(clip), "--batch-size", str(settings.batch_size)]
     same += ["--definition", "torchmetrics", "--definition", "hessel"]
     alone, output = (folder / f"{name}.{settings.format}" for name in ("alone", "resumed"))
     start = time.monotonic()
     _, code, needed = attempt([*same, "--output", str(alone)], None)
     whole = time.monotonic() - start
-    faults = [] if code == 1 else [f"the run left alone ended with {code}, expected 1 for the corrupt picture"]
+    faults = [] if code == 1 else [f"the run left alone ended with {code}, expected 1 for the corrupt image"]
 
     kills, midway, finished, encoded, lost, least = 0, 0, 0, 0, 0, 0
     while kills < settings.kills or not output.exists():
@@ -185,13 +185,13 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             midway += killed and least < held
             least = held
     if lost > kills * settings.batch_size:
-        faults.append(f"{lost} pictures were encoded again, more than a block of {settings.batch_size} a kill")
+        faults.append(f"{lost} images were encoded again, more than a block of {settings.batch_size} a kill")
     return {
         "format": settings.format,
         "kills": kills,
         "of which new rows were acknowledged before": midway,
         "runs finished and compared": finished,
-        "pictures": settings.pictures,
+        "images": settings.images,
         "encoded again": lost,
         "faults": faults,
     }

@@ -1,14 +1,14 @@
-"""Pictures a second, from JPEG files to scores, beside transformers' and torchmetrics' own loops on the same weights.
+"""Images a second, from JPEG files to scores, beside transformers' and torchmetrics' own loops on the same weights.
 
     python benchmarks/scoring_throughput.py --output benchmarks/scoring_throughput.md
     python benchmarks/scoring_throughput.py --memory True --output benchmarks/scoring_memory.md
 
-Weights are random, of the shape of ViT-B/32; pictures are generated. All loops have the same threads of torch and the
+Weights are random, of the shape of ViT-B/32; images are generated. All loops have the same threads of torch and the
 same batches; ours reads, hashes, decodes and acknowledges every row on the disk besides. Repeats are interleaved and a
 ratio is the median over repeats, since the machine may be busy; CPU time tells what was computed. torchmetrics is
 measured where it is installed and runs.
 
-With ``--memory True``: the peak of the resident memory of a process that scores 1,000 or 10,000 small pictures.
+With ``--memory True``: the peak of the resident memory of a process that scores 1,000 or 10,000 small images.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from _scoring_inputs import prompt_of, save_clip, save_pictures
+from _scoring_inputs import prompt_of, save_clip, save_images
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.utils import logging
 
+from clip_guidance._threads import in_threads
 from clip_guidance.clip import CLIP
-from clip_guidance.scoring.judges import Judge, make_judge
-from clip_guidance.scoring.prepare import in_threads
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import Item
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.judge import Judge, make_judge
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.training.trainer import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    pictures: int = 64
-    side: int = 512  # of the pictures, in pixels
-    per_prompt: int = 1  # pictures that share a prompt
+    images: int = 64
+    side: int = 512  # of the images, in pixels
+    per_prompt: int = 1  # images that share a prompt
     model: str = "vit-b-32"  # or tiny
     batch_size: int = 16
     torch_threads: int = 1
@@ -59,7 +59,7 @@ class Settings:
     repeats: int = 3
     only: str = ""  # beginnings of names, separated by commas
     memory: bool = False
-    memory_pictures: str = "1000,10000"
+    memory_images: str = "1000,10000"
     output: Path | None = None  # also write the table here
     json: bool = False
 
@@ -75,14 +75,14 @@ def pairs(files: list[str], settings: Settings) -> Iterator[tuple[list[Image.Ima
 def by_transformers(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
     """``CLIPModel`` with ``CLIPProcessor``."""
     model = CLIPModel.from_pretrained(folder).eval()
-    tokenizer, images = CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
-    processor = CLIPProcessor(images, tokenizer)
+    tokenizer, processor = CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
+    processor = CLIPProcessor(processor, tokenizer)
 
     @torch.inference_mode()
     def loop() -> list[float]:
         scores: list[float] = []
-        for pictures, prompts in pairs(files, settings):
-            inputs = processor(text=prompts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+        for images, prompts in pairs(files, settings):
+            inputs = processor(text=prompts, images=images, padding=True, truncation=True, return_tensors="pt")
             output = model(**inputs)
             scores += (100 * (output.image_embeds * output.text_embeds).sum(-1)).tolist()
         return scores
@@ -104,8 +104,8 @@ def by_torchmetrics(files: list[str], folder: Path, settings: Settings) -> Calla
     @torch.inference_mode()
     def loop() -> list[float]:
         metric.reset()
-        for pictures, prompts in pairs(files, settings):
-            metric.update([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures], prompts)
+        for images, prompts in pairs(files, settings):
+            metric.update([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images], prompts)
         return [metric.compute().item()]
 
     return loop
@@ -148,8 +148,8 @@ def reading_by_transformers(files: list[str], folder: Path, settings: Settings) 
     processor = CLIPImageProcessorPil.from_pretrained(folder)
 
     def loop() -> list[float]:
-        for pictures, _ in pairs(files, settings):
-            processor(images=pictures, return_tensors="pt")
+        for images, _ in pairs(files, settings):
+            processor(images=images, return_tensors="pt")
         return []
 
     return loop
@@ -189,8 +189,8 @@ LOOPS: dict[str, Callable[..., Callable[[], list[float]]]] = {
 
 
 def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    """A row a loop: pictures a second, ratio to transformers' loop, largest difference of a score."""
-    files = save_pictures(folder / "pictures", settings.pictures, settings.side)
+    """A row a loop: images a second, ratio to transformers' loop, largest difference of a score."""
+    files = save_images(folder / "images", settings.images, settings.side)
     weights = save_clip(folder / "clip", settings.model)
     wanted = settings.only.split(",")
     loops: dict[str, Callable[[], list[float]]] = {}
@@ -230,23 +230,23 @@ def median_ratio(peer: list[float], own: list[float]) -> float:
 
 
 def peak_memory(settings: Settings, count: int) -> float:
-    """MiB at the most, of a process of its own that scores so many small pictures."""
-    words = ["--memory", "True", "--memory_pictures", str(count), "--json", "True", "--model", "tiny"]
+    """MiB at the most, of a process of its own that scores so many small images."""
+    words = ["--memory", "True", "--memory_images", str(count), "--json", "True", "--model", "tiny"]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])["peak"]
 
 
 def score_small(settings: Settings, folder: Path) -> float:
-    """Scores so many small pictures by the tiny CLIP; the peak of the memory of this process, in MiB."""
-    files = save_pictures(folder / "pictures", 50, 40)
+    """Scores so many small images by the tiny CLIP; the peak of the memory of this process, in MiB."""
+    files = save_images(folder / "images", 50, 40)
     judge = make_judge(CLIP.from_pretrained(save_clip(folder / "clip", "tiny")), ["torchmetrics"])
-    count = int(settings.memory_pictures)
+    count = int(settings.memory_images)
     for number in range(50, count):
-        (folder / "pictures" / f"{number:06}.jpg").hardlink_to(files[number % 50])
+        (folder / "images" / f"{number:06}.jpg").hardlink_to(files[number % 50])
     items = (
         Item(path, path, prompt_of(i, 8), position=i)
         for i in range(count)
-        if (path := str(folder / "pictures" / f"{i:06}.jpg"))
+        if (path := str(folder / "images" / f"{i:06}.jpg"))
     )
     work = score_all(items, [judge], Work(folder / "scores.jsonl", Processes()), settings)
     if work.output.read_bytes().count(b"\n") != count:
@@ -255,7 +255,7 @@ def score_small(settings: Settings, folder: Path) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| loop | pictures / s | ratio | CPU ms / picture | ratio | largest difference of a score |"]
+    lines = ["| loop | images / s | ratio | CPU ms / image | ratio | largest difference of a score |"]
     lines.append("| --- " * 6 + "|")
     for row in rows:
         if "note" in row:
@@ -272,21 +272,21 @@ def main(settings: Settings) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(settings.torch_threads)
-    counts = settings.memory_pictures.split(",")
+    counts = settings.memory_images.split(",")
     if settings.memory and len(counts) == 1:
         with tempfile.TemporaryDirectory() as scratch:
             print(json.dumps({"peak": score_small(settings, Path(scratch))}))
         return
     rows: list[dict[str, Any]]
     if settings.memory:
-        rows = [{"pictures": int(count), "peak": peak_memory(settings, int(count))} for count in counts]
-        lines = ["| pictures | peak resident memory, MiB |", "| --- | --- |"]
-        text = "\n".join([*lines, *(f"| {row['pictures']} | {row['peak']:.0f} |" for row in rows)])
+        rows = [{"images": int(count), "peak": peak_memory(settings, int(count))} for count in counts]
+        lines = ["| images | peak resident memory, MiB |", "| --- | --- |"]
+        text = "\n".join([*lines, *(f"| {row['images']} | {row['peak']:.0f} |" for row in rows)])
     else:
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure(settings, Path(scratch))
         shown = replace(settings, output=None)
-        text = f"{shown.pictures} JPEG files of {shown.side} × {shown.side}, {shown.per_prompt} a prompt, "
+        text = f"{shown.images} JPEG files of {shown.side} × {shown.side}, {shown.per_prompt} a prompt, "
         text += f"{shown.model}, batches of {shown.batch_size}, torch with {shown.torch_threads} and decoding with "
         text += f"{shown.decode_threads} threads:\n\n{table(rows)}"
     print(json.dumps(rows) if settings.json else text)

@@ -5,7 +5,7 @@
 Each engine is filled by one process and opened by another, so that memory and the time to open are its own. Ours reads
 a memory map that any process can open at once; faiss reads its file into memory. Measured are the time to add and to
 open (until the first query is answered), one query, a batch of queries, one query under a filter that a share of the
-pictures passes (ours: SQL over the metadata, a new filter each time; faiss: a selector of numbers that are known
+images passes (ours: SQL over the metadata, a new filter each time; faiss: a selector of numbers that are known
 already; Milvus: an expression over its primary key), and memory: what the opened engine holds by itself after all of
 that (anonymous pages, which nothing else can have) and what is mapped from its files (which the system may take back).
 Vectors are random, of unit length; the median of ``repeats`` is given.
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 ADDED = 10_000  # vectors a transaction
 SENT = 1_000  # vectors a request to Milvus
@@ -44,7 +44,7 @@ class Settings:
     engines: list[str] = field(default_factory=lambda: ["ours", "faiss", "milvus"])
     queries: int = 100  # of the batch
     k: int = 10
-    share: float = 0.01  # of the pictures that pass the filter
+    share: float = 0.01  # of the images that pass the filter
     repeats: int = 20
     seed: int = 0
     json: bool = False  # print JSON instead of a table
@@ -53,7 +53,7 @@ class Settings:
 
 
 class Ours:
-    """An index in a folder; picture n has the path n and the metadata {"n": n}."""
+    """An index in a folder; image n has the path n and the metadata {"n": n}."""
 
     needs = "clip_guidance.index.store"
 
@@ -107,7 +107,7 @@ class Faiss:
 
 
 class Milvus:
-    """Milvus Lite in a file, its exact index; the number of a picture is its primary key."""
+    """Milvus Lite in a file, its exact index; the number of an image is its primary key."""
 
     needs = "pymilvus"
 
@@ -117,25 +117,25 @@ class Milvus:
         folder.mkdir(exist_ok=True)
         self.client = MilvusClient(str(folder / "milvus.db"), dedicated=True)
         self.name, self.passing = f"Milvus Lite (pymilvus {__version__}) FLAT", passing(settings)
-        if not self.client.has_collection("pictures"):
+        if not self.client.has_collection("images"):
             schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.INT64, is_primary=True)
             schema.add_field("embeds", DataType.FLOAT_VECTOR, dim=settings.dim)
             index = self.client.prepare_index_params()
             index.add_index("embeds", index_type="FLAT", metric_type="COSINE")
-            self.client.create_collection("pictures", schema=schema, index_params=index, consistency_level="Strong")
-        self.client.load_collection("pictures")
+            self.client.create_collection("images", schema=schema, index_params=index, consistency_level="Strong")
+        self.client.load_collection("images")
 
     def add(self, embeds: np.ndarray) -> None:
         for start in range(0, len(embeds), SENT):
             part = embeds[start : start + SENT]
-            self.client.insert("pictures", [{"id": start + i, "embeds": vector} for i, vector in enumerate(part)])
-        self.client.flush("pictures")
+            self.client.insert("images", [{"id": start + i, "embeds": vector} for i, vector in enumerate(part)])
+        self.client.flush("images")
         self.client.close()
 
     def search(self, queries: np.ndarray, k: int, filtered: bool = False) -> list[list[int]]:
         where = f"id < {self.passing}" if filtered else ""
-        rows = self.client.search("pictures", queries, filter=where, limit=k, anns_field="embeds")
+        rows = self.client.search("images", queries, filter=where, limit=k, anns_field="embeds")
         return [[hit["id"] for hit in row] for row in rows]
 
 
@@ -161,7 +161,7 @@ class Row:
 
 
 def passing(settings: Settings) -> int:
-    """How many of the pictures, the first ones, the filter lets through."""
+    """How many of the images, the first ones, the filter lets through."""
     return max(1, round(settings.share * settings.count))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 EOS = 3071
 
@@ -98,10 +98,10 @@ def theirs(settings: Settings, folder: str) -> float:
 
 def ours(settings: Settings, folder: str, chunk_size: int | None = None) -> float:
     """Samples a second of this package's loop and objective."""
-    from clip_guidance.convert import from_transformers
-    from clip_guidance.objective import ContrastiveObjective
-    from clip_guidance.preprocess import ImageProcessor
-    from clip_guidance.trainer import Plan, fit, make_accelerator
+    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip.image_processor import ImageProcessor
+    from clip_guidance.training.objective import ContrastiveObjective
+    from clip_guidance.training.trainer import Plan, fit, make_accelerator
 
     clip = from_transformers(reference(), None, ImageProcessor(64)).train()
     objective = ContrastiveObjective(clip.to(settings.device), chunk_size=chunk_size)

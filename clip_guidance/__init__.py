@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CLIP": "clip",
     "CLIPConfig": "clip",
-    "load_pipeline": "pipeline",
+    "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
     "WeightedRewards": "guidance",
@@ -22,21 +22,21 @@ _EXPORTS = {
     "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
-    "clip_score": "score",
-    "ref_clip_score": "score",
-    "directional_similarity": "score",
-    "clip_iqa": "image_quality",
-    "aesthetic_score": "aesthetic",
-    "clip_r_precision": "r_precision",
-    "set_distances": "set_distance",
-    "get_picture_score": "picture_scores",
-    "score_pictures": "picture_scores",
-    "compare_scores": "comparison",
-    "image_similarity": "similarity",
+    "clip_score": "metrics.clip_score",
+    "ref_clip_score": "metrics.clip_score",
+    "directional_similarity": "metrics.clip_score",
+    "clip_iqa": "metrics.clip_iqa",
+    "aesthetic_score": "metrics.aesthetic",
+    "clip_r_precision": "metrics.r_precision",
+    "set_distances": "metrics.set_distance",
+    "get_image_score": "metrics.registry",
+    "score_images": "metrics.registry",
+    "compare_scores": "metrics.comparison",
+    "image_similarity": "metrics.similarity",
     "ImageIndex": "index",
-    "ModelError": "hub",
+    "ModelError": "clip",
     "ImageError": "images",
-    "PromptTruncatedWarning": "tokenizer",
+    "PromptTruncatedWarning": "clip",
 }
 _MODULES = ("loss", "towers", "guidance")
 
@@ -44,32 +44,32 @@ if TYPE_CHECKING:
     from clip_guidance import guidance as guidance
     from clip_guidance import loss as loss
     from clip_guidance import towers as towers
-    from clip_guidance.aesthetic import aesthetic_score as aesthetic_score
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
-    from clip_guidance.comparison import compare_scores as compare_scores
+    from clip_guidance.clip.hub import ModelError as ModelError
+    from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
+    from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
-    from clip_guidance.hub import ModelError as ModelError
-    from clip_guidance.image_quality import clip_iqa as clip_iqa
-    from clip_guidance.images import ImageError as ImageError
+    from clip_guidance.images.load import ImageError as ImageError
     from clip_guidance.index import ImageIndex as ImageIndex
-    from clip_guidance.picture_scores import get_picture_score as get_picture_score
-    from clip_guidance.picture_scores import score_pictures as score_pictures
-    from clip_guidance.pipeline import load_pipeline as load_pipeline
-    from clip_guidance.r_precision import clip_r_precision as clip_r_precision
-    from clip_guidance.score import clip_score as clip_score
-    from clip_guidance.score import directional_similarity as directional_similarity
-    from clip_guidance.score import ref_clip_score as ref_clip_score
-    from clip_guidance.set_distance import set_distances as set_distances
-    from clip_guidance.similarity import image_similarity as image_similarity
-    from clip_guidance.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
-    from clip_guidance.zero_shot import ZeroShotClassifier as ZeroShotClassifier
-    from clip_guidance.zero_shot import ZeroShotResult as ZeroShotResult
+    from clip_guidance.metrics.aesthetic import aesthetic_score as aesthetic_score
+    from clip_guidance.metrics.clip_iqa import clip_iqa as clip_iqa
+    from clip_guidance.metrics.clip_score import clip_score as clip_score
+    from clip_guidance.metrics.clip_score import directional_similarity as directional_similarity
+    from clip_guidance.metrics.clip_score import ref_clip_score as ref_clip_score
+    from clip_guidance.metrics.comparison import compare_scores as compare_scores
+    from clip_guidance.metrics.r_precision import clip_r_precision as clip_r_precision
+    from clip_guidance.metrics.registry import get_image_score as get_image_score
+    from clip_guidance.metrics.registry import score_images as score_images
+    from clip_guidance.metrics.set_distance import set_distances as set_distances
+    from clip_guidance.metrics.similarity import image_similarity as image_similarity
+    from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier
+    from clip_guidance.zero_shot.classifier import ZeroShotResult as ZeroShotResult
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 

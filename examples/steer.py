@@ -21,7 +21,7 @@ def draw(pipe, prompt: str, seeds: range, steps: int) -> list[Image.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", help="picture to write")
+    parser.add_argument("output", help="image to write")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     parser.add_argument("--scale", type=float, default=10.0, help="strength of CLIP guidance")
     parser.add_argument("--seeds", type=int, default=4)

@@ -1,6 +1,6 @@
-"""Names pictures without training a classifier.
+"""Names images without training a classifier.
 
-python examples/zero_shot.py pictures/*.png --labels "red apple,dog face,rocket"
+python examples/zero_shot.py images/*.png --labels "red apple,dog face,rocket"
 """
 
 import argparse

@@ -51,8 +51,8 @@ def train_clip(root: Path) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and texts beside the checkout, which is not part of the project."""
+    """The folder of real images and texts beside the checkout, which is not part of the project."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"needs the real pictures and texts in {folder}, which is not there")
+        pytest.skip(f"needs the real images and texts in {folder}, which is not there")
     return folder

@@ -82,8 +82,8 @@ def assert_harmless(page: Element) -> None:
         assert not any(mark in style.text for mark in ("url(", "@import", "http"))
 
 
-def picture(element: Element) -> Image.Image:
-    """The picture that an <img> embeds."""
+def image(element: Element) -> Image.Image:
+    """The image that an <img> embeds."""
     kind, data = element.attributes["src"].split(";base64,")
     assert kind in ("data:image/png", "data:image/jpeg")
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))

@@ -1,17 +1,17 @@
-"""Pictures moved against their names: where to, how far, and that training needs no more than that."""
+"""Images moved against their names: where to, how far, and that training needs no more than that."""
 
 import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.adversarial import moved_against
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective
+from clip_guidance.training.adversarial import moved_against
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective
 
 NAMES = ["apple", "cat", "table", "red cat"]
 
 
-def pictures(count=6, side=32):
+def images(count=6, side=32):
     generator = torch.Generator().manual_seed(0)
     return 0.25 + 0.5 * torch.rand(count, 3, side, side, generator=generator, dtype=torch.float64)
 
@@ -19,7 +19,7 @@ def pictures(count=6, side=32):
 def test_a_linear_loss_moves_them_along_its_weights():
     """Its gradient is the same everywhere, so the start does not matter: x' − x = r·w/‖w‖ with r in [0, radius]."""
     torch.manual_seed(0)  # a mean of 200 lengths is off by three standard errors once in 370 runs
-    weights, x = torch.randn(3, 32, 32, dtype=torch.float64), pictures(200)
+    weights, x = torch.randn(3, 32, 32, dtype=torch.float64), images(200)
     shift = moved_against(x, lambda y: (weights * y).sum((1, 2, 3)), radius=0.2) - x
     lengths = shift.flatten(1).norm(dim=1)
     along = (shift * weights).sum((1, 2, 3)) / weights.norm()
@@ -28,8 +28,8 @@ def test_a_linear_loss_moves_them_along_its_weights():
     assert lengths.mean() == pytest.approx(0.1, abs=0.012)  # uniform: 3 standard errors
 
 
-def test_they_stay_pictures_and_noise_is_not_cut():
-    x = pictures()
+def test_they_stay_images_and_noise_is_not_cut():
+    x = images()
     x[0], x[1, 0, 0, 0] = 1.0, 1.3  # white, and noise that leads outside
     moved = moved_against(x, lambda y: (100 * y).sum((1, 2, 3)), radius=5.0)
     assert torch.equal(moved[0], x[0])  # nowhere to go
@@ -37,10 +37,10 @@ def test_they_stay_pictures_and_noise_is_not_cut():
     assert (moved[2:] > x[2:]).any()
 
 
-def test_each_picture_moves_by_its_own_loss_and_no_parameter_hears_of_it():
+def test_each_image_moves_by_its_own_loss_and_no_parameter_hears_of_it():
     clip = make_clip().double().eval()
     clip.text_encoder.requires_grad_(False)
-    names, x, numbers = NameLoss(clip, NAMES), pictures(4), torch.arange(4)
+    names, x, numbers = NameLoss(clip, NAMES), images(4), torch.arange(4)
 
     def losses(views, chosen=numbers):
         return names.losses(clip, clip.image_embeds(views), chosen)
@@ -56,17 +56,17 @@ def test_each_picture_moves_by_its_own_loss_and_no_parameter_hears_of_it():
 
 
 def test_no_radius_and_no_gradient_leave_them_alone():
-    x = pictures()
+    x = images()
     assert moved_against(x, lambda y: 1 / 0, radius=0) is x
     assert torch.equal(moved_against(x, lambda y: 0 * y.sum((1, 2, 3)), radius=1.0), x)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_the_objective_learns_from_the_pictures_that_were_moved(chunk_size):
+def test_the_objective_learns_from_the_images_that_were_moved(chunk_size):
     """Written out: views drawn, moved and embedded chunk by chunk, and the losses of all of them."""
     clip = make_clip().double()
     clip.text_encoder.requires_grad_(False)
-    names, x, numbers = NameLoss(clip, NAMES), pictures(4), torch.arange(4)
+    names, x, numbers = NameLoss(clip, NAMES), images(4), torch.arange(4)
     ids = torch.randint(0, 90, (4, 8))
 
     def objective(radius, views=None):
@@ -94,11 +94,11 @@ def test_the_objective_learns_from_the_pictures_that_were_moved(chunk_size):
         torch.testing.assert_close(gradient, parameter.grad)
 
 
-def test_a_step_by_the_gradient_is_against_moved_pictures_alone():
-    """The gradient of the objective, beside that of the same loss at the moved pictures, which are constants to it."""
+def test_a_step_by_the_gradient_is_against_moved_images_alone():
+    """The gradient of the objective, beside that of the same loss at the moved images, which are constants to it."""
     clip = make_clip().double().eval()
     clip.text_encoder.requires_grad_(False)
-    names, x, numbers, ids = NameLoss(clip, NAMES), pictures(4), torch.arange(4), torch.randint(0, 90, (4, 8))
+    names, x, numbers, ids = NameLoss(clip, NAMES), images(4), torch.arange(4), torch.randint(0, 90, (4, 8))
     moved = []
 
     class Recording(ContrastiveObjective):

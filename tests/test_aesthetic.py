@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_clip
 
-from clip_guidance.aesthetic import AestheticHead, aesthetic_score
-from clip_guidance.hub import ModelError
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.metrics.aesthetic import AestheticHead, aesthetic_score
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_guidance_cost_of_sdxl(capsys, device, monkeypatch):
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 32 + 6 * 8,  # the pooled text, and six numbers about the picture
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,  # the pooled text, and six numbers about the image
     }
     second = models.transformer(32, 2, 2, projection_dim=32)
     monkeypatch.setitem(models.ARCHITECTURES, "sdxl", replace(tiny, unet=unet, text_encoder_2=second))
@@ -181,9 +181,9 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     """The same weights and batch give the same loss: the two sides do the same work."""
     import training_step as program
 
-    from clip_guidance.convert import from_transformers
-    from clip_guidance.objective import ContrastiveObjective
-    from clip_guidance.preprocess import ImageProcessor
+    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip.image_processor import ImageProcessor
+    from clip_guidance.training.objective import ContrastiveObjective
 
     settings = program.Settings(batch_size=3, steps=3, warmup=1, rounds=1)
     model, data = program.reference(), program.batch(settings)
@@ -193,7 +193,7 @@ def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3
 
 
-def test_fine_tuning_measures_both_kinds_of_pictures(shared_data, tmp_path):
+def test_fine_tuning_measures_both_kinds_of_images(shared_data, tmp_path):
     import fine_tuning as program
 
     output, held_out = tmp_path / "fine.md", shared_data / "emoji64-val.parquet"

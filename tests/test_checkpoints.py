@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from clip_guidance.checkpoints import Checkpoints, full_state_dict
+from clip_guidance.training.checkpoints import Checkpoints, full_state_dict
 
 resource = pytest.importorskip("resource", reason="limits on the size of files are Unix's")
 

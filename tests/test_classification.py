@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from clip_guidance.classification import (
+from clip_guidance.metrics.classification import (
     average_precision,
     calibration_error,
     classification_metrics,
     fit_temperature,
-    hit_rate,
 )
+from clip_guidance.metrics.retrieval import hit_rate
 
 
 def test_metrics_of_a_case_counted_by_hand():
@@ -71,9 +71,9 @@ def test_the_temperature_is_the_maximum_of_the_likelihood():
 
 def test_samples_that_fit_no_temperature_are_named():
     logits = torch.eye(3)
-    with pytest.raises(ValueError, match="all 3 labelled pictures are right: no finite confidence fits"):
+    with pytest.raises(ValueError, match="all 3 labelled images are right: no finite confidence fits"):
         fit_temperature(logits, torch.arange(3))
-    with pytest.raises(ValueError, match="the 3 labelled pictures are right no more often than by chance"):
+    with pytest.raises(ValueError, match="the 3 labelled images are right no more often than by chance"):
         fit_temperature(logits, (torch.arange(3) + 1) % 3)
 
 

@@ -12,11 +12,11 @@ from tiny_models import save_tiny_clip
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.hub import ModelError
-from clip_guidance.tokenizer import PromptTruncatedWarning, tokenize
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.tokenizer import PromptTruncatedWarning, tokenize
 
 
-def pictures(count: int = 3) -> list[Image.Image]:
+def random_images(count: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (40 + i, 57, 3), dtype=np.uint8)) for i in range(count)]
 
@@ -24,7 +24,7 @@ def pictures(count: int = 3) -> list[Image.Image]:
 @pytest.mark.parametrize(("image", "text"), PAIRS)
 def test_every_pair_embeds_trains_and_survives_saving(image, text, tmp_path):
     clip = make_clip(image, text)
-    texts, images = clip.encode_text(TEXTS), clip.encode_image(pictures())
+    texts, images = clip.encode_text(TEXTS), clip.encode_image(random_images())
     assert texts.shape == (4, 24) and images.shape == (3, 24)
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(4))
     torch.testing.assert_close(images.norm(dim=-1), torch.ones(3))
@@ -33,7 +33,7 @@ def test_every_pair_embeds_trains_and_survives_saving(image, text, tmp_path):
     loaded = CLIP.from_pretrained(tmp_path)
     assert not loaded.training and loaded.fingerprint() == clip.fingerprint()
     assert torch.equal(loaded.encode_text(TEXTS), texts)
-    assert torch.equal(loaded.encode_image(pictures()), images)
+    assert torch.equal(loaded.encode_image(random_images()), images)
 
     loaded.train()
     inputs = loaded.tokenizer(TEXTS, padding="max_length", return_tensors="pt").input_ids
@@ -64,29 +64,30 @@ def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path, eos_token
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "hub")
     with torch.no_grad():
         texts = theirs.get_text_features(**inputs).pooler_output
-        images = theirs.get_image_features(processor(pictures(), return_tensors="pt").pixel_values).pooler_output
-        logits = theirs(**inputs, pixel_values=processor(pictures(), return_tensors="pt").pixel_values).logits_per_image
+        images = theirs.get_image_features(processor(random_images(), return_tensors="pt").pixel_values).pooler_output
+        pixel_values = processor(random_images(), return_tensors="pt").pixel_values
+        logits = theirs(**inputs, pixel_values=pixel_values).logits_per_image
     unit = torch.nn.functional.normalize
     torch.testing.assert_close(ours.encode_text(TEXTS), unit(texts), rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours.encode_image(pictures()), unit(images), rtol=0, atol=1e-6)
-    pixels = torch.stack([ours.preprocess(picture) for picture in pictures()])
+    torch.testing.assert_close(ours.encode_image(random_images()), unit(images), rtol=0, atol=1e-6)
+    pixels = torch.stack([ours.preprocess(image) for image in random_images()])
     torch.testing.assert_close(ours(inputs.input_ids, pixels).logits_per_image, logits, rtol=0, atol=1e-4)
     ours.save_pretrained(tmp_path / "ours")
     again = CLIP.from_pretrained(tmp_path / "ours")
     assert torch.equal(again.encode_text(TEXTS), ours.encode_text(TEXTS))
 
 
-def test_pictures_in_every_form_embed_alike(tmp_path):
-    clip, picture = make_clip(), pictures(1)[0]
-    picture.save(tmp_path / "picture.png")
-    array = np.array(picture)
-    forms = [tmp_path / "picture.png", str(tmp_path / "picture.png"), (tmp_path / "picture.png").read_bytes(), array]
+def test_images_in_every_form_embed_alike(tmp_path):
+    clip, image = make_clip(), random_images(1)[0]
+    image.save(tmp_path / "image.png")
+    array = np.array(image)
+    forms = [tmp_path / "image.png", str(tmp_path / "image.png"), (tmp_path / "image.png").read_bytes(), array]
     forms.append(torch.from_numpy(array).permute(2, 0, 1))
     for form in forms:
-        assert torch.equal(clip.encode_image(form), clip.encode_image(picture))
+        assert torch.equal(clip.encode_image(form), clip.encode_image(image))
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
-    assert torch.equal(clip.encode_image(tensor[None]), clip.encode_image(picture))
-    assert torch.equal(clip.encode_image([picture, picture], batch_size=1)[1:], clip.encode_image(picture))
+    assert torch.equal(clip.encode_image(tensor[None]), clip.encode_image(image))
+    assert torch.equal(clip.encode_image([image, image], batch_size=1)[1:], clip.encode_image(image))
 
 
 def test_the_gradient_reaches_the_pixels():

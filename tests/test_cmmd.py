@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from clip_guidance.cmmd import cmmd
-from clip_guidance.distance import kernel_distance, mean_kernel
+from clip_guidance.metrics.cmmd import cmmd
+from clip_guidance.metrics.kid import kernel_distance, mean_kernel
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_two_points_by_hand():
 def test_is_zero_for_equal_sets_symmetric_and_blind_to_order_and_rotation():
     x, y = unit(20, 6, 0), unit(30, 6, 1)
     assert cmmd(x, x.flip(0)) == pytest.approx(0, abs=1e-12)
-    assert cmmd(torch.cat([x, x]), x) == pytest.approx(0, abs=1e-12)  # each picture twice: the same distribution
+    assert cmmd(torch.cat([x, x]), x) == pytest.approx(0, abs=1e-12)  # each image twice: the same distribution
     assert cmmd(x, y) == pytest.approx(cmmd(y, x.flip(0)))
     rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     assert cmmd(x @ rotation, y @ rotation) == pytest.approx(cmmd(x, y))

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny_models import save_tiny_clip
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @pytest.fixture

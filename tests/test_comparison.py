@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from clip_guidance import comparison
-from clip_guidance.comparison import compare_scores
+from clip_guidance.metrics import comparison
+from clip_guidance.metrics.comparison import compare_scores
 
 
 def runs(n: int, seed: int = 0) -> tuple[dict, dict]:

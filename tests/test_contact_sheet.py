@@ -1,4 +1,4 @@
-"""Checkpoints side by side: every picture stands where its model and prompt say."""
+"""Checkpoints side by side: every image stands where its model and prompt say."""
 
 import subprocess
 import sys

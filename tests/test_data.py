@@ -1,4 +1,4 @@
-"""Captioned pictures, captions, views of them, and retrieval among them."""
+"""Captioned images, captions, views of them, and retrieval among them."""
 
 import io
 import random
@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.data import PHRASES, CaptionedPictures, Row, caption
-from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.data.dataset import PHRASES, CaptionedImages, Row, caption
+from clip_guidance.metrics.retrieval import recall_at_k, unique
+from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
 
 
 def write_table(path, names=("cat", "dog"), broken=(), drop=(), size=8):
@@ -33,22 +33,22 @@ def write_table(path, names=("cat", "dog"), broken=(), drop=(), size=8):
 
 def test_reads_resizes_and_skips(tmp_path):
     path = write_table(tmp_path / "t.parquet", ["cat", "dog", "cat: dark skin tone", "cow"], broken=(1,))
-    data = CaptionedPictures.from_parquet(path, size=6, exclude="skin tone")
+    data = CaptionedImages.from_parquet(path, size=6, exclude="skin tone")
     assert [row.name for row in data.rows] == ["cat", "cow"]
-    assert data.pictures.shape == (2, 3, 6, 6) and data.pictures.dtype == torch.uint8
-    assert (data.pictures[1] == 90).all()
+    assert data.images.shape == (2, 3, 6, 6) and data.images.dtype == torch.uint8
+    assert (data.images[1] == 90).all()
     assert [row for row, _ in data.skipped] == [1]
 
 
 def test_bad_tables_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no table of pictures at .*none\.parquet"):
-        CaptionedPictures.from_parquet(tmp_path / "none.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no table of images at .*none\.parquet"):
+        CaptionedImages.from_parquet(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match=r"\['style'\] missing"):
-        CaptionedPictures.from_parquet(write_table(tmp_path / "a.parquet", drop=("style",)))
+        CaptionedImages.from_parquet(write_table(tmp_path / "a.parquet", drop=("style",)))
     path = write_table(tmp_path / "b.parquet", broken=(0, 1))
-    with pytest.raises(ValueError, match=r"no usable picture \(2 unreadable"):
-        CaptionedPictures.from_parquet(path)
-    assert len(CaptionedPictures.from_parquet(write_table(tmp_path / "c.parquet"), exclude="")) == 2  # no filter
+    with pytest.raises(ValueError, match=r"no usable image \(2 unreadable"):
+        CaptionedImages.from_parquet(path)
+    assert len(CaptionedImages.from_parquet(write_table(tmp_path / "c.parquet"), exclude="")) == 2  # no filter
 
 
 def test_captions_vary_and_always_hold_the_name():
@@ -61,9 +61,9 @@ def test_captions_vary_and_always_hold_the_name():
     assert sum(weight for weight, _ in PHRASES) == pytest.approx(1)
 
 
-def test_real_pictures(shared_data):
-    data = CaptionedPictures.from_parquet(shared_data / "emoji64-val.parquet", exclude="skin tone")
-    assert len(data) == 789 and data.pictures.shape[1:] == (3, 64, 64) and not data.skipped
+def test_real_images(shared_data):
+    data = CaptionedImages.from_parquet(shared_data / "emoji64-val.parquet", exclude="skin tone")
+    assert len(data) == 789 and data.images.shape[1:] == (3, 64, 64) and not data.skipped
 
 
 def test_views_stay_on_white_and_in_range():
@@ -76,7 +76,7 @@ def test_views_stay_on_white_and_in_range():
     torch.testing.assert_close(random_views(images, 0.0, 0.0, 0.0, 0.0), images)
 
 
-def test_noise_falls_on_a_share_of_the_pictures():
+def test_noise_falls_on_a_share_of_the_images():
     images = torch.full((400, 3, 8, 8), 0.5)
     spread = (random_noise(images, share=0.5, sigma=0.2) - images).flatten(1).std(1)
     noisy = spread[spread > 0]
@@ -86,7 +86,7 @@ def test_noise_falls_on_a_share_of_the_pictures():
     assert random_noise(images, share=0.0).equal(images)
 
 
-def test_grey_pictures_keep_their_luma_and_shape():
+def test_grey_images_keep_their_luma_and_shape():
     images = torch.rand(400, 3, 4, 4)
     views = random_grey(images, 0.25)
     grey = (views == views[:, :1]).flatten(1).all(1)
@@ -95,7 +95,7 @@ def test_grey_pictures_keep_their_luma_and_shape():
     torch.testing.assert_close(views[grey, 0], luma[grey])
 
 
-def test_holes_are_white_squares_on_a_share_of_the_pictures():
+def test_holes_are_white_squares_on_a_share_of_the_images():
     black = torch.zeros(400, 3, 20, 20)
     views = random_holes(black, share=0.5, side=0.4)
     assert views.unique().tolist() == [0, 1]
@@ -112,12 +112,12 @@ def test_what_has_sides_is_not_mirrored():
 
 def test_joined_tables_keep_their_order(tmp_path):
     parts = [
-        CaptionedPictures.from_parquet(write_table(tmp_path / f"{name}.parquet", [name, "dog"], broken=[1]))
+        CaptionedImages.from_parquet(write_table(tmp_path / f"{name}.parquet", [name, "dog"], broken=[1]))
         for name in ("cat", "bus")
     ]
-    joined = CaptionedPictures.join(parts)
+    joined = CaptionedImages.join(parts)
     assert [row.name for row in joined.rows] == ["cat", "bus"] and len(joined.skipped) == 2
-    assert joined.pictures.equal(torch.cat([part.pictures for part in parts]))
+    assert joined.images.equal(torch.cat([part.images for part in parts]))
 
 
 def test_recall_counts_ties_against_the_model():

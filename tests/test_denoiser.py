@@ -1,4 +1,4 @@
-"""The UNet that training makes, and its error on pictures it never saw."""
+"""The UNet that training makes, and its error on images it never saw."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
+from clip_guidance.data.dataset import CaptionedImages, Row
 
 
 @pytest.fixture
@@ -29,15 +29,15 @@ class Constant(nn.Module):
 
 
 @pytest.fixture
-def pictures() -> CaptionedPictures:
+def images() -> CaptionedImages:
     drawn = torch.randint(0, 256, (300, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return CaptionedPictures(drawn, [Row("apple", "noto", ())] * 300)
+    return CaptionedImages(drawn, [Row("apple", "noto", ())] * 300)
 
 
-def test_the_error_of_a_constant_is_known(denoiser, pictures):
+def test_the_error_of_a_constant_is_known(denoiser, images):
     """v = √ᾱ ε − √(1 − ᾱ) x₀, so that E(v − c)² = ᾱ + (1 − ᾱ) E x₀² + 2c √(1 − ᾱ) E x₀ + c²."""
     pipe: StableDiffusionPipeline = cg.load_pipeline("emoji")
-    error = denoiser.HeldOutError(pipe, pictures)
+    error = denoiser.HeldOutError(pipe, images)
     alpha_squared = pipe.scheduler.alphas_cumprod[error.timesteps]
     sigma, mean = (1 - alpha_squared).sqrt(), error.latents.flatten(1).mean(1)
     squares = error.latents.square().flatten(1).mean(1)

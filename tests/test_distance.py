@@ -6,14 +6,10 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.distance import (
-    bounds,
-    image_features,
-    kernel_distance,
-    kernel_distance_interval,
-    precision_recall,
-    resample_counts,
-)
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.kid import kernel_distance, kernel_distance_interval
+from clip_guidance.metrics.precision_recall import precision_recall
+from clip_guidance.metrics.statistics import bounds, resample_counts
 
 
 def test_equals_the_sum_written_out():
@@ -53,7 +49,7 @@ def test_sets_that_do_not_fit():
         kernel_distance(torch.ones(1, 3), torch.ones(4, 3))
 
 
-def test_a_resample_of_the_kernel_distance_is_that_of_the_drawn_pictures():
+def test_a_resample_of_the_kernel_distance_is_that_of_the_drawn_images():
     a, b = torch.randn(12, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     found = kernel_distance_interval(a, b, resamples=1, probability=0.5, seed=3)
     counts = resample_counts(12, 1, seed=3)[0].long()
@@ -62,7 +58,7 @@ def test_a_resample_of_the_kernel_distance_is_that_of_the_drawn_pictures():
     def k(x, y):
         return (float(x @ y) / 4 + 1) ** 3
 
-    pairs = [(i, j) for i, j in itertools.permutations(drawn.tolist(), 2) if i != j]  # no picture beside its copy
+    pairs = [(i, j) for i, j in itertools.permutations(drawn.tolist(), 2) if i != j]  # no image beside its copy
     expected = sum(k(a[i], a[j]) for i, j in pairs) / len(pairs)
     expected += sum(k(x, y) for x, y in itertools.permutations(b, 2)) / (9 * 8)
     expected -= 2 * sum(k(a[i], y) for i in drawn for y in b) / (12 * 9)
@@ -104,7 +100,7 @@ def test_precision_and_recall_of_what_they_should_be_certain_of():
     assert (one_mode.precision, one_mode.recall) == (1, 0.5)
     far = precision_recall(real + 500, real)
     assert (far.precision, far.recall) == (0, 0)
-    with pytest.raises(ValueError, match="expected more than 3 pictures in each set, got 3 and 120"):
+    with pytest.raises(ValueError, match="expected more than 3 images in each set, got 3 and 120"):
         precision_recall(real[:3], real)
 
 

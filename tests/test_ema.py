@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_guidance.ema import averaged
+from clip_guidance.training.ema import averaged
 
 
 def train(model: nn.Linear, ema: nn.Module, values: list[float]) -> None:

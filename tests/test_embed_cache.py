@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key, encode_files
-from clip_guidance.images import ImageError
-from clip_guidance.score import clip_score
-from clip_guidance.similarity import duplicate_images, image_similarity
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.clip.embed_cache import CachedCLIP, EmbedCache, EmbedCacheError, cache_key, encode_files
+from clip_guidance.images.load import ImageError
+from clip_guidance.metrics.clip_score import clip_score
+from clip_guidance.metrics.similarity import duplicate_images, image_similarity
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def cache(tmp_path):
 
 
 def refuse(monkeypatch):
-    """From now on no picture may be encoded."""
+    """From now on no image may be encoded."""
 
     def refused(*_, **__):
-        raise AssertionError("encoded a picture that is cached")
+        raise AssertionError("encoded an image that is cached")
 
     monkeypatch.setattr(CLIP, "image_embeds", refused)
 
@@ -91,9 +91,9 @@ def test_it_stands_in_for_the_clip(clips, paths, cache, monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_an_unreadable_picture_is_named(clips, paths, cache, tmp_path):
+def test_an_unreadable_image_is_named(clips, paths, cache, tmp_path):
     paths[1].write_bytes(b"oops")
-    with pytest.raises(ImageError, match=r"b\.png: is not a picture"):
+    with pytest.raises(ImageError, match=r"b\.png: is not an image"):
         CachedCLIP(clips[0], cache).encode_image(paths)
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         CachedCLIP(clips[0], cache).encode_image(tmp_path / "gone.png")
@@ -110,9 +110,9 @@ def test_files_are_encoded_batch_by_batch_and_the_bad_ones_named(clips, paths, c
         batches = list(encode_files(CachedCLIP(clip, cache) if with_cache else clip, files, batch_size=4))
         assert [batch.names for batch in batches] == [[str(paths[0])], [str(paths[1]), str(odd)]]
         assert [(skipped.path, skipped.reason) for skipped in batches[0].skipped] == [
-            (str(tmp_path / "oops.png"), "is not a picture"),
+            (str(tmp_path / "oops.png"), "is not an image"),
             (str(tmp_path / "gone.png"), "no such file"),
-            (str(tmp_path), "is a folder that holds no picture"),
+            (str(tmp_path), "is a folder that holds no image"),
         ]
         expected = clip.encode_image([paths[0], paths[1], paths[2]])
         torch.testing.assert_close(torch.cat([batch.embeds for batch in batches]), expected)

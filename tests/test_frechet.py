@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from clip_guidance.frechet import frechet_distance
+from clip_guidance.metrics.fid import frechet_distance
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def test_a_shift_counts_by_its_square_and_a_rotation_not_at_all():
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
 
 
-def test_fewer_pictures_than_features():
+def test_fewer_images_than_features():
     """Both covariances are singular. On planes at right angles the root vanishes: shift and variances are left."""
     a, b = torch.zeros(4, 8, dtype=torch.float64), torch.zeros(5, 8, dtype=torch.float64)
     a[:, :3], b[:, 3:6] = normal(4, 3, 0), normal(5, 3, 1)

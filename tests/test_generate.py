@@ -1,4 +1,4 @@
-"""Pictures carry what made them: made again from it they are the same, bit for bit."""
+"""Images carry what made them: made again from it they are the same, bit for bit."""
 
 import dataclasses
 import shutil
@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from tiny_models import save_tiny_clip, save_tiny_pipeline
 
-from clip_guidance import hub, pipeline
-from clip_guidance.clip import CLIP
-from clip_guidance.generate import GenerateSettings, generate, read_record, read_settings
-from clip_guidance.generate_settings import TUNED
-from clip_guidance.score import clip_score
+from clip_guidance.clip import CLIP, hub
+from clip_guidance.generation import pipelines as pipeline
+from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generation.settings import TUNED
+from clip_guidance.metrics.clip_score import clip_score
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def pixels(generated) -> bytes:
     return generated.image.tobytes()
 
 
-def test_a_picture_is_made_again_from_its_own_file(settings, judge, tmp_path):
+def test_an_image_is_made_again_from_its_own_file(settings, judge, tmp_path):
     settings = dataclasses.replace(settings, judge=judge)
     (first,) = draw(settings)
     path = first.save(tmp_path)
@@ -46,7 +46,7 @@ def test_a_picture_is_made_again_from_its_own_file(settings, judge, tmp_path):
     assert again.save(tmp_path) == path and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(settings):
+def test_an_image_does_not_depend_on_its_neighbours(settings):
     planned = [dataclasses.replace(settings, seed=seed) for seed in (3, 4, 5)]
     together = draw(*planned)
     assert len({pixels(one) for one in together}) == 3
@@ -71,11 +71,11 @@ def test_a_picture_does_not_depend_on_its_neighbours(settings):
     ],
     ids=lambda change: "-".join(change),
 )
-def test_every_setting_reaches_the_picture(settings, change):
+def test_every_setting_reaches_the_image(settings, change):
     assert pixels(draw(dataclasses.replace(settings, **change))[0]) != pixels(draw(settings)[0])
 
 
-def test_scores_are_those_of_the_picture_and_tell_guide_from_judge(settings, judge):
+def test_scores_are_those_of_the_image_and_tell_guide_from_judge(settings, judge):
     (generated,) = draw(dataclasses.replace(settings, clip_prompt="a blue boat", judge=judge))
     guide_score, judge_score = generated.scores
     for record, folder in ((guide_score, settings.clip), (judge_score, judge)):
@@ -126,7 +126,7 @@ def test_strength_is_the_models_own_unless_given():
     assert resolved(model="another") == resolved(clip="another") == {"scale": 1, "start": 0}
 
 
-def test_a_missing_judge_is_told_before_the_picture_is_drawn(settings, tmp_path):
+def test_a_missing_judge_is_told_before_the_image_is_drawn(settings, tmp_path):
     steps: list[int] = []
     with pytest.raises(ValueError, match="nowhere: neither a folder"):
         draw(dataclasses.replace(settings, judge=str(tmp_path / "nowhere")), on_step=lambda: steps.append(1))
@@ -138,7 +138,7 @@ def test_a_pipeline_without_a_clip_needs_one_named(settings):
         draw(dataclasses.replace(settings, clip=None))
 
 
-def test_another_picture_of_the_same_name_is_kept(settings, tmp_path):
+def test_another_image_of_the_same_name_is_kept(settings, tmp_path):
     (first,) = draw(settings)
     (other,) = draw(dataclasses.replace(settings, steps=2))
     paths = [one.save(tmp_path) for one in (first, other, first, other)]
@@ -165,7 +165,7 @@ def test_bad_settings(values, message):
         GenerateSettings(**values)
 
 
-def test_a_picture_of_another_program_has_no_settings(tmp_path):
+def test_an_image_of_another_program_has_no_settings(tmp_path):
     path = tmp_path / "plain.png"
     Image.new("RGB", (2, 2)).save(path)
     assert read_record(path) is None and read_record(tmp_path / "gone.png") is None
@@ -176,4 +176,4 @@ def test_a_picture_of_another_program_has_no_settings(tmp_path):
 def test_a_name_without_letters_still_saves(settings, tmp_path):
     (generated,) = draw(settings)
     generated.settings = dataclasses.replace(settings, prompt="../!?", seed=9)
-    assert generated.save(tmp_path / "new") == Path(tmp_path / "new" / "picture-9.png")
+    assert generated.save(tmp_path / "new") == Path(tmp_path / "new" / "image-9.png")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.image_quality import PAIRS, PromptPair, clip_iqa, get_pair
+from clip_guidance.metrics.clip_iqa import PAIRS, PromptPair, clip_iqa, get_pair
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -31,14 +31,14 @@ def test_a_pair_turned_round_gives_the_rest_of_one(clip):
 
 
 def test_a_common_shift_of_both_cosines_changes_nothing(clip):
-    """Only how the two texts differ counts: what both share is left out, whatever the picture."""
+    """Only how the two texts differ counts: what both share is left out, whatever the image."""
     shared = torch.tensor([0.0, 0.0, 1.0])
-    pictures = torch.tensor([[0.6, 0.0, 0.8], [0.6, 0.8, 0.0]])
+    images = torch.tensor([[0.6, 0.0, 0.8], [0.6, 0.8, 0.0]])
     texts = torch.stack([torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])])
     pair = PromptPair("own", "a", "b", logit_scale=2.0)
-    scores = pair.scores(clip, pictures, texts.expand(2, 2, 3))
+    scores = pair.scores(clip, images, texts.expand(2, 2, 3))
     torch.testing.assert_close(scores, (2 * torch.tensor([0.6, 0.6 - 0.8])).sigmoid())
-    torch.testing.assert_close(pair.scores(clip, pictures, (texts + shared).expand(2, 2, 3)), scores)
+    torch.testing.assert_close(pair.scores(clip, images, (texts + shared).expand(2, 2, 3)), scores)
 
 
 def test_the_record_says_whether_the_tower_has_positions(clip):

@@ -1,4 +1,4 @@
-"""The loader's declared policy, on a corpus of awkward pictures built here."""
+"""The loader's declared policy, on a corpus of awkward images built here."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.images import ImageBatch, ImageError, as_list, find_images, load_image, load_images
+from clip_guidance.images.load import ImageBatch, ImageError, as_list, find_images, load_image, load_images
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -26,16 +26,16 @@ def pixel(source, xy=(0, 0)) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8))
 
 
-def test_every_kind_of_source_gives_the_same_picture(picture, tmp_path):
+def test_every_kind_of_source_gives_the_same_image(image, tmp_path):
     path = tmp_path / "a.png"
-    picture.save(path)
-    array = np.asarray(picture)
+    image.save(path)
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    sources = [picture, path, str(path), path.read_bytes(), array, array / 255.0, tensor, tensor / 255]
+    sources = [image, path, str(path), path.read_bytes(), array, array / 255.0, tensor, tensor / 255]
     for source in sources:
         assert np.array_equal(np.asarray(load_image(source)), array)
 
@@ -63,7 +63,7 @@ def test_exif_orientation_is_applied(orientation):
     assert np.array_equal(np.asarray(loaded), np.asarray(upright))
 
 
-def test_broken_exif_does_not_lose_the_picture():
+def test_broken_exif_does_not_lose_the_image():
     assert pixel(encode(Image.new("RGB", (2, 2), "red"), "PNG", exif=b"Exif\0\0rubbish")) == (255, 0, 0)
 
 
@@ -131,9 +131,9 @@ BAD_FILES = {
     "empty.png": (b"", r"empty \(0 bytes\)"),
     "truncated.png": (PNG[: len(PNG) // 2], "cannot be read"),
     "truncated.jpg": (encode(Image.open(io.BytesIO(PNG)), "JPEG")[:-400], "image file is truncated"),
-    "header.png": (PNG[:20], "is not a picture|cannot be read"),
+    "header.png": (PNG[:20], "is not an image|cannot be read"),
     "flipped.png": (PNG[:60] + bytes(b ^ 255 for b in PNG[60:]), "cannot be read"),
-    "text.png": (b"hello, I am a text file", "is not a picture"),
+    "text.png": (b"hello, I am a text file", "is not an image"),
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to PNG or JPEG"),
     "logo.svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG is not supported"),
     "commented.svg": (b"<!--" + b" " * 3000 + b"--><svg/>", "SVG is not supported; convert it to PNG or JPEG"),
@@ -178,12 +178,12 @@ def test_bad_sources_say_what_was_expected(source, message):
         load_image(source)
 
 
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(ImageError, match=f"{tmp_path.name}: is a folder that holds no picture"):
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(ImageError, match=f"{tmp_path.name}: is a folder that holds no image"):
         load_image(tmp_path)
 
 
-def test_skipping_reports_each_bad_picture_and_keeps_the_rest(tmp_path):
+def test_skipping_reports_each_bad_image_and_keeps_the_rest(tmp_path):
     sources = []
     for i in range(7):
         path = tmp_path / f"{i}.png"
@@ -241,5 +241,5 @@ def test_as_list_tells_one_from_many():
         assert listed is one
     assert len(as_list(torch.zeros(5, 3, 2, 2))) == len(as_list(np.zeros((5, 2, 2, 3)))) == 5
     assert len(as_list(path for path in ("a.png", "b.png"))) == 2
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         as_list([])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_guidance import images
-from clip_guidance.images import ImageError, find_images, load_image, load_images
+from clip_guidance.images import load as images
+from clip_guidance.images.load import ImageError, find_images, load_image, load_images
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said_once(format, 
         loaded = [load_image(data, name) for name in ("still one", "another", "a third")]
     assert [image.getpixel((0, 0)) for image in loaded] == [(255, 0, 0)] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        "still one holds several frames; of this and other such pictures the first is taken"
+        "still one holds several frames; of this and other such images the first is taken"
     ]
 
 
-def test_what_holds_one_picture_is_not_called_an_animation(red, caplog, monkeypatch):
+def test_what_holds_one_image_is_not_called_an_animation(red, caplog, monkeypatch):
     monkeypatch.setattr(images, "_told", set())
-    for source in (red, several("GIF", ("red",)), several("MPO")):  # a camera's second picture is no frame
+    for source in (red, several("GIF", ("red",)), several("MPO")):  # a camera's second image is no frame
         load_image(source)
     assert not caplog.records
 
@@ -117,11 +117,11 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
         load_image(tmp_path / "pipe.png")
 
 
-def test_a_folder_named_like_a_picture_is_a_folder(red, tmp_path):
+def test_a_folder_named_like_an_image_is_a_folder(red, tmp_path):
     folder = tmp_path / "album.png"
     folder.mkdir()
     assert find_images([folder]) == [folder]
-    with pytest.raises(ImageError, match=r"album\.png: is a folder that holds no picture"):
+    with pytest.raises(ImageError, match=r"album\.png: is a folder that holds no image"):
         load_image(folder)
     red.rename(folder / "red.png")
     assert find_images([tmp_path]) == find_images([folder]) == [folder / "red.png"]

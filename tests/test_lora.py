@@ -12,10 +12,10 @@ from tiny import TEXTS, make_clip
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.lora import HEADS, TARGETS, add_lora, apply_adapter, merged, save_adapter
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.trainer import Plan, fit
+from clip_guidance.clip.lora import HEADS, TARGETS, add_lora, apply_adapter, merged, save_adapter
+from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.trainer import Plan, fit
 
 RANK = 3
 
@@ -26,12 +26,12 @@ def hub_clip(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("hub"))
 
 
-def pictures():
+def images():
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def embeddings(clip):
-    return clip.encode_text(TEXTS), clip.encode_image(list(pictures()))
+    return clip.encode_text(TEXTS), clip.encode_image(list(images()))
 
 
 def train(clip, folder, steps=3, killed_after=None):
@@ -47,7 +47,7 @@ def train(clip, folder, steps=3, killed_after=None):
 
     def loss(model, step):
         noise = 0.1 * torch.randn(4, 3, 32, 32)  # from the state that the loop sets
-        return {"loss": model(pictures() + noise, tokenize(clip.tokenizer, TEXTS))}
+        return {"loss": model(images() + noise, tokenize(clip.tokenizer, TEXTS))}
 
     plan = Plan(steps, 0.01, 0, 0.01, 1.0, seed=3, log_every=1, save_every=1)
     with contextlib.suppress(Killed):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from clip_guidance.loss import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
+from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 
 
 def oracle(images: np.ndarray, texts: np.ndarray, log_scale: float, groups: list[int] | None = None) -> float:

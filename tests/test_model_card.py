@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import PAIRS, make_clip
 
-from clip_guidance.model_card import model_card, write_model_card
+from clip_guidance.clip.model_card import model_card, write_model_card
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import make_clip
 
-from clip_guidance.name_loss import TEMPLATES, NameLoss
-from clip_guidance.objective import ContrastiveObjective
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.zero_shot.templates import TEMPLATES
 
 NAMES = ["apple", "cat", "table", "red cat"]
 
@@ -19,7 +20,7 @@ def locked_clip():
 
 
 def test_it_is_the_cross_entropy_over_all_names():
-    """Of the step's template, written out picture by picture from the embeddings that the CLIP itself gives."""
+    """Of the step's template, written out image by image from the embeddings that the CLIP itself gives."""
     clip, numbers = locked_clip(), [2, 0, 2]
     embeds = torch.randn(3, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scale = float(clip.logit_scale.detach().exp())
@@ -27,14 +28,14 @@ def test_it_is_the_cross_entropy_over_all_names():
     for seed, template in enumerate(TEMPLATES):
         texts = clip.encode_text([template.format(text) for text in NAMES])
         expected = 0.0
-        for picture, number in zip(embeds, numbers, strict=True):
-            logits = [scale * float(picture @ text / picture.norm()) for text in texts]
+        for image, number in zip(embeds, numbers, strict=True):
+            logits = [scale * float(image @ text / image.norm()) for text in texts]
             expected += math.log(sum(math.exp(logit) for logit in logits)) - logits[number]
         found = loss(clip, embeds, torch.tensor(numbers), seed=seed)
         assert found.item() == pytest.approx(expected / 3, rel=1e-9)
 
 
-def test_pictures_the_projection_and_the_temperature_learn_and_the_text_encoder_does_not():
+def test_images_the_projection_and_the_temperature_learn_and_the_text_encoder_does_not():
     clip = locked_clip()
     embeds = torch.randn(2, 24, dtype=torch.float64, requires_grad=True)
     NameLoss(clip, NAMES)(clip, embeds, torch.tensor([0, 1])).backward()
@@ -44,11 +45,11 @@ def test_pictures_the_projection_and_the_temperature_learn_and_the_text_encoder_
 
 def test_the_objective_adds_it_with_its_weight():
     clip = locked_clip()
-    names, pictures = NameLoss(clip, NAMES), torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    names, images = NameLoss(clip, NAMES), torch.rand(4, 3, 32, 32, dtype=torch.float64)
     ids, numbers = torch.randint(0, 90, (4, 8)), torch.arange(4)
-    plain = ContrastiveObjective(clip)(pictures, ids)
-    alone = names(clip, clip.image_embeds(pictures), numbers, seed=1)
-    found = ContrastiveObjective(clip, names=names, names_weight=0.25)(pictures, ids, None, numbers, seed=1)
+    plain = ContrastiveObjective(clip)(images, ids)
+    alone = names(clip, clip.image_embeds(images), numbers, seed=1)
+    found = ContrastiveObjective(clip, names=names, names_weight=0.25)(images, ids, None, numbers, seed=1)
     torch.testing.assert_close(found, plain + 0.25 * alone, rtol=1e-12, atol=0)
 
 
@@ -58,7 +59,7 @@ def test_what_it_needs_is_said():
         NameLoss(clip, ["a", "b", "a"])
     with pytest.raises(ValueError, match="needs a locked text encoder: freeze_text"):
         NameLoss(make_clip(), ["a", "b"])
-    with pytest.raises(ValueError, match="needs numbers: which of them each picture bears"):
+    with pytest.raises(ValueError, match="needs numbers: which of them each image bears"):
         ContrastiveObjective(clip, names=NameLoss(clip, NAMES))(
             torch.rand(1, 3, 32, 32).double(), torch.ones(1, 4).long()
         )

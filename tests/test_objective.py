@@ -12,21 +12,21 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_guidance.augment import random_views
-from clip_guidance.loss import contrastive_loss
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective, caption_groups, random_state
+from clip_guidance.loss.contrastive import contrastive_loss
+from clip_guidance.training.augment import random_views
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups, random_state
 
 CAPTIONS = (TEXTS * 3)[:8]  # each of the four is somewhere twice
 
 
 def batch():
     """The ids are letters: a vocabulary that is trained anew in another process has another order."""
-    pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     tokenizer = make_clip().tokenizer
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [[bos, *(ord(letter) - 32 for letter in caption[:11]), eos] for caption in CAPTIONS]
-    return pictures, torch.tensor(rows), caption_groups(CAPTIONS)
+    return images, torch.tensor(rows), caption_groups(CAPTIONS)
 
 
 def dropping_clip(image="vit", text="transformer"):
@@ -68,11 +68,11 @@ def assert_same(found, expected):
 
 def test_without_chunks_it_is_the_plain_loss():
     clip = make_clip().double()
-    pictures, input_ids, groups = batch()
-    plain = contrastive_loss(clip.image_embeds(pictures), clip.text_embeds(input_ids), clip.logit_scale, groups)
+    images, input_ids, groups = batch()
+    plain = contrastive_loss(clip.image_embeds(images), clip.text_embeds(input_ids), clip.logit_scale, groups)
     expected = grads(clip, plain)
     clip.zero_grad()
-    loss = ContrastiveObjective(clip)(pictures, input_ids, groups)
+    loss = ContrastiveObjective(clip)(images, input_ids, groups)
     torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
     assert_same(grads(clip, loss), expected)
 
@@ -93,14 +93,14 @@ def test_chunks_change_nothing_where_nothing_is_drawn(options):
 def test_a_chunk_that_runs_again_draws_the_same():
     """The gradient is that of the chunks' own draws, kept here instead of drawn twice."""
     module = objective(chunk_size=2)
-    pictures, input_ids, groups = batch()
-    found = grads(module, module(pictures, input_ids, groups, seed=5))
+    images, input_ids, groups = batch()
+    found = grads(module, module(images, input_ids, groups, seed=5))
     module.zero_grad()
     clip, embeds = module.clip, {"image": [], "text": []}
     for place in range(4):
         rows = slice(2 * place, 2 * place + 2)
         with random_state(f"image-5-{place}", torch.device("cpu")):
-            embeds["image"].append(clip.image_embeds(random_views(pictures[rows])))
+            embeds["image"].append(clip.image_embeds(random_views(images[rows])))
         with random_state(f"text-5-{place}", torch.device("cpu")):
             embeds["text"].append(clip.text_embeds(input_ids[rows]))
     plain = contrastive_loss(torch.cat(embeds["image"]), torch.cat(embeds["text"]), clip.logit_scale, groups)
@@ -130,9 +130,9 @@ def test_chunks_hold_no_activations():
             return x
 
         module = ContrastiveObjective(clip, chunk_size=chunk_size)
-        pictures, *rest = batch()
+        images, *rest = batch()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            module(pictures.float(), *rest)
+            module(images.float(), *rest)
         return total
 
     assert saved_bytes(4, 2) == saved_bytes(8, 2) < 0.2 * saved_bytes(4, None) < 0.2 * saved_bytes(8, None)
@@ -173,7 +173,7 @@ def test_captions_have_the_same_group_everywhere():
 
 VARIANTS = {"softmax": {}, "all": {"positives": "all"}, "sigmoid": {"loss": "sigmoid"}}
 NAMED = {"names": {}, "adversarial": {"adversarial": 0.5}}
-NUMBERS = torch.tensor([0, 1, 2, 3, 3, 2, 0, 4])  # of names that its eight pictures bear
+NUMBERS = torch.tensor([0, 1, 2, 3, 3, 2, 0, 4])  # of names that its eight images bear
 
 
 def named_objective(**options):

@@ -1,4 +1,4 @@
-"""The packaged models: they load, fit the budget, know their pictures, and the examples and pipelines run on them."""
+"""The packaged models: they load, fit the budget, know their images, and the examples and pipelines run on them."""
 
 import json
 import subprocess
@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.hub import PACKAGED
-from clip_guidance.retrieval import recall_at_k, unique
+from clip_guidance.clip.hub import PACKAGED
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers import CBOWTextModel, ResNetModel, TransformerTextModel, ViTModel
 
 PROMPT = "a fluent 3d picture of a red apple"
@@ -36,11 +36,11 @@ def test_the_towers_are_those_promised():
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji-judge"])
-def test_they_know_pictures_they_never_saw(name, shared_data):
+def test_they_know_images_they_never_saw(name, shared_data):
     clip = cg.CLIP.from_pretrained(name)
-    data = CaptionedPictures.from_parquet(shared_data / "emoji64-val.parquet")
+    data = CaptionedImages.from_parquet(shared_data / "emoji64-val.parquet")
     names, targets = unique([row.name for row in data.rows])
-    similarity = clip.encode_image(data.pictures) @ clip.encode_text([f"a picture of a {n}" for n in names]).T
+    similarity = clip.encode_image(data.images) @ clip.encode_text([f"a picture of a {n}" for n in names]).T
     found = recall_at_k(similarity, targets)
     assert found["R@1"] > 30 / len(names) and found["R@5"] > 100 / len(names)  # many times chance
 

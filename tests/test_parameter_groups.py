@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from tiny import TEXTS, make_clip
 from torch import nn
 
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.parameter_groups import parameter_groups
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.trainer import Plan, fit, learning_rate
+from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.optimizer import parameter_groups
+from clip_guidance.training.trainer import Plan, fit, learning_rate
 
 # The first prefix that fits a name says how many blocks stand behind it in its tower; the towers of tests/tiny.py have
 # 2 (ViT), 3 (transformer), 3 (ResNet: 1 + 2) and 1 (bag of words) blocks.
@@ -85,7 +85,7 @@ def test_the_schedule_multiplies_the_rate_of_each_group(tmp_path):
     """The first step of Adam moves what has a gradient by its learning rate, whatever the gradient."""
     clip = make_clip().double().train()
     objective = ContrastiveObjective(clip)
-    pictures = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     before = {name: value.detach().clone() for name, value in objective.named_parameters()}
     plan = Plan(4, 1e-3, 2, 0.0, 1e9, seed=0, log_every=1, save_every=1, layer_decay=0.5)
 
@@ -99,7 +99,7 @@ def test_the_schedule_multiplies_the_rate_of_each_group(tmp_path):
         fit(
             Accelerator(),
             objective,
-            lambda model, step: {"loss": 1e6 * model(pictures, tokenize(clip.tokenizer, TEXTS))},
+            lambda model, step: {"loss": 1e6 * model(images, tokenize(clip.tokenizer, TEXTS))},
             plan,
             tmp_path,
             after_step=stop,
@@ -122,9 +122,9 @@ def test_the_schedule_multiplies_the_rate_of_each_group(tmp_path):
 def test_a_checkpoint_of_one_rate_goes_on_with_another(tmp_path):
     def run(steps, layer_decay):
         clip = make_clip().train()
-        pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         plan = Plan(steps, 1e-3, 1, 0.1, 1.0, seed=0, log_every=1, save_every=1, layer_decay=layer_decay)
-        inputs = pictures, tokenize(clip.tokenizer, TEXTS)
+        inputs = images, tokenize(clip.tokenizer, TEXTS)
         fit(Accelerator(), ContrastiveObjective(clip), lambda model, step: {"loss": model(*inputs)}, plan, tmp_path)
 
     run(1, 1.0)

@@ -8,15 +8,15 @@ from tiny import make_clip
 from torch import nn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.loss import contrastive_loss
-from clip_guidance.objective import ContrastiveObjective, random_state
-from clip_guidance.tower_options import set_patch_dropout
+from clip_guidance.loss.contrastive import contrastive_loss
 from clip_guidance.towers.vit import VisionTransformer, ViTConfig, drop_patches
+from clip_guidance.training.objective import ContrastiveObjective, random_state
+from clip_guidance.training.towers import set_patch_dropout
 
 PATCHES = 16  # of tests/tiny.py's ViT: 32 x 32 pixels in patches of 8
 
 
-def pictures(count=3, dtype=torch.float32):
+def images(count=3, dtype=torch.float32):
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
@@ -31,10 +31,10 @@ def vision_model(pooling, **options):
 @pytest.mark.parametrize("stem", [None, [8, 8, 8]])
 def test_evaluation_is_the_same_bit_for_bit(pooling, stem):
     model = vision_model(pooling, stem_widths=stem).eval()
-    expected = model(pictures()).pooler_output
+    expected = model(images()).pooler_output
     model.patch_dropout = 0.5
     state = torch.get_rng_state()
-    found = model(pictures())
+    found = model(images())
     assert found.pooler_output.equal(expected) and found.last_hidden_state.shape[1] == 1 + PATCHES
     assert torch.get_rng_state().equal(state)  # nothing is drawn either
 
@@ -46,7 +46,7 @@ def test_the_blocks_see_as_many_tokens_as_is_said(share, kept):
     for layer in model.encoder.layers:
         layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
     model.patch_dropout = share
-    model(pictures())
+    model(images())
     assert seen == [1 + kept] * 2
 
 
@@ -59,19 +59,19 @@ def test_what_is_left_is_the_class_token_and_some_patches_with_their_positions(p
         for last in (layer.self_attn.out_proj, layer.mlp.fc2):  # x + 0
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-    tokens = model.embeddings(pictures(dtype=torch.float64))
+    tokens = model.embeddings(images(dtype=torch.float64))
     model.patch_dropout = 0.5
-    found = model(pictures(dtype=torch.float64))
+    found = model(images(dtype=torch.float64))
     chosen = []
-    for picture, states in zip(tokens, found.last_hidden_state, strict=True):
-        same = (states[:, None] == picture[None]).all(-1)  # (kept, tokens)
+    for image, states in zip(tokens, found.last_hidden_state, strict=True):
+        same = (states[:, None] == image[None]).all(-1)  # (kept, tokens)
         assert (same.sum(1) == 1).all() and same[0, 0]
         chosen.append(same.int().argmax(1))
         assert len(chosen[-1].unique()) == len(chosen[-1]) == 1 + PATCHES // 2
-    means = torch.stack([picture[rows].mean(0) for picture, rows in zip(tokens, chosen, strict=True)])
+    means = torch.stack([image[rows].mean(0) for image, rows in zip(tokens, chosen, strict=True)])
     expected = means if pooling == "mean" else tokens[:, 0]
     torch.testing.assert_close(found.pooler_output, expected, rtol=1e-12, atol=1e-14)
-    assert len({tuple(rows.sort().values.tolist()) for rows in chosen}) == 3  # each picture has its own
+    assert len({tuple(rows.sort().values.tolist()) for rows in chosen}) == 3  # each image has its own
 
 
 def test_every_patch_is_kept_equally_often():
@@ -88,16 +88,16 @@ def test_draws_follow_the_global_random_state():
     model = vision_model("mean")
     model.patch_dropout = 0.5
     torch.manual_seed(3)
-    one, other = (model(pictures()).pooler_output for _ in range(2))
+    one, other = (model(images()).pooler_output for _ in range(2))
     torch.manual_seed(3)
-    assert model(pictures()).pooler_output.equal(one) and not one.equal(other)
+    assert model(images()).pooler_output.equal(one) and not one.equal(other)
 
 
 def test_a_chunk_that_runs_again_leaves_out_the_same_patches():
     """The gradient is that of the chunks' own draws, kept here instead of drawn twice."""
     clip = make_clip().double().train()
     set_patch_dropout(clip, 0.5)
-    x, input_ids = pictures(4, torch.float64), torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(2))
+    x, input_ids = images(4, torch.float64), torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(2))
     input_ids[:, -1] = clip.tokenizer.eos_token_id
     plain = copy.deepcopy(clip)
     ContrastiveObjective(clip, chunk_size=2)(x, input_ids, seed=5).backward()

@@ -1,4 +1,4 @@
-"""Preprocessing equals transformers' on pictures, and its tensor form equals it up to 8-bit rounding."""
+"""Preprocessing equals transformers' on images, and its tensor form equals it up to 8-bit rounding."""
 
 import json
 
@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from clip_guidance.preprocess import ImageProcessor
+from clip_guidance.clip.image_processor import ImageProcessor
 
 SIZES = [(64, 64), (20, 16), (50, 81), (81, 50), (31, 200), (224, 223)]  # width, height
 
 
-def picture(size: tuple[int, int]) -> Image.Image:
+def image(size: tuple[int, int]) -> Image.Image:
     """Smooth, with an edge: noise would make 8-bit rounding the whole difference."""
     x, y = np.meshgrid(np.linspace(0, 3, size[0]), np.linspace(0, 2, size[1]))
     array = np.stack([np.sin(x + y) * 100 + 128, np.where(x > y, 220, 30), np.cos(3 * x) * 90 + 120], -1)
@@ -24,15 +24,15 @@ def picture(size: tuple[int, int]) -> Image.Image:
 def test_equals_transformers(size):
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
     ours = ImageProcessor(32, tuple(theirs.image_mean), tuple(theirs.image_std), resize_to=40)
-    expected = theirs(picture(size), return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(ours(picture(size)), expected, rtol=0, atol=1e-6)
+    expected = theirs(image(size), return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(ours(image(size)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tensor_form_equals_picture_form(size):
+def test_tensor_form_equals_image_form(size):
     ours = ImageProcessor(32)
-    tensor = torch.from_numpy(np.array(picture(size))).permute(2, 0, 1)[None].float() / 255
-    difference = (ours.differentiable(tensor)[0] - ours(picture(size))).abs()
+    tensor = torch.from_numpy(np.array(image(size))).permute(2, 0, 1)[None].float() / 255
+    difference = (ours.differentiable(tensor)[0] - ours(image(size))).abs()
     assert difference.max() <= 2.5 / 127.5  # PIL rounds to 8 bits after each of its two passes
 
 

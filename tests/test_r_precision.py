@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TEXTS, make_clip
 
-from clip_guidance.r_precision import clip_r_precision, r_precision
+from clip_guidance.metrics.r_precision import clip_r_precision, r_precision
 
 
 def of_similarity(similarity, targets, **options):
@@ -39,7 +39,7 @@ def test_the_share_of_hits_is_hypergeometric():
 
 
 def test_every_other_text_is_drawn_and_the_own_one_never():
-    """With one distractor, each of the other texts is the one ahead for some picture, and the own one is not."""
+    """With one distractor, each of the other texts is the one ahead for some image, and the own one is not."""
     n, m = 400, 6
     for other in range(m):
         similarity = torch.zeros(n, m)
@@ -56,7 +56,7 @@ def test_a_draw_depends_on_the_seed_and_the_position_alone():
     assert not of_similarity(similarity, targets, distractors=2, seed=2).hits.equal(whole.hits)
 
 
-def test_by_a_clip_pictures_of_one_text_are_no_distractors_of_each_other():
+def test_by_a_clip_images_of_one_text_are_no_distractors_of_each_other():
     clip, images = make_clip(), torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts, others = [TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[2]], [TEXTS[3], TEXTS[0]]
     found = clip_r_precision(clip, images, prompts, others, distractors=3)
@@ -72,9 +72,9 @@ def test_errors():
     clip, images = make_clip(), torch.rand(2, 3, 32, 32)
     with pytest.raises(ValueError, match="between 1 and 1 distractors of 2 distinct texts, got 99"):
         clip_r_precision(clip, images, ["a", "b"])
-    with pytest.raises(ValueError, match="a text for each of 2 pictures, got one text"):
+    with pytest.raises(ValueError, match="a text for each of 2 images, got one text"):
         clip_r_precision(clip, images, "ab")
-    with pytest.raises(ValueError, match="a text for each of 2 pictures, got 3 texts"):
+    with pytest.raises(ValueError, match="a text for each of 2 images, got 3 texts"):
         clip_r_precision(clip, images, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"got \(0, 3\), \(3, 3\) and \(0,\)"):
         of_similarity(torch.ones(0, 3), torch.zeros(0), distractors=1)

@@ -10,7 +10,7 @@ from tiny_models import CONTEXT, save_tiny_clip
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.score import (
+from clip_guidance.metrics.clip_score import (
     COSINE,
     HESSEL,
     TORCHMETRICS,
@@ -41,7 +41,7 @@ def images() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def embed(folder):
-    """Unit embeddings of pictures or texts by transformers."""
+    """Unit embeddings of images or texts by transformers."""
     model, processor = CLIPModel.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -98,7 +98,7 @@ def test_definitions_differ_as_declared(clip, images):
     close(clip_score(clip, images, PROMPTS, own), 3 * prefixed.clamp(min=0))
 
 
-def test_one_prompt_serves_all_pictures_and_each_picture_scores_alone(clip, images):
+def test_one_prompt_serves_all_images_and_each_image_scores_alone(clip, images):
     together = clip_score(clip, images, PROMPTS[0])
     assert together.shape == (4,)
     for image, score in zip(images, together, strict=True):
@@ -163,17 +163,17 @@ def test_directional_similarity_without_a_change_is_zero(clip, images):
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda c, i: clip_score(c, i, PROMPTS[:3]), "one for each of 4 pictures, got 3 texts"),
-        (lambda c, i: clip_score(c, i[0], PROMPTS), "one for each of 1 pictures, got 4 texts"),
+        (lambda c, i: clip_score(c, i, PROMPTS[:3]), "one for each of 4 images, got 3 texts"),
+        (lambda c, i: clip_score(c, i[0], PROMPTS), "one for each of 1 images, got 4 texts"),
         (lambda c, i: clip_score(c, i, ["a", " ", "b", "c"]), "text 1 is empty"),
-        (lambda c, i: clip_score(c, [], []), "expected at least one picture"),
+        (lambda c, i: clip_score(c, [], []), "expected at least one image"),
         (
             lambda c, i: clip_score(c, i, PROMPTS, "clipscore"),
             "no score definition 'clipscore'; there are hessel, ",
         ),
-        (lambda c, i: ref_clip_score(c, i, PROMPTS, ["a"]), "references for each of 4 pictures, got 1"),
-        (lambda c, i: ref_clip_score(c, i, PROMPTS, ["a", [], "b", "c"]), "picture 1 has no reference text"),
-        (lambda c, i: directional_similarity(c, i, i[1:], "a", "b"), "4 pictures before and 3 after"),
+        (lambda c, i: ref_clip_score(c, i, PROMPTS, ["a"]), "references for each of 4 images, got 1"),
+        (lambda c, i: ref_clip_score(c, i, PROMPTS, ["a", [], "b", "c"]), "image 1 has no reference text"),
+        (lambda c, i: directional_similarity(c, i, i[1:], "a", "b"), "4 images before and 3 after"),
         (
             lambda c, i: ScoreDefinition("x", clip="both"),
             "clip must be 'each', 'mean' or 'never', got 'both'",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_our_scores_are_those_of_transformers_by_hand(program, shared_data, tmp_
         str(shared_data / "grocery64.parquet"),
         "--size",
         "tiny",
-        "--pictures",
+        "--images",
         "6",
         "--output",
         str(output),
@@ -41,7 +41,7 @@ def test_every_row_tells_its_own_difference(program, tmp_path):
     from PIL import Image
 
     from clip_guidance.clip import CLIP
-    from clip_guidance.score import clip_score
+    from clip_guidance.metrics.clip_score import clip_score
 
     images = [str(tmp_path / f"{shade}.png") for shade in (0, 200)]
     for path, shade in zip(images, (0, 200), strict=True):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from clip_guidance.score_files import find_comparable, read_scores
-from clip_guidance.scoring.output import write_scores
-from clip_guidance.scoring.workfile import ScoreRow, record_id
+from clip_guidance.metrics.job.output import write_scores
+from clip_guidance.metrics.job.results import find_comparable, read_scores
+from clip_guidance.metrics.job.store import ScoreRow, record_id
 
 HESSEL = {"definition": "hessel", "weight": 2.5, "prefix": "A photo depicts ", "model": "m", "fingerprint": "ab12"}
 COSINE = {"definition": "cosine", "weight": 1.0, "model": "m", "fingerprint": "ab12"}
@@ -34,7 +34,7 @@ ROWS = [row("out/0.png", "a cat", 0.5), row("out/1.png", APPLE, 0.25), row("out/
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_every_format_says_the_same(tmp_path, suffix):
     found = read_scores(write(tmp_path / f"scores.{suffix}", *ROWS, row("out/3.png", "a dog", math.nan)))
-    assert found[0].scores("prompt") == {"a cat": 0.75, APPLE: 0.25}  # the mean over its pictures
+    assert found[0].scores("prompt") == {"a cat": 0.75, APPLE: 0.25}  # the mean over its images
     assert list(found[0].scores("image")) == [("0.png", "a cat"), ("1.png", APPLE), ("2.png", "a cat")]
     assert found[0].skipped == ["out/3.png: hessel by m: its score is nan"]
     assert str(found[0]) == "hessel by m" and found[0].record == {key: str(value) for key, value in HESSEL.items()}
@@ -42,7 +42,7 @@ def test_every_format_says_the_same(tmp_path, suffix):
     assert find_comparable(found, other) == (found[0], other[0])
 
 
-def test_pictures_pair_by_their_path_below_the_folder_they_share(tmp_path):
+def test_images_pair_by_their_path_below_the_folder_they_share(tmp_path):
     one = only(write(tmp_path / "a.jsonl", row("runs/a/x/0.png", "p", 1.0), row("runs/a/y/0.png", "", 2.0)))
     other = only(write(tmp_path / "b.jsonl", row("/else/b/x/0.png", "p", 3.0), row("/else/b/y/0.png", "", 4.0)))
     assert one.scores("image").keys() == other.scores("image").keys() == {("x/0.png", "p"), ("y/0.png", "")}

@@ -1,14 +1,15 @@
-"""Distances of sets of pictures: each on the features it is defined on, with what it depends on beside it."""
+"""Distances of sets of images: each on the features it is defined on, with what it depends on beside it."""
 
 import pytest
 import torch
 from tiny import make_clip
 from torch.nn.functional import normalize
 
-from clip_guidance.cmmd import cmmd
-from clip_guidance.distance import image_features, kernel_distance
-from clip_guidance.frechet import frechet_distance
-from clip_guidance.set_distance import DEFINITIONS, set_distances
+from clip_guidance.metrics.cmmd import cmmd
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.fid import frechet_distance
+from clip_guidance.metrics.kid import kernel_distance
+from clip_guidance.metrics.set_distance import DEFINITIONS, set_distances
 
 MADE, REAL = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)).split([5, 7])
 
@@ -36,9 +37,9 @@ def test_every_distance_is_taken_on_its_own_features(clip):
 
 
 def test_the_result_says_what_it_depends_on(clip):
-    record = set_distances(clip, MADE, REAL, "noise, 7 pictures")["cmmd"].record()
+    record = set_distances(clip, MADE, REAL, "noise, 7 images")["cmmd"].record()
     assert (record["definition"], record["count"], record["reference_count"]) == ("cmmd", 5, 7)
-    assert (record["reference"], record["bandwidth"], record["scale"]) == ("noise, 7 pictures", 10.0, 1000.0)
+    assert (record["reference"], record["bandwidth"], record["scale"]) == ("noise, 7 images", 10.0, 1000.0)
     assert record["fingerprint"] == clip.fingerprint() and record["estimate"] == "biased"
     assert all(isinstance(value, (str, int, float)) for value in record.values())
 

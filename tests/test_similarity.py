@@ -1,4 +1,4 @@
-"""Similarity of pictures: against transformers on the same weights, and as any cosine matrix must be."""
+"""Similarity of images: against transformers on the same weights, and as any cosine matrix must be."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from tiny_models import save_tiny_clip
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.images import ImageError
-from clip_guidance.similarity import duplicate_images, image_similarity, paired_similarity
+from clip_guidance.images.load import ImageError
+from clip_guidance.metrics.similarity import duplicate_images, image_similarity, paired_similarity
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_sources_may_be_mixed(clip, images, tmp_path):
     torch.testing.assert_close(image_similarity(clip, images[0], mixed), torch.ones(1, 3))
 
 
-def test_a_bad_picture_is_named(clip, tmp_path):
+def test_a_bad_image_is_named(clip, tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         image_similarity(clip, tmp_path / "gone.png")
 
@@ -73,7 +73,7 @@ def test_pairs_are_the_diagonal_of_the_matrix(clip, images):
     pairs = paired_similarity(clip, images, images[::-1], batch_size=2)
     assert pairs.shape == (5,)
     torch.testing.assert_close(pairs, image_similarity(clip, images, images[::-1]).diagonal())
-    with pytest.raises(ValueError, match="expected as many pictures in both lists, got 5 and 2"):
+    with pytest.raises(ValueError, match="expected as many images in both lists, got 5 and 2"):
         paired_similarity(clip, images, images[:2])
 
 

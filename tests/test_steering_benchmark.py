@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
+from clip_guidance.data.dataset import CaptionedImages, Row
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_unknown_and_too_small_sets_are_named():
 
 
 class Embeddings:
-    """A CLIP whose texts and pictures are vectors."""
+    """A CLIP whose texts and images are vectors."""
 
     def __init__(self, texts):
         self.texts = texts
@@ -87,7 +87,7 @@ class Embeddings:
         return images
 
 
-def test_ranks_count_ties_against_the_picture():
+def test_ranks_count_ties_against_the_image():
     from judging import Judge
     from prompt_sets import Item
 
@@ -99,7 +99,7 @@ def test_ranks_count_ties_against_the_picture():
     assert judge.ranks(images, items).tolist() == [1, 2, 3]
 
 
-def test_the_nearest_picture_is_the_nearest():
+def test_the_nearest_image_is_the_nearest():
     from judging import nearest
 
     training = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
@@ -137,7 +137,7 @@ def test_costs_are_counted_as_the_method_implies(emoji):
 
     prompts = ["a cat", "a dog"]
     _, cost = drawer(emoji).draw(Method("ours", "", steps=3, scale=1.0), prompts, 0)
-    assert cost["denoiser"] == 2 * 2 * 3  # two pictures, each with and without text, three steps
+    assert cost["denoiser"] == 2 * 2 * 3  # two images, each with and without text, three steps
     assert cost["decoder"] == 2 * (3 + 1) and cost["clip"] == 2 * 3 and cost["seconds"] > 0
     _, cost = drawer(emoji).draw(Method("text", "", steps=3, guidance_scale=1.0, best_of=2), prompts, 0)
     assert cost["denoiser"] == 2 * 2 * 3 and cost["decoder"] == 4 and cost["clip"] == 4
@@ -181,8 +181,8 @@ def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     assert figures[0] == figures[1]  # the held-out prompts, whatever comes after them
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     titles = ["CFG, 3", "CLIP guidance, scale 10"]
-    assert [row["title"] for row in report["held-out"]] == ["real pictures", *titles]
-    assert report["held-out"][0]["copied"] == 1  # here the real pictures are the training pictures
+    assert [row["title"] for row in report["held-out"]] == ["real images", *titles]
+    assert report["held-out"][0]["copied"] == 1  # here the real images are the training images
     assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 8  # two batches a set and method, drawn once
     text = (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "held-out.png").is_file() and all(f"| {title} |" in text for title in titles)
@@ -199,7 +199,7 @@ def agreement_leaves_out_what_is_not_whole(root, tmp_path, options):
     assert done.returncode == 0, done.stderr
     assert sorted((tmp_path / "work").rglob("*.safetensors")) == kept
     lines = [line for line in (tmp_path / "out" / "agreement.md").read_text().splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| real pictures", "| CFG, 3"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| real images", "| CFG, 3"]
 
 
 def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
@@ -215,7 +215,7 @@ def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
     rows = [(Result(Method(f"m{i}", ""), Said(), {}), cell) for i, cell in enumerate(cells)]
     sheet = np.asarray(side_by_side(["a noto picture of a cat", "a dog", "a bus"], rows, columns=2))
     for colour in colours.tolist():
-        assert (sheet == colour).all(2).sum() == 3 * (88 - 12) ** 2  # every picture of every method, once
+        assert (sheet == colour).all(2).sum() == 3 * (88 - 12) ** 2  # every image of every method, once
     green = (sheet == (0x2A, 0x9D, 0x3A)).all(2)
     assert green[:, 104 : 104 + 88].any() and not green[:, 104 + 88 :].any()  # the second one is wrong
 
@@ -226,7 +226,7 @@ def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
     from judging import Judgement
     from report import Result, duels
 
-    from clip_guidance.distance import Interval
+    from clip_guidance.metrics.statistics import Interval
 
     def result(family, seconds, right, name=""):
         said = dict(rank=1.0, precision=1.0, recall=1.0, nearest=0.1, copied=0.0, guide=None)
@@ -259,7 +259,7 @@ def test_a_page_gets_the_table_between_its_markers():
 
     interval = {"estimate": 0.5, "low": 0.4, "high": 0.6}
     entry = {"title": "CFG, 3", "top1": interval, "kernel_distance": interval, "rank": 2, "recall": 0.25, "count": 7}
-    entry["named"] = None  # of prompts that no real picture has
+    entry["named"] = None  # of prompts that no real image has
     report = {"held-out": [entry | {"cost": {}}, entry | {"cost": {"seconds": 1.5}, "named": interval}]}
     page = filled(f"before {BEGIN} old {END} after", report)
     assert page.startswith(f"before {BEGIN}\n7 prompts a row") and page.endswith(f"{END} after") and "old" not in page
@@ -279,22 +279,22 @@ def test_the_readme_says_what_the_report_says(root):
 
 
 def test_of_all_names_is_the_judges_first_choice_in_the_style():
-    """Real pictures, beside an independent search; a tie with another name is no choice."""
+    """Real images, beside an independent search; a tie with another name is no choice."""
     from judging import Judge
     from prompt_sets import Item
 
     judge = cg.CLIP.from_pretrained("emoji-judge")
     names, style = ["red apple", "cat face", "rocket", "panda"], "twemoji"
-    pictures = torch.randint(0, 256, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    held_out = CaptionedPictures(pictures, [Row(name, style, ()) for name in names * 2])
+    images = torch.randint(0, 256, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    held_out = CaptionedImages(images, [Row(name, style, ()) for name in names * 2])
     found = Judge(judge, held_out, held_out)
     items = [Item("", "", (), i) for i in range(8)]
-    right = found.named(pictures, items)
+    right = found.named(images, items)
     texts = judge.encode_text([f"a {style} picture of a {name}" for name in names])
-    best = (judge.encode_image(pictures) @ texts.T).argmax(1).tolist()
+    best = (judge.encode_image(images) @ texts.T).argmax(1).tolist()
     assert right.tolist() == [float(names[choice] == row.name) for choice, row in zip(best, held_out.rows, strict=True)]
     assert 0 < right.sum() < 8
-    assert found.named(pictures, [*items[:-1], Item("", "", ())]) is None
+    assert found.named(images, [*items[:-1], Item("", "", ())]) is None
 
 
 def test_agreement_counts_what_guide_and_judge_say():

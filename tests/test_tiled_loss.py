@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from processes import spawned
 
-from clip_guidance.loss import contrastive_loss
-from clip_guidance.sigmoid_loss import sigmoid_loss
-from clip_guidance.tiled_loss import tiled_contrastive_loss
+from clip_guidance.loss.contrastive import contrastive_loss
+from clip_guidance.loss.sigmoid import sigmoid_loss
+from clip_guidance.loss.tiled import tiled_contrastive_loss
 
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 1, 0, 4, 5, 5, 6, 7])
 

@@ -4,7 +4,7 @@ import pytest
 from tiny import TEXTS, make_tokenizer
 from transformers import CLIPTokenizer
 
-from clip_guidance.tokenizer import tokenize, train_tokenizer
+from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
 
 
 def test_frequent_words_become_one_token():

@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny import TEXTS, make_clip
 
-from clip_guidance.cached_embeds import cached_image_embeds
 from clip_guidance.clip import CLIP
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.tokenizer import tokenize
-from clip_guidance.tower_options import checkpoint_blocks, set_patch_dropout
+from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers.layers import EncoderLayer
+from clip_guidance.training.frozen_embeds import cached_image_embeds
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.towers import checkpoint_blocks, set_patch_dropout
 
 
-def pictures(dtype=torch.float64, seed=1):
+def images(dtype=torch.float64, seed=1):
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -60,7 +60,7 @@ def test_blocks_run_twice_and_the_gradients_are_the_same(how):
     clip = copy.deepcopy(plain)
     how(clip)
     counts = runs_of(clip)
-    inputs = tokenize(clip.tokenizer, TEXTS), pictures()
+    inputs = tokenize(clip.tokenizer, TEXTS), images()
     expected = grads(plain, plain(*inputs, return_loss=True).loss)
     assert_same(grads(clip, clip(*inputs, return_loss=True).loss), expected)
     assert set(counts.values()) == {2} and len(counts) == 5
@@ -74,7 +74,7 @@ def test_a_tower_alone_is_checkpointed_by_the_method_of_transformers(tower):
     plain = getattr(make_clip().double().train(), tower)
     model = copy.deepcopy(plain)
     enable(model)
-    inputs = pictures() if tower == "image_encoder" else tokenize(make_clip().tokenizer, TEXTS)
+    inputs = images() if tower == "image_encoder" else tokenize(make_clip().tokenizer, TEXTS)
     counts = runs_of(model)
     expected = grads(plain, plain(inputs).pooler_output.sin().sum())
     assert_same(grads(model, model(inputs).pooler_output.sin().sum()), expected)
@@ -88,7 +88,7 @@ def test_checkpointed_blocks_within_chunks(chunk_size):
     set_patch_dropout(plain, 0.5)
     clip = copy.deepcopy(plain)
     checkpoint_blocks(clip)
-    inputs = pictures(), tokenize(clip.tokenizer, TEXTS)
+    inputs = images(), tokenize(clip.tokenizer, TEXTS)
     results = []
     for model in (plain, clip):
         objective = ContrastiveObjective(model, chunk_size=chunk_size)
@@ -115,7 +115,7 @@ def test_checkpointed_blocks_keep_less():
             if isinstance(module, EncoderLayer) and checkpointing:
                 module.register_forward_pre_hook(hold)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            clip(tokenize(clip.tokenizer, TEXTS), pictures(torch.float32), return_loss=True)
+            clip(tokenize(clip.tokenizer, TEXTS), images(torch.float32), return_loss=True)
         return total
 
     assert saved_bytes(True) < 0.4 * saved_bytes(False)
@@ -126,7 +126,7 @@ def test_frozen_towers_are_not_run_again():
     clip.text_encoder.requires_grad_(False)
     checkpoint_blocks(clip)
     counts = runs_of(clip)
-    clip(tokenize(clip.tokenizer, TEXTS), pictures(torch.float32), return_loss=True).loss.backward()
+    clip(tokenize(clip.tokenizer, TEXTS), images(torch.float32), return_loss=True).loss.backward()
     assert {name.split(".")[0]: count for name, count in counts.items()} == {"image_encoder": 2, "text_encoder": 1}
 
 
@@ -145,7 +145,7 @@ def test_cached_embeddings_give_the_loss_of_the_locked_tower(image, chunk_size, 
     clip = make_clip(image).double()
     for part in (clip.image_encoder, clip.visual_projection):
         part.requires_grad_(False)
-    raw = (255 * pictures(torch.float32)).round().to(torch.uint8)
+    raw = (255 * images(torch.float32)).round().to(torch.uint8)
     embeds = cached_image_embeds(clip, raw, tmp_path / "embeds.safetensors", batch_size=3)
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(4, dtype=torch.float64), rtol=1e-12, atol=0)
     input_ids = tokenize(clip.tokenizer, TEXTS)
@@ -164,9 +164,9 @@ def test_cached_embeddings_give_the_loss_of_the_locked_tower(image, chunk_size, 
     assert found["logit_scale"] is not None and found["visual_projection.weight"] is None
 
 
-def test_the_cache_is_of_one_clip_and_these_pictures(tmp_path, monkeypatch):
+def test_the_cache_is_of_one_clip_and_these_images(tmp_path, monkeypatch):
     clip, path = make_clip("resnet").train(), tmp_path / "new" / "embeds.safetensors"
-    one, other = ((255 * pictures(torch.float32, seed)).to(torch.uint8) for seed in (1, 2))  # as many of each
+    one, other = ((255 * images(torch.float32, seed)).to(torch.uint8) for seed in (1, 2))  # as many of each
     runs = []
     monkeypatch.setattr(CLIP, "image_embeds", lambda self, x, known=CLIP.image_embeds: runs.append(1) or known(self, x))
     first = cached_image_embeds(clip, one, path)

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDif
 from tiny import TEXTS, image_config, make_clip, make_tokenizer, text_config
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
-from clip_guidance.tokenizer import tokenize
+from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ResNetConfig, ResNetModel, TextTower, ViTConfig, ViTModel
 from clip_guidance.towers.text import token_mask
 
@@ -74,7 +74,7 @@ def test_text_longer_than_the_context_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_pictures_of_another_size_are_refused(kind):
+def test_images_of_another_size_are_refused(kind):
     tower = IMAGE_TOWERS[kind][1](image_config(kind))
     with pytest.raises(ValueError, match=r"\('B', 3, 32, 32\), got \(1, 3, 30, 32\)"):
         tower(torch.zeros(1, 3, 30, 32))

@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from tiny import TEXTS, make_clip
 from transformers import AutoModel, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from clip_guidance.tokenizer import tokenize
+from clip_guidance.clip.tokenizer import tokenize
 
 TEXT_KINDS = ("transformer", "cbow")
 SD3 = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8}
@@ -122,9 +122,9 @@ def make(name, text="transformer", encoders=dict):
 
 
 def draw(pipe, prompt, **options):
-    """A picture (3, 16, 16) in [0, 1]; what other encoders read stays the same, so the prompt speaks through ours."""
+    """An image (3, 16, 16) in [0, 1]; what other encoders read stays the same, so the prompt speaks through ours."""
     if isinstance(pipe, d.FluxPipeline):
-        options |= {"prompt_2": "a picture", "max_sequence_length": 16}
+        options |= {"prompt_2": "an image", "max_sequence_length": 16}
     generator = torch.Generator().manual_seed(0)
     size = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
     return pipe(prompt, generator=generator, **size, **options).images[0]
@@ -208,7 +208,7 @@ def lora_weights(tower):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_lora_on_the_text_encoder_loads(name, tmp_path):
-    """It changes the picture as it does with the stock encoder, and goes again."""
+    """It changes the image as it does with the stock encoder, and goes again."""
     trained, ours, theirs = make(name), make(name), make(name, encoders=stock)
     torch.manual_seed(1)
     layers = {"text_encoder_lora_layers": lora_weights(trained.text_encoder)}

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.batches import Ahead
-from clip_guidance.ema import averaged
-from clip_guidance.schedule import warmup_steps
-from clip_guidance.trainer import (
+from clip_guidance.training.batches import Ahead
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.log import plot_log, read_log
+from clip_guidance.training.optimizer import warmup_steps
+from clip_guidance.training.trainer import (
     NonFiniteLossError,
     Plan,
     SampleOrder,
@@ -25,7 +26,6 @@ from clip_guidance.trainer import (
     parameter_groups,
     parse_settings,
 )
-from clip_guidance.training_log import plot_log, read_log
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def test_the_log_can_be_plotted(tmp_path):
 
     run(tmp_path, steps=8)
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
-    with Image.open(tmp_path / "log.png") as picture:
-        assert picture.size[0] > 100
+    with Image.open(tmp_path / "log.png") as image:
+        assert image.size[0] > 100
 
 
 def small(folder, loss, steps=6, **options):

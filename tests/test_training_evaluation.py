@@ -11,13 +11,14 @@ from scipy.stats import binomtest
 from test_data import write_table
 from tiny import make_clip
 
-from clip_guidance import evaluation
 from clip_guidance.clip import CLIP
-from clip_guidance.data import CaptionedPictures, Row
-from clip_guidance.evaluation import evaluating, retrieval_figures, wilson_interval, zero_shot_figures
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.training_log import read_log
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.data.dataset import CaptionedImages, Row
+from clip_guidance.metrics.statistics import wilson_interval
+from clip_guidance.training import evaluation
+from clip_guidance.training.evaluation import evaluating, retrieval_figures, zero_shot_figures
+from clip_guidance.training.log import read_log
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 CLASSES = ["cat", "dog", "red fox", "bus", "tree", "house"]
 
@@ -37,55 +38,55 @@ def test_what_is_no_share_is_named(share, count):
 
 
 class Ideal:
-    """A CLIP that knows the pictures: each is of one colour value, the number of its row in ``known``."""
+    """A CLIP that knows the images: each is of one colour value, the number of its row in ``known``."""
 
     def __init__(self, known, embeds):
         self.known, self.embeds, self.logit_scale = known, embeds, torch.zeros(1)
 
-    def encode_image(self, pictures, batch_size):
-        return self.embeds[pictures[:, 0, 0, 0].long()]
+    def encode_image(self, images, batch_size):
+        return self.embeds[images[:, 0, 0, 0].long()]
 
     def encode_text(self, texts, batch_size=256):
         return self.embeds[[self.known[text] for text in texts]]
 
 
-def pictures(count):
+def images(count):
     return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
 
 
-def test_recall_where_pictures_share_captions_and_have_several(monkeypatch):
-    """Three directions; the third picture looks like the second, and one caption is right for two pictures."""
+def test_recall_where_images_share_captions_and_have_several(monkeypatch):
+    """Three directions; the third image looks like the second, and one caption is right for two images."""
     monkeypatch.setattr(evaluation, "BLOCK", 2)
     embeds = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.9, 0.1]]), dim=-1)
     rows = [Row("a", "", (), ("a", "first")), Row("b", "", (), ("b",)), Row("b", "", (), ("b", "c"))]
     clip = Ideal({"a": 0, "first": 0, "b": 1, "c": 2}, embeds)
-    found = retrieval_figures(clip, CaptionedPictures(pictures(3), rows))
+    found = retrieval_figures(clip, CaptionedImages(images(3), rows))
     assert found["retrieval_text_R@1"] == 1 and found["retrieval_image_R@1"] == 1
-    clip.known["c"] = 0  # a caption that says what the first picture shows
-    found = retrieval_figures(clip, CaptionedPictures(pictures(3), rows))
+    clip.known["c"] = 0  # a caption that says what the first image shows
+    found = retrieval_figures(clip, CaptionedImages(images(3), rows))
     assert found["retrieval_text_R@1"] == pytest.approx(2 / 3)  # "c" now ties with what is right for the first
     assert found["retrieval_image_R@1"] == pytest.approx(3 / 4) and found["retrieval_image_R@5"] == 1
     low, high = (found[f"retrieval_image_R@1_{end}"] for end in ("low", "high"))
-    expected = wilson_interval(3 / 4, 3)  # of three pictures
+    expected = wilson_interval(3 / 4, 3)  # of three images
     assert (low, high) == (expected.low, expected.high)
 
 
 def test_zero_shot_equals_a_classifier_asked_by_hand():
     clip, count = make_clip(), 30
-    data = CaptionedPictures(
+    data = CaptionedImages(
         torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
         [Row(CLASSES[i % 6], "", (), (CLASSES[i % 6],)) for i in range(count)],
     )
     found = zero_shot_figures(clip, data, ["a photo of a {}", "{}"])
     classifier = ZeroShotClassifier(clip, CLASSES, ["a photo of a {}", "{}"])
-    right = [best[0].label == row.name for best, row in zip(classifier(data.pictures).top(1), data.rows, strict=True)]
+    right = [best[0].label == row.name for best, row in zip(classifier(data.images).top(1), data.rows, strict=True)]
     assert found["zero_shot_top1"] == pytest.approx(np.mean(right))
     assert found["zero_shot_mean_per_class_recall"] == pytest.approx(
         np.mean([np.mean([r for r, row in zip(right, data.rows, strict=True) if row.name == c]) for c in CLASSES])
     )
     assert found["zero_shot_top1_low"] < found["zero_shot_top1"] < found["zero_shot_top1_high"]
     assert found["zero_shot_top5"] >= found["zero_shot_top1"]
-    with pytest.raises(ValueError, match="expected pictures of at least two classes, all 5 are 'cat'"):
+    with pytest.raises(ValueError, match="expected images of at least two classes, all 5 are 'cat'"):
         zero_shot_figures(clip, data.subset(range(0, 30, 6)))
 
 
@@ -102,7 +103,7 @@ def test_measuring_leaves_the_training_as_it_was():
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """Training pictures; and the same classes as a folder each, as a CSV and as a parquet table with numbers."""
+    """Training images; and the same classes as a folder each, as a CSV and as a parquet table with numbers."""
     folder = tmp_path_factory.mktemp("sets")
     made = {"train": write_table(folder / "train.parquet", CLASSES, size=32)}
     lines = ["image,text,species"]
@@ -140,15 +141,15 @@ def test_every_layout_of_classes_says_the_same(kind, train_clip, sets, settings)
         settings(zero_shot_data=str(sets[kind]), zero_shot_every=7, **label)
     )
     assert every == 7 and sorted({row.name for row in figures.keywords["data"].rows}) == sorted(CLASSES)
-    by_name = {row.name: picture for row, picture in zip(*_rows_and_pictures(figures), strict=True)}
-    assert {name: int(picture[0, 0, 0]) // 40 for name, picture in by_name.items()} == {
+    by_name = {row.name: image for row, image in zip(*_rows_and_images(figures), strict=True)}
+    assert {name: int(image[0, 0, 0]) // 40 for name, image in by_name.items()} == {
         c: i for i, c in enumerate(CLASSES)
     }
 
 
-def _rows_and_pictures(figures):
+def _rows_and_images(figures):
     data = figures.keywords["data"]
-    return data.rows, data.pictures
+    return data.rows, data.images
 
 
 def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settings, tmp_path, capfd):
@@ -163,7 +164,7 @@ def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settin
     assert value == max(row["zero_shot_top1"] for row in rows.values() if "zero_shot_top1" in row)
     assert rows[step]["zero_shot_top1"] == value
     final = zero_shot_figures(
-        CLIP.from_pretrained(tmp_path), CaptionedPictures.from_pairs(sets["folder"], 32), templates=["a {}"]
+        CLIP.from_pretrained(tmp_path), CaptionedImages.from_pairs(sets["folder"], 32), templates=["a {}"]
     )
     assert {name: rows[4][name] for name in final} == pytest.approx(final)
     shown = capfd.readouterr().err
@@ -177,7 +178,7 @@ def test_figures_are_logged_on_time_and_choose_the_best(train_clip, sets, settin
     [
         (
             {"best_by": "zero_shot_top1"},
-            "--keep_best: needs --zero_shot_data, the pictures that choose by zero_shot_top1",
+            "--keep_best: needs --zero_shot_data, the images that choose by zero_shot_top1",
         ),
         ({"best_by": "retrieval_text_R@1", "zero_shot_data": "x"}, "--keep_best: needs --retrieval_data"),
         (

@@ -19,14 +19,14 @@ from tiny import PAIRS, make_clip
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from clip_guidance.checkpoints import Checkpoints
-from clip_guidance.ema import averaged
-from clip_guidance.launch import check_launch
-from clip_guidance.loss_scale import MIN_SCALE
-from clip_guidance.objective import ContrastiveObjective
-from clip_guidance.schedule import learning_rate
-from clip_guidance.trainer import NonFiniteLossError, Plan, fit
-from clip_guidance.training_log import read_log
+from clip_guidance.training.checkpoints import Checkpoints
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.launch import check_launch
+from clip_guidance.training.log import read_log
+from clip_guidance.training.loss_scale import MIN_SCALE
+from clip_guidance.training.objective import ContrastiveObjective
+from clip_guidance.training.optimizer import learning_rate
+from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
 
 SCALE = 2.0**10
 STEPS = 8
@@ -107,7 +107,7 @@ def gradients(folder, precision, towers):
     AcceleratorState._reset_state(reset_partial_state=True)
     objective = ContrastiveObjective(make_clip(*towers).train(), chunk_size=2, freeze_batch_norm=True)
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.rand(4, 3, 32, 32, generator=generator)
+    images = torch.rand(4, 3, 32, 32, generator=generator)
     ids = torch.randint(0, 200, (4, 12), generator=generator)
     ids[:, -1] = objective.clip.tokenizer.eos_token_id
     found = {}
@@ -116,7 +116,7 @@ def gradients(folder, precision, towers):
         found.update({name: parameter.grad.clone() for name, parameter in objective.named_parameters()})
 
     def loss(model, step):
-        return {"loss": model(pictures, ids, seed=step)}
+        return {"loss": model(images, ids, seed=step)}
 
     with watched(look):
         fit(make_accelerator(precision), objective, loss, Plan(1, 0.01, 0, 0.0, 1e9, 3, 1, 1), folder)

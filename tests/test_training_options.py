@@ -12,11 +12,11 @@ from tiny import TEXTS, make_clip
 from torch import nn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.lora import apply_adapter
-from clip_guidance.progress import Progress
-from clip_guidance.tower_options import compile_towers
-from clip_guidance.trainer import Plan, fit, make_accelerator
-from clip_guidance.training_log import read_log
+from clip_guidance.clip.lora import apply_adapter
+from clip_guidance.training.log import read_log
+from clip_guidance.training.progress import Progress
+from clip_guidance.training.towers import compile_towers
+from clip_guidance.training.trainer import Plan, fit, make_accelerator
 
 # What is shown on the way
 
@@ -72,10 +72,10 @@ def test_trackers_get_the_rows_of_the_log(phase, prefix, tmp_path):
 
 
 def test_unknown_trackers_are_named(monkeypatch):
-    monkeypatch.setattr("clip_guidance.trainer.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("clip_guidance.training.trainer.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"report_to: expected trackers .* \(tensorboard\), got wandb, paper"):
         make_accelerator(["wandb", "tensorboard", "paper"])
-    monkeypatch.setattr("clip_guidance.trainer.get_available_trackers", list)
+    monkeypatch.setattr("clip_guidance.training.trainer.get_available_trackers", list)
     with pytest.raises(ValueError, match=r"installed \(none is\), got wandb"):
         make_accelerator(["wandb"])
 
@@ -177,7 +177,7 @@ def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, train_cl
     assert frozen == parts
 
 
-def test_pictures_learn_among_all_names(train_clip, settings, known, tmp_path):
+def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     """The text encoder stays as it is; the loss is the plain one and that over the names, both above 0."""
     options = {"init": known, "freeze_text": True, "steps": 1, "log_every": 1}
     for folder, weight, radius in (("plain", 0.0, 0.0), ("named", 2.0, 0.0), ("moved", 2.0, 1.0)):
@@ -189,7 +189,7 @@ def test_pictures_learn_among_all_names(train_clip, settings, known, tmp_path):
     assert not embeddings(plain)[1].equal(embeddings(named)[1])
     losses = [read_log(tmp_path / folder / "log.jsonl")[0]["loss"] for folder in ("plain", "named", "moved")]
     assert losses[1] > losses[0] + 0.1
-    assert losses[2] > losses[1]  # the same pictures, moved against their names
+    assert losses[2] > losses[1]  # the same images, moved against their names
 
 
 @pytest.mark.parametrize("init", ["init", "init_image"])

@@ -9,8 +9,8 @@ import torch
 from test_data import write_table
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.training_log import read_log
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.log import read_log
 
 NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
@@ -57,7 +57,7 @@ def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path)
     options += ["--stem_widths", 8, 16, "--pooling", "mean", "--learning_rate", 0, "--steps", 1]
     done = launch(root, "train_clip.py", *options)
     assert done.returncode == 0, done.stderr
-    assert "16 pictures" in done.stdout  # of both tables
+    assert "16 images" in done.stdout  # of both tables
     made, known = cg.CLIP.from_pretrained(tmp_path), cg.CLIP.from_pretrained(clip_folder)
     assert made.config.vision_config.stem_widths == [8, 16] and made.config.vision_config.pooling == "mean"
     torch.testing.assert_close(made.encode_text(NAMES), known.encode_text(NAMES))
@@ -85,15 +85,15 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     assert alone.returncode == 0, alone.stderr
     pipe = cg.load_pipeline(tmp_path)
     latents = pipe.vae.encode(torch.rand(2, 3, 32, 32)).latent_dist.mean
-    pictures = CaptionedPictures.load(data, 32).pictures / 127.5 - 1
-    mse = ((pipe.vae(pictures).sample.clamp(-1, 1) - pictures) / 2).square().mean()
-    assert f"PSNR {-10 * mse.log10().item():.2f} dB on {len(pictures)} pictures" in done.stdout
+    images = CaptionedImages.load(data, 32).images / 127.5 - 1
+    mse = ((pipe.vae(images).sample.clamp(-1, 1) - images) / 2).square().mean()
+    assert f"PSNR {-10 * mse.log10().item():.2f} dB on {len(images)} images" in done.stdout
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
     rows = read_log(tmp_path / "unet-run" / "log.jsonl")
     monkeypatch.syspath_prepend(root / "training")
     from denoiser import HeldOutError
 
-    error = HeldOutError(pipe, CaptionedPictures.load(data, 32))  # of the average that was saved, without dropout
+    error = HeldOutError(pipe, CaptionedImages.load(data, 32))  # of the average that was saved, without dropout
     assert [row["held_out_loss"] for row in rows][-1] == pytest.approx(error(), rel=1e-3)
     further = tmp_path / "further"
     options = ["--data", data, "--output", further, "--clip", clip_folder, "--size", 32, "--batch_size", 4]

@@ -20,10 +20,10 @@ from processes import spawned
 from tiny import TEXTS, make_clip
 from torch.distributed.tensor import DTensor
 
-from clip_guidance.checkpoints import full_state_dict
-from clip_guidance.evaluation import evaluating
-from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.trainer import Plan, fit
+from clip_guidance.training.checkpoints import full_state_dict
+from clip_guidance.training.evaluation import evaluating
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups
+from clip_guidance.training.trainer import Plan, fit
 
 CAPTIONS = (TEXTS * 3)[:8]
 STEPS = 4
@@ -37,11 +37,11 @@ def run(accelerator, folder, size, rank, kill_after=None):
     """The weights after ``STEPS`` steps in float64, an embedding asked for on the way, and what was sharded."""
     clip = make_clip().double().train()
     objective = ContrastiveObjective(clip, chunk_size=2).double()
-    pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ids = torch.randint(0, 200, (8, 12), generator=torch.Generator().manual_seed(2))
     ids[:, 0], ids[:, -1] = clip.tokenizer.bos_token_id, clip.tokenizer.eos_token_id
     rows = slice(rank * 8 // size, (rank + 1) * 8 // size)
-    inputs = pictures[rows], ids[rows], caption_groups(CAPTIONS)[rows]
+    inputs = images[rows], ids[rows], caption_groups(CAPTIONS)[rows]
     embeds = []
 
     def loss(model, step):
@@ -50,7 +50,7 @@ def run(accelerator, folder, size, rank, kill_after=None):
     def after_step(done):
         clip.clamp_logit_scale()
         with evaluating(objective) as model, torch.no_grad():
-            embeds.append(model.image_embeds(pictures).cpu())
+            embeds.append(model.image_embeds(images).cpu())
         if done == kill_after:
             raise Killed
         return {}
@@ -111,12 +111,12 @@ def test_bf16_trains_on_the_cpu(tmp_path):
         accelerator = Accelerator(cpu=True, mixed_precision=precision)
         torch.manual_seed(0)
         objective = ContrastiveObjective(make_clip().train())
-        pictures, ids = torch.rand(4, 3, 32, 32), torch.randint(0, 200, (4, 12))
+        images, ids = torch.rand(4, 3, 32, 32), torch.randint(0, 200, (4, 12))
         ids[:, -1] = objective.clip.tokenizer.eos_token_id
         seen = []
 
-        def loss(model, step, pictures=pictures, ids=ids, seen=seen):
-            seen.append(model(pictures, ids))
+        def loss(model, step, images=images, ids=ids, seen=seen):
+            seen.append(model(images, ids))
             return {"loss": seen[-1]}
 
         fit(accelerator, objective, loss, Plan(2, 0.01, 0, 0.0, 1.0, 3, 1, 2), tmp_path / precision)

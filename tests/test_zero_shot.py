@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import save_tiny_clip
 
 from clip_guidance.clip import CLIP
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 LABELS = ["cat", "guinea pig", "emoji {of} a 100%", "apple"]
 
@@ -57,7 +57,7 @@ def test_ensemble_follows_the_formula(clip, images):
     torch.testing.assert_close(result.probs, result.logits.softmax(1))
 
 
-def test_texts_are_encoded_once_and_pictures_in_any_batch_give_the_same(clip, images, monkeypatch):
+def test_texts_are_encoded_once_and_images_in_any_batch_give_the_same(clip, images, monkeypatch):
     classifier = ZeroShotClassifier(clip, LABELS)
     monkeypatch.setattr(clip, "encode_text", lambda *_, **__: pytest.fail("encoded texts again"))
     together, alone = classifier(images), classifier(images[1])
@@ -120,19 +120,19 @@ def test_templates_come_in_every_published_shape(clip):
 
 
 def test_each_of_several_labels_is_a_pair_of_prompts(clip, images):
-    classifier = ZeroShotClassifier(clip, LABELS, "a {}", multi_label=True, any_picture=["a picture"])
+    classifier = ZeroShotClassifier(clip, LABELS, "a {}", multi_label=True, any_image=["an image"])
     result = classifier(images)
     for place, label in enumerate(LABELS):
-        pair = ZeroShotClassifier(clip, [f"a {label}", "a picture"], "{}")(images)
+        pair = ZeroShotClassifier(clip, [f"a {label}", "an image"], "{}")(images)
         torch.testing.assert_close(result.probs[:, place], pair.probs[:, 0])
-    fewer = ZeroShotClassifier(clip, LABELS[:2], "a {}", multi_label=True, any_picture=["a picture"])(images)
+    fewer = ZeroShotClassifier(clip, LABELS[:2], "a {}", multi_label=True, any_image=["an image"])(images)
     torch.testing.assert_close(fewer.probs, result.probs[:, :2])  # a label does not depend on the others
     for row, above, probs in zip(result.rows(threshold=0.5), result.above(0.5), result.probs, strict=True):
         assert set(row["labels"]) == {label for label, prob in zip(LABELS, probs, strict=True) if prob >= 0.5}
         assert [entry.label for entry in above] == row["labels"]
 
 
-def test_a_picture_of_nothing_offered_gets_no_label(clip, images):
+def test_an_image_of_nothing_offered_gets_no_label(clip, images):
     result = ZeroShotClassifier(clip, LABELS)(images)
     best = result.probs.amax(1)
     rows = result.rows(threshold=float(best.median()))
@@ -159,9 +159,9 @@ def test_mistakes_in_calibration_are_named(clip, images):
     classifier = ZeroShotClassifier(clip, LABELS)
     with pytest.raises(ValueError, match=r"unknown labels \['dog'\]; the classifier knows cat, guinea pig"):
         classifier.calibrate(images, ["cat", "dog", "apple"])
-    with pytest.raises(ValueError, match="expected one label a picture, got 2 labels and 3 pictures"):
+    with pytest.raises(ValueError, match="expected one label an image, got 2 labels and 3 images"):
         classifier.calibrate(images, ["cat", "cat"])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         ZeroShotClassifier(clip, LABELS, temperature=0.0)
-    with pytest.raises(ValueError, match="one label a picture to calibrate, got multi_label=True"):
+    with pytest.raises(ValueError, match="one label an image to calibrate, got multi_label=True"):
         ZeroShotClassifier(clip, LABELS, multi_label=True).calibrate(images, ["cat"] * 3)

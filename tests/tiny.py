@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.tokenizer import train_tokenizer
+from clip_guidance.clip.tokenizer import train_tokenizer
 from clip_guidance.towers import CBOWTextConfig, ResNetConfig, TransformerTextConfig, ViTConfig
 
 PAIRS = list(itertools.product(("vit", "resnet"), ("transformer", "cbow")))

@@ -58,7 +58,7 @@ def save_tiny_clip(
 
 
 def save_tiny_pipeline(folder: Path, clip_folder: Path, seed: int = 0) -> Path:
-    """Writes a stock StableDiffusionPipeline that draws 16 x 16 pictures with a tiny CLIP's tokenizer."""
+    """Writes a stock StableDiffusionPipeline that draws 16 x 16 images with a tiny CLIP's tokenizer."""
     config = CLIPTextConfig(**CLIPConfig.from_pretrained(clip_folder).text_config.to_dict())
     levels = {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": (8, 8)}
     with torch.random.fork_rng(devices=[]):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from clip_guidance.data import CaptionedPictures
+from clip_guidance.data.dataset import CaptionedImages
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
-    """A convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 pictures."""
+    """A convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 images."""
     levels = len(channels)
     return AutoencoderKL(
         block_out_channels=tuple(channels),
@@ -29,9 +29,9 @@ def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -
     )
 
 
-def pixels(pictures: Tensor, device: torch.device) -> Tensor:
+def pixels(images: Tensor, device: torch.device) -> Tensor:
     """uint8 (B, 3, H, W) to float in [-1, 1]."""
-    return pictures.to(device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+    return images.to(device, torch.float32, memory_format=torch.channels_last) / 127.5 - 1
 
 
 class AutoencoderLoss(nn.Module):
@@ -53,31 +53,31 @@ class AutoencoderLoss(nn.Module):
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
-    """Latent means (N, C, h, w) of uint8 pictures (N, 3, H, W)."""
-    parts = [vae.encode(pixels(part, device)).latent_dist.mean.cpu() for part in pictures.split(batch_size)]
+def encode(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
+    """Latent means (N, C, h, w) of uint8 images (N, 3, H, W)."""
+    parts = [vae.encode(pixels(part, device)).latent_dist.mean.cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Tensor, device: torch.device, batch_size: int = 64) -> float:
-    """Peak signal-to-noise ratio in decibels of uint8 pictures (N, 3, H, W) after the autoencoder: 10 log10 1/MSE."""
+def psnr(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> float:
+    """Peak signal-to-noise ratio in decibels of uint8 images (N, 3, H, W) after the autoencoder: 10 log10 1/MSE."""
     squares = 0.0
-    for part in pictures.split(batch_size):
+    for part in images.split(batch_size):
         reconstruction = vae.decode(vae.encode(pixels(part, device)).latent_dist.mean).sample.clamp(-1, 1)
         squares += ((reconstruction - pixels(part, device)) / 2).square().mean().item() * len(part)
-    return -10 * math.log10(squares / len(pictures))
+    return -10 * math.log10(squares / len(images))
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, data: CaptionedPictures, device: torch.device, count: int = 2048) -> None:
+def normalise_latents(vae: AutoencoderKL, data: CaptionedImages, device: torch.device, count: int = 2048) -> None:
     """Makes every latent channel zero mean, unit variance over the data, inside the weights.
 
     z' = (z - m) / s is folded into ``quant_conv`` (means by rows, log-variances by a shift of -2 log s) and its inverse
     into ``post_quant_conv``: a stock pipeline, which knows only a scaling factor, then needs none.
     """
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    latents = encode(vae, data.pictures[chosen], device)
+    latents = encode(vae, data.images[chosen], device)
     mean, std = latents.mean((0, 2, 3)).to(device), latents.std((0, 2, 3)).to(device)
     channels = len(mean)
     quant, post = vae.quant_conv, vae.post_quant_conv

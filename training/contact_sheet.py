@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.hub import ModelError
-from clip_guidance.trainer import parse_settings
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.trainer import parse_settings
 
 MARGIN = 16  # pixels above each row for its name, and below a band for the prompts
 
@@ -27,10 +27,10 @@ class Settings:
     """Settings of one sheet."""
 
     models: list[str]  # folders or names of pipelines
-    output: str  # the picture
-    data: str = ""  # captioned pictures whose prompts are drawn at random; or
+    output: str  # the image
+    data: str = ""  # captioned images whose prompts are drawn at random; or
     prompts: list[str] | None = None  # the prompts themselves
-    exclude: str | None = "skin tone"  # leave out pictures whose name contains this
+    exclude: str | None = "skin tone"  # leave out images whose name contains this
     count: int = 16
     columns: int = 8
     steps: int = 10
@@ -42,18 +42,18 @@ def chosen_prompts(settings: Settings) -> list[str]:
     """Those that are given, or as many as asked for, drawn at random.
 
     Raises:
-        SystemExit: there are neither prompts nor pictures that have some.
+        SystemExit: there are neither prompts nor images that have some.
     """
     if settings.prompts:
         return settings.prompts
     if not settings.data:
-        raise SystemExit("expected --prompts, or --data with captioned pictures to draw them from; got neither")
-    rows = CaptionedPictures.load(settings.data, 64, settings.exclude).rows
+        raise SystemExit("expected --prompts, or --data with captioned images to draw them from; got neither")
+    rows = CaptionedImages.load(settings.data, 64, settings.exclude).rows
     return [row.prompt for row in random.Random(settings.seed).sample(list(rows), min(settings.count, len(rows)))]
 
 
-def pictures_of(model: str, prompts: list[str], settings: Settings) -> list[Image.Image]:
-    """A picture a prompt, number i from the noise of seed + i, whatever the model."""
+def images_of(model: str, prompts: list[str], settings: Settings) -> list[Image.Image]:
+    """An image a prompt, number i from the noise of seed + i, whatever the model."""
     pipe = cg.load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
@@ -71,10 +71,10 @@ def sheet_of(rows: dict[str, list[Image.Image]], prompts: list[str], columns: in
     text = ImageDraw.Draw(sheet)
     for band, start in enumerate(starts):
         top = band * height
-        for number, (name, pictures) in enumerate(rows.items()):
+        for number, (name, images) in enumerate(rows.items()):
             text.text((2, top + number * line + 2), Path(name).name, "black")
-            for column, picture in enumerate(pictures[start : start + columns]):
-                sheet.paste(picture, (column * cell, top + number * line + MARGIN))
+            for column, image in enumerate(images[start : start + columns]):
+                sheet.paste(image, (column * cell, top + number * line + MARGIN))
         for column, prompt in enumerate(prompts[start : start + columns]):
             style, _, name = prompt.removeprefix("a ").partition(" picture of a ")
             words = "\n".join(shorten(each, cell // 5, placeholder="…") for each in (style, name) if each)
@@ -85,7 +85,7 @@ def sheet_of(rows: dict[str, list[Image.Image]], prompts: list[str], columns: in
 def main(settings: Settings) -> None:
     prompts = chosen_prompts(settings)
     try:
-        rows = {model: pictures_of(model, prompts, settings) for model in settings.models}
+        rows = {model: images_of(model, prompts, settings) for model in settings.models}
     except ModelError as error:
         raise SystemExit(str(error)) from error
     Path(settings.output).parent.mkdir(parents=True, exist_ok=True)

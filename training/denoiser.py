@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from clip_guidance.batches import Ahead, SampleOrder
-from clip_guidance.data import DRAWING_PHRASES, CaptionedPictures, caption
+from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
+from clip_guidance.training.batches import Ahead, SampleOrder
 
 
 def make_unet(
@@ -76,15 +76,15 @@ def token_ids(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
 
 
 class DenoisingLoss:
-    """The squared error of the velocity at a step's pictures, captions, times and noise.
+    """The squared error of the velocity at a step's images, captions, times and noise.
 
     Args:
-        pipeline: its autoencoder encodes the pictures, once; its text encoder and tokenizer the captions.
-        data: the pictures and what they show.
+        pipeline: its autoencoder encodes the images, once; its text encoder and tokenizer the captions.
+        data: the images and what they show.
         order: which of them a step has.
         accelerator: of the run.
         seed: of the captions.
-        mirror: half of the pictures that show the same when mirrored are.
+        mirror: half of the images that show the same when mirrored are.
         caption_dropout: share of captions replaced by "".
         timestep_power: t/T is uniform to this power.
     """
@@ -92,7 +92,7 @@ class DenoisingLoss:
     def __init__(
         self,
         pipeline: StableDiffusionPipeline,
-        data: CaptionedPictures,
+        data: CaptionedImages,
         order: SampleOrder,
         accelerator: Accelerator,
         seed: int,
@@ -103,13 +103,13 @@ class DenoisingLoss:
         self.pipeline, self.rows, self.order = pipeline, data.rows, order
         self.accelerator, self.seed = accelerator, seed
         self.caption_dropout, self.timestep_power = caption_dropout, timestep_power
-        self.latents = encode(pipeline.vae, data.pictures, accelerator.device)
-        self.mirrored = encode(pipeline.vae, data.pictures.flip(-1), accelerator.device) if mirror else None
+        self.latents = encode(pipeline.vae, data.images, accelerator.device)
+        self.mirrored = encode(pipeline.vae, data.images.flip(-1), accelerator.device) if mirror else None
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
         self.draw = Ahead(self._draw)  # words are the CPU's work, while the step before is another device's
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Which pictures, int64 (B,), and the tokens of their captions (B, L)."""
+        """Which images, int64 (B,), and the tokens of their captions (B, L)."""
         indices = self.order(step)
         rng = random.Random(f"{self.seed}-{step}-{self.accelerator.process_index}")
         captions = [
@@ -138,16 +138,16 @@ class DenoisingLoss:
 
 
 class HeldOutError:
-    """The pipeline's squared error of the velocity on pictures it never saw; the same times and noise every time.
+    """The pipeline's squared error of the velocity on images it never saw; the same times and noise every time.
 
     Args:
         pipeline: its UNet is measured.
-        data: the pictures, each with its full caption.
+        data: the images, each with its full caption.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, data: CaptionedPictures):
+    def __init__(self, pipeline: StableDiffusionPipeline, data: CaptionedImages):
         self.pipeline, device = pipeline, pipeline.vae.device
-        self.latents = encode(pipeline.vae, data.pictures, device)
+        self.latents = encode(pipeline.vae, data.images, device)
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(self.latents.shape, generator=generator)
         steps = pipeline.scheduler.config.num_train_timesteps
@@ -158,7 +158,7 @@ class HeldOutError:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        """Mean over all pictures, times evenly spread from 0 to T."""
+        """Mean over all images, times evenly spread from 0 to T."""
         squares, device = 0.0, self.text.device
         for chosen in torch.arange(len(self.latents)).split(256):
             x0, noise, timesteps = (part[chosen].to(device) for part in (self.latents, self.noise, self.timesteps))

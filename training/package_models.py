@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 
 import clip_guidance
 from clip_guidance.clip import CLIP
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 BUDGET = 32e6  # bytes of all packaged weights together
 

@@ -5,7 +5,7 @@ python training/plot_log.py runs/emoji-clip/log.jsonl log.png
 
 import sys
 
-from clip_guidance.training_log import plot_log
+from clip_guidance.training.log import plot_log
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

@@ -1,11 +1,11 @@
-"""Trains a CLIP on captioned pictures with the symmetric contrastive objective, from scratch or on from another.
+"""Trains a CLIP on captioned images with the symmetric contrastive objective, from scratch or on from another.
 
     accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml
 
 Any image tower with any text tower (``--image_tower vit|resnet --text_tower transformer|cbow``). The vocabulary is
-learnt from the captions. During training, R@1 and R@5 of the held-out pictures among all names they bear are logged;
+learnt from the captions. During training, R@1 and R@5 of the held-out images among all names they bear are logged;
 the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``. With ``--lora_rank`` its
-adapter alone is saved too, in ``output/adapter``. Pictures are held in memory; with ``--streaming True`` they are read
+adapter alone is saved too, in ``output/adapter``. Images are held in memory; with ``--streaming True`` they are read
 as training goes, from data of any size.
 """
 
@@ -27,27 +27,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from clip_guidance.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
-from clip_guidance.cached_embeds import cached_image_embeds
-from clip_guidance.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.clip_settings import Settings, check
-from clip_guidance.data import CaptionedPictures, caption
-from clip_guidance.ema import averaged
-from clip_guidance.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
-from clip_guidance.hub import ModelError
-from clip_guidance.lora import add_lora, merged, save_adapter
-from clip_guidance.model_card import write_model_card
-from clip_guidance.name_loss import NameLoss
-from clip_guidance.objective import ContrastiveObjective, caption_groups
-from clip_guidance.reading import Policy, SourceError, TooManyBadRows, open_pairs
-from clip_guidance.retrieval import unique
-from clip_guidance.tokenizer import tokenize, train_tokenizer
-from clip_guidance.tower_options import checkpoint_blocks, compile_towers, set_patch_dropout
-from clip_guidance.trainer import NonFiniteLossError, Plan, fit, make_accelerator, parse_settings, save_settings
-from clip_guidance.training_log import read_log
-from clip_guidance.zero_shot import DEFAULT_TEMPLATES
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.lora import add_lora, merged, save_adapter
+from clip_guidance.clip.model_card import write_model_card
+from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
+from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
+from clip_guidance.data.dataset import CaptionedImages, caption
+from clip_guidance.metrics.retrieval import unique
+from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.training.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
+from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.clip_settings import Settings, check
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
+from clip_guidance.training.frozen_embeds import cached_image_embeds
+from clip_guidance.training.log import read_log
+from clip_guidance.training.objective import ContrastiveObjective, caption_groups
+from clip_guidance.training.towers import checkpoint_blocks, compile_towers, set_patch_dropout
+from clip_guidance.training.trainer import (
+    NonFiniteLossError,
+    Plan,
+    fit,
+    make_accelerator,
+    parse_settings,
+    save_settings,
+)
+from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
 FIGURES = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # shares of the log for the model card
 
@@ -72,8 +79,8 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
         )
         accelerator.print(f"{pairs.source.name}: {pairs.source.kind}, read as training goes")
         return StreamedBatches(pairs, settings.batch_size, seed, accelerator, settings.mirror)
-    data = CaptionedPictures.join([CaptionedPictures.load(path, size, settings.exclude) for path in settings.data])
-    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
+    data = CaptionedImages.join([CaptionedImages.load(path, size, settings.exclude) for path in settings.data])
+    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     return MemoryBatches(data, SampleOrder(len(data), settings.batch_size, seed, accelerator), seed, settings.mirror)
@@ -127,32 +134,32 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
-def views(pictures: Tensor, settings: Settings) -> Tensor:
+def views(images: Tensor, settings: Settings) -> Tensor:
     """Random views of (B, 3, H, W) in [0, 1], which they leave for noise alone."""
-    pictures = random_views(pictures)
+    images = random_views(images)
     if settings.grey:
-        pictures = random_grey(pictures, settings.grey)
+        images = random_grey(images, settings.grey)
     if settings.holes:
-        pictures = random_holes(pictures, settings.holes)
-    return random_noise(pictures, sigma=settings.noise) if settings.noise else pictures
+        images = random_holes(images, settings.holes)
+    return random_noise(images, sigma=settings.noise) if settings.noise else images
 
 
 Examination = tuple[int, Callable[[CLIP], dict[str, float]]]  # every how many steps, and what it finds
 
 
 def load_examinations(settings: Settings) -> list[Examination]:
-    """What is measured on the way, its pictures read."""
+    """What is measured on the way, its images read."""
     found: list[Examination] = []
     if settings.validation:
-        held_out = CaptionedPictures.load(settings.validation, settings.image_size, settings.exclude)
+        held_out = CaptionedImages.load(settings.validation, settings.image_size, settings.exclude)
         found.append((settings.evaluate_every, partial(name_recall, data=held_out)))
     if settings.zero_shot_data:
         columns = [settings.zero_shot_label] if settings.zero_shot_label else []
-        classes = CaptionedPictures.from_pairs(settings.zero_shot_data, settings.image_size, caption_columns=columns)
+        classes = CaptionedImages.from_pairs(settings.zero_shot_data, settings.image_size, caption_columns=columns)
         figures = partial(zero_shot_figures, data=classes, templates=settings.zero_shot_templates or DEFAULT_TEMPLATES)
         found.append((settings.zero_shot_every, figures))
     if settings.retrieval_data:
-        captioned = CaptionedPictures.load(settings.retrieval_data, settings.image_size)
+        captioned = CaptionedImages.load(settings.retrieval_data, settings.image_size)
         found.append((settings.retrieval_every, partial(retrieval_figures, data=captioned)))
     return found
 
@@ -173,13 +180,13 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
 
 
 def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
-    """Trains on every pair of pictures and captions, and saves the CLIP in ``output``."""
+    """Trains on every pair of images and captions, and saves the CLIP in ``output``."""
     folder, examinations = Path(settings.output), load_examinations(settings)
     torch.manual_seed(settings.seed)
-    with accelerator.main_process_first():  # which learns the vocabulary and embeds the pictures
+    with accelerator.main_process_first():  # which learns the vocabulary and embeds the images
         clip = make_clip(settings, batches).to(accelerator.device, memory_format=torch.channels_last)
         if settings.freeze_image:
-            batches.embeds = cached_image_embeds(clip, batches.data.pictures, folder / "image-embeds.safetensors")
+            batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
     adapters = prepare_towers(clip, settings)
     names, numbers = unique([row.name for row in batches.data.rows]) if settings.names else ([], torch.empty(0))
     objective = ContrastiveObjective(
@@ -187,7 +194,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         chunk_size=settings.chunk_size,
         loss=settings.loss,
         positives=settings.positives,
-        views=lambda pictures: views(pictures, settings),
+        views=lambda images: views(images, settings),
         pixel_values=clip.image_processor.differentiable,
         cached_images=settings.freeze_image,
         names=NameLoss(clip, names) if settings.names else None,
@@ -207,7 +214,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch, input_ids = drawn(step)
-        inputs = [batch.pictures, input_ids, caption_groups(batch.captions)]
+        inputs = [batch.images, input_ids, caption_groups(batch.captions)]
         if settings.names:
             inputs.append(numbers[batch.described["indices"]])
         seed = settings.seed * 1_000_003 + step

@@ -25,24 +25,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_guidance.clip import CLIP
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.ema import averaged
-from clip_guidance.pipeline import load_pipeline
-from clip_guidance.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.training.ema import averaged
+from clip_guidance.training.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one run; the defaults are a small model for 64x64 pictures."""
+    """Settings of one run; the defaults are a small model for 64x64 images."""
 
-    data: str  # captioned pictures: a table, folder, tars or a data set of the Hub; see clip_guidance.reading
+    data: str  # captioned images: a table, folder, tars or a data set of the Hub; see clip_guidance.data
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
     init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
     phase: str = "all"  # "autoencoder" stops before the UNet
-    exclude: str | None = None  # leave out pictures whose name contains this
-    validation: str | None = None  # captioned pictures on which the errors of autoencoder and UNet are measured
-    size: int = 64  # side of the pictures in pixels
+    exclude: str | None = None  # leave out images whose name contains this
+    validation: str | None = None  # captioned images on which the errors of autoencoder and UNet are measured
+    size: int = 64  # side of the images in pixels
     vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
     latent_channels: int = 4
     vae_steps: int = 3000
@@ -55,7 +55,7 @@ class Settings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    mirror: bool = False  # half of the pictures that show the same when mirrored are
+    mirror: bool = False  # half of the images that show the same when mirrored are
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
     compile: bool = False  # torch.compile of the UNet
     timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more noisy steps, which decide the shapes
@@ -72,7 +72,7 @@ class Settings:
     )
 
 
-def train_autoencoder(settings: Settings, data: CaptionedPictures, accelerator: Accelerator) -> AutoencoderKL:
+def train_autoencoder(settings: Settings, data: CaptionedImages, accelerator: Accelerator) -> AutoencoderKL:
     """Trains the autoencoder, normalises its latents and saves it to ``output/vae``; loads it if it is there."""
     folder = Path(settings.output) / "vae"
     if (folder / "config.json").is_file():
@@ -84,7 +84,7 @@ def train_autoencoder(settings: Settings, data: CaptionedPictures, accelerator: 
     order = SampleOrder(len(data), settings.vae_batch_size, settings.seed, accelerator)
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        x = pixels(data.pictures[order(step)], accelerator.device)
+        x = pixels(data.images[order(step)], accelerator.device)
         return model(x.flip(-1) if step % 2 else x)
 
     plan = make_plan(settings, settings.vae_steps, settings.vae_learning_rate, order)
@@ -113,18 +113,18 @@ def make_plan(settings: Settings, steps: int, peak: float, order: SampleOrder) -
 
 def train_unet(
     settings: Settings,
-    data: CaptionedPictures,
+    data: CaptionedImages,
     vae: AutoencoderKL,
     clip: CLIP,
     accelerator: Accelerator,
     unet: UNet2DConditionModel | None = None,
-    unseen: CaptionedPictures | None = None,
+    unseen: CaptionedImages | None = None,
 ) -> StableDiffusionPipeline:
     """Trains the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights (EMA).
 
     Args:
         unet: one to go on from, in place of a fresh one.
-        unseen: pictures on which its error is measured on the way.
+        unseen: images on which its error is measured on the way.
     """
     torch.manual_seed(settings.seed)
     device, options = accelerator.device, (settings.caption_dropout, settings.timestep_power)
@@ -168,13 +168,13 @@ def train_unet(
 
 
 def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns: int = 4) -> Image.Image:
-    """A row of pictures a prompt, to be looked at during training."""
+    """A row of images a prompt, to be looked at during training."""
     pipeline.set_progress_bar_config(disable=True)
     size = settings.size
     sheet = Image.new("RGB", (columns * size, len(settings.sample_prompts) * size))
     for row, prompt in enumerate(settings.sample_prompts):
         generator = [torch.Generator().manual_seed(seed) for seed in range(columns)]
-        pictures = pipeline(
+        images = pipeline(
             prompt,
             num_images_per_prompt=columns,
             num_inference_steps=20,
@@ -182,8 +182,8 @@ def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns:
             guidance_rescale=0.7,  # Lin et al. 2024, section 3.4: zero terminal SNR overexposes without it
             generator=generator,
         ).images
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (column * size, row * size))
+        for column, image in enumerate(images):
+            sheet.paste(image, (column * size, row * size))
     return sheet
 
 
@@ -197,8 +197,8 @@ def main(settings: Settings) -> None:
             f"--clip {settings.clip}: a stock pipeline needs a text tower that is a CLIPTextModel (transformer), "
             f"got {type(clip.text_encoder).__name__}"
         )
-    data = CaptionedPictures.load(settings.data, settings.size, settings.exclude)
-    accelerator.print(f"{len(data)} pictures, {len(data.skipped)} left out")
+    data = CaptionedImages.load(settings.data, settings.size, settings.exclude)
+    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
     save_settings(settings, Path(settings.output) / "settings.json")
@@ -206,9 +206,9 @@ def main(settings: Settings) -> None:
     vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
     unseen = None
     if settings.validation:
-        unseen = CaptionedPictures.load(settings.validation, settings.size, settings.exclude)
-        error = psnr(vae.to(accelerator.device), unseen.pictures, accelerator.device)
-        accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} pictures of {settings.validation}")
+        unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude)
+        error = psnr(vae.to(accelerator.device), unseen.images, accelerator.device)
+        accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
     if clip is not None:
         pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet, unseen)
         if accelerator.is_main_process:

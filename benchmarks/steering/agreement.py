@@ -4,7 +4,7 @@
         --data ../shared/data/emoji64-train.parquet --held_out ../shared/data/emoji64-val.parquet \
         --output benchmarks/steering/results
 
-Reads the pictures that run.py has kept in ``work`` and draws none: methods that are not there are left out. If every
+Reads the images that run.py has kept in ``work`` and draws none: methods that are not there are left out. If every
 method takes the guide as far as it can be taken, and the judge agrees with it equally often, then the guide's knowledge
 bounds them all, and no way of following its gradient can lead further.
 """
@@ -22,15 +22,15 @@ from report import percent
 from run import Program, Settings
 from torch import Tensor
 
-from clip_guidance.data import Row
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import Row
+from clip_guidance.training.trainer import parse_settings
 
 HEADER = (
     "method",
     "guide names it %",
     "judge names it %",
     "judge, of what the guide names %",
-    "judge, where the guide names the real picture %",
+    "judge, where the guide names the real image %",
     "where it does not %",
 )
 
@@ -41,17 +41,17 @@ def shares(guide: Tensor, judge: Tensor, knows: Tensor) -> tuple[str, ...]:
     Args:
         guide: (n,), 1 where the guide calls what was drawn by its name.
         judge: (n,), 1 where the judge does.
-        knows: (n,), 1 where the guide calls the real picture by its name.
+        knows: (n,), 1 where the guide calls the real image by its name.
     """
     parts = (guide, judge, judge[guide == 1], judge[knows == 1], judge[knows == 0])
     return tuple(percent(mean_interval(part)) if len(part) else "" for part in parts)
 
 
 def lines(cells: Sequence[tuple[str, Cell]], real: Cell, rows: Sequence[Row], guide: Naming, judge: Naming) -> str:
-    """The table; the real pictures come first."""
+    """The table; the real images come first."""
     knows = guide(real.images, rows)
     table = [HEADER, ("---",) * len(HEADER)]
-    for title, cell in (("real pictures", real), *cells):
+    for title, cell in (("real images", real), *cells):
         table.append((title, *shares(guide(cell.images, rows), judge(cell.images, rows), knows)))
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
@@ -74,8 +74,8 @@ def main(settings: Settings) -> None:
     cells = drawn(program, TABLES[settings.table or "main"](), "held-out")
     head = (
         f"# What the guide itself says\n\n{len(items)} held-out prompts; names: preferred to the other "
-        f"{len(program.judge.names) - 1} names of all pictures, in the style that was asked for. In brackets 95 % "
-        "intervals. Made by `agreement.py` of the pictures in the report beside this page."
+        f"{len(program.judge.names) - 1} names of all images, in the style that was asked for. In brackets 95 % "
+        "intervals. Made by `agreement.py` of the images in the report beside this page."
     )
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)

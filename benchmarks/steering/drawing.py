@@ -1,4 +1,4 @@
-"""Draws the pictures of one method, batch by batch, each batch a file that an interruption leaves whole."""
+"""Draws the images of one method, batch by batch, each batch a file that an interruption leaves whole."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """The pictures of one method.
+    """The images of one method.
 
     Attributes:
         images: uint8 (n, 3, H, W).
         guide: (n,), cosine of each with its prompt, by the guide: what it maximised, and no evidence.
-        cost: sums over all pictures: ``seconds``, and ``denoiser``, ``decoder``, ``clip``, numbers of pictures that
+        cost: sums over all images: ``seconds``, and ``denoiser``, ``decoder``, ``clip``, numbers of images that
             went through each.
     """
 
@@ -78,8 +78,8 @@ class Drawer:
     Args:
         pipe: a Stable Diffusion pipeline.
         clip: the guide.
-        batch_size: pictures a batch.
-        seed: picture number i begins with the noise of seed + i, whatever the method.
+        batch_size: images a batch.
+        seed: image number i begins with the noise of seed + i, whatever the method.
     """
 
     def __init__(self, pipe: Any, clip: cg.CLIP, batch_size: int, seed: int):
@@ -101,7 +101,7 @@ class Drawer:
         return paths
 
     def draw_all(self, root: Path, method: Method, items: Sequence[Item], share: slice = slice(None)) -> Iterator[int]:
-        """Draws the batches of ``share`` that are not there yet; yields the number of pictures after each."""
+        """Draws the batches of ``share`` that are not there yet; yields the number of images after each."""
         starts = range(0, len(items), self.batch_size)
         for start, path in list(zip(starts, self.paths(root, method, items), strict=True))[share]:
             batch = items[start : start + self.batch_size]
@@ -114,7 +114,7 @@ class Drawer:
             yield len(batch)
 
     def draw(self, method: Method, prompts: list[str], start: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Pictures number ``start`` and following, and what they cost."""
+        """Images number ``start`` and following, and what they cost."""
         meter = Meter({"denoiser": self.pipe.unet, "decoder": self.pipe.vae.decoder, "clip": self.clip.image_encoder})
         with meter:
             tries = [self._run(method, prompts, start, candidate) for candidate in range(method.best_of)]
@@ -148,7 +148,7 @@ class Drawer:
 
 
 def load_cell(paths: Sequence[Path]) -> Cell:
-    """The pictures in these files, in order."""
+    """The images in these files, in order."""
     images, guide = [], []
     cost: dict[str, float] = {}
     for path in paths:
@@ -161,7 +161,7 @@ def load_cell(paths: Sequence[Path]) -> Cell:
 
 
 class Meter:
-    """Counts, inside a ``with`` block, the pictures that pass through networks, and the seconds.
+    """Counts, inside a ``with`` block, the images that pass through networks, and the seconds.
 
     On the CPU the seconds are those that the process computed, all threads together: they do not grow when other
     processes use the machine.

@@ -1,4 +1,4 @@
-"""What a judge that never guided says of the pictures, and how far they are from real ones."""
+"""What a judge that never guided says of the images, and how far they are from real ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from prompt_sets import Item
 from torch import Tensor
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures, Row
-from clip_guidance.distance import (
-    Interval,
-    bounds,
-    image_features,
-    kernel_distance_interval,
-    precision_recall,
-    resample_counts,
-)
+from clip_guidance.data.dataset import CaptionedImages, Row
+from clip_guidance.metrics.features import image_features
+from clip_guidance.metrics.kid import kernel_distance_interval
+from clip_guidance.metrics.precision_recall import precision_recall
+from clip_guidance.metrics.statistics import Interval, bounds, resample_counts
 
-COPY_RADIUS = 0.05  # root mean square of pixels in [0, 1]: what people take for the same picture
+COPY_RADIUS = 0.05  # root mean square of pixels in [0, 1]: what people take for the same image
 
 
 @dataclass(frozen=True)
@@ -29,16 +25,16 @@ class Judgement:
     """What is said of one cell.
 
     Attributes:
-        top1: share of the pictures whose target the judge prefers to all others; a tie is no preference.
+        top1: share of the images whose target the judge prefers to all others; a tie is no preference.
         rank: mean rank of the target, 1 is best.
-        kernel_distance: of the judge's features to those of the reference pictures.
-        precision, recall: against as many reference pictures.
-        nearest: median distance to the nearest training picture, root mean square over pixels in [0, 1].
+        kernel_distance: of the judge's features to those of the reference images.
+        precision, recall: against as many reference images.
+        nearest: median distance to the nearest training image, root mean square over pixels in [0, 1].
         copied: share nearer than :data:`COPY_RADIUS`.
         guide: mean cosine of the guide, which is no evidence.
-        right: (n,) whether each picture's target was preferred, for paired comparisons.
-        named: share of the pictures that the judge calls by the right name of all that there are, told the style; None
-            of prompts that no real picture has.
+        right: (n,) whether each image's target was preferred, for paired comparisons.
+        named: share of the images that the judge calls by the right name of all that there are, told the style; None
+            of prompts that no real image has.
         named_right: (n,), as ``right``.
     """
 
@@ -57,7 +53,7 @@ class Judgement:
 
 
 class Naming:
-    """What a CLIP calls pictures, of all the names that there are.
+    """What a CLIP calls images, of all the names that there are.
 
     Args:
         clip: the CLIP.
@@ -81,29 +77,29 @@ class Naming:
 
 
 class Judge:
-    """A CLIP that never guides, the pictures of training, and those that were held out.
+    """A CLIP that never guides, the images of training, and those that were held out.
 
     Args:
         clip: the judge.
-        training: every picture that the generator was trained on.
-        held_out: real pictures that it was not.
-        references: number of training pictures that the kernel distance, precision and recall compare with.
+        training: every image that the generator was trained on.
+        held_out: real images that it was not.
+        references: number of training images that the kernel distance, precision and recall compare with.
     """
 
-    def __init__(self, clip: cg.CLIP, training: CaptionedPictures, held_out: CaptionedPictures, references: int = 2000):
+    def __init__(self, clip: cg.CLIP, training: CaptionedImages, held_out: CaptionedImages, references: int = 2000):
         self.clip, self.training, self.held_out = clip, training, held_out
         chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:references]
-        self.reference = image_features(clip, training.pictures[chosen])
+        self.reference = image_features(clip, training.images[chosen])
         self.names = sorted({row.name for row in (*training.rows, *held_out.rows)})
         self.naming = Naming(clip, self.names)
 
     def __call__(self, cell: Cell, items: Sequence[Item]) -> Judgement:
-        """Judges pictures drawn for ``items``, in the same order."""
+        """Judges images drawn for ``items``, in the same order."""
         ranks = self.ranks(cell.images, items)
         right = (ranks == 1).double()
         features = image_features(self.clip, cell.images)
         likeness = precision_recall(features, self.reference[: len(features)])
-        distances = nearest(cell.images, self.training.pictures)
+        distances = nearest(cell.images, self.training.images)
         named = self.named(cell.images, items)
         return Judgement(
             count=len(items),
@@ -139,9 +135,9 @@ class Judge:
         return self.naming(images, [self.held_out.rows[item.row] for item in items])  # type: ignore[index]
 
     def real(self, items: Sequence[Item]) -> tuple[Cell, list[Item]]:
-        """The real pictures that are meant, of the items that have one: what the judge can do at best."""
+        """The real images that are meant, of the items that have one: what the judge can do at best."""
         known = [item for item in items if item.row is not None]
-        images = self.held_out.pictures[[item.row for item in known]]
+        images = self.held_out.images[[item.row for item in known]]
         return Cell(images, torch.zeros(0), {}), known
 
 
@@ -152,7 +148,7 @@ def mean_interval(values: Tensor, seed: int = 0) -> Interval:
 
 
 def nearest(images: Tensor, training: Tensor, chunk: int = 256) -> Tensor:
-    """(n,) root mean square difference of each picture to the nearest of ``training``, both uint8 (., 3, H, W)."""
+    """(n,) root mean square difference of each image to the nearest of ``training``, both uint8 (., 3, H, W)."""
     known = training.flatten(1).float() / 255
     parts = []
     for part in images.split(chunk):

@@ -1,9 +1,9 @@
 """What is drawn, and which texts the judge chooses among.
 
-Three sets for the report, one to tune on. The pictures they are made from were held out of training.
+Three sets for the report, one to tune on. The images they are made from were held out of training.
 
 - ``held-out``: (concept, style) pairs of which the model saw the concept in other styles only.
-- ``pairs``: two concepts in one picture. None was ever drawn with another; half of the judge's wrong texts keep the
+- ``pairs``: two concepts in one image. None was ever drawn with another; half of the judge's wrong texts keep the
   first concept and half the second, so that one of the two is not enough.
 - ``keywords``: a held-out concept by its keywords alone, in words that no caption of training uses; judged by its name.
 - ``tuning``: held-out pairs that the other sets do not use.
@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clip_guidance.data import Row
+from clip_guidance.data.dataset import Row
 
 REPORT_SETS = ("held-out", "pairs", "keywords")
 SETS = (*REPORT_SETS, "tuning")
@@ -24,13 +24,13 @@ REPORTED = 500  # rows of the table, in a drawn order, that the report may use; 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to draw.
+    """One image to draw.
 
     Attributes:
         prompt: what the pipeline and the guide are given.
         target: what the judge should choose.
         others: the texts it may choose instead.
-        row: the real picture that is meant, where there is one: its number in the table.
+        row: the real image that is meant, where there is one: its number in the table.
     """
 
     prompt: str
@@ -44,7 +44,7 @@ def prompt_set(name: str, rows: Sequence[Row], count: int, candidates: int, seed
 
     Args:
         name: one of :data:`SETS`.
-        rows: of the table of held-out pictures.
+        rows: of the table of held-out images.
         count: number of items; a smaller set is the beginning of a larger one.
         candidates: texts that the judge chooses among, the right one included.
         seed: of every draw.
@@ -88,7 +88,7 @@ def keywords(row: Row, rng: random.Random) -> str:
 
 
 def pairs(rows: Sequence[Row], candidates: int, rng: random.Random) -> list[Item]:
-    """Each row's concept beside that of another row of its style; short names only, which a picture can hold two of."""
+    """Each row's concept beside that of another row of its style; short names only, which an image can hold two of."""
     short = [row for row in rows if len(row.name.split()) <= 2]
     items = []
     for row in short:

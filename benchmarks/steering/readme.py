@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- steering: begin -->", "<!-- steering: end -->"
-HEADER = ("method", "judge top-1 %", "of all names %", "judge rank", "kernel distance", "recall", "s / picture")
+HEADER = ("method", "judge top-1 %", "of all names %", "judge rank", "kernel distance", "recall", "s / image")
 
 
 def percent(share: dict[str, float]) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from clip_guidance.distance import Interval
+from clip_guidance.metrics.statistics import Interval
 
 HEADER = (
     "method",
@@ -27,7 +27,7 @@ HEADER = (
     "nearest",
     "copied %",
     "denoiser / decoder / CLIP",
-    "CPU s / picture",
+    "CPU s / image",
     "MiB",
     "guide cos (no evidence)",
 )
@@ -36,15 +36,15 @@ TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]  
 
 @dataclass(frozen=True)
 class Result:
-    """One row; ``method`` None for the real pictures."""
+    """One row; ``method`` None for the real images."""
 
     method: Method | None
     judgement: Judgement
-    cost: dict[str, float]  # of one picture
+    cost: dict[str, float]  # of one image
 
     @property
     def title(self) -> str:
-        return self.method.title if self.method else "real pictures"
+        return self.method.title if self.method else "real images"
 
 
 def percent(share: Interval) -> str:
@@ -84,7 +84,7 @@ def duels(results: Sequence[Result], budget: Sequence[str]) -> str:
     Args:
         results: rows of one prompt set.
         budget: titles of our own rows, from the cheapest to the dearest, one for each price. They are named before
-            anything is drawn, so that none is chosen on the pictures that are compared.
+            anything is drawn, so that none is chosen on the images that are compared.
     """
     drawn = [result for result in results if result.method and result.method.use_prompt]
     ours = sorted((result for result in drawn if result.title in budget), key=lambda one: budget.index(one.title))
@@ -113,7 +113,7 @@ def gained(ours: Tensor | None, others: Tensor | None) -> str:
 
 
 def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None:
-    """Alignment against seconds, and against the distance to real pictures: up and to the left is better.
+    """Alignment against seconds, and against the distance to real images: up and to the left is better.
 
     Alignment is the judge's choice of all names, where the prompts have one: it tells methods apart that its choice
     among a hundred texts does not.
@@ -135,10 +135,10 @@ def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None
     seconds = [_seconds(result) for result in results if result.method]
     ticks = [tick for tick in TICKS if min(seconds, default=0) / 2 < tick < 2 * max(seconds, default=0)]
     ylabel = "judge: right of all names, %" if is_named else "judge top-1, %"
-    axes[0].set(xlabel="CPU seconds a picture", ylabel=ylabel, xscale="log")
+    axes[0].set(xlabel="CPU seconds an image", ylabel=ylabel, xscale="log")
     axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].minorticks_off()
-    axes[1].set(xlabel="kernel distance to real pictures")
+    axes[1].set(xlabel="kernel distance to real images")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -154,12 +154,12 @@ def _distance(result: Result) -> float:
 
 
 def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
-    """The first pictures of a cell, to be looked at."""
-    pictures = cell.images[: columns * rows].permute(0, 2, 3, 1).numpy()
-    height, width = pictures.shape[1:3]
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
+    """The first images of a cell, to be looked at."""
+    images = cell.images[: columns * rows].permute(0, 2, 3, 1).numpy()
+    height, width = images.shape[1:3]
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for i, image in enumerate(images):
+        sheet.paste(Image.fromarray(image), (i % columns * width, i // columns * height))
     return sheet
 
 
@@ -182,8 +182,8 @@ def side_by_side(prompts: Sequence[str], rows: Sequence[tuple[Result, Cell]], co
                 i, x = band * columns + column, left + column * cell
                 colour = "#2a9d3a" if result.judgement.right[i] else "#dddddd"
                 text.rectangle((x + 1, y + 1, x + cell - 3, y + cell - 3), outline=colour, width=3)
-                picture = Image.fromarray(drawn.images[i].permute(1, 2, 0).numpy())
-                sheet.paste(picture.resize((cell - 12, cell - 12), Image.Resampling.LANCZOS), (x + 5, y + 5))
+                image = Image.fromarray(drawn.images[i].permute(1, 2, 0).numpy())
+                sheet.paste(image.resize((cell - 12, cell - 12), Image.Resampling.LANCZOS), (x + 5, y + 5))
                 if line == 0:
                     name = prompts[i].removeprefix("a ").replace(" picture of a ", ": ")
                     text.text((x + 2, top + len(rows) * cell + 2), shortened(name, cell - 4), "black")

@@ -6,10 +6,10 @@
 
 Every method draws the same prompts from the same noise, on three prompt sets (prompt_sets.py). The table tells
 alignment (judge top-1 among 100 texts, mean rank), quality (kernel distance, precision and recall in the judge's
-features, the nearest training picture) and cost (pictures through denoiser, decoder and CLIP, seconds, memory). The
-guide's own similarity is shown for diagnosis and is no evidence: a guiding CLIP always likes its own pictures.
+features, the nearest training image) and cost (images through denoiser, decoder and CLIP, seconds, memory). The
+guide's own similarity is shown for diagnosis and is no evidence: a guiding CLIP always likes its own images.
 
-Pictures are kept in ``work`` batch by batch: a run that was interrupted, or is given more processes, goes on.
+Images are kept in ``work`` batch by batch: a run that was interrupted, or is given more processes, goes on.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from report import Result, contact_sheet, side_by_side, write
 from tqdm import tqdm
 
 import clip_guidance as cg
-from clip_guidance.data import CaptionedPictures
-from clip_guidance.trainer import parse_settings
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.trainer import parse_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 from _cost_meters import step_peak_bytes
@@ -43,14 +43,14 @@ FIGURE = 16  # prompts in the README's figure: the first ones
 class Settings:
     """Settings of one run."""
 
-    data: str  # parquet table of the training pictures: the reference
-    held_out: str  # parquet table of the pictures held out of training: the prompts
+    data: str  # parquet table of the training images: the reference
+    held_out: str  # parquet table of the images held out of training: the prompts
     output: str  # folder for report.md, report.json, plots and contact sheets
-    work: str = "runs/steering"  # folder for the pictures
+    work: str = "runs/steering"  # folder for the images
     model: str = "emoji"
     clip: str = ""  # the guide; by default the model's own
     judge: str = "emoji-judge"
-    exclude: str | None = "skin tone"  # leave out pictures whose name contains this
+    exclude: str | None = "skin tone"  # leave out images whose name contains this
     sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
     table: str = ""  # one of methods.TABLES; by default main for the held-out pairs, short for the others
     only: list[str] = field(default_factory=list)  # run only the methods whose title begins with one of these
@@ -62,7 +62,7 @@ class Settings:
 
 
 class Program:
-    """The models and the pictures, and what is done with them."""
+    """The models and the images, and what is done with them."""
 
     def __init__(self, settings: Settings):
         self.settings, self.state = settings, PartialState(cpu=settings.device == "cpu")
@@ -77,7 +77,7 @@ class Program:
         )
         size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.training, self.held_out = (
-            CaptionedPictures.from_parquet(path, size, settings.exclude) for path in (settings.data, settings.held_out)
+            CaptionedImages.from_parquet(path, size, settings.exclude) for path in (settings.data, settings.held_out)
         )
         self.judge: Judge | None = None
         if self.state.is_main_process:
@@ -110,7 +110,7 @@ class Program:
         broadcast_object_list(values)
 
     def mebibytes(self, method: Method, item: Item) -> float:
-        """Peak of two steps of one picture above the weights, both of them guided if the method guides."""
+        """Peak of two steps of one image above the weights, both of them guided if the method guides."""
         method = replace(method, options={**method.options, **({"start": 0.0, "stop": 1.0} if method.scale else {})})
         drawer = Drawer(self.drawer.pipe, self.drawer.clip, 1, self.settings.seed)
 
@@ -126,11 +126,11 @@ def preamble(settings: Settings, judge: Judge) -> str:
         "# Steering, judged by a CLIP that never guided\n\n"
         f"Model `{settings.model}`, judge `{settings.judge}` among {settings.candidates} texts (chance "
         f"{100 / settings.candidates:g} %), on {settings.device}. of all names: preferred among the {len(judge.names)} "
-        "names of all pictures, in the style that was asked for. In brackets 95 % intervals. Kernel distance "
-        f"to {len(judge.reference)} training pictures; precision and recall: against as many as are judged. "
-        "nearest: median distance to the nearest training picture, root mean square of pixels in [0, 1]; copied: share "
-        f"nearer than {COPY_RADIUS:g}. The row of real pictures "
-        "is the judge's calibration: no method can be seen to be better. Pictures through denoiser, decoder and CLIP "
+        "names of all images, in the style that was asked for. In brackets 95 % intervals. Kernel distance "
+        f"to {len(judge.reference)} training images; precision and recall: against as many as are judged. "
+        "nearest: median distance to the nearest training image, root mean square of pixels in [0, 1]; copied: share "
+        f"nearer than {COPY_RADIUS:g}. The row of real images "
+        "is the judge's calibration: no method can be seen to be better. Images through denoiser, decoder and CLIP "
         "are forward passes; guided methods go back through the last two too, and "
         "`exact`, DPS, LGD-MC, FreeDoM, universal guidance and TFG through the denoiser."
     )

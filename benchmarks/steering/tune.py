@@ -4,7 +4,7 @@
         --output benchmarks/steering/tuning
 
 Coordinate search: the scale first, then the first guided step, the cutouts and the cap, each at the best of those
-before. Best is the one whose pictures the judge calls by the right name of all most often, if its kernel distance is
+before. Best is the one whose images the judge calls by the right name of all most often, if its kernel distance is
 not above that of classifier-free guidance alone; the intervals of neighbours overlap: read the curve, not the winner.
 """
 
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from report import Result, table
 from run import Program, Settings
 
-from clip_guidance.trainer import parse_settings
+from clip_guidance.training.trainer import parse_settings
 
 ALONE = Method("CFG", "3")
 FIRST = Method("CLIP guidance", "", scale=5.0)
@@ -43,17 +43,17 @@ def variant(method: Method, option: str, value: float) -> Method:
 
 
 def best(results: Sequence[Result], alone: Result) -> Result:
-    """Most often named rightly, of those not farther from real pictures than classifier-free guidance, else of all."""
+    """Most often named rightly, of those not farther from real images than classifier-free guidance, else of all."""
     limit = alone.judgement.kernel_distance.estimate
     fair = [result for result in results if result.judgement.kernel_distance.estimate <= limit]
     return max(fair or results, key=named)
 
 
 def named(result: Result) -> float:
-    """Share of the pictures that the judge calls by the right name of all; tuning prompts have one each."""
+    """Share of the images that the judge calls by the right name of all; tuning prompts have one each."""
     share = result.judgement.named
     if share is None:
-        raise ValueError("expected prompts that name a real picture")
+        raise ValueError("expected prompts that name a real image")
     return share.estimate
 
 

@@ -1,4 +1,4 @@
-"""``clip-guidance classify``: which label describes each picture best?"""
+"""``clip-guidance classify``: which label describes each image best?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     import torch
 
-    from clip_guidance.zero_shot import ZeroShotClassifier
+    from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 FOLDERS = "folders"
 
@@ -37,27 +37,27 @@ def command(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="CSV (image, label) of pictures that the probabilities shall fit.", show_default=False),
+        typer.Option(help="CSV (image, label) of images that the probabilities shall fit.", show_default=False),
     ] = None,
     truth: Annotated[
         str | None,
         typer.Option(help='The right labels, to measure by: CSV (image, label), or "folders".', show_default=False),
     ] = None,
     model: common.Model = "emoji",
-    top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels shown for each image.")] = 1,
     cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 16,
 ) -> None:
-    """Classify pictures among labels that you give as text.
+    """Classify images among labels that you give as text.
 
     The probabilities are relative to the labels offered.
 
     Example: clip-guidance classify photos/ --labels cat,dog,"guinea pig" --top-k 2
     """
-    from clip_guidance.image_files import find_images
+    from clip_guidance.images.find import find_images
 
     found = find_images(paths)
     right = _truth(truth, found)
@@ -69,7 +69,8 @@ def command(
         raise typer.BadParameter("give --labels or --labels-file")
 
     clip = common.load_clip(model, device)
-    from clip_guidance.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier, ZeroShotResult
+    from clip_guidance.zero_shot.classifier import ZeroShotClassifier, ZeroShotResult
+    from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
     least = threshold if threshold is not None else 0.5 if multi_label else 0.0
     rows: list[dict[str, Any]] = []
@@ -79,7 +80,7 @@ def command(
         if calibrate is not None:
             sample = _read_labels(calibrate)
             common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
-        results = [classifier.classify_embeds(classifier.class_embeds[:0])]  # of no picture yet
+        results = [classifier.classify_embeds(classifier.class_embeds[:0])]  # of no image yet
         with common.Job() as job:
             for batch in job.encoded(encoder, found, batch_size):
                 results.append(result := classifier.classify_embeds(batch.embeds))
@@ -117,7 +118,7 @@ def command(
 
 
 def _lines(rows: list[dict[str, Any]], multi_label: bool, least: float) -> list[tuple[Any, ...]]:
-    """What the table shows: labels that are likely enough; "none" for a picture without one."""
+    """What the table shows: labels that are likely enough; "none" for an image without one."""
     lines = []
     for row in rows:
         kept = [entry for entry in row["top"] if entry["prob"] >= least]
@@ -128,14 +129,14 @@ def _lines(rows: list[dict[str, Any]], multi_label: bool, least: float) -> list[
 
 
 def _truth(given: str | None, found: list[Path]) -> dict[str, str]:
-    """The right label by path; that of ``folders`` is the name of the folder that a picture lies in."""
+    """The right label by path; that of ``folders`` is the name of the folder that an image lies in."""
     if given is None:
         return {}
     return {str(path): path.resolve().parent.name for path in found} if given == FOLDERS else _read_labels(Path(given))
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """The columns ``image`` and ``label`` of a CSV file; paths are relative to the file, unless that is no picture."""
+    """The columns ``image`` and ``label`` of a CSV file; paths are relative to the file, unless that is no image."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
@@ -154,14 +155,14 @@ def _read_labels(path: Path) -> dict[str, str]:
 
 
 def _right_labels(rows: list[dict[str, Any]], right: dict[str, str]) -> list[str | None]:
-    """The right label of each picture, None where it is not known."""
+    """The right label of each image, None where it is not known."""
     by_file = {Path(name).resolve(): label.strip() for name, label in right.items()}
     return [by_file.get(Path(row["image"]).resolve()) for row in rows]
 
 
 def _measure(classifier: ZeroShotClassifier, logits: torch.Tensor, right: list[str | None]) -> dict[str, Any]:
-    """Metrics of the pictures whose label is known; their count tells how many."""
-    from clip_guidance.classification import average_precision, classification_metrics
+    """Metrics of the images whose label is known; their count tells how many."""
+    from clip_guidance.metrics.classification import average_precision, classification_metrics
 
     known = [i for i, label in enumerate(right) if label is not None]
     if not known:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
-    from clip_guidance.comparison import PairedComparison
+    from clip_guidance.metrics.comparison import PairedComparison
 
 
 class On(str, Enum):
@@ -29,7 +29,7 @@ def command(
     a: Scores,
     b: Scores,
     on: Annotated[
-        On, typer.Option(help="What is paired: prompts, over whose pictures is averaged, or pictures by file name.")
+        On, typer.Option(help="What is paired: prompts, over whose images is averaged, or images by file name.")
     ] = On.prompt,
     definition: Annotated[
         str | None, typer.Option(help="The score to compare, where the files hold several.", show_default=False)
@@ -47,9 +47,9 @@ def command(
 
     Example: clip-guidance compare plain.jsonl guided.jsonl
     """
-    from clip_guidance.comparison import compare_scores
-    from clip_guidance.score_files import find_comparable, read_scores
-    from clip_guidance.scoring.output import is_torn
+    from clip_guidance.metrics.comparison import compare_scores
+    from clip_guidance.metrics.job.output import is_torn
+    from clip_guidance.metrics.job.results import find_comparable, read_scores
 
     for path in (a, b):
         if path.is_file() and is_torn(path):

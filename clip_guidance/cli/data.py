@@ -1,4 +1,4 @@
-"""``clip-guidance data``: what is in a set of pictures and captions, before training on it?"""
+"""``clip-guidance data``: what is in a set of images and captions, before training on it?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 app = typer.Typer(no_args_is_help=True, help="Look into training data.")
 
@@ -37,13 +37,13 @@ def check(
     ] = None,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted.")] = 0.05,
     image_column: Annotated[
-        str | None, typer.Option(help="Column of the pictures.", show_default="by its name")
+        str | None, typer.Option(help="Column of the images.", show_default="by its name")
     ] = None,
     caption_column: Annotated[
         list[str] | None, typer.Option(help="Column of captions; repeat for several.", show_default="by their names")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
-    workers: Annotated[int, typer.Option(min=0, help="Threads that decode pictures.")] = 4,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that decode images.")] = 4,
 ) -> None:
     """Read every row as training would, and count the bad ones by reason.
 
@@ -58,9 +58,9 @@ def check(
 
     from PIL import Image
 
-    from clip_guidance import reading
+    from clip_guidance import data as reading
 
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are counted
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are counted
     pairs = reading.open_pairs(
         path,
         image_column=image_column,

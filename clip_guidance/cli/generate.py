@@ -1,4 +1,4 @@
-"""``clip-guidance generate``: pictures from prompts, steered by CLIP."""
+"""``clip-guidance generate``: images from prompts, steered by CLIP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
-from clip_guidance.generate import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
+from clip_guidance.cli import _options as common
+from clip_guidance.generation.generator import SCHEDULERS, GeneratedImage, GenerateSettings, read_settings
 
 DEFAULTS = GenerateSettings(prompt="unset")
 TUNED_DEFAULT = "tuned for the model"
@@ -23,12 +23,12 @@ def command(
     ] = None,
     from_: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Draw this picture again; options given beside it change it.", show_default=False),
+        typer.Option("--from", help="Draw this image again; options given beside it change it.", show_default=False),
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = DEFAULTS.negative_prompt,
     clip_prompt: Annotated[str | None, typer.Option(help="What CLIP steers to.", show_default="the prompt")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next one has seed + 1.")] = DEFAULTS.seed,
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the next one has seed + 1.")] = DEFAULTS.seed,
+    num_images: Annotated[int, typer.Option(min=1, help="Images for each prompt.")] = 1,
     model: Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")] = DEFAULTS.model,
     clip: Annotated[str | None, typer.Option(help="CLIP that steers.", show_default="that of the model")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP that only scores.", show_default="that of the model")] = None,
@@ -45,7 +45,7 @@ def command(
     ] = None,
     stop: Annotated[float, typer.Option(min=0, max=1, help="Where CLIP guidance ends.")] = DEFAULTS.stop,
     every: Annotated[int, typer.Option(min=1, help="Steer at every n-th step.")] = DEFAULTS.every,
-    cutouts: Annotated[int, typer.Option(min=1, help="Views of the picture that CLIP sees.")] = DEFAULTS.cutouts,
+    cutouts: Annotated[int, typer.Option(min=1, help="Views of the image that CLIP sees.")] = DEFAULTS.cutouts,
     scheduler: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.", show_default="the model's own")
     ] = DEFAULTS.scheduler,
@@ -53,12 +53,12 @@ def command(
         float | None,
         typer.Option(help="Longest step of CLIP guidance, in steps of classifier-free guidance.", show_default="none"),
     ] = DEFAULTS.cap,
-    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("images"),
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
 ) -> None:
-    """Draw pictures. Each is a PNG that holds all that is needed to draw it again.
+    """Draw images. Each is a PNG that holds all that is needed to draw it again.
 
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
@@ -66,7 +66,7 @@ def command(
         raise typer.BadParameter("give --prompt or --from")
     given = _given(context)
     replace(DEFAULTS, **given)  # options that make no sense are refused before anything is drawn
-    output.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first picture
+    output.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first image
     common.quiet("transformers", "diffusers")  # in this order: the second makes the first talk
     rows = []
     with common.Job() as job:
@@ -86,7 +86,7 @@ def command(
 
 
 def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Path]:
-    """The pictures to draw again, by their settings; those that hold none fail by name."""
+    """The images to draw again, by their settings; those that hold none fail by name."""
     originals = {}
     for path in paths:
         try:
@@ -99,7 +99,7 @@ def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Pat
 def _planned(
     bases: list[GenerateSettings], prompts: list[str] | None, num_images: int, job: common.Job
 ) -> list[GenerateSettings]:
-    """One settings a picture; a prompt without words fails by name, the others are drawn."""
+    """One settings an image; a prompt without words fails by name, the others are drawn."""
     planned = []
     for base in bases:
         for text in prompts or [base.prompt]:
@@ -118,7 +118,7 @@ def _given(context: typer.Context) -> dict[str, Any]:
 
 
 def _draw(planned: list[GenerateSettings], device: str) -> Iterable[GeneratedImage]:
-    from clip_guidance.generate import generate
+    from clip_guidance.generation.generator import generate
 
     with common.progress() as bar:
         task = bar.add_task("steps", total=sum(settings.steps for settings in planned))

@@ -1,4 +1,4 @@
-"""``clip-guidance index``: makes pictures searchable, and keeps the index up to date."""
+"""``clip-guidance index``: makes images searchable, and keeps the index up to date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -28,22 +28,22 @@ def command(
     index: Address,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE for every picture given; repeat for more. JSON, or text.", show_default=False),
+        typer.Option(help="KEY=VALUE for every image given; repeat for more. JSON, or text.", show_default=False),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Take out pictures whose file is gone.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Take out images whose file is gone.")] = False,
     model: IndexModel = None,
     cache: common.Cache = None,
     json: common.Json = False,
     device: common.Device = None,
     batch_size: common.BatchSize = 64,
 ) -> None:
-    """Add pictures to an index; changed and moved files are noticed, unchanged ones are not read again.
+    """Add images to an index; changed and moved files are noticed, unchanged ones are not read again.
 
     What is added stays, whatever interrupts the rest.
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """
-    from clip_guidance.images import find_images
+    from clip_guidance.images.load import find_images
     from clip_guidance.index.results import Changes
 
     extra = dict(map(_pair, metadata or []))
@@ -52,7 +52,7 @@ def command(
     total = Changes()
     with common.caching(clip, cache) as encoder, _open(index, encoder) as opened:
         with common.Job() as job, common.progress() as bar:
-            task = bar.add_task("pictures", total=len(found))
+            task = bar.add_task("images", total=len(found))
             for changes in opened.iter_add(found, extra, batch_size):
                 bar.advance(task, _size(changes))
                 total += changes
@@ -66,11 +66,11 @@ def command(
         rows = {"added": total.added, "updated": total.updated, "moved": moved, "removed": total.removed}
         known = {"name": opened.model, "fingerprint": opened.fingerprint}
         common.print_json(
-            {"model": known, **rows, "unchanged": total.unchanged, "pictures": count, "failed": job.failures}
+            {"model": known, **rows, "unchanged": total.unchanged, "images": count, "failed": job.failures}
         )
     else:
         counts = {name: len(getattr(total, name)) for name in ("added", "updated", "moved", "removed")}
-        table = {**counts, "unchanged": total.unchanged, "failed": len(job.failures), "pictures in all": count}
+        table = {**counts, "unchanged": total.unchanged, "failed": len(job.failures), "images in all": count}
         common.print_table(["what", "number"], [list(row) for row in table.items()])
     job.finish()
 

@@ -13,11 +13,25 @@ from collections.abc import Sequence
 
 import typer
 
-from clip_guidance.cli import classify, common, compare, data, generate, index, models, score, search, similar, ui
+from clip_guidance.cli import (
+    _options as common,
+)
+from clip_guidance.cli import (
+    classify,
+    compare,
+    data,
+    generate,
+    index,
+    models,
+    score,
+    search,
+    similar,
+    ui,
+)
 
 app = typer.Typer(
     name="clip-guidance",
-    help="Steer, score, classify, compare and search pictures with CLIP.",
+    help="Steer, score, classify, compare and search images with CLIP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 FOLDER = Path(__file__).parent.parent / "models"  # as in hub.py, which is slow to import
 

@@ -1,4 +1,4 @@
-"""``clip-guidance score``: how well does each picture match its text?"""
+"""``clip-guidance score``: how well does each image match its text?"""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
+    from clip_guidance.metrics.job.items import Item
+    from clip_guidance.metrics.job.judge import Judge
+    from clip_guidance.metrics.job.processes import Processes
+    from clip_guidance.metrics.job.run import Options, Work
+    from clip_guidance.metrics.job.store import WorkFile
     from clip_guidance.report import Page
-    from clip_guidance.scoring.judges import Judge
-    from clip_guidance.scoring.processes import Processes
-    from clip_guidance.scoring.run import Options, Work
-    from clip_guidance.scoring.work import Item
-    from clip_guidance.scoring.workfile import WorkFile
 
 SHOWN = 200  # rows of the table on a terminal
 
@@ -45,14 +45,14 @@ def command(
     paths: Annotated[
         list[str] | None,  # as a Path, ./- would be -
         typer.Argument(
-            help="Pictures, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
+            help="Images, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
             "- for lines of paths or JSON objects.",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The text for all pictures without one.", show_default="the prompt stored by generate"),
+        typer.Option(help="The text for all images without one.", show_default="the prompt stored by generate"),
     ] = None,
     prompts_file: Annotated[
         Path | None,
@@ -77,7 +77,7 @@ def command(
         typer.Option(
             "--resume",
             help="Go on with --output: what it holds, or what a killed run left in OUTPUT.partial, is not computed "
-            "again where picture (its bytes), prompt, definition and model are the same.",
+            "again where image (its bytes), prompt, definition and model are the same.",
         ),
     ] = False,
     long_prompts: Annotated[
@@ -91,20 +91,20 @@ def command(
     dtype: Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")] = DType.float32,
     batch_size: common.BatchSize = 16,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode pictures.", show_default="one a core, at most 8")
+        int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one a core, at most 8")
     ] = None,
     draft: Annotated[bool, typer.Option("--draft", help="Decode large JPEGs smaller: quicker, not the same.")] = False,
 ) -> None:
-    """Score pictures against texts; the definition is written with every score.
+    """Score images against texts; the definition is written with every score.
 
-    Streams: memory does not grow with the number of pictures. A picture or row of a table that cannot be read is named
+    Streams: memory does not grow with the number of images. An image or row of a table that cannot be read is named
     and skipped. What is scored survives a kill, for --resume. Under torchrun or accelerate launch, processes share the
-    pictures.
+    images.
 
-    Example: clip-guidance score pictures/ --prompt "a red apple" --output scores.jsonl
+    Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
     if (paths and prompts_file) or not (paths or prompts_file):
-        raise typer.BadParameter("give pictures or --prompts-file")
+        raise typer.BadParameter("give images or --prompts-file")
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter("--prompt is empty")
     if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
@@ -112,9 +112,9 @@ def command(
     if resume and not output:
         raise typer.BadParameter("--resume needs the --output to go on with")
 
-    from clip_guidance.embed_cache import EmbedCache
-    from clip_guidance.scoring.processes import find_processes
-    from clip_guidance.scoring.run import Options, Work
+    from clip_guidance.clip.embed_cache import EmbedCache
+    from clip_guidance.metrics.job.processes import find_processes
+    from clip_guidance.metrics.job.run import Options, Work
 
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = find_processes(device)
@@ -145,8 +145,8 @@ def command(
 def _check_input(
     given: Sequence[str | Path], prompts_file: Path | None, output: Path | None, processes: Processes
 ) -> None:
-    from clip_guidance.scoring.output import check_output
-    from clip_guidance.scoring.work import STDIN, check_table, is_table
+    from clip_guidance.metrics.job.items import STDIN, check_table, is_table
+    from clip_guidance.metrics.job.output import check_output
 
     if output:
         check_output(output)
@@ -162,7 +162,7 @@ def _check_input(
 
 
 def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[Item]:
-    from clip_guidance.scoring.work import read_work
+    from clip_guidance.metrics.job.items import read_work
 
     return read_work(given, prompt, sys.stdin)
 
@@ -172,24 +172,24 @@ def _judges(
 ) -> list[Judge]:
     import torch
 
-    from clip_guidance.picture_scores import get_picture_score
-    from clip_guidance.scoring.judges import make_judge
+    from clip_guidance.metrics.job.judge import make_judge
+    from clip_guidance.metrics.registry import get_image_score
 
-    scores = [get_picture_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
+    scores = [get_image_score(name) for name in dict.fromkeys(definitions)]  # before the models: quicker to refuse
     clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
 
 
 def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
     """Scores until all is done or Ctrl-C is pressed; what was done then is written all the same."""
-    from clip_guidance.scoring.run import score_items
+    from clip_guidance.metrics.job.run import score_items
 
     if work.torn():
         common.narrate("repaired", f"{work.output}: its last line was cut short; that score is computed again")
     work.begin(judges)
     repeated = 0
     with job, common.progress() as bar:
-        task = bar.add_task("pictures", total=None)
+        task = bar.add_task("images", total=None)
         for done in score_items(items, judges, work, options):
             for failure in done.failures:
                 job.fail(failure.image, failure.reason)
@@ -203,7 +203,7 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
     """Prints the rows and the means, of all processes."""
     import torch
 
-    from clip_guidance.scoring.workfile import WorkFile
+    from clip_guidance.metrics.job.store import WorkFile
 
     summaries = []
     with WorkFile(work.base) as base:
@@ -227,8 +227,8 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
 
 
 def _page(work: Work, failed: list[dict[str, str]]) -> Page:
+    from clip_guidance.metrics.job.store import WorkFile
     from clip_guidance.report import Scores, scores
-    from clip_guidance.scoring.workfile import WorkFile
 
     def rows(wanted: str) -> Iterator[tuple[str, str, float]]:
         return ((row.image, row.prompt, row.score) for row, _ in base.rows() if row.record == wanted)
@@ -276,7 +276,7 @@ def _narrate_marks(summaries: list[Any]) -> None:
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
         common.narrate(
             "warning",
-            f"{summary.guided} of {summary.count} pictures were guided by the very CLIP that scores them{which}, "
+            f"{summary.guided} of {summary.count} images were guided by the very CLIP that scores them{which}, "
             "which flatters them; choose another --model",
         )
     if truncated := sum(summary.truncated for summary in summaries):

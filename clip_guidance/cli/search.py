@@ -1,4 +1,4 @@
-"""``clip-guidance search``: finds indexed pictures by a text, a picture, or a sum of both."""
+"""``clip-guidance search``: finds indexed images by a text, an image, or a sum of both."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 from clip_guidance.cli.index import Address, IndexModel
 
 
 def command(
     query: Annotated[
         list[str],
-        typer.Argument(help="A text, a picture, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
+        typer.Argument(help="A text, an image, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
     ],
     index: Address,
     where: Annotated[
         str | None,
         typer.Option(help='A filter of metadata: year >= 2020 and album in (a, "b c")', show_default=False),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Pictures shown.")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, help="Images shown.")] = 10,
     model: IndexModel = None,
     cache: common.Cache = None,
     report: common.Report = None,
     json: common.Json = False,
     device: common.Device = None,
 ) -> None:
-    """Find the pictures of an index that match best.
+    """Find the images of an index that match best.
 
     Words are joined by spaces; a sign between spaces starts the next term, "quotes" keep one in a text.
 

@@ -1,4 +1,4 @@
-"""``clip-guidance similar``: how alike are pictures, and which of them are near-duplicates?"""
+"""``clip-guidance similar``: how alike are images, and which of them are near-duplicates?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 if TYPE_CHECKING:
     from clip_guidance.report import Page
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def command(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)
+        list[Path] | None, typer.Argument(help="Images, folders of images, or globs.", show_default=False)
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Rank the pictures by likeness to this one.", show_default=False)
+        Path | None, typer.Option(help="Rank the images by likeness to this one.", show_default=False)
     ] = None,
     duplicates: Annotated[
         float | None,
-        typer.Option(help="Group pictures whose cosine is at least this, such as 0.95.", show_default=False),
+        typer.Option(help="Group images whose cosine is at least this, such as 0.95.", show_default=False),
     ] = None,
     index: Annotated[
-        str | None, typer.Option(help="With --duplicates: the pictures of this index.", show_default=False)
+        str | None, typer.Option(help="With --duplicates: the images of this index.", show_default=False)
     ] = None,
     model: common.Model = "emoji",
     cache: common.Cache = None,
@@ -34,9 +34,9 @@ def command(
     device: common.Device = None,
     batch_size: common.BatchSize = 16,
 ) -> None:
-    """Compare pictures with one another, or with one of them, or find near-duplicates.
+    """Compare images with one another, or with one of them, or find near-duplicates.
 
-    Prints cosines of CLIP embeddings: 1 for the same picture.
+    Prints cosines of CLIP embeddings: 1 for the same image.
 
     Example: clip-guidance similar photos/ --to query.png
     """
@@ -44,16 +44,16 @@ def command(
         raise typer.BadParameter("give --to or --duplicates")
     if index is not None:
         if duplicates is None or paths:
-            raise typer.BadParameter("--index takes --duplicates and no pictures")
+            raise typer.BadParameter("--index takes --duplicates and no images")
         if cache is not None:
             raise typer.BadParameter("--index takes no --cache: the embeddings are in the index")
         _print_duplicates_of_index(index, duplicates, json, report)
         return
     if not paths:
-        raise typer.BadParameter("give pictures, or --index and --duplicates")
+        raise typer.BadParameter("give images, or --index and --duplicates")
     import torch
 
-    from clip_guidance.images import find_images
+    from clip_guidance.images.load import find_images
     from clip_guidance.index.duplicates import duplicate_groups
 
     clip = common.load_clip(model, device)
@@ -65,17 +65,17 @@ def command(
                 embeds |= zip(batch.names, batch.embeds, strict=True)
 
     names = list(embeds)
-    pictures = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
+    images = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
     document: dict[str, Any]
     if duplicates is not None:
-        groups = [[names[i] for i in group] for group in duplicate_groups(pictures.cpu().numpy(), duplicates)]
+        groups = [[names[i] for i in group] for group in duplicate_groups(images.cpu().numpy(), duplicates)]
         document, columns, table = {"duplicates": groups}, ["group", "image"], _lines(groups)
     elif query is None:
-        matrix = (pictures @ pictures.T).tolist()
+        matrix = (images @ images.T).tolist()
         document = {"images": names, "similarity": matrix}
         columns, table = ["", *names], [[name, *row] for name, row in zip(names, matrix, strict=True)]
     else:
-        cosines = zip(names, (pictures @ query[0]).tolist(), strict=True)
+        cosines = zip(names, (images @ query[0]).tolist(), strict=True)
         ranking = sorted(cosines, key=lambda pair: -pair[1])
         document = {"to": str(to), "results": [{"image": name, "similarity": cos} for name, cos in ranking]}
         columns, table = ["image", "similarity"], [list(pair) for pair in ranking]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clip_guidance.cli import common
+from clip_guidance.cli import _options as common
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -20,10 +20,10 @@ def command(
     clip: Annotated[
         str | None, typer.Option(help="CLIP that steers and judges.", show_default="that of the model")
     ] = None,
-    root: Annotated[Path, typer.Option(help="Folder in which pictures may be searched.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="Folder in which images may be searched.")] = Path("."),
     device: common.Device = None,
 ) -> None:
-    """Open a page to draw, classify, compare and search pictures. It stays on this machine; end it with Ctrl-C.
+    """Open a page to draw, classify, compare and search images. It stays on this machine; end it with Ctrl-C.
 
     Example: clip-guidance ui --root photos/
     """
@@ -35,7 +35,7 @@ def command(
     from clip_guidance.ui.app import serve
 
     if host not in LOCAL:
-        common.narrate("warning", f"whoever reaches {host} can draw here, and search pictures in {root.resolve()}")
+        common.narrate("warning", f"whoever reaches {host} can draw here, and search images in {root.resolve()}")
     former = signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # a service that is stopped tidies up as with Ctrl-C

@@ -16,9 +16,9 @@ from clip_guidance.guidance.config import (
     mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.engine.decoder import Decoding
 from clip_guidance.guidance.guidance import Guidance
-from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.modes.base import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class CLIPGuidance(Guidance):
     Args:
         clip: The model, or its name or folder, as in ``CLIP.from_pretrained``; one that is named is loaded, and
             follows the pipeline to its device.
-        prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all pictures,
+        prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all images,
             ``{"a red apple": 1.0, "a photo": -0.5}``.
         scale: Strength of the tilt.
-        cutouts: Views of each picture to average over: their number, of which the whole picture is one and the
+        cutouts: Views of each image to average over: their number, of which the whole image is one and the
             others are random crops, or :class:`~clip_guidance.guidance.cutouts.Cutouts` that say more.
         seed: Seed of the crops; each run starts from it.
         chunk: Number of views that pass through CLIP together; None for all.
@@ -94,7 +94,7 @@ class CLIPGuidance(Guidance):
         super().__init__(reward, scale, mode, start, stop, every, space, data_variance, **options)
 
     def meet(self, pipe: Any) -> None:
-        """A CLIP that was named is nobody's but ours to move to where the pictures are."""
+        """A CLIP that was named is nobody's but ours to move to where the images are."""
         device = getattr(pipe, "_execution_device", None)
         if self._is_named and device is not None:
             self.reward.to(device)

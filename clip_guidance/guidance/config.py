@@ -9,8 +9,8 @@ from diffusers import guiders
 
 from clip_guidance.guidance import methods
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.decode import Decoding
-from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.modes.base import Mode
 
 
 def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:

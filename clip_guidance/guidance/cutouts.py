@@ -1,4 +1,4 @@
-"""Cutouts of a picture: the whole, and random square crops of it, each seen by CLIP on its own.
+"""Cutouts of an image: the whole, and random square crops of it, each seen by CLIP on its own.
 
 Averaging the reward over cutouts blunts adversarial gradients, which do not survive a change of frame, colour or
 noise (Crowson's CLIP-guided diffusion, 2021; Liu et al. 2021, "FuseDream", arXiv:2112.01573, on augmented CLIP
@@ -16,17 +16,17 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass
 class Cutouts:
-    """``count`` views of a batch of pictures: the whole picture, and ``count - 1`` random square crops.
+    """``count`` views of a batch of images: the whole image, and ``count - 1`` random square crops.
 
     The crops of a step are stratified, as a Latin hypercube (McKay et al. 1979): their sizes and positions are
     random, but spread over the whole range, and half of them are mirrored. One draw serves the whole batch, so that
-    a picture is steered in a batch as it is alone, and it comes from a generator of its own, so that the sampler's
+    an image is steered in a batch as it is alone, and it comes from a generator of its own, so that the sampler's
     noise stays what it is.
 
     Args:
         count: Number of views, at least 1.
         seed: Seed of everything random here; each run starts from it.
-        smallest: Side of the smallest crop, as a share of the picture's shorter side, in (0, 1].
+        smallest: Side of the smallest crop, as a share of the image's shorter side, in (0, 1].
         flip: Whether half of the crops are mirrored left to right.
         jitter: Brightness, contrast and saturation of each crop are changed by up to this share, in [0, 1).
         noise: Standard deviation of Gaussian noise added to each crop, at least 0; pixels are in [0, 1].
@@ -45,7 +45,7 @@ class Cutouts:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"cutouts must be at least 1 (the whole picture), got {self.count}")
+            raise ValueError(f"cutouts must be at least 1 (the whole image), got {self.count}")
         if not 0 < self.smallest <= 1:
             raise ValueError(f"smallest must be in (0, 1], got {self.smallest}")
         if not 0 <= self.jitter < 1:
@@ -59,11 +59,11 @@ class Cutouts:
         self._generator.manual_seed(self.seed)
 
     def __call__(self, images: Tensor) -> Iterator[Tensor]:
-        """The views of pictures (B, 3, H, W), each (B, 3, h, w)."""
+        """The views of images (B, 3, H, W), each (B, 3, h, w)."""
         return (view(images) for view in self.views())
 
     def views(self) -> list[View]:
-        """The views of one step: functions of pictures (B, 3, H, W) in [0, 1] to (B, 3, h, w); gradients flow.
+        """The views of one step: functions of images (B, 3, H, W) in [0, 1] to (B, 3, h, w); gradients flow.
 
         Everything is drawn here, so that the views may be called in any order, and a view more than once.
         """

@@ -2,7 +2,7 @@
 
 A reward r tilts the model's distribution to p(x₀)·exp(scale·r(x₀)). At each guided step a mode turns the
 reward's gradient into a shift of the predicted clean sample (:mod:`clip_guidance.guidance.modes`), which is
-written into the model output just before ``scheduler.step`` (:mod:`clip_guidance.guidance.attach`). ``scale``
+written into the model output just before ``scheduler.step`` (:mod:`clip_guidance.guidance.engine.attach`). ``scale``
 means the same tilt whatever the scheduler, the number of steps and the batch.
 """
 
@@ -16,10 +16,10 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.guidance.attach import attach
-from clip_guidance.guidance.decode import Decoding
+from clip_guidance.guidance.engine.attach import attach
+from clip_guidance.guidance.engine.decoder import Decoding
 from clip_guidance.guidance.guider import Guider
-from clip_guidance.guidance.modes import Mode, find_mode
+from clip_guidance.guidance.modes.base import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
 SPACES = ("image", "latent")
@@ -50,16 +50,16 @@ class Guidance(Guider):
     Attach it to a pipeline, or make it the guider of a modular one, ``pipe.update_components(guider=guidance)``.
 
     Args:
-        reward: Pictures (B, 3, H, W) in [0, 1], or latents, to one number a picture, (B,), to be raised. One that
-            has ``parts(pictures)``, an iterator of rewards that add up to it, is differentiated part by part; one
+        reward: Images (B, 3, H, W) in [0, 1], or latents, to one number an image, (B,), to be raised. One that
+            has ``parts(images)``, an iterator of rewards that add up to it, is differentiated part by part; one
             that has ``reset()`` is told when a run begins.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
-            negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n pictures, in
+            negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
             the order of the pipeline's prompts.
         mode: "x0" (default, no backward through the denoiser), "exact", or a published method with its parameters,
             one of :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``. A ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
-            two steps, or any other :class:`~clip_guidance.guidance.modes.Mode`.
+            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
         start: Fraction of the steps before which guidance rests, in [0, 1).
         stop: Fraction of the steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
@@ -69,9 +69,9 @@ class Guidance(Guider):
             latents and 1/4 for pixels in [-1, 1].
         schedule: Fraction of the steps that are done, in [0, 1), to a factor of ``scale``; None for 1 throughout.
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
-            picture, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
+            image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
-        decoding: How the picture for the reward is decoded, to save memory and time; None for the pipeline's
+        decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
         guider: As the guider of a modular pipeline: the guider that this one goes around, such as
             ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
@@ -129,7 +129,7 @@ class Guidance(Guider):
 
     @property
     def any_scale(self) -> bool:
-        """Whether any picture is steered at all."""
+        """Whether any image is steered at all."""
         return any(self._scales)
 
     def acts(self, fraction: float) -> bool:
@@ -137,15 +137,15 @@ class Guidance(Guider):
         return self.start <= fraction < self.stop and (self.schedule is None or self.schedule(fraction) != 0)
 
     def strength(self, fraction: float, batch: int) -> Tensor:
-        """Scales (B,) of the pictures at the step at this fraction of all.
+        """Scales (B,) of the images at the step at this fraction of all.
 
         Raises:
-            ValueError: There is not one scale for each picture, or for each group of as many.
+            ValueError: There is not one scale for each image, or for each group of as many.
         """
         scales = self._scales
         if batch % len(scales):
             raise ValueError(
-                f"{len(scales)} scales cannot be shared out evenly among a batch of {batch} pictures; give one, or "
+                f"{len(scales)} scales cannot be shared out evenly among a batch of {batch} images; give one, or "
                 "as many as the pipeline is given prompts"
             )
         factor = 1.0 if self.schedule is None else float(self.schedule(fraction))

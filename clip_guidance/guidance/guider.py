@@ -19,10 +19,10 @@ import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from clip_guidance.guidance.attach import GuidedStep
-from clip_guidance.guidance.attachment import Attachment
-from clip_guidance.guidance.noise import num_steps, step_index
-from clip_guidance.guidance.running import Run, running
+from clip_guidance.guidance.adapters.call_stack import Run, running
+from clip_guidance.guidance.adapters.noise_level import num_steps, step_index
+from clip_guidance.guidance.engine.attach import GuidedStep
+from clip_guidance.guidance.engine.attachment import Attachment
 
 
 class Guider(BaseGuidance):
@@ -182,7 +182,7 @@ class Guider(BaseGuidance):
             self._attachments = ()  # which hold the pipeline, which holds this
             if dropped:
                 warnings.warn(
-                    f"guidance left out {dropped} shifts that were not finite; these pictures were steered less. A "
+                    f"guidance left out {dropped} shifts that were not finite; these images were steered less. A "
                     "reward, decoder or denoiser in float16 is the usual cause",
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Rewards: differentiable functions of the pictures, one number a picture.
+"""Rewards: differentiable functions of the images, one number an image.
 
 :class:`CLIPReward` is CLIP's own logit (Radford et al. 2021, arXiv:2103.00020), exp(logit_scale)·cos(image,
 prompt): up to a constant, the log-likelihood that CLIP gives to the prompt. It is averaged over cutouts.
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance.guidance.adapters.prediction import at_least_float32
 from clip_guidance.guidance.cutouts import Cutouts, View
-from clip_guidance.guidance.gradient import parts, sized_for_half
-from clip_guidance.guidance.prediction import at_least_float32
+from clip_guidance.guidance.engine.gradient import parts, sized_for_half
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -26,14 +26,14 @@ Prompt = str | Sequence[str] | Mapping[str, float]
 
 
 class CLIPReward(nn.Module):
-    """CLIP's logit between each picture and its prompt.
+    """CLIP's logit between each image and its prompt.
 
     Args:
         clip: The model; its image tower is differentiated, its text tower runs once, here.
-        prompt: One prompt for all pictures; or n prompts, B pictures then must be a multiple of n, and each prompt
-            serves B/n consecutive pictures, as diffusers' ``num_images_per_prompt`` lays them out; or several
-            prompts with weights for all pictures, ``{"a red apple": 1.0, "a photo": -0.5}``, whose logits are added.
-        cutouts: Views of each picture over which the logit is averaged.
+        prompt: One prompt for all images; or n prompts, B images then must be a multiple of n, and each prompt
+            serves B/n consecutive images, as diffusers' ``num_images_per_prompt`` lays them out; or several
+            prompts with weights for all images, ``{"a red apple": 1.0, "a photo": -0.5}``, whose logits are added.
+        cutouts: Views of each image over which the logit is averaged.
         chunk: Number of views that pass through the image tower together; None for all.
 
     Raises:
@@ -59,14 +59,14 @@ class CLIPReward(nn.Module):
         self.register_buffer("text_embeds", embeds, persistent=False)
 
     def reset(self) -> None:
-        """Start the random crops over, so that equal runs give equal pictures."""
+        """Start the random crops over, so that equal runs give equal images."""
         self.cutouts.reset()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B,) of pictures (B, 3, H, W) in [0, 1].
+        """Logits (B,) of images (B, 3, H, W) in [0, 1].
 
         Raises:
-            ValueError: ``images`` are not pictures, or their number is no multiple of the number of prompts.
+            ValueError: ``images`` are not images, or their number is no multiple of the number of prompts.
         """
         return torch.stack(list(self.parts(images))).sum(0)
 
@@ -74,7 +74,7 @@ class CLIPReward(nn.Module):
         """The same, (B,) for each chunk of views; their sum is the reward."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"CLIPReward reads pictures (B, 3, H, W) in [0, 1], got {tuple(images.shape)}; "
+                f"CLIPReward reads images (B, 3, H, W) in [0, 1], got {tuple(images.shape)}; "
                 "with space='latent' a reward receives latents"
             )
         images = images.to(self.clip.device)
@@ -96,7 +96,7 @@ class CLIPReward(nn.Module):
         prompts = len(self.text_embeds)
         if batch % prompts:
             raise ValueError(
-                f"{prompts} prompts cannot be shared out evenly among a batch of {batch} pictures; give one "
+                f"{prompts} prompts cannot be shared out evenly among a batch of {batch} images; give one "
                 "prompt, or as many as the pipeline is given"
             )
         return self.text_embeds.repeat_interleave(batch // prompts, dim=0)
@@ -138,7 +138,7 @@ class WeightedRewards(nn.Module):
             getattr(reward, "reset", lambda: None)()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Rewards (B,) of pictures (B, 3, H, W) in [0, 1]."""
+        """Rewards (B,) of images (B, 3, H, W) in [0, 1]."""
         return torch.stack(list(self.parts(images))).sum(0)
 
     def parts(self, images: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""An index of pictures that is searched by meaning; see :class:`ImageIndex`."""
+"""An index of images that is searched by meaning; see :class:`ImageIndex`."""
 
 from clip_guidance.index.entries import Entry as Entry
 from clip_guidance.index.index import ImageIndex as ImageIndex

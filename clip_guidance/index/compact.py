@@ -1,4 +1,4 @@
-"""Drops the vectors of deleted and replaced pictures: the living ones are copied to a new file, then it takes over."""
+"""Drops the vectors of deleted and replaced images: the living ones are copied to a new file, then it takes over."""
 
 from __future__ import annotations
 

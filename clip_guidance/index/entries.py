@@ -1,4 +1,4 @@
-"""What the catalogue holds, and how pictures are chosen by their place."""
+"""What the catalogue holds, and how images are chosen by their place."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _INSIDE = f"""id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of the index.
+    """An image of the index.
 
     Attributes:
-        id: number that no other picture of this index ever has.
+        id: number that no other image of this index ever has.
         path: absolute.
         hash: BLAKE2b-128 of the file's bytes, hexadecimal.
         size: of the file, in bytes.
@@ -57,9 +57,9 @@ class Batch:
     """What one transaction acknowledges.
 
     Attributes:
-        put: new or changed pictures.
+        put: new or changed images.
         embeds: their vectors (len(put), d).
-        moved: number and new place of pictures that lie elsewhere now; also their old place, with a new time or patch.
+        moved: number and new place of images that lie elsewhere now; also their old place, with a new time or patch.
     """
 
     put: list[Seen] = field(default_factory=list)
@@ -71,11 +71,11 @@ class Batch:
 
 
 def inside(paths: Iterable[str | os.PathLike[str]]) -> Condition:
-    """The pictures of these paths, and those in them where they are folders (which need not exist any more)."""
+    """The images of these paths, and those in them where they are folders (which need not exist any more)."""
     asked = json.dumps([os.path.abspath(path).rstrip(os.sep) for path in paths])
     return Condition(_INSIDE, (asked, asked))
 
 
 def exactly(paths: Iterable[str]) -> Condition:
-    """The pictures of these absolute paths."""
+    """The images of these absolute paths."""
     return Condition("path IN (SELECT value FROM json_each(?))", (json.dumps(list(paths)),))

@@ -1,4 +1,4 @@
-"""Writes an index in formats that anything reads: vectors as safetensors, the rest as a JSON line a picture."""
+"""Writes an index in formats that anything reads: vectors as safetensors, the rest as a JSON line an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_guidance.index.vectors import blocks, sync_file
+from clip_guidance._files import sync_file
+from clip_guidance.index.vectors import blocks
 
 if TYPE_CHECKING:
     from clip_guidance.index.store import Store
@@ -17,7 +18,7 @@ EMBEDS, ENTRIES = "embeds.safetensors", "entries.jsonl"
 
 
 def export(store: Store, folder: Path) -> int:
-    """Writes ``embeds.safetensors`` and ``entries.jsonl``, in the same order; returns the number of pictures."""
+    """Writes ``embeds.safetensors`` and ``entries.jsonl``, in the same order; returns the number of images."""
     folder.mkdir(parents=True, exist_ok=True)
     embeds, entries = folder / f"{EMBEDS}.part", folder / f"{ENTRIES}.part"
     with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:

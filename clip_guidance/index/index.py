@@ -1,4 +1,4 @@
-"""An index of pictures: add files, search them by text, picture or a weighted sum of both, filter by metadata.
+"""An index of images: add files, search them by text, image or a weighted sum of both, filter by metadata.
 
 ::
 
@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from clip_guidance.images import ImageError, find_images
-from clip_guidance.index.adding import add_batch, as_known
+from clip_guidance.images.files import content_hash, read_bytes
+from clip_guidance.images.load import ImageError, find_images
+from clip_guidance.index.add import add_batch, as_known
 from clip_guidance.index.compact import compact
 from clip_guidance.index.duplicates import duplicate_groups
 from clip_guidance.index.entries import Entry, exactly, inside
 from clip_guidance.index.export import export
 from clip_guidance.index.metadata import Metadata, patch, patches
-from clip_guidance.index.opening import open_store, other_model
+from clip_guidance.index.open import open_store, other_model
 from clip_guidance.index.query import Query, query_embeds
 from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import Condition, both, compile_where
-from clip_guidance.picture_bytes import content_hash, read_bytes
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -45,7 +45,7 @@ Where: TypeAlias = str | Mapping[str, Any] | None
 
 
 class ImageIndex:
-    """Pictures by meaning. Made by :meth:`open`; usable as a context manager.
+    """Images by meaning. Made by :meth:`open`; usable as a context manager.
 
     Any number of processes may read while one writes; a second writer waits for the first, batch by batch. What a
     method that changes the index has returned is on the disk and survives a kill.
@@ -85,19 +85,19 @@ class ImageIndex:
     # Changing it
 
     def add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Changes:
-        """Adds pictures, and brings those it holds up to date. See :meth:`iter_add`."""
+        """Adds images, and brings those it holds up to date. See :meth:`iter_add`."""
         return sum(self.iter_add(paths, metadata, batch_size), Changes())
 
     def iter_add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Iterator[Changes]:
-        """Adds pictures, a batch at a time.
+        """Adds images, a batch at a time.
 
         Unchanged files are not read again, moved ones not encoded again; one that cannot be read is reported and the
         others are added.
 
         Args:
             paths: files, folders (recursively) and globs.
-            metadata: JSON values by key for every picture, or a function of its absolute path; put over what a
-                picture has already, where None removes a key.
+            metadata: JSON values by key for every image, or a function of its absolute path; put over what an
+                image has already, where None removes a key.
             batch_size: files read, encoded and acknowledged at once.
 
         Yields:
@@ -116,7 +116,7 @@ class ImageIndex:
     def sync(self, paths: Paths = (), metadata: Metadata = None, batch_size: int = 64) -> Changes:
         """Makes the index what the files are: adds ``paths``, renews what has changed, removes what is gone.
 
-        A picture that has moved keeps its metadata if its new place is among ``paths``; otherwise it is gone. So is one
+        An image that has moved keeps its metadata if its new place is among ``paths``; otherwise it is gone. So is one
         on a drive that is not there: :meth:`verify` tells what is missing without changing anything.
         """
         clip = self._clip()
@@ -133,10 +133,10 @@ class ImageIndex:
         return changes
 
     def delete(self, paths: Paths | None = None, *, where: Where = None) -> list[str]:
-        """Removes pictures from the index; their files stay.
+        """Removes images from the index; their files stay.
 
         Args:
-            paths: pictures, and folders with all that the index holds of them.
+            paths: images, and folders with all that the index holds of them.
             where: a filter of metadata (:mod:`clip_guidance.index.where`); with ``paths``, both must hold.
 
         Returns:
@@ -145,10 +145,10 @@ class ImageIndex:
         return self._store.delete(_chosen(paths, where))
 
     def update_metadata(self, metadata: Mapping[str, Any], paths: Paths | None = None, *, where: Where = None) -> int:
-        """Puts metadata over that of chosen pictures (as for :meth:`delete`), where None removes a key.
+        """Puts metadata over that of chosen images (as for :meth:`delete`), where None removes a key.
 
         Returns:
-            The number of pictures chosen.
+            The number of images chosen.
         """
         return self._store.patch(_chosen(paths, where), patch(metadata))
 
@@ -159,10 +159,10 @@ class ImageIndex:
     # Asking it
 
     def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> Hits:
-        """The pictures that match best.
+        """The images that match best.
 
         Args:
-            query: a text, a picture, or a weighted sum in words: ``2 * red apple - ./b.png``
+            query: a text, an image, or a weighted sum in words: ``2 * red apple - ./b.png``
                 (:mod:`clip_guidance.index.query`); or a list of :class:`~clip_guidance.index.query.Term`.
             k: how many at most.
             where: a filter: ``year >= 2020 and album in (a, b)`` (:mod:`clip_guidance.index.where`), or a mapping of
@@ -170,11 +170,11 @@ class ImageIndex:
             exact: compare every vector, also where Milvus could answer approximately. Filters are always exact.
 
         Returns:
-            At most ``k``, best first: a list, which a notebook shows as pictures.
+            At most ``k``, best first: a list, which a notebook shows as images.
 
         Raises:
             ImageIndexError: the index was opened without a CLIP.
-            ImageError: a picture of the query cannot be read.
+            ImageError: an image of the query cannot be read.
             ValueError: the query or the filter cannot be read.
         """
         condition = compile_where(where)  # before the model works
@@ -213,7 +213,7 @@ class ImageIndex:
         return self._store.search(queries, k, compile_where(where), exact=exact)
 
     def duplicates(self, threshold: float = 0.95, where: Where = None) -> list[list[str]]:
-        """Groups of pictures that are alike: chains of cosines of at least ``threshold``; every pair is compared.
+        """Groups of images that are alike: chains of cosines of at least ``threshold``; every pair is compared.
 
         Returns:
             Groups of at least two paths, the longest in the index first.
@@ -245,12 +245,12 @@ class ImageIndex:
         """Writes ``embeds.safetensors`` ("embeds", float32 (n, d)) and ``entries.jsonl`` in the same order.
 
         Returns:
-            The number of pictures.
+            The number of images.
         """
         return export(self._store, Path(folder))
 
     def entries(self, where: Where = None) -> Iterator[Entry]:
-        """All pictures that pass a filter, by age."""
+        """All images that pass a filter, by age."""
         return self._store.entries(compile_where(where))
 
     @property
@@ -291,6 +291,6 @@ def _listed(paths: Paths) -> Iterable[str | os.PathLike[str]]:
 
 def _chosen(paths: Paths | None, where: Where) -> Condition:
     if paths is None and where is None:
-        raise ValueError("expected paths, where or both: which pictures are meant?")
+        raise ValueError("expected paths, where or both: which images are meant?")
     condition = compile_where(where)
     return condition if paths is None else both(inside(_listed(paths)), condition)

@@ -1,4 +1,4 @@
-"""Metadata as it is given: JSON that is put over what a picture has (merge patch, RFC 7396: null removes a key)."""
+"""Metadata as it is given: JSON that is put over what an image has (merge patch, RFC 7396: null removes a key)."""
 
 from __future__ import annotations
 

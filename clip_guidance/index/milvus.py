@@ -25,7 +25,7 @@ from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import ALL, Condition, both
 
-SELECTIVE = 0.05  # share of the pictures up to which a filter is answered exactly: graphs lose recall there
+SELECTIVE = 0.05  # share of the images up to which a filter is answered exactly: graphs lose recall there
 MOST = 16384  # hits that Milvus gives at once
 _PAGE = 1000
 _OUTBOX = (

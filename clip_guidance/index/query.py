@@ -1,10 +1,10 @@
-"""Queries: weighted sums of texts and pictures, ``2 * red apple + ./orchard.png - "a worm"``.
+"""Queries: weighted sums of texts and images, ``2 * red apple + ./orchard.png - "a worm"``.
 
     query = ["+" | "-"], term, {("+" | "-"), term}
     term  = [weight, "*"], (text | path)
 
 A sign stands between spaces, so that ``black-and-white t-shirt`` is one text; in double quotes it is part of the text.
-A term is a picture where it is the path of one: a file that exists and has a picture's extension, or whatever is
+A term is an image where it is the path of one: a file that exists and has an image's extension, or whatever is
 written with a folder in front (``./b``). The query's vector is that of Σ wᵢ vᵢ, vᵢ the terms' unit vectors.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from clip_guidance.images import EXTENSIONS, ImageSource
+from clip_guidance.images.load import EXTENSIONS, ImageSource
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -36,7 +36,7 @@ class Term:
     """A summand of a query.
 
     Attributes:
-        source: a text (``str``), or a picture: a ``Path`` or anything else that ``CLIP.encode_image`` takes.
+        source: a text (``str``), or an image: a ``Path`` or anything else that ``CLIP.encode_image`` takes.
         weight: finite; negative for what is to be avoided.
     """
 
@@ -55,7 +55,7 @@ def parse_query(query: str) -> list[Term]:
     """Reads a query; ``Term.source`` of the result is a text or an existing ``Path``.
 
     Raises:
-        ValueError: a term is missing, a quote is open, or a picture does not exist; says where.
+        ValueError: a term is missing, a quote is open, or an image does not exist; says where.
     """
     signs = [match for match in _SIGN.finditer(query) if match[0] in "+-"]
     starts = [0, *(sign.end() for sign in signs)]
@@ -71,17 +71,17 @@ def query_embeds(clip: CLIP, query: Query) -> torch.Tensor:
 
     Args:
         clip: encodes the terms.
-        query: as described above; or a picture (``Path``, PIL and so on), or terms.
+        query: as described above; or an image (``Path``, PIL and so on), or terms.
 
     Raises:
         ValueError: it cannot be read, it has no term, or its terms cancel out.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     terms = _terms(query)
     texts = [term for term in terms if isinstance(term.source, str)]
-    pictures = [term for term in terms if not isinstance(term.source, str)]
+    images = [term for term in terms if not isinstance(term.source, str)]
     total = torch.zeros(clip.config.projection_dim)
-    for members, encode in ((texts, clip.encode_text), (pictures, clip.encode_image)):
+    for members, encode in ((texts, clip.encode_text), (images, clip.encode_image)):
         if members:
             embeds = encode([term.source for term in members]).float().cpu()
             total += torch.tensor([term.weight for term in members], dtype=torch.float32) @ embeds
@@ -97,7 +97,7 @@ def _terms(query: Query) -> list[Term]:
         return [query]
     if isinstance(query, (list, tuple)):
         if not query or not all(isinstance(term, Term) for term in query):
-            raise ValueError(f"query: expected a text, a picture, or a list of Term, got {query!r}")
+            raise ValueError(f"query: expected a text, an image, or a list of Term, got {query!r}")
         return list(query)
     return [Term(query)]
 
@@ -107,7 +107,7 @@ def _term(query: str, start: int, end: int, factor: float) -> Term:
     start += len(text) - len(text.lstrip())
     text = text.strip()
     if not text:
-        raise ValueError(f"query: expected a text or a picture at character {start + 1}: {query}")
+        raise ValueError(f"query: expected a text or an image at character {start + 1}: {query}")
     weight, text = _weight(text)
     if text.startswith('"'):
         if text.count('"') == 1:
@@ -116,7 +116,7 @@ def _term(query: str, start: int, end: int, factor: float) -> Term:
             inner, text = _weight(text[1:-1].strip())  # the weight may stand inside too: "2 * red apple"
             weight *= inner
     if not text:
-        raise ValueError(f"query: expected a text or a picture after the weight at character {start + 1}: {query}")
+        raise ValueError(f"query: expected a text or an image after the weight at character {start + 1}: {query}")
     return Term(_path(text, f"at character {start + 1}: {query}") or text, factor * weight)
 
 
@@ -126,9 +126,9 @@ def _weight(text: str) -> tuple[float, str]:
 
 
 def _path(text: str, where: str) -> Path | None:
-    """The picture that a term names, if it does."""
+    """The image that a term names, if it does."""
     if text.startswith(("http://", "https://")):
-        raise ValueError(f"query: {text} is an address; download the picture and give its path, {where}")
+        raise ValueError(f"query: {text} is an address; download the image and give its path, {where}")
     path = Path(text).expanduser()
     alike = text.startswith(_FOLDER) or (path.suffix.lower() in EXTENSIONS and not re.search(r"\s", text))
     if not alike and not (path.suffix.lower() in EXTENSIONS and os.path.isfile(path)):

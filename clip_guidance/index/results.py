@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from clip_guidance.images import Skipped
+from clip_guidance.images.load import Skipped
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         path: absolute.
@@ -24,11 +24,11 @@ class Hit:
 
 
 class Hits(list[Hit]):
-    """Pictures that were found, best first; a notebook shows them."""
+    """Images that were found, best first; a notebook shows them."""
 
     def _repr_html_(self) -> str:
-        from clip_guidance.report.likeness import hits_html
-        from clip_guidance.report.page import fragment
+        from clip_guidance.report.html.page import fragment
+        from clip_guidance.report.similarity import hits_html
 
         return fragment(hits_html(self))
 
@@ -50,7 +50,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Moved:
-    """A picture that lies elsewhere now."""
+    """An image that lies elsewhere now."""
 
     old: str
     new: str
@@ -61,12 +61,12 @@ class Changes:
     """What adding or synchronising did; everything in it is on the disk.
 
     Attributes:
-        added: paths of new pictures.
+        added: paths of new images.
         updated: paths whose content is another now.
-        moved: pictures found at a new path, gone from the old one.
-        unchanged: number of pictures that were as the index knew them.
+        moved: images found at a new path, gone from the old one.
+        unchanged: number of images that were as the index knew them.
         removed: paths taken out because there is no file any more (``ImageIndex.sync`` only).
-        skipped: what could not be read, and why. A picture that the index already holds stays as it was.
+        skipped: what could not be read, and why. An image that the index already holds stays as it was.
     """
 
     added: list[str] = field(default_factory=list)

@@ -28,7 +28,7 @@ from clip_guidance.index.where import ALL, Condition
 
 VERSION = 1
 FILE = "index.sqlite"
-_ANSWERS = 4  # of rows, remembered: 8 bytes a picture each
+_ANSWERS = 4  # of rows, remembered: 8 bytes an image each
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     """CREATE TABLE entries (
@@ -173,11 +173,11 @@ class Store:
         return self._fetch("SELECT value FROM meta WHERE key = ?", (key,))[0][0]
 
     def count(self, condition: Condition = ALL) -> int:
-        """How many pictures meet a condition."""
+        """How many images meet a condition."""
         return int(self._fetch(f"SELECT count(*) FROM entries WHERE {condition.sql}", condition.parameters)[0][0])
 
     def rows(self, condition: Condition = ALL) -> np.ndarray:
-        """Rows of the pictures that meet a condition, ascending int64; the last few answers serve until a change."""
+        """Rows of the images that meet a condition, ascending int64; the last few answers serve until a change."""
         with self._lock:
             changes = self.get("changes")
             if self._answers_at != changes:
@@ -191,19 +191,19 @@ class Store:
             return self._answers[condition]
 
     def by_path(self, path: str) -> Entry | None:
-        """The picture of a path."""
+        """The image of a path."""
         return next(iter(self._entries("path = ?", (path,))), None)
 
     def by_hash(self, content: str) -> list[Entry]:
-        """Pictures of the same bytes."""
+        """Images of the same bytes."""
         return self._entries("hash = ?", (content,))
 
     def by_rows(self, rows: Iterable[int]) -> list[Entry]:
-        """Pictures by the rows of their vectors, in the order given."""
+        """Images by the rows of their vectors, in the order given."""
         return [entry for row in rows for entry in self._entries("row = ?", (int(row),))]
 
     def search(self, queries: np.ndarray, k: int, condition: Condition = ALL, *, exact: bool = True) -> list[list[Hit]]:
-        """The best pictures for each query (q, d), among those that meet a condition; always exact in a folder."""
+        """The best images for each query (q, d), among those that meet a condition; always exact in a folder."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
         with self.reading() as vectors:
@@ -214,7 +214,7 @@ class Store:
             ]
 
     def entries(self, condition: Condition = ALL, page: int = 1000) -> Iterator[Entry]:
-        """All pictures that meet a condition, by age, read a page at a time."""
+        """All images that meet a condition, by age, read a page at a time."""
         last = 0
         while True:
             sql = f"({condition.sql}) AND id > ? ORDER BY id LIMIT {page}"
@@ -241,7 +241,7 @@ class Store:
         """Acknowledges a batch: when this returns, it is on the disk.
 
         Returns:
-            Paths of moved pictures that another process removed or changed meanwhile; they are not in the index.
+            Paths of moved images that another process removed or changed meanwhile; they are not in the index.
         """
         lost = []
         with self.writing():
@@ -258,14 +258,14 @@ class Store:
         return lost
 
     def delete(self, condition: Condition) -> list[str]:
-        """Removes the pictures that meet a condition; returns their paths."""
+        """Removes the images that meet a condition; returns their paths."""
         with self.writing():
             found = self._fetch(f"SELECT path FROM entries WHERE {condition.sql}", condition.parameters)
             self._run(f"DELETE FROM entries WHERE {condition.sql}", condition.parameters)
         return [path for (path,) in found]
 
     def patch(self, condition: Condition, patch: str) -> int:
-        """Changes the metadata of the pictures that meet a condition; returns their number."""
+        """Changes the metadata of the images that meet a condition; returns their number."""
         sql = f"UPDATE entries SET metadata = json_patch(metadata, ?) WHERE {condition.sql}"
         with self.writing():
             return self._run(sql, (patch, *condition.parameters)).rowcount

@@ -6,13 +6,14 @@ left behind the last row that the catalogue knows is overwritten by the next wri
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from clip_guidance._files import sync_file, sync_folder
 
 _HEADER = struct.Struct("<8sII48x")  # magic, d, bytes a number; padded so that rows are aligned
 _MAGIC = b"CLIPVEC1"
@@ -92,19 +93,3 @@ def blocks(vectors: np.ndarray, rows: np.ndarray, size: int = BLOCK) -> Iterator
         whole = part[-1] - part[0] == len(part) - 1  # without gaps it is a slice, which copies nothing
         block = vectors[part[0] : part[-1] + 1] if whole else vectors[part]
         yield start, np.asarray(block, np.float32)
-
-
-def sync_file(file: IO[Any]) -> None:
-    """What was written to an open file is on the disk on return."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """New and renamed files of a folder are on the disk on return, where the system can do that (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

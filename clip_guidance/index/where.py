@@ -3,9 +3,9 @@
     filter    = condition, {"and", condition}
     condition = key, ("=" | "!=" | "<" | "<=" | ">" | ">=" | "~"), value | key, "in", "(", value, {",", value}, ")"
 
-A bare key with dots is nested (``camera.model``), a quoted one is taken as it stands; ``path`` is the picture's own.
+A bare key with dots is nested (``camera.model``), a quoted one is taken as it stands; ``path`` is the image's own.
 Values are numbers, ``true``, ``false``, ``null``, bare words or quoted texts. A number is compared with numbers only, a
-text with texts only (character by character, so dates written 2024-05-01 are in order), and a picture without the key
+text with texts only (character by character, so dates written 2024-05-01 are in order), and an image without the key
 matches nothing but ``key = null``. ``~`` matches a text with the wildcards ``*``, ``?`` and ``[a-z]``.
 
 The result is SQL with parameters: nothing that was typed becomes part of a statement.

@@ -12,43 +12,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clip_guidance.images import as_list, load_image
-from clip_guidance.report.parts import sturges
+from clip_guidance.images.load import as_list, load_image
+from clip_guidance.report.html.parts import sturges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clip_guidance.zero_shot import ZeroShotResult
+    from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 
 PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
 
 
 def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
-    """The k likeliest labels of each picture as bars, beside the picture.
+    """The k likeliest labels of each image as bars, beside the image.
 
     Args:
-        result: of n pictures.
-        images: the n pictures, as for ``CLIP.encode_image``; without them only the bars are drawn.
+        result: of n images.
+        images: the n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
         k: labels for each.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ImageError: a picture cannot be read.
-        ValueError: there is no picture, or not as many as results.
+        ImageError: an image cannot be read.
+        ValueError: there is no image, or not as many as results.
     """
     if not len(result):
-        raise ValueError("expected a result of at least one picture to plot, got none")
+        raise ValueError("expected a result of at least one image to plot, got none")
     sources = None if images is None else as_list(images)
     if sources is not None and len(sources) != len(result):
-        raise ValueError(f"expected {len(result)} pictures, one for each of the result's, got {len(sources)}")
+        raise ValueError(f"expected {len(result)} images, one for each of the result's, got {len(sources)}")
     size = (7.0, 0.6 + len(result) * max(1.2, 0.3 * min(k, len(result.labels))))
     columns = 1 if sources is None else 2
     figure, grid = _pyplot().subplots(len(result), columns, figsize=size, squeeze=False, layout="constrained")
     for row, (axes, top) in enumerate(zip(grid, result.top(k), strict=True)):
         if sources is not None:
-            _picture(axes[0], sources[row])
+            _image(axes[0], sources[row])
         axes[-1].barh(range(len(top)), [entry.prob for entry in top])
         axes[-1].set_yticks(range(len(top)), [entry.label for entry in top], **PLAIN)
         axes[-1].invert_yaxis()  # the likeliest on top
@@ -64,7 +64,7 @@ def plot_matrix(
     ax: Axes | None = None,
     form: str = ".2f",
 ) -> Axes:
-    """A heat map of numbers: cosines of pictures, or a confusion matrix (``form="d"``).
+    """A heat map of numbers: cosines of images, or a confusion matrix (``form="d"``).
 
     Args:
         values: (n, m), a tensor, an array or lists.
@@ -117,27 +117,27 @@ def plot_scores(scores: Any, label: str = "score", ax: Axes | None = None) -> Ax
     ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
     ax.hist(finite, bins=sturges(finite))
     ax.axvline(finite.mean(), linestyle="--", color="black", label=f"mean {finite.mean():.2f}")
-    ax.set(xlabel=label, ylabel="pictures")
+    ax.set(xlabel=label, ylabel="images")
     ax.legend()
     return ax
 
 
 def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: int = 5) -> Figure:
-    """Pictures in rows, with captions: the hits of a search, or what was drawn.
+    """Images in rows, with captions: the hits of a search, or what was drawn.
 
     Args:
-        images: n pictures, as for ``CLIP.encode_image``.
+        images: n images, as for ``CLIP.encode_image``.
         captions: n texts.
-        columns: pictures in a row.
+        columns: images in a row.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ImageError: a picture cannot be read.
-        ValueError: there is no picture, or not as many captions.
+        ImageError: an image cannot be read.
+        ValueError: there is no image, or not as many captions.
     """
     sources = as_list(images)
     if captions is not None and len(captions) != len(sources):
-        raise ValueError(f"captions: expected {len(sources)}, one for each picture, got {len(captions)}")
+        raise ValueError(f"captions: expected {len(sources)}, one for each image, got {len(captions)}")
     columns = min(columns, len(sources))
     rows = -(-len(sources) // columns)
     size = (2 * columns, 2.2 * rows)
@@ -145,13 +145,13 @@ def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: in
     for ax in grid.flat[len(sources) :]:
         ax.set_axis_off()
     for number, (ax, source) in enumerate(zip(grid.flat, sources, strict=False)):
-        _picture(ax, source)
+        _image(ax, source)
         if captions is not None:
             ax.set_title(captions[number], fontsize="small", **PLAIN)
     return figure
 
 
-def _picture(ax: Axes, source: Any) -> None:
+def _image(ax: Axes, source: Any) -> None:
     ax.imshow(load_image(source))
     ax.set_axis_off()
 

@@ -1,4 +1,4 @@
-"""What every image tower shares: pixels in, a sequence of states and one pooled vector a picture out.
+"""What every image tower shares: pixels in, a sequence of states and one pooled vector an image out.
 
 The outputs are those of ``transformers``' ``CLIPVisionModel`` (or, with ``projection_dim``, of
 ``CLIPVisionModelWithProjection``), which is what IP-Adapter and other users of an ``image_encoder`` read.
@@ -77,7 +77,7 @@ class ImageTower(SelfInitialised, PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
     ) -> Any:
-        """States of a batch of pictures.
+        """States of a batch of images.
 
         Args:
             pixel_values: (B, 3, image_size, image_size), normalised as the CLIP's ``image_processor`` does.
@@ -88,7 +88,7 @@ class ImageTower(SelfInitialised, PreTrainedModel):
             ``BaseModelOutputWithPooling``, or ``CLIPVisionModelOutput`` where the tower projects.
 
         Raises:
-            ValueError: pictures of another size.
+            ValueError: images of another size.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if tuple(pixel_values.shape[1:]) != expected:

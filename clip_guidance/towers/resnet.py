@@ -24,7 +24,7 @@ class ResNetConfig(ImageConfig):
     Args:
         hidden_sizes: width of each stage; the last is ``hidden_size``.
         depths: residual blocks in each stage.
-        norm: "batch", or "group", which does not look at the other pictures of a batch.
+        norm: "batch", or "group", which does not look at the other images of a batch.
     """
 
     model_type = "clip_guidance_resnet"

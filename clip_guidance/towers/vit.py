@@ -1,6 +1,6 @@
 """The vision transformer of CLIP (Dosovitskiy et al. 2021, arXiv:2010.11929; Radford et al. 2021, section 2.4).
 
-One linear patch embedding, a class token whose last state is the picture, and a norm before and after the encoder.
+One linear patch embedding, a class token whose last state is the image, and a norm before and after the encoder.
 The keys are those of ``transformers``' ``CLIPVisionModel`` (its spelling of ``pre_layrnorm`` included).
 
 A small ViT learns little from little data. Two things help it, both of them choices of the config: the tokens of a
@@ -106,7 +106,7 @@ class PatchEmbeddings(nn.Module):
 
 
 def drop_patches(tokens: Tensor, share: float) -> Tensor:
-    """The class token and a random subset of the others, another one for each picture.
+    """The class token and a random subset of the others, another one for each image.
 
     Draws from torch's global random state. The positions are in the tokens already, so their order is of no account.
 

@@ -53,7 +53,7 @@ def serve(
         model: the pipeline offered first; it is loaded before the page is shown.
         clip: the CLIP offered first; by default that of the pipeline.
         device: where to compute.
-        root: the folder in which pictures may be searched.
+        root: the folder in which images may be searched.
         host: address to listen at.
         port: to listen at.
         on_start: gets the address of the page.

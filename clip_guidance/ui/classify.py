@@ -1,4 +1,4 @@
-"""The tab that classifies: which of these labels describes each picture best?"""
+"""The tab that classifies: which of these labels describes each image best?"""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import gradio as gr
 
 from clip_guidance.report import classification
 from clip_guidance.ui.studio import COMPUTE, Studio, read, told
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
-SHOWN = 10  # labels for each picture
+SHOWN = 10  # labels for each image
 
 
 def classify(
     studio: Studio, files: list[tuple[str, str | None]] | None, labels: str, multi_label: bool, model: str
 ) -> str:
-    """Bars of the likeliest labels beside each picture.
+    """Bars of the likeliest labels beside each image.
 
     Args:
         studio: has the models.
-        files: path and caption of each picture.
+        files: path and caption of each image.
         labels: separated by commas or lines.
         multi_label: whether several may hold, or none.
         model: the CLIP.
@@ -30,21 +30,21 @@ def classify(
         HTML.
 
     Raises:
-        gr.Error: there is no picture or no label, no picture can be read, or a label is given twice.
+        gr.Error: there is no image or no label, no image can be read, or a label is given twice.
     """
     with told():
         given = [label for label in re.split(r"[,\n]", labels or "") if label.strip()]
         classifier = ZeroShotClassifier(studio.clip(model), given, multi_label=multi_label)
-        pictures = read(files)
-        result = classifier(pictures.images)
-        return classification(result, pictures.images, k=SHOWN, failed=pictures.failed)._repr_html_()
+        images = read(files)
+        result = classifier(images.images)
+        return classification(result, images.images, k=SHOWN, failed=images.failed)._repr_html_()
 
 
 def tab(studio: Studio) -> None:
     """Lays out the tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            files = gr.Gallery(label="Pictures", type="filepath", columns=3, height=240, elem_id="classify-files")
+            files = gr.Gallery(label="Images", type="filepath", columns=3, height=240, elem_id="classify-files")
             labels = gr.Textbox(label="Labels", info="Separated by commas.", lines=2, elem_id="classify-labels")
             multi_label = gr.Checkbox(label="Several labels may hold, or none", elem_id="classify-multi-label")
             model = gr.Dropdown(studio.clips, value=studio.clips[0], label="CLIP", elem_id="classify-model")

@@ -1,4 +1,4 @@
-"""The tab that compares: how alike are the pictures of two sets?"""
+"""The tab that compares: how alike are the images of two sets?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 
 import gradio as gr
 
+from clip_guidance.metrics.similarity import image_similarity
 from clip_guidance.report import similarity
-from clip_guidance.similarity import image_similarity
 from clip_guidance.ui.studio import COMPUTE, Studio, read, told
 
 Files = list[tuple[str, str | None]] | None
@@ -18,7 +18,7 @@ def compare(studio: Studio, files_a: Files, files_b: Files, model: str) -> str:
 
     Args:
         studio: has the models.
-        files_a: path and caption of each picture of the rows.
+        files_a: path and caption of each image of the rows.
         files_b: those of the columns; without them, the first set is compared with itself.
         model: the CLIP.
 
@@ -26,11 +26,11 @@ def compare(studio: Studio, files_a: Files, files_b: Files, model: str) -> str:
         HTML.
 
     Raises:
-        gr.Error: a set has no picture that can be read.
+        gr.Error: a set has no image that can be read.
     """
     with told():
-        rows = read(files_a, "pictures in the first set")
-        columns = read(files_b, "pictures in the second set") if files_b else None
+        rows = read(files_a, "images in the first set")
+        columns = read(files_b, "images in the second set") if files_b else None
         images_b, failed_b = (columns.images, columns.failed) if columns else (None, [])
         matrix = image_similarity(studio.clip(model), rows.images, images_b)
         return similarity(matrix, rows.images, images_b, failed=rows.failed + failed_b)._repr_html_()

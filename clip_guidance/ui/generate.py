@@ -1,4 +1,4 @@
-"""The tab that draws: the same noise without and with CLIP guidance, side by side, as the pictures emerge."""
+"""The tab that draws: the same noise without and with CLIP guidance, side by side, as the images emerge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.generate import GenerateSettings
+from clip_guidance.generation.generator import GenerateSettings
 from clip_guidance.ui.preview import Finished, drawn
 from clip_guidance.ui.studio import COMPUTE, Studio, told, warn
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 STRONGEST = 30.0
 ABOUT = (
-    "Scores are 100 · cosine of picture and prompt. A downloaded picture can be drawn again: "
-    "`clip-guidance generate --from picture.png`."
+    "Scores are 100 · cosine of image and prompt. A downloaded image can be drawn again: "
+    "`clip-guidance generate --from image.png`."
 )
 _DEFAULTS = GenerateSettings(prompt="unset")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two pictures.
+    """One of the two images.
 
     Attributes:
-        image: the latest preview, or the finished picture.
+        image: the latest preview, or the finished image.
         caption: how far it is, or its scores.
         file: the finished PNG, which holds its settings.
     """
@@ -43,19 +43,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """What the page shows: the picture without guidance, and that of the same noise with it."""
+    """What the page shows: the image without guidance, and that of the same noise with it."""
 
     without: Side = field(default_factory=Side)
     guided: Side = field(default_factory=Side)
 
 
 def draw(studio: Studio, prompt: str, seed: float, steps: float, strength: float, model: str) -> Iterator[Pair]:
-    """Draws both pictures.
+    """Draws both images.
 
     Args:
         studio: has the models.
         prompt: what to draw.
-        seed: a whole number; of the noise of both pictures.
+        seed: a whole number; of the noise of both images.
         steps: denoising steps.
         strength: of CLIP guidance; 0 is off.
         model: the pipeline.

@@ -1,7 +1,7 @@
-"""A picture while it is drawn: the predicted clean picture x̂₀ of every step, then the picture itself.
+"""An image while it is drawn: the predicted clean image x̂₀ of every step, then the image itself.
 
 x̂₀ is what the model output, as the scheduler reads it (after classifier-free and CLIP guidance), implies for the clean
-sample: see :mod:`clip_guidance.guidance.prediction`. Watching changes no picture.
+sample: see :mod:`clip_guidance.guidance.adapters.prediction`. Watching changes no image.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clip_guidance.generate import Drawer, GeneratedImage, GenerateSettings
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.noise import UnsupportedSchedulerError, level_resolver, noise_level
-from clip_guidance.guidance.prediction import prediction_type
-from clip_guidance.guidance.running import running
-from clip_guidance.images import load_image
+from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
+from clip_guidance.guidance.adapters.call_stack import running
+from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError, level_resolver, noise_level
+from clip_guidance.guidance.adapters.prediction import prediction_type
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.images.load import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """The clean picture that a step predicts.
+    """The clean image that a step predicts.
 
     Attributes:
         image: RGB.
@@ -45,7 +45,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The picture, and what was warned of while it was drawn."""
+    """The image, and what was warned of while it was drawn."""
 
     generated: GeneratedImage
     warnings: tuple[str, ...] = ()
@@ -59,15 +59,15 @@ class _Stopped(Exception):
 
 
 def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Iterator[Preview | Finished]:
-    """Draws a picture and shows it on the way.
+    """Draws an image and shows it on the way.
 
     Args:
         drawer: draws, in a thread of its own; one that nobody waits for any more stops at the next step.
         settings: what to draw.
-        share: of the time, in (0, 1], that previews may take: decoders of large pictures are slow.
+        share: of the time, in (0, 1], that previews may take: decoders of large images are slow.
 
     Yields:
-        Previews, then the finished picture.
+        Previews, then the finished image.
 
     Raises:
         ValueError: as ``Drawer``.
@@ -117,7 +117,7 @@ def watched(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> I
     try:
         level_resolver(scheduler)
         predict = _Predictor(pipe)
-    except (ValueError, UnsupportedSchedulerError):  # guidance would say so; without it, the picture can be drawn
+    except (ValueError, UnsupportedSchedulerError):  # guidance would say so; without it, the image can be drawn
         yield
         return
     original, signature = scheduler.step, inspect.signature(scheduler.step)
@@ -145,7 +145,7 @@ def watched(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> I
 
 
 class _Predictor:
-    """The predicted clean picture of one pipeline.
+    """The predicted clean image of one pipeline.
 
     Raises:
         ValueError: it is not known what the scheduler predicts, or how samples are decoded.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.generate import Drawer
-from clip_guidance.hub import PACKAGED, packaged_models
-from clip_guidance.images import load_images
+from clip_guidance.clip.hub import PACKAGED, packaged_models
+from clip_guidance.generation.generator import Drawer
+from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 #: Of every event that computes: one at a time, for the models are shared; and no interface for other programs.
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
-MOST = 200  # pictures in a set: each is held in memory, and no more are shown
+MOST = 200  # images in a set: each is held in memory, and no more are shown
 
 
 @dataclass
-class Pictures:
-    """Pictures that were given to the page.
+class Images:
+    """Images that were given to the page.
 
     Attributes:
         images: those that can be read; ``filename`` is the name that the user knows.
@@ -46,7 +46,7 @@ class Studio:
         model: the pipeline offered first.
         clip: the CLIP offered first, which also steers that pipeline; by default that of the pipeline.
         device: where to compute.
-        root: the folder in which pictures may be searched and indices kept.
+        root: the folder in which images may be searched and indices kept.
         downloads: an empty folder for what is drawn.
     """
 
@@ -90,8 +90,8 @@ class Studio:
         return CLIP.from_pretrained(name).to(self.device)
 
 
-def read(files: Sequence[tuple[str, str | None]] | None, what: str = "a picture") -> Pictures:
-    """Reads the pictures of a gallery; the unreadable ones are told beside the others.
+def read(files: Sequence[tuple[str, str | None]] | None, what: str = "an image") -> Images:
+    """Reads the images of a gallery; the unreadable ones are told beside the others.
 
     Args:
         files: path and caption of each, as ``gr.Gallery`` gives them.
@@ -103,7 +103,7 @@ def read(files: Sequence[tuple[str, str | None]] | None, what: str = "a picture"
     paths = [path for path, _ in files or ()]
     if not paths or len(paths) > MOST:
         raise ValueError(f"expected {what}, at most {MOST}, got {len(paths) or 'none'}")
-    found = Pictures()
+    found = Images()
     for batch in load_images(paths, on_error="skip"):
         found.failed += [{"path": Path(entry.path).name, "reason": entry.reason} for entry in batch.skipped]
         for image, name in zip(batch.images, batch.names, strict=True):

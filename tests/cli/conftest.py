@@ -1,4 +1,4 @@
-"""The command line run in this process, on tiny models and pictures."""
+"""The command line run in this process, on tiny models and images."""
 
 import json
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ def pipeline(clip, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder of three good pictures and a broken one."""
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    """A folder of three good images and a broken one."""
+    folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for name in "abc":
@@ -69,5 +69,5 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture
-def good(pictures) -> list[Path]:
-    return [pictures / f"{name}.png" for name in "abc"]
+def good(images) -> list[Path]:
+    return [images / f"{name}.png" for name in "abc"]

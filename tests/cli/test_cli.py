@@ -12,18 +12,18 @@ from safetensors.torch import save_file
 
 from clip_guidance.cli import models
 from clip_guidance.clip import CLIP
-from clip_guidance.score import clip_score
-from clip_guidance.similarity import image_similarity
-from clip_guidance.zero_shot import ZeroShotClassifier
+from clip_guidance.metrics.clip_score import clip_score
+from clip_guidance.metrics.similarity import image_similarity
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 # classify
 
 
-def test_classify_names_the_bad_picture_and_does_the_others(cli, clip, pictures, good):
-    done = cli("classify", pictures, "--labels", "cat, dog,apple", "--model", clip, "--batch-size", 2, "--json")
+def test_classify_names_the_bad_image_and_does_the_others(cli, clip, images, good):
+    done = cli("classify", images, "--labels", "cat, dog,apple", "--model", clip, "--batch-size", 2, "--json")
     assert done.code == 1
-    assert f"failed: {pictures}/broken.png: is empty (0 bytes)" in done.err
-    assert done.json["failed"] == [{"path": str(pictures / "broken.png"), "reason": "is empty (0 bytes)"}]
+    assert f"failed: {images}/broken.png: is empty (0 bytes)" in done.err
+    assert done.json["failed"] == [{"path": str(images / "broken.png"), "reason": "is empty (0 bytes)"}]
     expected = ZeroShotClassifier(CLIP.from_pretrained(clip), ["cat", "dog", "apple"])(good)
     rows = done.json["results"]
     assert [row["image"] for row in rows] == [str(path) for path in good]
@@ -70,8 +70,8 @@ def test_similar_prints_the_matrix(cli, clip, good):
     assert rows[1][2] == "1.0000"
 
 
-def test_similar_ranks_by_a_query(cli, clip, pictures, good):
-    done = cli("similar", pictures, "--to", good[1], "--model", clip, "--json")
+def test_similar_ranks_by_a_query(cli, clip, images, good):
+    done = cli("similar", images, "--to", good[1], "--model", clip, "--json")
     assert done.code == 1
     results = done.json["results"]
     assert results[0]["image"] == str(good[1]) and results[0]["similarity"] == pytest.approx(1)
@@ -97,14 +97,14 @@ def test_score_writes_its_definition(cli, clip, good, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_score_pairs_from_a_file(cli, clip, pictures, suffix, tmp_path):
+def test_score_pairs_from_a_file(cli, clip, images, suffix, tmp_path):
     pairs = [
         ("a.png", "a cat"),
         ("broken.png", "a dog"),
         ("b.png", 'a "red, round"\napple'),
         ("gone.png", "x"),
     ]
-    file, output = pictures / f"pairs.{suffix}", tmp_path / "out.csv"
+    file, output = images / f"pairs.{suffix}", tmp_path / "out.csv"
     with file.open("w", newline="", encoding="utf-8") as handle:
         if suffix == "csv":
             csv.writer(handle).writerows([("image", "prompt"), *pairs])
@@ -114,7 +114,7 @@ def test_score_pairs_from_a_file(cli, clip, pictures, suffix, tmp_path):
     assert done.code == 1
     assert "broken.png: is empty" in done.err and "gone.png: no such file" in done.err
     expected = clip_score(
-        CLIP.from_pretrained(clip), [pictures / "a.png", pictures / "b.png"], [pairs[0][1], pairs[2][1]]
+        CLIP.from_pretrained(clip), [images / "a.png", images / "b.png"], [pairs[0][1], pairs[2][1]]
     )
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
     with output.open(newline="", encoding="utf-8") as handle:
@@ -129,7 +129,7 @@ def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, p
     assert cli(*drawn, "a red apple").code == 0
     by_guide = cli("score", folder, "--model", clip, "--json")
     assert by_guide.code == 0 and by_guide.json["results"][0]["prompt"] == "a red apple"
-    assert "1 of 1 pictures were guided by the very CLIP that scores them" in by_guide.err
+    assert "1 of 1 images were guided by the very CLIP that scores them" in by_guide.err
     by_judge = cli("score", folder, good[0], "--model", judge, "--json")
     assert by_judge.code == 1 and "guided" not in by_judge.err
     assert "a.png: holds no prompt; give --prompt or --prompts-file" in by_judge.err
@@ -176,7 +176,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
         ),
         (["classify", "a.png", "--labels", "x", "--model", "no/such/model"], "no/such/model"),
         (["classify", "a.png", "--labels", "x", "--model", "CLIP", "--device", "abacus"], "--device abacus"),
-        (["score"], "give pictures or --prompts-file"),
+        (["score"], "give images or --prompts-file"),
         (["score", "a.png", "--prompt", "x", "--output", "x.txt"], "must end in .jsonl or .csv"),
         (
             ["score", "a.png", "--prompt", "x", "--definition", "y", "--model", "CLIP"],
@@ -227,7 +227,7 @@ def test_a_bad_row_of_prompts_is_named_and_the_others_are_scored(cli, clip, good
     ("content", "message"),
     [
         ("image,prompt\n,x\na.png\n", "pairs.csv: each of its 2 rows is bad; the first is row 1: has no image"),
-        ("photograph,prompt\na.png,x\n", "pairs.csv: no column of pictures found; it has 'photograph', 'prompt'"),
+        ("photograph,prompt\na.png,x\n", "pairs.csv: no column of images found; it has 'photograph', 'prompt'"),
         ("", "pairs.csv: cannot be read as a table (expected a first line with the names of the columns"),
     ],
 )

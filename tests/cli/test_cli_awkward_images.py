@@ -1,4 +1,4 @@
-"""A folder of everything: each bad picture is named once with its reason, all the good ones are done."""
+"""A folder of everything: each bad image is named once with its reason, all the good ones are done."""
 
 import os
 from collections import Counter
@@ -25,7 +25,7 @@ BAD = {
     "empty.png": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
     "cut.png": (lambda path: (noise().save(path), os.truncate(path, 700)), "cannot be read"),
     "bomb.ppm": (lambda path: path.write_bytes(b"P6 60000 60000 255\n"), "above the cap of 179 megapixels"),
-    "text.jpg": (lambda path: path.write_text("no picture"), "is not a picture"),
+    "text.jpg": (lambda path: path.write_text("no image"), "is not an image"),
     "loop.png": (lambda path: path.symlink_to(path), f"cannot be read ({os.strerror(40)})"),
     "gone.png": (lambda path: path.symlink_to("nowhere.png"), "no such file"),
     "pipe.png": (lambda path: os.mkfifo(path), "is no regular file"),

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def folders(good, tmp_path):
-    """The good pictures in folders called as what they are."""
+    """The good images in folders called as what they are."""
     for i, path in enumerate(good):
         folder = tmp_path / "classes" / ("cat", "dog")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,16 +32,16 @@ def test_folders_are_labels_and_the_measure(cli, clip, folders):
     assert ["count", str(len(rows))] in table.table
 
 
-def test_a_table_gives_the_truth_of_some_pictures(cli, clip, good, tmp_path):
+def test_a_table_gives_the_truth_of_some_images(cli, clip, good, tmp_path):
     truth = write_labels(good[0].parent / "truth.csv", [(good[0].name, "cat"), ("gone.png", "dog")])
     done = cli("classify", *good, "--labels", "cat,dog", "--truth", truth, "--model", clip, "--json")
     assert done.code == 0 and done.json["metrics"]["count"] == 1
     wrong = cli("classify", *good, "--labels", "dog,bus", "--truth", truth, "--model", clip)
     assert wrong.code == 2 and "unknown labels ['cat']; the classifier knows dog, bus" in wrong.err
     broken = write_labels(tmp_path / "broken.csv", [])
-    broken.write_text("picture,label\n")
+    broken.write_text("image,label\n")
     wrong = cli("classify", *good, "--labels", "dog", "--truth", broken, "--model", clip)
-    assert wrong.code == 2 and "expected the columns image, label; it has ['picture', 'label']" in wrong.err
+    assert wrong.code == 2 and "expected the columns image, label; it has ['image', 'label']" in wrong.err
 
 
 def test_below_the_threshold_there_is_no_label(cli, clip, good):

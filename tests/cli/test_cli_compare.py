@@ -6,7 +6,7 @@ import pytest
 
 
 def scored(cli, clip, output, pairs, *options):
-    """Scores pictures against prompts and gives the rows."""
+    """Scores images against prompts and gives the rows."""
     table = output.with_suffix(".pairs.jsonl")
     rows = [{"image": str(image), "prompt": prompt} for image, prompt in pairs]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -51,7 +51,7 @@ def test_names_what_does_not_pair(cli, clip, good, tmp_path):
     assert f"warning: {b}: its last line was cut short and is left out" in done.err and f"{a}: its last" not in done.err
 
 
-def test_pictures_of_one_prompt_pair_by_name(cli, clip, good, tmp_path):
+def test_images_of_one_prompt_pair_by_name(cli, clip, good, tmp_path):
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for output in (a, b):
         scored(cli, clip, output, [(image, "a cat") for image in good])

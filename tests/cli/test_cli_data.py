@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from clip_guidance.reading import pairs as reading_pairs
+from clip_guidance.data import pairs as reading_pairs
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_check_takes_columns_by_name(cli, photos):
     (photos / "list.csv").write_text("foto,alt\ncat/1.png,one\n")
     assert cli("data", "check", photos / "list.csv", "--image-column", "foto", "--caption-column", "alt").code == 0
     done = cli("data", "check", photos / "list.csv")
-    assert done.code == 2 and "no column of pictures found; it has 'foto', 'alt'" in done.err
+    assert done.code == 2 and "no column of images found; it has 'foto', 'alt'" in done.err
 
 
 @pytest.mark.parametrize(

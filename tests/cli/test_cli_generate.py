@@ -28,7 +28,7 @@ def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
     assert rows[0][1:3] == ["a cat", "0"]
 
 
-def test_generate_from_a_picture_draws_it_again(generate):
+def test_generate_from_an_image_draws_it_again(generate):
     (first,) = generate("--prompt", "a cat", "--seed", 3, "--scale", 9, "--json").json
     again = generate("--from", first["image"], "--json")
     assert again.json == [first] and "was drawn again bit for bit" in again.err
@@ -39,7 +39,7 @@ def test_generate_from_a_picture_draws_it_again(generate):
     assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
 
 
-def test_generate_tells_when_a_picture_came_out_differently(generate):
+def test_generate_tells_when_an_image_came_out_differently(generate):
     (first,) = generate("--prompt", "a cat", "--json").json
     with Image.open(first["image"]) as image:
         image.load()
@@ -52,8 +52,8 @@ def test_generate_tells_when_a_picture_came_out_differently(generate):
     assert "came out differently" in generate("--from", first["image"]).err
 
 
-def test_generate_keeps_the_pictures_made_before_ctrl_c(generate, tmp_path, monkeypatch):
-    from clip_guidance.generate import GeneratedImage
+def test_generate_keeps_the_images_made_before_ctrl_c(generate, tmp_path, monkeypatch):
+    from clip_guidance.generation.generator import GeneratedImage
 
     save = GeneratedImage.save
 

@@ -20,14 +20,14 @@ def filled(cli, clip, good, address):
     return address
 
 
-def test_index_names_the_bad_picture_and_adds_the_others(cli, clip, pictures, good, address):
-    words = ["index", pictures, "--index", address, "--model", clip, "--metadata", "album=x", "--batch-size", 2]
+def test_index_names_the_bad_image_and_adds_the_others(cli, clip, images, good, address):
+    words = ["index", images, "--index", address, "--model", clip, "--metadata", "album=x", "--batch-size", 2]
     done = cli(*words, "--json")
-    assert done.code == 1 and f"failed: {pictures}/broken.png: is empty (0 bytes)" in done.err
-    assert done.json["added"] == [str(path) for path in good] and done.json["pictures"] == 3
-    assert done.json["failed"] == [{"path": str(pictures / "broken.png"), "reason": "is empty (0 bytes)"}]
-    (pictures / "broken.png").unlink()
-    good[0].rename(pictures / "z.png")
+    assert done.code == 1 and f"failed: {images}/broken.png: is empty (0 bytes)" in done.err
+    assert done.json["added"] == [str(path) for path in good] and done.json["images"] == 3
+    assert done.json["failed"] == [{"path": str(images / "broken.png"), "reason": "is empty (0 bytes)"}]
+    (images / "broken.png").unlink()
+    good[0].rename(images / "z.png")
     assert cli(*words).table == [
         ["what", "number"],
         ["added", "0"],
@@ -36,11 +36,11 @@ def test_index_names_the_bad_picture_and_adds_the_others(cli, clip, pictures, go
         ["removed", "0"],
         ["unchanged", "2"],
         ["failed", "0"],
-        ["pictures in all", "3"],
+        ["images in all", "3"],
     ]
-    (pictures / "z.png").unlink()
+    (images / "z.png").unlink()
     done = cli(*words, "--prune", "--json")
-    assert done.code == 0 and done.json["removed"] == [str(pictures / "z.png")] and done.json["pictures"] == 2
+    assert done.code == 0 and done.json["removed"] == [str(images / "z.png")] and done.json["images"] == 2
 
 
 def test_search_finds_what_the_index_does(cli, clip, good, filled):
@@ -78,7 +78,7 @@ def test_ctrl_c_keeps_what_is_acknowledged(cli, clip, good, address, monkeypatch
     monkeypatch.setattr(CLIP, "image_embeds", interrupted)
     done = cli("index", *good, "--index", address, "--model", clip, "--batch-size", 1, "--json")
     assert done.code == 130 and "stopped; what was done is kept" in done.err
-    assert done.json["added"] == [str(path) for path in good[:2]] and done.json["pictures"] == 2
+    assert done.json["added"] == [str(path) for path in good[:2]] and done.json["images"] == 2
 
 
 def test_similar_groups_duplicates(cli, clip, good, filled):
@@ -99,22 +99,22 @@ def test_similar_groups_duplicates(cli, clip, good, filled):
     [
         (["search", "apple", "--index", "gone"], "gone: there is no image index"),
         (["search", "apple", "--index", "INDEX", "--where", "year >"], "where: expected a value at character 7"),
-        (["search", "apple", "-", "--index", "INDEX"], "query: expected a text or a picture at character 8: apple -"),
+        (["search", "apple", "-", "--index", "INDEX"], "query: expected a text or an image at character 8: apple -"),
         (["search", "./gone.png", "--index", "INDEX"], "query: there is no file ./gone.png, at character 1"),
         (["search", "apple", "--index", "INDEX", "--model", "JUDGE"], "their vectors cannot be compared"),
         (["index", "a.png", "--index", "INDEX", "--model", "JUDGE"], "their vectors cannot be compared"),
-        (["index", "a.png", "--index", "PICTURES", "--model", "JUDGE"], "it holds other files"),
+        (["index", "a.png", "--index", "IMAGES", "--model", "JUDGE"], "it holds other files"),
         (["index", "a.png", "--index", "new", "--metadata", "album"], "--metadata: expected KEY=VALUE, got album"),
         (["index", "a.png"], "Missing option '--index'"),
-        (["similar"], "give pictures, or --index and --duplicates"),
+        (["similar"], "give images, or --index and --duplicates"),
         (["similar", "a.png", "--to", "b.png", "--duplicates", "0.9"], "give --to or --duplicates"),
-        (["similar", "a.png", "--index", "INDEX"], "--index takes --duplicates and no pictures"),
+        (["similar", "a.png", "--index", "INDEX"], "--index takes --duplicates and no images"),
         (["similar", "--index", "INDEX", "--duplicates", "1.5"], "threshold: expected a cosine in (0, 1], got 1.5"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_exits_with_2(cli, filled, judge, pictures, words, message):
-    known = {"INDEX": filled, "JUDGE": judge, "PICTURES": pictures}
+def test_wrong_usage_exits_with_2(cli, filled, judge, images, words, message):
+    known = {"INDEX": filled, "JUDGE": judge, "IMAGES": images}
     done = cli(*(known.get(word, word) for word in words))
     assert (done.code, done.out) == (2, "")
     assert message in " ".join(done.err.replace("│", " ").split())

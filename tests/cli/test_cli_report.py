@@ -27,15 +27,15 @@ def titles(page):
     return [image.attributes["title"] for image in page.all("img")]
 
 
-def test_classify_reports_what_it_prints(cli, clip, pictures, good, report, page):
-    words = ["classify", pictures, "--labels", "cat,<b>dog</b>", "--model", clip, "--batch-size", 2]
+def test_classify_reports_what_it_prints(cli, clip, images, good, report, page):
+    words = ["classify", images, "--labels", "cat,<b>dog</b>", "--model", clip, "--batch-size", 2]
     done = cli(*words, "--report", report, "--json")
     assert done.code == 1 and f"report: {report}" in done.err
     assert done.json == cli(*words, "--json").json
     assert titles(page()) == list(map(str, good))
     shown = [card.all("p", "value")[0].text for card in page().all("li", "card")]
     assert shown == [row["label"] for row in done.json["results"]]
-    assert f"{pictures}/broken.png is empty (0 bytes)" in page().text
+    assert f"{images}/broken.png is empty (0 bytes)" in page().text
 
 
 def test_classify_reports_the_confusion(cli, clip, good, report, page):
@@ -46,13 +46,13 @@ def test_classify_reports_the_confusion(cli, clip, good, report, page):
     assert cells == done.json["metrics"]["confusion"] == [[3]]
 
 
-def test_classify_without_a_readable_picture_still_reports_why(cli, clip, pictures, report, page):
-    done = cli("classify", pictures / "broken.png", "--labels", "a,b", "--model", clip, "--report", report)
-    assert done.code == 1 and "0 pictures" in page().text and "is empty (0 bytes)" in page().text
+def test_classify_without_a_readable_image_still_reports_why(cli, clip, images, report, page):
+    done = cli("classify", images / "broken.png", "--labels", "a,b", "--model", clip, "--report", report)
+    assert done.code == 1 and "0 images" in page().text and "is empty (0 bytes)" in page().text
 
 
-def test_similar_reports_matrix_ranking_and_duplicates(cli, clip, pictures, good, report, page):
-    words = ["similar", pictures, "--model", clip, "--report", report, "--json"]
+def test_similar_reports_matrix_ranking_and_duplicates(cli, clip, images, good, report, page):
+    words = ["similar", images, "--model", clip, "--report", report, "--json"]
     matrix = cli(*words).json["similarity"]
     rows = [[float(cell.text) for cell in row.all("td", "shade")] for row in page().all("tr")[1:4]]
     assert rows == [[round(value, 3) for value in row] for row in matrix]
@@ -80,13 +80,13 @@ def test_generate_reports_what_it_drew(cli, clip, pipeline, tmp_path, report, pa
     assert [line[2].split()[0] for line in lines] == [f"{row['scores'][0]['score']:.3f}" for row in done.json]
 
 
-def test_score_reports_every_definition(cli, clip, pictures, good, tmp_path, report, page):
-    words = ["score", pictures, "--prompt", "a <b>", "--model", clip, "--report", report, "--json"]
+def test_score_reports_every_definition(cli, clip, images, good, tmp_path, report, page):
+    words = ["score", images, "--prompt", "a <b>", "--model", clip, "--report", report, "--json"]
     done = cli(*words, "--definition", "torchmetrics", "--definition", "cosine")
     assert done.code == 1 and sorted(titles(page())) == sorted(2 * [str(path) for path in good])
     wanted = sorted(f"{row['score']:.3f}" for row in done.json["results"])
     assert sorted(value.text for value in page().all("p", "value")) == wanted
-    assert f"{pictures}/broken.png is empty (0 bytes)" in page().text and "a <b>" in page().text
+    assert f"{images}/broken.png is empty (0 bytes)" in page().text and "a <b>" in page().text
     output = tmp_path / "scores.jsonl"
     assert cli(*words, "--output", output).code == 1 and output.exists()
     assert sorted(titles(page())) == [str(path) for path in good]
@@ -106,8 +106,8 @@ def test_compare_reports_its_pairs(cli, clip, good, tmp_path, report, page):
     ]
 
 
-def test_data_check_reports_what_it_counts(cli, pictures, report, page):
-    done = cli("data", "check", pictures, "--report", report, "--json")
+def test_data_check_reports_what_it_counts(cli, images, report, page):
+    done = cli("data", "check", images, "--report", report, "--json")
     assert f"no_caption ({done.json['bad']['no_caption']})" in page().text
 
 
@@ -146,6 +146,6 @@ def test_a_report_that_cannot_be_written_costs_no_result(cli, clip, good, report
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clip_guidance.report.page.Page.save", full)
+    monkeypatch.setattr("clip_guidance.report.html.page.Page.save", full)
     done = cli("classify", *good, "--labels", "a,b", "--model", clip, "--report", report, "--json")
     assert done.code == 2 and "No space left" in done.err and len(done.json["results"]) == len(good)

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from clip_guidance.clip import CLIP
-from clip_guidance.picture_scores import score_pictures
-from clip_guidance.scoring.judges import Judge
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.registry import score_images
 
 
 def test_lines_of_standard_input(cli, clip, good, monkeypatch):
@@ -24,27 +24,27 @@ def test_lines_of_standard_input(cli, clip, good, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     done = cli("score", "-", "--prompt", "a cat", "--model", clip, "--json")
     assert done.code == 1 and 'failed: {"prompt": "x"}: has no image' in done.err
-    expected = score_pictures(CLIP.from_pretrained(clip), good[:2], "torchmetrics", ["a cat", "a dog"])
+    expected = score_images(CLIP.from_pretrained(clip), good[:2], "torchmetrics", ["a cat", "a dog"])
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_several_models_and_definitions_side_by_side(cli, clip, judge, pictures, good, tmp_path):
+def test_several_models_and_definitions_side_by_side(cli, clip, judge, images, good, tmp_path):
     output = tmp_path / "scores.parquet"
     words = ["--definition", "cosine", "--definition", "clip-iqa:good photo", "--model", clip, "--model", judge]
-    done = cli("score", pictures, "--prompt", "a cat", *words, "--output", output, "--json")
+    done = cli("score", images, "--prompt", "a cat", *words, "--output", output, "--json")
     assert done.code == 1 and "broken.png: is empty" in done.err
     assert [(entry["model"], entry["count"]) for entry in done.json["scores"]] == [
         *[(str(clip), 3)] * 2,
         *[(str(judge), 3)] * 2,
     ]
-    expected = score_pictures(CLIP.from_pretrained(judge), good, "cosine", "a cat")
+    expected = score_images(CLIP.from_pretrained(judge), good, "cosine", "a cat")
     assert done.json["scores"][2]["mean"] == pytest.approx(expected.mean().item(), abs=1e-6)
     rows = pq.read_table(output).to_pylist()
     assert [row["image"] for row in rows] == [str(path) for path in good for _ in range(4)]
     assert {(row["definition"], row["model"]) for row in rows[:4]} == {
         (entry["definition"], entry["model"]) for entry in done.json["scores"]
     }
-    lines = cli("score", pictures, "--prompt", "a cat", *words).table
+    lines = cli("score", images, "--prompt", "a cat", *words).table
     assert lines[0] == ["image", "prompt", "score", "definition", "model"] and len(lines) == 1 + 12
 
 
@@ -53,13 +53,13 @@ def test_a_score_without_texts_of_its_own_needs_no_prompt(cli, clip, good):
     assert done.code == 0 and done.json["results"][0]["prompt"] == "" and 0 <= done.json["mean"] <= 1
 
 
-def test_a_table_of_pictures_alone(cli, clip, pictures, good, tmp_path):
-    table = pictures / "pictures.csv"
+def test_a_table_of_images_alone(cli, clip, images, good, tmp_path):
+    table = images / "images.csv"
     table.write_text("image\na.png\nb.png\n")
     done = cli("score", table, "--definition", "clip-iqa", "--model", clip, "--json")
     assert done.code == 0 and [row["image"] for row in done.json["results"]] == [str(path) for path in good[:2]]
     done = cli("score", table, "--prompt", "a cat", "--model", clip, "--json")
-    expected = score_pictures(CLIP.from_pretrained(clip), good[:2], "torchmetrics", "a cat")
+    expected = score_images(CLIP.from_pretrained(clip), good[:2], "torchmetrics", "a cat")
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
     assert cli("score", "--prompts-file", table, "--prompt", "a cat", "--model", clip, "--json").json == done.json
     info = PngInfo()
@@ -70,7 +70,7 @@ def test_a_table_of_pictures_alone(cli, clip, pictures, good, tmp_path):
     assert done.code == 1 and f"b.png: holds no prompt, and {table}: row 2 has none; give --prompt" in done.err
 
 
-def test_a_picture_called_as_standard_input_is_reached_by_its_folder(cli, clip, good, tmp_path, monkeypatch):
+def test_an_image_called_as_standard_input_is_reached_by_its_folder(cli, clip, good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-").write_bytes(good[0].read_bytes())
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good[1]}\n"))
@@ -179,22 +179,22 @@ def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
     ],
     ids=lambda words: " ".join(map(str, words)),
 )
-def test_what_score_encoded_is_encoded_for_nothing_else(cli, clip, pictures, good, words, tmp_path, monkeypatch):
+def test_what_score_encoded_is_encoded_for_nothing_else(cli, clip, images, good, words, tmp_path, monkeypatch):
     command, *options = [{"FIRST": good[0], "INDEX": tmp_path / "index"}.get(word, word) for word in words]
     cache, model = ["--cache", tmp_path / "cache"], ["--model", clip, "--json"]
-    without = cli(command, pictures, *options, *model)
+    without = cli(command, images, *options, *model)
     shutil.rmtree(tmp_path / "index", ignore_errors=True)
-    assert cli("score", pictures, "--prompt", "a cat", *model, *cache).code == 1  # one is broken
+    assert cli("score", images, "--prompt", "a cat", *model, *cache).code == 1  # one is broken
     calls, encode = [], CLIP.image_embeds
     monkeypatch.setattr(CLIP, "image_embeds", lambda self, pixels: calls.append(len(pixels)) or encode(self, pixels))
-    cached = cli(command, pictures, *options, *model, *cache)
+    cached = cli(command, images, *options, *model, *cache)
     assert calls == [] and cached.code == without.code == 1
     assert numbers_apart(cached.json) == pytest.approx(numbers_apart(without.json), abs=1e-5)
     new = Image.new("RGB", (40, 40), "red")
-    new.save(pictures / "new.png")
-    cli(command, pictures, *options, *model, *cache)
+    new.save(images / "new.png")
+    cli(command, images, *options, *model, *cache)
     assert calls == [1]  # the new one alone, which is then known to all
-    cli("score", pictures, "--prompt", "a cat", *model, *cache)
+    cli("score", images, "--prompt", "a cat", *model, *cache)
     assert calls == [1]
 
 
@@ -207,7 +207,7 @@ def test_vectors_of_the_cache_are_those_of_the_index(cli, clip, good, tmp_path):
     assert numbers_apart(plain) == pytest.approx(numbers_apart(cached), abs=1e-5)
 
 
-def test_a_picture_searched_with_is_encoded_once(cli, clip, good, tmp_path, monkeypatch):
+def test_an_image_searched_with_is_encoded_once(cli, clip, good, tmp_path, monkeypatch):
     made = ["--model", clip, "--cache", tmp_path / "cache"]
     assert cli("index", *good, "--index", tmp_path / "index", *made).code == 0
     calls, encode = [], CLIP.image_embeds
@@ -263,8 +263,8 @@ def test_a_foreign_output_is_left_alone_when_resumed(cli, clip, good, tmp_path):
     assert output.read_text() == "precious,data\n1,2\n"
 
 
-def test_two_processes_write_the_file_of_one(cli, clip, pictures, tmp_path):
-    words = ["score", pictures, "--prompt", "a cat", "--model", clip, "--batch-size", 1, "--device", "cpu"]
+def test_two_processes_write_the_file_of_one(cli, clip, images, tmp_path):
+    words = ["score", images, "--prompt", "a cat", "--model", clip, "--batch-size", 1, "--device", "cpu"]
     assert cli(*words, "--output", tmp_path / "one.jsonl").code == 1
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "clip_guidance.cli.main"]
     done = subprocess.run(
@@ -276,12 +276,12 @@ def test_two_processes_write_the_file_of_one(cli, clip, pictures, tmp_path):
     assert done.returncode == 1 and "broken.png: is empty" in done.stderr, done.stderr  # the corrupt one, named
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     found = json.loads(done.stdout)
-    assert len(found["results"]) == 3 and [row["path"] for row in found["failed"]] == [str(pictures / "broken.png")]
+    assert len(found["results"]) == 3 and [row["path"] for row in found["failed"]] == [str(images / "broken.png")]
     assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["one.jsonl", "two.jsonl"]
 
 
 def test_several_processes_need_what_they_can_share(cli, monkeypatch):
-    from clip_guidance.scoring import processes
+    from clip_guidance.metrics.job import processes
 
     monkeypatch.setattr(processes, "find_processes", lambda device: processes.Processes(0, 2))
     assert "several processes need --output" in cli("score", "a.png", "--prompt", "x").err

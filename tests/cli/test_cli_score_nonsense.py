@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from clip_guidance.scoring import processes
-from clip_guidance.scoring.workfile import WorkFile
+from clip_guidance.metrics.job import processes
+from clip_guidance.metrics.job.store import WorkFile
 
 
 def with_record(path: Path, record: object) -> Path:
-    """A picture that carries a record as another program may have written it."""
+    """An image that carries a record as another program may have written it."""
     info = PngInfo()
     info.add_text("clip_guidance", json.dumps(record))
     Image.new("RGB", (40, 40), "red").save(path, pnginfo=info)
@@ -56,7 +56,7 @@ def test_texts_that_are_none_cost_no_score(cli, clip, good, tmp_path, monkeypatc
     }
 
 
-def test_a_picture_of_too_many_pixels_is_passed_over_also_as_a_draft(cli, clip, good, tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_is_passed_over_also_as_a_draft(cli, clip, good, tmp_path, monkeypatch):
     Image.new("RGB", (100, 90)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     words = ["--prompt", "a cat", "--model", clip, "--json", "--draft"]

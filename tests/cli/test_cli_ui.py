@@ -37,4 +37,4 @@ def test_what_cannot_be_served_exits_with_2(cli, words, message):
 def test_listening_to_others_is_warned_of(cli, tmp_path):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
     done = cli("ui", "--host", "0.0.0.0", "--model", "nowhere", "--root", tmp_path)
-    assert f"whoever reaches 0.0.0.0 can draw here, and search pictures in {tmp_path}" in done.err
+    assert f"whoever reaches 0.0.0.0 can draw here, and search images in {tmp_path}" in done.err

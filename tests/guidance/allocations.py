@@ -14,9 +14,9 @@ from planned import SIDE, estimate, make_guidance, make_tiny_decoder, make_wide_
 from torch.profiler import ProfilerActivity, profile
 
 from clip_guidance.guidance import Decoding
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import reward_gradient
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 def allocated(run):
@@ -34,9 +34,9 @@ SETTINGS = [
     (Decoding(), None, 1),
     (Decoding(), None, 3),
     (Decoding(), 1, 2),
-    (Decoding(pictures=1), None, 3),
+    (Decoding(images=1), None, 3),
     (Decoding(checkpoint=True), 2, 1),
-    (Decoding(checkpoint=True, pictures=1), 1, 3),
+    (Decoding(checkpoint=True, images=1), 1, 3),
     (Decoding(resolution=0.5), None, 2),
     (Decoding(crop=0.5), 3, 2),
     (Decoding(decoder=make_tiny_decoder()), None, 2),

@@ -4,18 +4,18 @@ import copy
 
 import torch
 
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import reward_gradient
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 def latents(count=2, size=(8, 8), dtype=torch.float64, seed=0):
     return torch.randn(count, 4, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def contrast(pictures):
-    """A reward that is not linear, a number a picture."""
-    return (pictures[..., 1:] - pictures[..., :-1]).square().flatten(1).sum(1)
+def contrast(images):
+    """A reward that is not linear, a number an image."""
+    return (images[..., 1:] - images[..., :-1]).square().flatten(1).sum(1)
 
 
 def gradient(pipe, decoding, x0, reward=contrast):

@@ -54,7 +54,7 @@ def built(key):
 
 
 def run(pipe, inputs, **guiders):
-    """The pictures (B, 3, H, W) or (B, F, 3, H, W) in [0, 1]."""
+    """The images (B, 3, H, W) or (B, F, 3, H, W) in [0, 1]."""
     pipe.update_components(**guiders)
     inputs["generator"].manual_seed(0)
     torch.manual_seed(0)
@@ -65,14 +65,14 @@ def run(pipe, inputs, **guiders):
     return found
 
 
-def redness(pictures):
-    """20 × (red − blue), a number a picture."""
-    return 20 * (pictures[:, 0] - pictures[:, 2]).flatten(1).mean(1)
+def redness(images):
+    """20 × (red − blue), a number an image."""
+    return 20 * (images[:, 0] - images[:, 2]).flatten(1).mean(1)
 
 
-def mean_redness(pictures):
-    """Of all pictures or frames together."""
-    return redness(pictures.double().flatten(0, -4)).mean()
+def mean_redness(images):
+    """Of all images or frames together."""
+    return redness(images.double().flatten(0, -4)).mean()
 
 
 def untouched(pipe):

@@ -5,9 +5,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from tiny import make_clip
 from tiny_pipeline import make_pipeline
 
-from clip_guidance.guidance import CLIPGuidance, memory
+from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.guidance.memory import plan as memory
 
-SIDE = 64  # of the pictures, in pixels
+SIDE = 64  # of the images, in pixels
 VIEWS = 6
 
 
@@ -17,7 +18,7 @@ def make_tiny_decoder():
     torch.manual_seed(0)
     decoder = AutoencoderTiny(**widths, **blocks).eval()
     last = decoder.decoder.layers[-1]
-    last.weight.data *= 0.1  # pictures lie inside [0, 1], where nothing is clipped
+    last.weight.data *= 0.1  # images lie inside [0, 1], where nothing is clipped
     last.bias.data.fill_(0.5)
     return decoder
 

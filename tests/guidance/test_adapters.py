@@ -11,9 +11,10 @@ import torch
 from diffusers.utils import DummyObject
 from torch import nn
 
-from clip_guidance.guidance.adapters import ADAPTERS, LATENT_ONLY, UNSUPPORTED, Size, check_exact, find_adapter
-from clip_guidance.guidance.refused_pipelines import NO_EXACT
-from clip_guidance.guidance.unpack import picture_part
+from clip_guidance.guidance.adapters.layouts import image_part
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, LATENT_ONLY, UNSUPPORTED, check_exact, find_adapter
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.adapters.unsupported import NO_EXACT
 
 _TABLES = (ADAPTERS, UNSUPPORTED, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
@@ -86,7 +87,7 @@ def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
     pipe = SimpleNamespace(num_channels_latents=4, vae_scale_factor=2, image_encoder_projection_dim=5)
     sample = torch.randn(2, 4 * 8 * 12 + 5)
     latents, _ = diffusers.UniDiffuserPipeline._split(pipe, sample, 16, 24)
-    assert picture_part(pipe, sample, Size(16, 24)).equal(latents)
+    assert image_part(pipe, sample, Size(16, 24)).equal(latents)
     for size, given in ((None, sample), (Size(16, 24), sample[..., None])):
-        with pytest.raises(ValueError, match=rf"picture's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
-            picture_part(pipe, given, size)
+        with pytest.raises(ValueError, match=rf"image's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
+            image_part(pipe, given, size)

@@ -178,7 +178,7 @@ def test_blocks_may_end_in_any_order(tiny_pipeline):
 
 @schedulers
 @modes
-def test_a_picture_is_steered_in_a_batch_as_it_is_alone(tiny_pipeline, clip, scheduler, mode):
+def test_an_image_is_steered_in_a_batch_as_it_is_alone(tiny_pipeline, clip, scheduler, mode):
     pipe, prompts = tiny_pipeline(scheduler), ["dog", "tree"]
     with CLIPGuidance(clip, prompts, mode=mode, cutouts=2).attach(pipe):
         batch = generate(pipe, ["cat", "sun"], seeds=(0, 1))
@@ -192,10 +192,10 @@ def test_a_picture_is_steered_in_a_batch_as_it_is_alone(tiny_pipeline, clip, sch
 def test_prompts_follow_num_images_per_prompt(tiny_pipeline, clip, mode):
     pipe, prompts = tiny_pipeline(), ["dog", "tree"]
     with CLIPGuidance(clip, prompts, mode=mode).attach(pipe):
-        pictures = generate(pipe, ["cat", "sun"], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+        images = generate(pipe, ["cat", "sun"], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
     with CLIPGuidance(clip, ["dog", "dog", "tree", "tree"], mode=mode).attach(pipe):
         expected = generate(pipe, ["cat", "cat", "sun", "sun"], seeds=(0, 1, 2, 3))
-    torch.testing.assert_close(pictures, expected)
+    torch.testing.assert_close(images, expected)
 
 
 WINDOWS = [

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, UNet2DModel
 from tiny_pipeline import generate, make_scheduler
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.engine.decoder import Decoder
 
 # ---------------------------------------------------------------- rewards that misbehave
 
@@ -23,12 +23,12 @@ def test_gradients_that_are_not_finite_are_dropped_for_their_sample_alone(mode):
     pipe = bare_pipe()
     unguided = loop(pipe)
     with pytest.warns(UserWarning, match="left out 4 shifts that were not finite"), guidance.attach(pipe):
-        pictures = loop(pipe)
+        images = loop(pipe)
     assert guidance.report.dropped == 4
     with Guidance(brightness, space="latent", mode=mode).attach(pipe):
         expected = loop(pipe)
-    torch.testing.assert_close(pictures[0], expected[0])
-    torch.testing.assert_close(pictures[1], unguided[1])
+    torch.testing.assert_close(images[0], expected[0])
+    torch.testing.assert_close(images[1], unguided[1])
 
 
 BAD_REWARDS = [

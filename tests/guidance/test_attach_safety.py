@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from tiny_pipeline import assemble, generate, make_scheduler
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.running import running
+from clip_guidance.guidance.adapters.call_stack import running
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 @pytest.fixture
@@ -96,10 +96,10 @@ def test_threads_that_share_a_unet_do_not_disturb_each_other(two, mode):
         tasks = [pool.submit(work, pipes[0], Guidance(brightness, mode=mode)), pool.submit(work, pipes[1], None)]
         (first, first_grad), (second, second_grad) = (task.result() for task in tasks)
     assert first_grad and second_grad
-    for picture in first:
-        torch.testing.assert_close(picture, guided)
-    for picture in second:
-        torch.testing.assert_close(picture, plain)
+    for image in first:
+        torch.testing.assert_close(image, guided)
+    for image in second:
+        torch.testing.assert_close(image, plain)
     untouched(*pipes)
 
 
@@ -160,12 +160,12 @@ def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
 def test_a_generator_that_holds_the_block_may_be_dropped(tiny_pipeline, mode):
     pipe = tiny_pipeline()
 
-    def pictures():
+    def images():
         with Guidance(brightness, mode=mode).attach(pipe):
             while True:
                 yield generate(pipe)
 
-    held = pictures()
+    held = images()
     next(held)
     assert "step" in vars(pipe.scheduler)
     del held

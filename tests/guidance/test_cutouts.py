@@ -1,4 +1,4 @@
-"""Cutouts of pictures: what is drawn, from where, and what a view does to a picture."""
+"""Cutouts of images: what is drawn, from where, and what a view does to an image."""
 
 import math
 
@@ -8,19 +8,19 @@ import torch
 from clip_guidance.guidance import Cutouts
 
 
-def pictures(count, size=(16, 12), seed=0):
+def random_images(count, size=(16, 12), seed=0):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_first_cutout_is_the_whole_picture():
-    images = pictures(2)
+def test_the_first_cutout_is_the_whole_image():
+    images = random_images(2)
     (view,) = Cutouts()(images)
     assert view is images
     assert next(iter(Cutouts(5)(images))) is images
 
 
-def test_the_others_are_square_parts_of_the_picture_or_its_mirror_image():
-    images = pictures(1, size=(20, 12))
+def test_the_others_are_square_parts_of_the_image_or_its_mirror_image():
+    images = random_images(1, size=(20, 12))
     sizes, mirrored = set(), set()
     for view in list(Cutouts(40)(images))[1:]:
         size = view.shape[-1]
@@ -33,8 +33,8 @@ def test_the_others_are_square_parts_of_the_picture_or_its_mirror_image():
     assert len(sizes) > 4 and mirrored == {True, False}
 
 
-def test_the_draw_is_the_same_for_every_picture_of_a_batch():
-    images = pictures(3)
+def test_the_draw_is_the_same_for_every_image_of_a_batch():
+    images = random_images(3)
     batch = list(Cutouts(5)(images))
     for i in range(3):
         alone = list(Cutouts(5)(images[i : i + 1]))
@@ -42,7 +42,7 @@ def test_the_draw_is_the_same_for_every_picture_of_a_batch():
 
 
 def test_draws_go_on_until_reset():
-    cutouts, images = Cutouts(6, seed=3), pictures(1)
+    cutouts, images = Cutouts(6, seed=3), random_images(1)
     first, second = list(cutouts(images)), list(cutouts(images))
     cutouts.reset()
     again = list(cutouts(images))
@@ -50,8 +50,8 @@ def test_draws_go_on_until_reset():
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
 
 
-def test_cutouts_work_on_a_picture_of_one_pixel_and_pass_gradients():
-    images = pictures(1, size=(1, 1)).requires_grad_()
+def test_cutouts_work_on_an_image_of_one_pixel_and_pass_gradients():
+    images = random_images(1, size=(1, 1)).requires_grad_()
     total = sum(view.sum() for view in Cutouts(3)(images))
     assert torch.autograd.grad(total, images)[0].tolist() == [[[[3.0]]] * 3]
 
@@ -60,7 +60,7 @@ def test_cutouts_work_on_a_picture_of_one_pixel_and_pass_gradients():
 
 
 def columns(width):
-    """A picture whose values tell the column, (1, 3, width, width)."""
+    """An image whose values tell the column, (1, 3, width, width)."""
     return torch.arange(float(width)).expand(1, 3, width, width)
 
 
@@ -103,10 +103,10 @@ def test_brightness_is_stratified_between_its_bounds():
 
 
 def test_many_crops_look_at_every_place_and_alike_from_all_sides():
-    """Their mean is a weighted mean of the picture, whose weights are the gradient."""
-    picture, count = torch.zeros(1, 3, 24, 24, dtype=torch.float64, requires_grad=True), 4000
-    mean = sum(view(picture).mean() for view in Cutouts(count).views()) / count
-    weights = torch.autograd.grad(mean, picture)[0][0, 0] * 3
+    """Their mean is a weighted mean of the image, whose weights are the gradient."""
+    image, count = torch.zeros(1, 3, 24, 24, dtype=torch.float64, requires_grad=True), 4000
+    mean = sum(view(image).mean() for view in Cutouts(count).views()) / count
+    weights = torch.autograd.grad(mean, image)[0][0, 0] * 3
     assert weights.sum().item() == pytest.approx(1)
     assert weights.min() > 0 and weights[12, 12] > 2 * weights[0, 0]
     for other in (weights.flip(0), weights.flip(1), weights.T):
@@ -117,16 +117,16 @@ def test_many_crops_look_at_every_place_and_alike_from_all_sides():
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
-def test_a_view_is_linear_in_the_picture(jitter):
-    a, b = pictures(2).double(), pictures(2, seed=1).double()
+def test_a_view_is_linear_in_the_image(jitter):
+    a, b = random_images(2).double(), random_images(2, seed=1).double()
     for view in Cutouts(6, jitter=jitter).views():
         torch.testing.assert_close(view(2 * a - 3 * b), 2 * view(a) - 3 * view(b))
 
 
 def test_colours_change_as_torchvision_changes_them():
-    """Against its formulas: x·b; then a blend with the mean grey; then one with the picture's own grey."""
+    """Against its formulas: x·b; then a blend with the mean grey; then one with the image's own grey."""
     whole = {"count": 2, "smallest": 1.0, "flip": False}
-    images = pictures(3, size=(10, 10)).double()
+    images = random_images(3, size=(10, 10)).double()
     for seed in range(5):
         found = Cutouts(**whole, seed=seed, jitter=0.4).views()[1](images)
         brightness, contrast, saturation = factors(Cutouts(**whole, seed=seed, jitter=0.4).views()[1])
@@ -143,7 +143,7 @@ def grey(images):
 
 
 def factors(view):
-    """Brightness, contrast and saturation of a view, from three pictures on which they do not all act."""
+    """Brightness, contrast and saturation of a view, from three images on which they do not all act."""
     flat = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64)
     brightness = view(flat).mean().item() / 0.5
     stripes = flat.clone()
@@ -156,7 +156,7 @@ def factors(view):
     return brightness, contrast, (seen[0, 0, 0, 0] - seen[0, 1, 0, 0]).item() / (brightness * contrast)
 
 
-def test_noise_has_its_standard_deviation_and_is_the_same_for_every_picture():
+def test_noise_has_its_standard_deviation_and_is_the_same_for_every_image():
     images = torch.zeros(3, 3, 200, 200)
     first, second = (view(images) for view in Cutouts(3, smallest=1.0, noise=0.2).views()[1:])
     assert first.std().item() == pytest.approx(0.2, rel=0.02) and abs(first.mean().item()) < 0.005
@@ -165,7 +165,7 @@ def test_noise_has_its_standard_deviation_and_is_the_same_for_every_picture():
 
 
 def test_views_may_be_called_in_any_order_and_more_than_once():
-    images = pictures(2)
+    images = random_images(2)
     options = {"count": 5, "jitter": 0.2, "noise": 0.1}
     in_order = [view(images) for view in Cutouts(**options).views()]
     views = Cutouts(**options).views()
@@ -176,11 +176,11 @@ def test_views_may_be_called_in_any_order_and_more_than_once():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_views_keep_the_precision(dtype):
-    assert {view(pictures(1).to(dtype)).dtype for view in Cutouts(3, jitter=0.2, noise=0.1).views()} == {dtype}
+    assert {view(random_images(1).to(dtype)).dtype for view in Cutouts(3, jitter=0.2, noise=0.1).views()} == {dtype}
 
 
 def test_everything_random_comes_from_a_generator_of_its_own():
-    images, drawn = pictures(1), []
+    images, drawn = random_images(1), []
     with torch.random.fork_rng():
         for seed in (0, 99):
             torch.manual_seed(seed)
@@ -191,7 +191,7 @@ def test_everything_random_comes_from_a_generator_of_its_own():
 
 
 BAD = [
-    ({"count": 0}, r"cutouts must be at least 1 \(the whole picture\), got 0"),
+    ({"count": 0}, r"cutouts must be at least 1 \(the whole image\), got 0"),
     ({"smallest": 0.0}, r"smallest must be in \(0, 1\], got 0.0"),
     ({"smallest": 1.1}, r"smallest must be in \(0, 1\], got 1.1"),
     ({"jitter": -0.1}, r"jitter must be in \[0, 1\), got -0.1"),

@@ -1,4 +1,4 @@
-"""From clean samples to pictures: what each setting of Decoding sees, costs and keeps."""
+"""From clean samples to images: what each setting of Decoding sees, costs and keeps."""
 
 import importlib
 from dataclasses import replace
@@ -10,23 +10,23 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate, make_pipeline
 
 from clip_guidance.guidance import Decoding, Guidance
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.gradient import reward_gradient
-from clip_guidance.guidance.measure import decoder_bytes, decoder_on_meta
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.memory.measure import decoder_bytes, decoder_on_meta
 
 SETTINGS = {
     "plain": Decoding(),
     "checkpoint": Decoding(checkpoint=True),
-    "pictures": Decoding(pictures=1),
-    "pairs": Decoding(pictures=2, checkpoint=True),
+    "images": Decoding(images=1),
+    "pairs": Decoding(images=2, checkpoint=True),
     "resolution": Decoding(resolution=0.5),
     "crop": Decoding(crop=0.5),
     "both": Decoding(resolution=0.75, crop=0.75),
     "tiny": Decoding(make_tiny_decoder().double()),
 }
 settings = pytest.mark.parametrize("decoding", SETTINGS.values(), ids=SETTINGS)
-EXACT = ("checkpoint", "pictures", "pairs")
+EXACT = ("checkpoint", "images", "pairs")
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -50,17 +50,17 @@ def test_the_gradient_agrees_with_finite_differences(tiny_pipeline, decoding):
 
 
 @settings
-def test_no_picture_depends_on_its_neighbours(tiny_pipeline, decoding):
+def test_no_image_depends_on_its_neighbours(tiny_pipeline, decoding):
     pipe, x0 = tiny_pipeline(dtype=torch.float64), latents(3)
     together = gradient(pipe, decoding, x0)
     for i in range(3):
         torch.testing.assert_close(gradient(pipe, decoding, x0[i : i + 1]), together[i : i + 1])
 
 
-# ---------------------------------------------------------------- a smaller picture, a part of it
+# ---------------------------------------------------------------- a smaller image, a part of it
 
 
-def test_a_smaller_picture_is_decoded_from_averaged_latents(tiny_pipeline):
+def test_a_smaller_image_is_decoded_from_averaged_latents(tiny_pipeline):
     pipe = tiny_pipeline()
     decoder = Decoder(pipe, "image", Decoding(resolution=0.5))
     flat = torch.full((1, 4, 8, 6), 0.3)
@@ -85,18 +85,18 @@ def test_the_gradient_is_zero_outside_the_window(tiny_pipeline):
 def test_windows_start_over_in_each_run(tiny_pipeline):
     pipe, seen = tiny_pipeline(), []
 
-    def reward(pictures):
-        seen.append(pictures.detach().clone())
-        return contrast(pictures)
+    def reward(images):
+        seen.append(images.detach().clone())
+        return contrast(images)
 
     def run(seed):
         seen.clear()
         with Guidance(reward, decoding=Decoding(crop=0.25, seed=seed)).attach(pipe):
             return generate(pipe), generate(pipe), list(seen)
 
-    first, second, pictures = run(seed=0)
-    assert first.equal(second) and len(pictures) == 8
-    assert all(a.equal(b) for a, b in zip(pictures[:4], pictures[4:], strict=True))
+    first, second, images = run(seed=0)
+    assert first.equal(second) and len(images) == 8
+    assert all(a.equal(b) for a, b in zip(images[:4], images[4:], strict=True))
     assert not run(seed=1)[0].equal(first)
 
 
@@ -125,10 +125,10 @@ def test_frames_of_a_video_share_the_window_and_the_size():
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     decoder = Decoder(pipe, "image", Decoding(resolution=0.75, crop=0.5))
     decoder.start_step()
-    pictures = decoder(frames)
-    assert pictures.shape == (1, 3, 3, 4, 4)  # twice the latents' side
+    images = decoder(frames)
+    assert images.shape == (1, 3, 3, 4, 4)  # twice the latents' side
     for i in range(3):
-        torch.testing.assert_close(decoder(frames[:, :, i]), pictures[:, :, i])
+        torch.testing.assert_close(decoder(frames[:, :, i]), images[:, :, i])
 
 
 # ---------------------------------------------------------------- memory
@@ -145,7 +145,7 @@ def test_memory_falls_as_documented():
     assert kept(pipe, Decoding(resolution=0.5)).kept == pytest.approx(plain / 4, rel=0.1)
     assert kept(pipe, Decoding(crop=0.5)).kept == pytest.approx(plain / 4, rel=0.1)
     assert kept(pipe, Decoding(), count=1).kept == pytest.approx(plain / 2, rel=0.01)
-    assert kept(pipe, Decoding(dtype=torch.bfloat16)).kept < 0.65 * plain  # the pictures stay in float32
+    assert kept(pipe, Decoding(dtype=torch.bfloat16)).kept < 0.65 * plain  # the images stay in float32
     assert kept(pipe, Decoding(checkpoint=True)).kept < 0.5 * plain
     assert kept(pipe, Decoding(checkpoint=True)).peak < 0.8 * kept(pipe, Decoding()).peak
 
@@ -159,7 +159,7 @@ def test_the_decoder_is_left_as_it_was(tiny_pipeline):
     before = state()
     during = []
 
-    def reward(pictures):
+    def reward(images):
         during.append(pipe.vae.decoder.gradient_checkpointing)
         raise RuntimeError("stop")
 
@@ -177,7 +177,7 @@ BAD = [
     ({"resolution": 1.5}, r"resolution must be in \(0, 1\], got 1.5"),
     ({"crop": -0.5}, r"crop must be in \(0, 1\], got -0.5"),
     ({"crop": float("nan")}, r"crop must be in \(0, 1\], got nan"),
-    ({"pictures": 0}, "pictures must be at least 1, or None for all at once, got 0"),
+    ({"images": 0}, "images must be at least 1, or None for all at once, got 0"),
 ]
 
 

@@ -12,8 +12,8 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
 
 # ---------------------------------------------------------------- another decoder
 
@@ -25,16 +25,16 @@ def test_a_tiny_decoder_takes_the_place_of_the_pipelines_for_the_reward_only(tin
         expected = tiny.decode(x0).sample.clamp(-1, 1) / 2 + 0.5
     torch.testing.assert_close(Decoder(pipe, "image", Decoding(tiny))(x0).detach(), expected)
 
-    def reward(pictures):
-        seen.append(pictures.shape)
-        return contrast(pictures)
+    def reward(images):
+        seen.append(images.shape)
+        return contrast(images)
 
     with Guidance(reward, decoding=Decoding(tiny)).attach(pipe):
         found = generate(pipe)
-        pictures = generate(pipe, output_type="pt")
+        images = generate(pipe, output_type="pt")
     with torch.no_grad():
         decoded = pipe.vae.decode(found / pipe.vae.config.scaling_factor).sample
-    torch.testing.assert_close(pictures, (decoded / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_a_tiny_decoder_reads_latents_of_unit_variance_whatever_it_replaces(modu
     decoder = Decoder(pipe, "image", Decoding(tiny))
     decoder.adapter = replace(decoder.adapter, unpack=same)
     x0 = torch.randn(sample, generator=torch.Generator().manual_seed(0))
-    pictures = decoder(x0)
+    images = decoder(x0)
     frames = x0.transpose(1, 2).flatten(0, 1) if x0.ndim == 5 else x0
     expected = tiny.decode(frames).sample.clamp(-1, 1) / 2 + 0.5
-    found = pictures.transpose(1, 2).flatten(0, 1) if x0.ndim == 5 else pictures
+    found = images.transpose(1, 2).flatten(0, 1) if x0.ndim == 5 else images
     torch.testing.assert_close(found, expected)
 
 
 def test_a_decoder_of_ones_own_works_where_the_sample_is(tiny_pipeline):
     tiny = make_tiny_decoder()
-    pictures = Decoder(tiny_pipeline(), "image", Decoding(tiny))(torch.empty(2, 4, 8, 8, device="meta"))
-    assert pictures.shape == (2, 3, 16, 16) and pictures.is_meta
+    images = Decoder(tiny_pipeline(), "image", Decoding(tiny))(torch.empty(2, 4, 8, 8, device="meta"))
+    assert images.shape == (2, 3, 16, 16) and images.is_meta
     assert all(weight.device.type == "cpu" for weight in tiny.parameters())
 
 
@@ -69,7 +69,7 @@ def test_a_decoder_of_ones_own_works_where_the_sample_is(tiny_pipeline):
 
 
 def overflowing(vae, dtype):
-    """A decoder whose activations exceed what float16 holds, as those of SDXL's, and whose pictures do not."""
+    """A decoder whose activations exceed what float16 holds, as those of SDXL's, and whose images do not."""
     vae = copy.deepcopy(vae)
     with torch.no_grad():
         resnet = vae.decoder.mid_block.resnets[0]
@@ -85,10 +85,10 @@ def test_a_float16_decoder_that_overflows_runs_in_bfloat16(tiny_pipeline):
     with torch.no_grad():
         assert not half.decode((x0 / half.config.scaling_factor).half()).sample.isfinite().all()
     found = gradient(with_vae(pipe, half), Decoding(), x0)
-    pictures = Decoder(with_vae(pipe, half), "image")(x0)
-    assert pictures.dtype == found.dtype == torch.float32
-    assert pictures.isfinite().all() and found.isfinite().all()
-    torch.testing.assert_close(pictures, expected, atol=0.03, rtol=0)
+    images = Decoder(with_vae(pipe, half), "image")(x0)
+    assert images.dtype == found.dtype == torch.float32
+    assert images.isfinite().all() and found.isfinite().all()
+    torch.testing.assert_close(images, expected, atol=0.03, rtol=0)
     assert all(weight.dtype == torch.float16 for weight in half.parameters())
 
 

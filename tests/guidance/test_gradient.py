@@ -11,13 +11,19 @@ from tiny_pipeline import generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.gradient import gradient_at_images, power_of_two, reward_gradient, sized_for_half, vjp
-from clip_guidance.guidance.measure import Meter
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.gradient import (
+    gradient_at_images,
+    power_of_two,
+    reward_gradient,
+    sized_for_half,
+    vjp,
+)
+from clip_guidance.guidance.memory.measure import Meter
+from clip_guidance.guidance.weights.freeze import frozen
 
 
-def pictures(*shape, dtype=torch.float32):
+def random_images(*shape, dtype=torch.float32):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
@@ -33,7 +39,7 @@ class Parts:
     """x·w₁ + x·w₂ + ..., one after the other; notes how much is in memory meanwhile."""
 
     def __init__(self, count):
-        self.weights = [pictures(3, 5, 5) - 0.5 + i for i in range(count)]
+        self.weights = [random_images(3, 5, 5) - 0.5 + i for i in range(count)]
         self.alive, self.most = weakref.WeakSet(), 0
 
     def parts(self, images):
@@ -50,7 +56,7 @@ class Parts:
 
 
 def test_the_parts_of_a_reward_add_up():
-    images = pictures(2, 3, 5, 5)
+    images = random_images(2, 3, 5, 5)
     found, reward = gradient_at_images(Parts(4), images), Parts(4)
     leaf = images.clone().requires_grad_()
     rewards = reward(leaf)
@@ -60,7 +66,7 @@ def test_the_parts_of_a_reward_add_up():
 
 def test_one_part_is_in_memory_at_a_time():
     reward = Parts(5)
-    gradient_at_images(reward, pictures(2, 3, 5, 5))
+    gradient_at_images(reward, random_images(2, 3, 5, 5))
     assert reward.most == 1
 
 
@@ -69,7 +75,7 @@ def test_chunks_of_cutouts_take_the_memory_of_one_chunk(weighted):
     def peak(count, chunk):
         reward = CLIPReward(make_clip(), "a red apple", Cutouts(count, smallest=1.0), chunk)
         with Meter() as meter, frozen([reward]):
-            gradient_at_images(WeightedRewards([(1.0, reward)]) if weighted else reward, pictures(1, 3, 32, 32))
+            gradient_at_images(WeightedRewards([(1.0, reward)]) if weighted else reward, random_images(1, 3, 32, 32))
         return meter.peak
 
     assert peak(8, 1) == pytest.approx(peak(1, None), rel=0.15)
@@ -89,7 +95,7 @@ def test_the_decoder_runs_once_whatever_the_parts(tiny_pipeline, monkeypatch):
 
 
 def test_a_videos_reward_is_the_mean_of_its_frames():
-    video = pictures(2, 3, 4, 6, 6, dtype=torch.float64)  # four frames
+    video = random_images(2, 3, 4, 6, 6, dtype=torch.float64)  # four frames
     found = gradient_at_images(contrast, video.clone())
     leaf = video.clone().requires_grad_()
     expected = torch.stack([contrast(leaf[:, :, i]) for i in range(4)]).mean(0)
@@ -98,7 +104,7 @@ def test_a_videos_reward_is_the_mean_of_its_frames():
 
 
 def test_each_prompt_serves_all_frames_of_its_video():
-    clip, video = make_clip(), pictures(2, 3, 3, 32, 32)
+    clip, video = make_clip(), random_images(2, 3, 3, 32, 32)
     together = gradient_at_images(CLIPReward(clip, ["a red apple", "a cat"]), video.clone())
     for i, prompt in enumerate(["a red apple", "a cat"]):
         alone = gradient_at_images(CLIPReward(clip, prompt), video[i : i + 1].clone())
@@ -135,7 +141,7 @@ SIZES = (1e-8, 1.0, 1e8)
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_vector_jacobian_product_keeps_the_size_of_the_cotangent(size):
-    x, cotangent = pictures(3, 6), (pictures(3, 6) - 0.5) * torch.tensor([[size], [1.0], [0.0]])
+    x, cotangent = random_images(3, 6), (random_images(3, 6) - 0.5) * torch.tensor([[size], [1.0], [0.0]])
 
     def found(network, product):
         leaf = x.clone().requires_grad_()
@@ -152,9 +158,9 @@ def test_a_vector_jacobian_product_keeps_the_size_of_the_cotangent(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_gradient_that_passes_on_through_a_half_network_keeps_its_size(size):
-    x = pictures(3, 6).requires_grad_()
+    x = random_images(3, 6).requires_grad_()
     half, single = Weights(torch.float16), Weights(torch.float32)
-    weight = size * (pictures(3, 6) - 0.5)
+    weight = size * (random_images(3, 6) - 0.5)
     expected = torch.autograd.grad((weight * single(x)).sum(), x)[0]
     output = sized_for_half(half, x)
     for _ in range(2):  # a graph may be walked twice
@@ -165,7 +171,7 @@ def test_a_gradient_that_passes_on_through_a_half_network_keeps_its_size(size):
 
 
 def test_in_single_precision_sizing_changes_no_bit():
-    x, network = pictures(3, 6).requires_grad_(), Weights(torch.float32)
+    x, network = random_images(3, 6).requires_grad_(), Weights(torch.float32)
     plain, sized = (
         torch.autograd.grad(run(x).square().sum(), x)[0] for run in (network, lambda x: sized_for_half(network, x))
     )
@@ -197,7 +203,7 @@ def test_a_half_decoder_gives_the_gradient_of_the_double_one(tiny_pipeline, dtyp
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_half_clip_gives_the_gradient_of_the_double_one(dtype, size, chunk):
     clip = make_clip()
-    images = pictures(2, 3, 40, 32)
+    images = random_images(2, 3, 40, 32)
 
     def found(dtype):
         reward = CLIPReward(copy.deepcopy(clip).to(dtype), "a red apple", Cutouts(5), chunk)
@@ -217,7 +223,7 @@ def test_cosines_and_logits_of_a_half_clip_are_computed_in_single_precision(dtyp
     clip = make_clip().to(dtype)
     with torch.no_grad():
         clip.logit_scale.fill_(4.6)
-    images = pictures(3, 3, 32, 32)
+    images = random_images(3, 3, 32, 32)
     rewards = CLIPReward(clip, "a red apple")(images)
     embeds = clip.image_embeds(clip.image_processor.differentiable(images).to(dtype))
     assert embeds.dtype == rewards.dtype == torch.float32
@@ -237,7 +243,7 @@ def test_other_rewards_in_float16_are_scaled_by_a_constant():
         def forward(self, images):
             return ((images.half() * self.weight).flatten(1).sum(1) * 1e-5).float()
 
-    leaf = pictures(2, 3, 4, 4).requires_grad_()
+    leaf = random_images(2, 3, 4, 4).requires_grad_()
     assert torch.autograd.grad(Faint()(leaf).sum(), leaf)[0].eq(0).all()
     found = gradient_at_images(Faint(), leaf.detach()).gradient
     torch.testing.assert_close(found, torch.full_like(found, 1e-9), rtol=0.05, atol=0)
@@ -265,7 +271,7 @@ def test_a_half_pipeline_is_steered_as_the_single_one(tiny_pipeline, dtype, mode
     assert similarity(found, expected).min() > 0.95
 
 
-def test_a_picture_without_a_finite_gradient_leaves_the_others_alone(tiny_pipeline):
+def test_an_image_without_a_finite_gradient_leaves_the_others_alone(tiny_pipeline):
     pipe = tiny_pipeline()
     half = with_vae(pipe, copy.deepcopy(pipe.vae).half())
     half.vae.register_to_config(force_upcast=False)

@@ -1,4 +1,4 @@
-"""Guidance as the guider of modular pipelines makes the pictures that it makes attached, around any guider."""
+"""Guidance as the guider of modular pipelines makes the images that it makes attached, around any guider."""
 
 import functools
 
@@ -41,7 +41,7 @@ def sines(latents):
 
 @modes
 @pytest.mark.parametrize(("key", "guider"), CASES)
-def test_pictures_are_those_of_the_same_guidance_attached(key, guider, mode):
+def test_images_are_those_of_the_same_guidance_attached(key, guider, mode):
     pipe, inputs = built(key)
     unguided = run(pipe, inputs, guider=stock(guider))
     options = {"mode": mode, "every": 2 if guider == "apg" else 1, "cap": 2.0 if guider == "cfg" else None}
@@ -49,10 +49,10 @@ def test_pictures_are_those_of_the_same_guidance_attached(key, guider, mode):
     with attached.attach(pipe):
         expected = run(pipe, inputs, guider=stock(guider))
     guidance = Guidance(redness, SCALE, guider=GUIDERS[guider](), **options)
-    pictures = run(pipe, inputs, guider=guidance)
-    torch.testing.assert_close(pictures, expected)
-    assert (pictures - unguided).abs().max() > 1e-3
-    assert mean_redness(pictures) > mean_redness(unguided)
+    images = run(pipe, inputs, guider=guidance)
+    torch.testing.assert_close(images, expected)
+    assert (images - unguided).abs().max() > 1e-3
+    assert mean_redness(images) > mean_redness(unguided)
     assert guidance.report.steps == attached.report.steps
     assert guidance.report.capped == attached.report.capped
     untouched(pipe)

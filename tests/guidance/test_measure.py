@@ -17,12 +17,13 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from planned import SIDE, VIEWS, estimate, make_guidance, make_wide_pipeline
 from tiny import make_clip
 
-from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards, memory
-from clip_guidance.guidance.adapters import same
-from clip_guidance.guidance.decode import Decoder
-from clip_guidance.guidance.frozen import frozen
-from clip_guidance.guidance.measure import Meter, decoder_bytes, decoder_on_meta
-from clip_guidance.guidance.memory import plan_memory
+from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
+from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.memory import plan as memory
+from clip_guidance.guidance.memory.measure import Meter, decoder_bytes, decoder_on_meta
+from clip_guidance.guidance.memory.plan import plan_memory
+from clip_guidance.guidance.weights.freeze import frozen
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_the_decoder_keeps_what_autograd_saves(pipe, dtype):
         return tensor
 
     with frozen([pipe.vae]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        pictures = Decoder(pipe, "image")(latents)
+        images = Decoder(pipe, "image")(latents)
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), tuple(latents.shape))
-    assert found.kept - pictures.nbytes == pytest.approx(sum(each.nbytes() for each in saved.values()), rel=0.1)
+    assert found.kept - images.nbytes == pytest.approx(sum(each.nbytes() for each in saved.values()), rel=0.1)
 
 
 def test_no_weight_is_counted_and_each_storage_once():
@@ -101,14 +102,14 @@ def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(modul
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(dtype)
-    shape = memory._Estimate(Guidance(lambda pictures: 0), pipe, 32, 48, 1, frames)._latents
+    shape = memory._Estimate(Guidance(lambda images: 0), pipe, 32, 48, 1, frames)._latents
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), (1, *shape))
     decoder = Decoder(pipe, "image")
     decoder.adapter = replace(decoder.adapter, unpack=same)
     with frozen([decoder.module] if decoder.module is not None else []), Meter() as meter:
         latents = torch.zeros(1, *shape, requires_grad=True)
-        pictures = decoder(latents)
-    assert found.pictures.shape == pictures.shape and pictures.shape[-2:] == (32, 48)
+        images = decoder(latents)
+    assert found.images.shape == images.shape and images.shape[-2:] == (32, 48)
     assert found.kept == pytest.approx(meter.held - latents.nbytes, rel=0.02)
 
 
@@ -143,8 +144,8 @@ def test_offloaded_and_compiled_networks_stay_where_they_are(pipe, guidance, kin
 
 
 def test_a_reward_that_needs_data_is_refused(pipe):
-    def reward(pictures):
-        return pictures.flatten(1).sum(1) * float(pictures.mean())
+    def reward(images):
+        return images.flatten(1).sum(1) * float(images.mean())
 
     message = "found by running it on the meta device, .* function does not run there: .*meta"
     with pytest.raises(ValueError, match=message):

@@ -10,8 +10,9 @@ from planned import SIDE, VIEWS, estimate, make_guidance, make_tiny_decoder, mak
 from tiny import make_clip
 from tiny_pipeline import generate
 
-from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance, memory
-from clip_guidance.guidance.memory import MemoryPlan, parse_size, plan_memory, readable
+from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
+from clip_guidance.guidance.memory import plan as memory
+from clip_guidance.guidance.memory.plan import MemoryPlan, parse_size, plan_memory, readable
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def guidance():
 
 @pytest.fixture(autouse=True, scope="module")
 def estimates():
-    """Plans of the same pictures share what was measured: a test may make many."""
+    """Plans of the same images share what was measured: a test may make many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_Estimate", functools.cache(memory._Estimate))
         yield
@@ -62,21 +63,21 @@ def test_a_larger_budget_never_gives_a_worse_setting(pipe, guidance, batch, tiny
 def test_exact_settings_come_before_approximate_ones(pipe, guidance):
     plain = estimate(guidance, pipe, Decoding(), None, 3)
     chunked = estimate(guidance, pipe, Decoding(), 1, 3)
-    one = estimate(guidance, pipe, Decoding(pictures=1), 1, 3)
-    least = estimate(guidance, pipe, Decoding(pictures=1, checkpoint=True), 1, 3)
+    one = estimate(guidance, pipe, Decoding(images=1), 1, 3)
+    least = estimate(guidance, pipe, Decoding(images=1, checkpoint=True), 1, 3)
     assert plain > chunked > one > least
     for budget, expected in (
         (plain, Decoding()),
         (chunked, Decoding()),
-        (one, Decoding(pictures=1)),
-        (least, Decoding(pictures=1, checkpoint=True)),
+        (one, Decoding(images=1)),
+        (least, Decoding(images=1, checkpoint=True)),
     ):
         plan = plan_memory(guidance, pipe, budget, SIDE, SIDE, 3, make_tiny_decoder())
         assert plan.decoding == expected and plan.exact
     assert plan_memory(guidance, pipe, least - 1, SIDE, SIDE, 3).decoding.resolution == 0.75
 
 
-def test_the_tiny_decoder_comes_before_a_smaller_picture(pipe, guidance):
+def test_the_tiny_decoder_comes_before_a_smaller_image(pipe, guidance):
     least = estimate(guidance, pipe, Decoding(checkpoint=True), 1)
     tiny = make_tiny_decoder()
     plan = plan_memory(guidance, pipe, least - 1, SIDE, SIDE, tiny=tiny)
@@ -94,7 +95,7 @@ def test_if_nothing_fits_the_smallest_need_is_named_and_is_enough(pipe, guidance
         ValueError, match="takes at least .* beside the weights, with chunk=1 and .*budget is 1 B"
     ) as caught:
         plan_memory(guidance, pipe, 1, SIDE, SIDE)
-    assert "2 pictures" not in str(caught.value) and "1 picture of 64 x 64 by StableDiffusionPipeline" in str(
+    assert "2 images" not in str(caught.value) and "1 image of 64 x 64 by StableDiffusionPipeline" in str(
         caught.value
     )
     least = re.search(r"at least ([\d.]+ \w+)", str(caught.value))[1]
@@ -126,8 +127,8 @@ _PLAIN = Decoding()
 
 def words(decoding=_PLAIN, chunk=None, mode="x0"):
     """The lines of a plan for 16 views."""
-    lines = str(MemoryPlan(decoding, chunk, 5 * 2**29, 4 * 2**30, "3 pictures", 16, mode)).splitlines()
-    assert lines.pop(0) == "Guidance of 3 pictures: about 2.5 GiB of 4.0 GiB."
+    lines = str(MemoryPlan(decoding, chunk, 5 * 2**29, 4 * 2**30, "3 images", 16, mode)).splitlines()
+    assert lines.pop(0) == "Guidance of 3 images: about 2.5 GiB of 4.0 GiB."
     return dict(line.split(": ", 1) for line in lines)
 
 
@@ -138,13 +139,13 @@ def test_it_says_that_nothing_has_to_change():
 
 
 def test_it_says_what_an_exact_setting_costs():
-    plan = words(Decoding(pictures=1, checkpoint=True), 6)
-    assert re.fullmatch("chunk=6, so many of the 16 .*; pictures=1, .*; checkpoint=True, .*", plan["Chosen"])
+    plan = words(Decoding(images=1, checkpoint=True), 6)
+    assert re.fullmatch("chunk=6, so many of the 16 .*; images=1, .*; checkpoint=True, .*", plan["Chosen"])
     assert plan["Costs"].startswith(
         "3 passes through CLIP at a guided step instead of 1; 2 more forwards of the decoder"
     )
     assert plan["Gives up"] == "nothing, the gradient is exact."
-    assert words(Decoding(pictures=1))["Costs"] == "1 more forward of the decoder at a guided step."
+    assert words(Decoding(images=1))["Costs"] == "1 more forward of the decoder at a guided step."
 
 
 def test_it_says_what_an_approximate_setting_gives_up():
@@ -160,7 +161,7 @@ def test_it_says_what_is_not_counted(pipe, guidance):
     exact = CLIPGuidance(make_clip(), "x", mode="exact")
     assert "come on top" in str(plan_memory(exact, pipe, "1GiB", 32, 32))
     plan = str(plan_memory(guidance, pipe, "1GiB", SIDE, SIDE, 3))
-    assert plan.startswith("Guidance of 3 pictures of 64 x 64 by StableDiffusionPipeline: about ")
+    assert plan.startswith("Guidance of 3 images of 64 x 64 by StableDiffusionPipeline: about ")
 
 
 def test_an_exact_plan_steers_as_the_plain_setting(pipe):
@@ -174,9 +175,9 @@ def test_an_exact_plan_steers_as_the_plain_setting(pipe):
 
     guidance = CLIPGuidance(make_clip(), "a red apple", cutouts=VIEWS)
     pixels = 8 * 4  # the tiny UNet's latents are 8 x 8
-    least = estimate(guidance, pipe, Decoding(pictures=1, checkpoint=True), 1, 2, pixels)
+    least = estimate(guidance, pipe, Decoding(images=1, checkpoint=True), 1, 2, pixels)
     plan = plan_memory(guidance, pipe, least, pixels, pixels, batch=2)
-    assert plan.decoding == Decoding(pictures=1, checkpoint=True)
+    assert plan.decoding == Decoding(images=1, checkpoint=True)
     plain = steered()
     torch.testing.assert_close(steered(plan), plain, rtol=1e-4, atol=1e-4)
     assert not plain.equal(generate(pipe, ["cat"] * 2, seeds=(0, 1)))

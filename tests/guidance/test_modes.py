@@ -7,8 +7,8 @@ from tiny_pipeline import Recorder, TinyCLIP, generate, make_scheduler
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.modes.x0 import posterior_variance
-from clip_guidance.guidance.noise import NoiseLevel
 
 SCHEDULERS = ["ddim", "euler", "dpm"]
 GUIDANCE_SCALE, SCALE = 3.0, 2.0
@@ -69,7 +69,7 @@ class Chain:
 
     def reward(self, x0):
         images = self.pipe.vae.decode(x0 / self.pipe.vae.config.scaling_factor).sample / 2 + 0.5
-        assert 0 < images.min() < images.max() < 1, "a clipped picture has no finite difference to compare with"
+        assert 0 < images.min() < images.max() < 1, "a clipped image has no finite difference to compare with"
         embeds = self.clip.image_embeds(self.clip.image_processor.differentiable(images))
         return (self.clip.logit_scale.exp() * (embeds * self.text_embeds).sum(-1)).sum()
 
@@ -153,7 +153,7 @@ LOOPS = {
     "before other tokens": lambda unet, x, t: unet(torch.cat([x, torch.ones_like(x)], dim=2), t)[..., :4],
     "after other tokens": lambda unet, x, t: unet(torch.cat([torch.ones_like(x), x], dim=2), t)[..., 4:],
     "as a list of samples": lambda unet, x, t: sum(unet(list(torch.cat([x] * 2)), t).chunk(2)) / 2,
-    "last in a list of pictures": lambda unet, x, t: unet([[torch.ones(2, 1), each] for each in x], t),
+    "last in a list of images": lambda unet, x, t: unet([[torch.ones(2, 1), each] for each in x], t),
 }
 
 

@@ -16,7 +16,7 @@ from diffusers import (
 from gaussian import make_pipe, peer_level, sample, set_timesteps, watched
 from scheduler_matrix import ONE_EACH, SETTINGS, matrix, summary
 
-from clip_guidance.guidance.noise import (
+from clip_guidance.guidance.adapters.noise_level import (
     LEVELS,
     NoiseLevel,
     UnsupportedSchedulerError,
@@ -25,8 +25,8 @@ from clip_guidance.guidance.noise import (
     num_steps,
     step_index,
 )
-from clip_guidance.guidance.prediction import prediction_type
-from clip_guidance.guidance.refused import REFUSED
+from clip_guidance.guidance.adapters.prediction import prediction_type
+from clip_guidance.guidance.adapters.unsupported import UNSUPPORTED_SCHEDULERS
 
 
 def exported():
@@ -36,14 +36,14 @@ def exported():
 
 
 def test_every_scheduler_of_diffusers_is_known_or_refused():
-    assert exported() - LEVELS.keys() - REFUSED.keys() == set(), "decide whether these can be guided"
-    assert not LEVELS.keys() & REFUSED.keys()
-    assert all(len(reason) > 10 for reason in REFUSED.values())
+    assert exported() - LEVELS.keys() - UNSUPPORTED_SCHEDULERS.keys() == set(), "decide whether these can be guided"
+    assert not LEVELS.keys() & UNSUPPORTED_SCHEDULERS.keys()
+    assert all(len(reason) > 10 for reason in UNSUPPORTED_SCHEDULERS.values())
 
 
 @pytest.mark.skipif(diffusers.__version__ < "0.42", reason="the tables name what diffusers 0.42 exports")
 def test_the_tables_name_schedulers_that_exist():
-    assert (LEVELS.keys() | REFUSED.keys()) - exported() == set()
+    assert (LEVELS.keys() | UNSUPPORTED_SCHEDULERS.keys()) - exported() == set()
 
 
 def test_every_known_scheduler_is_tested():
@@ -207,12 +207,12 @@ def test_a_subclass_belongs_to_the_family_of_its_base(base):
     assert noise_level(derived, own.timesteps[1]) == noise_level(own, own.timesteps[1])
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED_SCHEDULERS)
 def test_a_refused_scheduler_is_told_why(name):
     scheduler = type("Derived", (type(name, (), {}),), {})()
     with pytest.raises(UnsupportedSchedulerError) as error:
         level_resolver(scheduler)
-    assert f"{name} cannot be guided: {REFUSED[name]}. Exchange it before attaching" in str(error.value)
+    assert f"{name} cannot be guided: {UNSUPPORTED_SCHEDULERS[name]}. Exchange it before attaching" in str(error.value)
 
 
 def test_an_unknown_scheduler_is_refused_by_name():

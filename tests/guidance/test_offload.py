@@ -18,20 +18,20 @@ CPU = torch.device("cpu")
 CLIP = make_clip()
 
 
-def pictures(pipe, mode=None, decoding=None):
+def images(pipe, mode=None, decoding=None):
     """Of a run that is guided in a mode, or of an unguided one."""
     if mode is None:
         return generate(pipe, seeds=(0, 1), num_images_per_prompt=2, output_type="pt")
     with CLIPGuidance(CLIP, "a red apple", scale=20.0, mode=mode, decoding=decoding).attach(pipe):
-        return pictures(pipe)
+        return images(pipe)
 
 
 def check(pipe, mode, decoding=None, tolerance=0.0):
     """That the pipeline steers as one that saves nothing, and that steering shows."""
     plain = make_pipeline()
-    expected = pictures(plain, mode, decoding)
-    assert (expected - pictures(plain)).abs().max() > 0.01
-    torch.testing.assert_close(pictures(pipe, mode, decoding), expected, atol=tolerance, rtol=0)
+    expected = images(plain, mode, decoding)
+    assert (expected - images(plain)).abs().max() > 0.01
+    torch.testing.assert_close(images(pipe, mode, decoding), expected, atol=tolerance, rtol=0)
 
 
 # ---------------------------------------------------------------- whole networks
@@ -65,13 +65,13 @@ def offloaded(twice=False):
 def test_a_decoder_that_wakes_at_a_step_leaves_the_denoiser_where_it_is(mode, twice):
     pipe, sent = offloaded(twice)
     check(pipe, mode)
-    assert sent.count == 1  # for the final picture
+    assert sent.count == 1  # for the final image
 
 
 def test_without_guidance_everything_is_offloaded_as_before():
     pipe, sent = offloaded()
     hooks = {name: module._hf_hook for name, module in pipe.components.items() if hasattr(module, "_hf_hook")}
-    pictures(pipe, "exact")
+    images(pipe, "exact")
     assert {name: module._hf_hook for name, module in pipe.components.items() if hasattr(module, "_hf_hook")} == hooks
     assert pipe.vae._hf_hook.prev_module_hook is sent
 
@@ -156,7 +156,7 @@ def test_the_denoiser_comes_and_goes_as_often_as_without_guidance(counted, kind)
     def denoisers_calls(mode):
         pipe = grouped(kind, ["unet"])
         counted.update(onload=0, offload=0)
-        pictures(pipe, mode)
+        images(pipe, mode)
         return dict(counted)
 
     assert denoisers_calls("x0") == denoisers_calls(None)
@@ -195,14 +195,14 @@ def with_vae_slicing(pipe):
     pipe.vae.enable_slicing()
 
 
-def with_tiles_larger_than_the_picture(pipe):
+def with_tiles_larger_than_the_image(pipe):
     pipe.vae.enable_tiling()
     assert pipe.vae.tile_latent_min_size >= 8
 
 
-@pytest.mark.parametrize("save", [with_attention, with_vae_slicing, with_tiles_larger_than_the_picture])
+@pytest.mark.parametrize("save", [with_attention, with_vae_slicing, with_tiles_larger_than_the_image])
 @modes
-def test_slices_give_the_same_pictures(save, mode):
+def test_slices_give_the_same_images(save, mode):
     pipe = make_pipeline()
     save(pipe)
     check(pipe, mode, tolerance=1e-4)
@@ -210,12 +210,12 @@ def test_slices_give_the_same_pictures(save, mode):
 
 @modes
 def test_tiles_are_differentiated(mode):
-    """They overlap and are blended, so the picture is another one; the gradient is that of the blended picture."""
+    """They overlap and are blended, so the image is another one; the gradient is that of the blended image."""
     pipe = make_pipeline()
     pipe.vae.enable_tiling()
     pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 4, 8
-    guided, plain = pictures(pipe, mode), pictures(pipe)
+    guided, plain = images(pipe, mode), images(pipe)
     assert (
         CLIPGuidance(CLIP, "a red apple").reward(guided).mean() > CLIPGuidance(CLIP, "a red apple").reward(plain).mean()
     )
-    assert not guided.equal(pictures(copy.copy(make_pipeline()), mode))
+    assert not guided.equal(images(copy.copy(make_pipeline()), mode))

@@ -9,16 +9,16 @@ from tiny_pipeline import Recorder, generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
-from clip_guidance.guidance.cap import Corrections, capped
-from clip_guidance.guidance.noise import NoiseLevel
-from clip_guidance.guidance.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.engine.cap import Corrections, capped
 
-# ---------------------------------------------------------------- a scale for each picture
+# ---------------------------------------------------------------- a scale for each image
 
 
 @schedulers
 @modes
-def test_each_picture_has_its_own_scale(tiny_pipeline, clip, scheduler, mode):
+def test_each_image_has_its_own_scale(tiny_pipeline, clip, scheduler, mode):
     pipe = tiny_pipeline(scheduler)
     plain = generate(pipe, ["cat"] * 2, seeds=(0, 1))
     with CLIPGuidance(clip, "dog", scale=[0.0, 2.0], mode=mode).attach(pipe):
@@ -31,15 +31,15 @@ def test_each_picture_has_its_own_scale(tiny_pipeline, clip, scheduler, mode):
 
 def test_scales_follow_num_images_per_prompt(tiny_pipeline):
     pipe = tiny_pipeline()
-    pictures = []
+    images = []
     for scale in ([1.0, 3.0], [1.0, 1.0, 3.0, 3.0]):
         with Guidance(brightness, scale=scale).attach(pipe):
-            pictures.append(generate(pipe, ["cat", "sun"], seeds=(0, 1, 2, 3), num_images_per_prompt=2))
-    assert pictures[0].equal(pictures[1])
+            images.append(generate(pipe, ["cat", "sun"], seeds=(0, 1, 2, 3), num_images_per_prompt=2))
+    assert images[0].equal(images[1])
 
 
 def test_scales_that_do_not_fit_the_batch_are_refused():
-    message = "2 scales cannot be shared out evenly among a batch of 3 pictures"
+    message = "2 scales cannot be shared out evenly among a batch of 3 images"
     pipe = bare_pipe()
     with pytest.raises(ValueError, match=message), Guidance(brightness, [1.0, 2.0], space="latent").attach(pipe):
         loop(pipe, shape=(3, 2))
@@ -189,13 +189,13 @@ def noise_to_signal(scheduler, index, t):
 @modes
 def test_a_cap_that_is_never_reached_changes_nothing(tiny_pipeline, clip, mode):
     pipe = tiny_pipeline()
-    pictures = []
+    images = []
     for cap in (None, 1e6):
         guidance = CLIPGuidance(clip, "dog", mode=mode, cap=cap)
         with guidance.attach(pipe):
-            pictures.append(generate(pipe))
+            images.append(generate(pipe))
         assert guidance.report.capped == 0
-    assert pictures[0].equal(pictures[1])
+    assert images[0].equal(images[1])
 
 
 @pytest.mark.parametrize("cap", [0.0, -1.0, math.inf, math.nan])

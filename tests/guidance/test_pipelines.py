@@ -8,8 +8,8 @@ import torch
 from zoo import NO_EXACT, NO_LATENTS, PIPELINES, built, mean_redness, redness, run, unguided
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.adapters import Size
-from clip_guidance.guidance.decode import Decoder
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.engine.decoder import Decoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),  # of diffusers' own parts
@@ -28,16 +28,16 @@ def test_scale_zero_is_bit_identical(key):
 
 
 @pipelines
-def test_pictures_for_the_reward_are_the_pipelines_own(key):
+def test_images_for_the_reward_are_the_pipelines_own(key):
     pipe, _ = built(key)
     latents = last_latents(key) if key in NO_LATENTS else run(key, output_type="latent")
     with torch.no_grad():
         size = Size(*unguided(key).shape[-2:])
         decoded = Decoder(pipe, "image")(latents, size)[:1]  # DiT's latents are twofold
-    pictures = unguided(key)
-    pictures = pictures if pictures.ndim == decoded.ndim else pictures[None]
-    pictures = pictures.transpose(1, 2) if pictures.ndim == 5 else pictures  # frames, as the decoder has them
-    torch.testing.assert_close(decoded, pictures, atol=1e-4, rtol=0)
+    images = unguided(key)
+    images = images if images.ndim == decoded.ndim else images[None]
+    images = images.transpose(1, 2) if images.ndim == 5 else images  # frames, as the decoder has them
+    torch.testing.assert_close(decoded, images, atol=1e-4, rtol=0)
 
 
 def last_latents(key):
@@ -63,7 +63,7 @@ def last_latents(key):
 
 @pytest.mark.parametrize("mode", ["x0", "exact"])
 @pipelines
-def test_the_reward_of_the_pictures_rises(key, mode):
+def test_the_reward_of_the_images_rises(key, mode):
     pipe, _ = built(key)
     if mode == "exact" and key in NO_EXACT:
         with pytest.raises(ValueError, match=r"mode='x0'"), Guidance(redness, mode=mode).attach(pipe):

@@ -7,8 +7,8 @@ import torch
 from gaussian import make_pipe, sample, watched
 from scheduler_matrix import matrix
 
-from clip_guidance.guidance.noise import NoiseLevel, UnsupportedSchedulerError, noise_level, num_steps
-from clip_guidance.guidance.prediction import PREDICTION_TYPES, Prediction, prediction_type
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError, noise_level, num_steps
+from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction, prediction_type
 
 LEVELS = [NoiseLevel(0.8, 0.6), NoiseLevel(1.0, 14.6), NoiseLevel(0.1, 0.995), NoiseLevel(0.3, 0.7)]
 #: They never tell what they take the clean sample to be; the others at every step, or by ending with it.

@@ -6,10 +6,10 @@ from tiny_pipeline import generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Guidance, WeightedRewards
-from clip_guidance.guidance.gradient import gradient_at_images
+from clip_guidance.guidance.engine.gradient import gradient_at_images
 
 
-def pictures(count, size=(16, 12), seed=0):
+def random_images(count, size=(16, 12), seed=0):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,30 +27,30 @@ def logits(clip, images, prompts):
 
 
 def test_the_reward_is_clips_logit(clip):
-    images = pictures(2)
+    images = random_images(2)
     torch.testing.assert_close(CLIPReward(clip, "dog")(images), logits(clip, images, ["dog", "dog"]))
     torch.testing.assert_close(CLIPReward(clip, ["dog", "cat"])(images), logits(clip, images, ["dog", "cat"]))
 
 
-def test_each_prompt_serves_consecutive_pictures(clip):
-    images = pictures(4)
+def test_each_prompt_serves_consecutive_images(clip):
+    images = random_images(4)
     expected = logits(clip, images, ["dog", "dog", "cat", "cat"])
     torch.testing.assert_close(CLIPReward(clip, ["dog", "cat"])(images), expected)
 
 
 def test_prompts_that_do_not_fit_the_batch_are_refused(clip):
-    with pytest.raises(ValueError, match="3 prompts cannot be shared out evenly among a batch of 4 pictures"):
-        CLIPReward(clip, ["a", "b", "c"])(pictures(4))
+    with pytest.raises(ValueError, match="3 prompts cannot be shared out evenly among a batch of 4 images"):
+        CLIPReward(clip, ["a", "b", "c"])(random_images(4))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (3, 8, 8)])
-def test_what_is_no_picture_is_refused(clip, shape):
-    with pytest.raises(ValueError, match=r"pictures \(B, 3, H, W\) in \[0, 1\], got .*space='latent'"):
+def test_what_is_no_image_is_refused(clip, shape):
+    with pytest.raises(ValueError, match=r"images \(B, 3, H, W\) in \[0, 1\], got .*space='latent'"):
         CLIPReward(clip, "dog")(torch.zeros(shape))
 
 
 def test_the_reward_averages_over_the_cutouts(clip):
-    images = pictures(2)
+    images = random_images(2)
     views = list(Cutouts(4, seed=7)(images))
     expected = torch.stack([logits(clip, view, ["dog", "dog"]) for view in views]).mean(0)
     torch.testing.assert_close(CLIPReward(clip, "dog", Cutouts(4, seed=7))(images), expected)
@@ -58,7 +58,7 @@ def test_the_reward_averages_over_the_cutouts(clip):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 9])
 def test_chunks_change_neither_the_reward_nor_its_gradient(clip, chunk):
-    images = pictures(2)
+    images = random_images(2)
     whole, divided = (CLIPReward(clip, ["dog", "cat"], Cutouts(5, seed=2), each) for each in (None, chunk))
     parts = list(divided.parts(images))
     assert len(parts) == -(-5 // chunk)
@@ -82,7 +82,7 @@ WEIGHTS = {"dog": 1.0, "a photo": -0.5, "cat": 2.0}
 
 
 def test_weighted_prompts_are_the_weighted_sum_of_their_rewards(clip):
-    images = pictures(3)
+    images = random_images(3)
     mapped = CLIPReward(clip, WEIGHTS, Cutouts(3))
     apart = [(weight, CLIPReward(clip, text, Cutouts(3))) for text, weight in WEIGHTS.items()]
     expected = sum(weight * reward(images) for weight, reward in apart)
@@ -93,7 +93,7 @@ def test_weighted_prompts_are_the_weighted_sum_of_their_rewards(clip):
 
 
 def test_a_weight_multiplies_the_logit_of_its_prompt(clip):
-    images = pictures(2)
+    images = random_images(2)
     torch.testing.assert_close(CLIPReward(clip, {"dog": 1})(images), CLIPReward(clip, "dog")(images))
     torch.testing.assert_close(CLIPReward(clip, {"dog": -2})(images), -2 * CLIPReward(clip, "dog")(images))
     assert CLIPReward(clip, {"dog": 0.0})(images).eq(0).all()
@@ -139,7 +139,7 @@ class Contrast(nn.Module):
 
 
 def test_a_weighted_sum_is_the_sum_of_its_weighted_rewards(clip):
-    images = pictures(2)
+    images = random_images(2)
     network = Contrast()
     reward = WeightedRewards([(0.5, brightness), (-2, network), (1.5, CLIPReward(clip, "dog", Cutouts(4), chunk=3))])
     expected = 0.5 * brightness(images) - 2 * network(images) + 1.5 * CLIPReward(clip, "dog", Cutouts(4))(images)
@@ -156,7 +156,7 @@ def test_a_weighted_sum_is_the_sum_of_its_weighted_rewards(clip):
 
 
 def test_sums_of_sums():
-    images = pictures(2)
+    images = random_images(2)
     inner = WeightedRewards([(2.0, brightness), (1.0, Contrast())])
     outer = WeightedRewards([(3.0, inner), (-1.0, brightness)])
     assert len(list(outer.parts(images))) == 3
@@ -205,7 +205,7 @@ def test_bad_sums_are_refused(rewards, error, message):
         WeightedRewards(rewards)
 
 
-def test_a_part_that_is_no_number_a_picture_is_refused():
+def test_a_part_that_is_no_number_an_image_is_refused():
     reward = WeightedRewards([(1.0, brightness), (1.0, lambda images: images.mean())])
     with pytest.raises(ValueError, match=r"must return one number a sample, shape \(2,\), got \(\)"):
-        gradient_at_images(reward, pictures(2))
+        gradient_at_images(reward, random_images(2))

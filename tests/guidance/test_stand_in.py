@@ -10,7 +10,7 @@ from tiny import make_clip
 from tiny_pipeline import make_pipeline
 from torch import nn
 
-from clip_guidance.guidance.stand_in import stand_in
+from clip_guidance.guidance.weights.clone import stand_in
 
 CPU = torch.device("cpu")
 

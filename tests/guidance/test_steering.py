@@ -82,13 +82,13 @@ def test_a_predicted_variance_stays_as_it_is(mode):
 
 
 @modes
-def test_a_doubled_sample_is_guided_once_and_a_reward_sees_each_picture_once(mode):
+def test_a_doubled_sample_is_guided_once_and_a_reward_sees_each_image_once(mode):
     pipe, inputs = importlib.import_module("pipelines.dit_classic").PIPELINES["DiTPipeline"]()
     seen = []
 
-    def reward(pictures):
-        seen.append(len(pictures))
-        return brightness(pictures)
+    def reward(images):
+        seen.append(len(images))
+        return brightness(images)
 
     recorder = Recorder(pipe.scheduler)
     with Guidance(reward, mode=mode, scale=[50.0]).attach(pipe):

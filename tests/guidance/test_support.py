@@ -67,7 +67,7 @@ def outcome(key, name, config):
         for scale in (100.0, 10_000.0):
             with Guidance(redness, scale=scale).attach(pipe):
                 guided = run(key)
-            assert guided.isfinite().all(), f"{key} with {name} gave pictures that are not finite"
+            assert guided.isfinite().all(), f"{key} with {name} gave images that are not finite"
             if mean_redness(guided) > mean_redness(plain):
                 return "✓"
     except UnsupportedSchedulerError:

@@ -64,7 +64,7 @@ class TinyCLIP(nn.Module):
 
 
 def make_pipeline():
-    """One token a letter, a UNet of 8 x 8 latents with one attention, a decoder to 16 x 16 pictures."""
+    """One token a letter, a UNet of 8 x 8 latents with one attention, a decoder to 16 x 16 images."""
     torch.manual_seed(0)
     vocab = {chr(c) + end: i for i, (c, end) in enumerate((c, e) for c in range(97, 123) for e in ("", "</w>"))}
     for token in ("<|startoftext|>", "<|endoftext|>"):
@@ -100,7 +100,7 @@ def make_pipeline():
         up_block_types=("UpDecoderBlock2D",) * 2,
         scaling_factor=0.7,
     )
-    vae.decoder.conv_out.weight.data *= 0.2  # keeps pictures inside [0, 1], where nothing is clipped
+    vae.decoder.conv_out.weight.data *= 0.2  # keeps images inside [0, 1], where nothing is clipped
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=12)
     return assemble(vae, text_encoder, tokenizer, unet, make_scheduler("ddim"))
 
@@ -124,7 +124,7 @@ def assemble(vae, text_encoder, tokenizer, unet, scheduler):
 
 
 def generate(pipe, prompt="cat", seeds=(0,), steps=4, output_type="latent", **options):
-    """Latents, or pictures with ``output_type="pt"``, one generator a picture."""
+    """Latents, or images with ``output_type="pt"``, one generator an image."""
     generator = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"guidance_scale": 3.0, "num_inference_steps": steps, "output_type": output_type, **options}
     return pipe(prompt, generator=generator, **options).images

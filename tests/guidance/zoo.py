@@ -20,9 +20,9 @@ NO_LATENTS, NO_EXACT = (
 )
 
 
-def redness(pictures):
-    """20 × (red − blue) of pictures (B, 3, H, W), a number a picture."""
-    return 20 * (pictures[:, 0] - pictures[:, 2]).flatten(1).mean(1)
+def redness(images):
+    """20 × (red − blue) of images (B, 3, H, W), a number an image."""
+    return 20 * (images[:, 0] - images[:, 2]).flatten(1).mean(1)
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def built(key):
 
 
 def run(key, **options):
-    """Pictures (B, 3, H, W) in [0, 1], a video's (B, F, 3, H, W), or latents for ``output_type="latent"``."""
+    """Images (B, 3, H, W) in [0, 1], a video's (B, F, 3, H, W), or latents for ``output_type="latent"``."""
     pipe, inputs = built(key)
     inputs["generator"].manual_seed(0)
     torch.manual_seed(0)
@@ -52,6 +52,6 @@ def unguided(key):
     return run(key)
 
 
-def mean_redness(pictures):
-    """Of pictures, or of all frames of a video."""
-    return redness(pictures.flatten(0, -4) if pictures.ndim > 4 else pictures).mean().item()
+def mean_redness(images):
+    """Of images, or of all frames of a video."""
+    return redness(images.flatten(0, -4) if images.ndim > 4 else images).mean().item()

@@ -1,9 +1,9 @@
-"""A tiny CLIP, another one, and pictures."""
+"""A tiny CLIP, another one, and images."""
 
 from pathlib import Path
 
 import pytest
-from index_helpers import free_port, need_milvus, save_picture, start_server
+from index_helpers import free_port, need_milvus, save_image, start_server
 from tiny_models import save_tiny_clip
 
 import clip_guidance as cg
@@ -21,8 +21,8 @@ def other_clip(tmp_path_factory) -> CLIP:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[Path]:
-    return [save_picture(tmp_path / "pictures" / f"{name}.png", seed) for seed, name in enumerate("abcdef")]
+def images(tmp_path) -> list[Path]:
+    return [save_image(tmp_path / "images" / f"{name}.png", seed) for seed, name in enumerate("abcdef")]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def index(open_index, clip):
 
 @pytest.fixture
 def encoded(clip, monkeypatch):
-    """Numbers of pictures that passed through the image tower, pass by pass."""
+    """Numbers of images that passed through the image tower, pass by pass."""
     passes, encode = [], clip.image_embeds
     monkeypatch.setattr(clip, "image_embeds", lambda pixels: passes.append(len(pixels)) or encode(pixels))
     return passes

@@ -1,4 +1,4 @@
-"""Pictures, and indices that are filled without a CLIP."""
+"""Images, and indices that are filled without a CLIP."""
 
 import os
 import socket
@@ -18,8 +18,8 @@ from clip_guidance.index.store import Store
 OLD = 1_500_000_000  # seconds since 1970: a time of change that can be relied on
 
 
-def save_picture(path: Path, seed: int) -> Path:
-    """A picture of noise, last changed long ago."""
+def save_image(path: Path, seed: int) -> Path:
+    """An image of noise, last changed long ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)

@@ -32,7 +32,7 @@ def test_nearest_equals_sorting_all(tmp_path, block, k):
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_of_equal_pictures_the_earlier_is_first(block):
+def test_of_equal_images_the_earlier_is_first(block):
     same = np.tile(np.eye(8, dtype=np.float32)[0], (10, 1))
     assert nearest(same, np.arange(1, 10), same[:1], 4, block).rows.tolist() == [[1, 2, 3, 4]]
 

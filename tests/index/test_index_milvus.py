@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_helpers import free_port, need_milvus, put, save_picture, start_server, unit_vectors
+from index_helpers import free_port, need_milvus, put, save_image, start_server, unit_vectors
 
 import clip_guidance as cg
-from clip_guidance.index import ImageIndexError, opening
+from clip_guidance.index import ImageIndexError
+from clip_guidance.index import open as opening
 from clip_guidance.index.compact import compact
 from clip_guidance.index.entries import exactly
 from clip_guidance.index.milvus import MilvusStore
@@ -92,7 +93,7 @@ def test_filters_are_exact_and_narrow_ones_do_not_ask_milvus(store, asked):
 
 
 def test_a_filter_that_milvus_cannot_fill_is_answered_exactly(store, asked):
-    """The pictures that pass are the farthest: none is among those that Milvus is asked for."""
+    """The images that pass are the farthest: none is among those that Milvus is asked for."""
     embeds = unit_vectors(200)
     order = np.argsort(embeds @ unit_vectors(1, seed=9)[0])
     put(store, [f"/{n}" for n in range(200)], embeds)
@@ -149,13 +150,13 @@ def test_compaction_sends_nothing(store, asked):
 
 def test_the_catalogue_may_change_without_milvus(address, tmp_path, clip):
     """Opened as a folder, it notes for Milvus what it changes."""
-    pictures = [save_picture(tmp_path / f"{n}.png", n) for n in range(4)]
+    images = [save_image(tmp_path / f"{n}.png", n) for n in range(4)]
     catalogue = tmp_path / "catalogue"
     with cg.ImageIndex.open(address, clip, catalogue=catalogue) as index:
-        index.add(pictures[:3])
+        index.add(images[:3])
     with cg.ImageIndex.open(catalogue, clip) as folder:
-        folder.add(pictures[3])
-        folder.delete(pictures[0])
+        folder.add(images[3])
+        folder.delete(images[0])
         expected = [hit.path for hit in folder.search("apple")]
     with cg.ImageIndex.open(address, clip, catalogue=catalogue) as index:
         assert [hit.path for hit in index.search("apple")] == expected
@@ -164,15 +165,15 @@ def test_the_catalogue_may_change_without_milvus(address, tmp_path, clip):
 
 def test_the_index_is_used_as_a_folder_is(address, tmp_path, clip, other_clip, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    pictures = [save_picture(tmp_path / "pictures" / f"{n}.png", n) for n in range(5)]
+    images = [save_image(tmp_path / "images" / f"{n}.png", n) for n in range(5)]
     with (
         cg.ImageIndex.open(address, clip) as index,
         cg.ImageIndex.open(tmp_path / "folder", clip) as folder,
     ):
         for each in (index, folder):
-            each.add(pictures, metadata=lambda path: {"n": int(path.stem)}, batch_size=2)
-            each.delete(pictures[4])
-        for query, where in (("apple", None), (f"2 * apple - {pictures[0]}", "n > 0"), (pictures[1], {"n": [1, 2, 3]})):
+            each.add(images, metadata=lambda path: {"n": int(path.stem)}, batch_size=2)
+            each.delete(images[4])
+        for query, where in (("apple", None), (f"2 * apple - {images[0]}", "n > 0"), (images[1], {"n": [1, 2, 3]})):
             found, expected = index.search(query, 3, where), folder.search(query, 3, where)
             assert [(hit.path, hit.metadata) for hit in found] == [(hit.path, hit.metadata) for hit in expected]
             assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)

@@ -29,7 +29,7 @@ def test_nothing_acknowledged_is_lost_by_a_kill(root, store):
 
 
 def test_the_kills_would_find_a_loss(root, tmp_path):
-    """With a store that forgets the last picture of each batch, the same program reports losses."""
+    """With a store that forgets the last image of each batch, the same program reports losses."""
     (tmp_path / "forgetful.py").write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(root / 'benchmarks')!r})\n"

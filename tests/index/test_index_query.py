@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from clip_guidance.images import ImageError
+from clip_guidance.images.load import ImageError
 from clip_guidance.index.query import Term, parse_query, query_embeds
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A current folder with pictures, one of them with spaces in its name, and other files."""
+    """A current folder with images, one of them with spaces in its name, and other files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     for number, name in enumerate(("b.png", "my photo.png", "sub/c.JPG", "plain", "sub/plain")):
@@ -55,18 +55,18 @@ def test_queries_are_read(query, terms):
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("", "expected a text or a picture at character 1: "),
-        ("   ", "expected a text or a picture at character 4: "),
-        ("a + ", r"expected a text or a picture at character 5: a \+ "),
-        ("a + - b", "expected a text or a picture at character 5"),
-        ("-", "expected a text or a picture at character 2"),
-        ("a - 2 * ", "expected a text or a picture after the weight at character 5"),
-        ('""', "expected a text or a picture after the weight at character 1"),
+        ("", "expected a text or an image at character 1: "),
+        ("   ", "expected a text or an image at character 4: "),
+        ("a + ", r"expected a text or an image at character 5: a \+ "),
+        ("a + - b", "expected a text or an image at character 5"),
+        ("-", "expected a text or an image at character 2"),
+        ("a - 2 * ", "expected a text or an image after the weight at character 5"),
+        ('""', "expected a text or an image after the weight at character 1"),
         ('a + "b - c', "a quote is opened and not closed at character 5"),
         ("a - gone.png", "there is no file gone.png, at character 5: a - gone.png"),
         ("./gone", "there is no file ./gone, at character 1"),
         ("./sub", "there is no file ./sub, at character 1"),
-        ("a + http://host/b.png", "http://host/b.png is an address; download the picture and give its path"),
+        ("a + http://host/b.png", "http://host/b.png is an address; download the image and give its path"),
     ],
 )
 def test_errors_say_where(query, message):
@@ -75,13 +75,13 @@ def test_errors_say_where(query, message):
 
 
 def test_the_vector_is_the_weighted_sum(clip):
-    texts, pictures = clip.encode_text(["red apple", "worm"]), clip.encode_image(["b.png", "sub/c.JPG"])
-    total = 2 * texts[0] - 0.5 * texts[1] + pictures[0] - pictures[1]
+    texts, images = clip.encode_text(["red apple", "worm"]), clip.encode_image(["b.png", "sub/c.JPG"])
+    total = 2 * texts[0] - 0.5 * texts[1] + images[0] - images[1]
     found = query_embeds(clip, "2 * red apple - .5 * worm + b.png - ./sub/c.JPG")
     assert_close(found, total / total.norm())
     assert_close(query_embeds(clip, "red apple"), texts[0])
-    for picture in (Path("b.png"), Image.open("b.png"), Path("b.png").read_bytes(), Term(Path("b.png"), 3.0)):
-        assert_close(query_embeds(clip, picture), pictures[0])
+    for image in (Path("b.png"), Image.open("b.png"), Path("b.png").read_bytes(), Term(Path("b.png"), 3.0)):
+        assert_close(query_embeds(clip, image), images[0])
     terms = [Term("red apple", 2), Term("worm", -0.5), Term(Path("b.png")), Term(Image.open("sub/c.JPG"), -1)]
     assert_close(query_embeds(clip, terms), found)
     assert_close(query_embeds(clip, Term("2 * b.png")), clip.encode_text("2 * b.png")[0])  # taken as it stands
@@ -99,7 +99,7 @@ def test_terms_that_cancel_out_are_refused(clip, query):
 
 def test_other_queries_are_refused(clip):
     for query in ([], ["apple"]):
-        with pytest.raises(ValueError, match="query: expected a text, a picture, or a list of Term, got"):
+        with pytest.raises(ValueError, match="query: expected a text, an image, or a list of Term, got"):
             query_embeds(clip, query)
     with pytest.raises(ValueError, match="query: expected a finite weight, got inf"):
         Term("apple", float("inf"))

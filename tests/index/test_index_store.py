@@ -29,7 +29,7 @@ def store(folder):
 def test_what_is_put_is_held_after_reopening(folder, store):
     embeds = unit_vectors(5)
     put(store, list("abc"), embeds[:3])
-    put(store, list("bd"), embeds[3:])  # b is another picture now
+    put(store, list("bd"), embeds[3:])  # b is another image now
     expected = {"a": embeds[0], "b": embeds[3], "c": embeds[2], "d": embeds[4]}
     for opened in (store, again := make_store(folder)):
         assert held(opened) == {path: vector.tolist() for path, vector in expected.items()}
@@ -73,7 +73,7 @@ def test_a_reader_keeps_its_state_while_others_write_and_compact(folder, store):
 
 
 def test_readers_never_see_half_a_batch(folder, store):
-    """A thread writes batches of 5 pictures with one vector each; a reader sees all of a batch or nothing."""
+    """A thread writes batches of 5 images with one vector each; a reader sees all of a batch or nothing."""
     stop = threading.Event()
 
     def write():

@@ -34,7 +34,7 @@ COMPARISONS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One picture for each value of ``key``, which also lies in ``deep.key`` of the next."""
+    """One image for each value of ``key``, which also lies in ``deep.key`` of the next."""
     store = make_store(tmp_path_factory.mktemp("where") / "index")
     for number, value in enumerate(VALUES):
         metadata = {"n": number} if value is ABSENT else {"n": number, "key": value, "deep": {"key": value}}

@@ -1,4 +1,4 @@
-"""Awkward pictures made here, each with what must become of it, and writers of every layout that is read."""
+"""Awkward images made here, each with what must become of it, and writers of every layout that is read."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def noise(seed: int = 0, size: tuple[int, int] = (12, 8)) -> Image.Image:
 
 
 def number(value: int) -> bytes:
-    """A picture that says which one it is: see ``read_number``."""
+    """An image that says which one it is: see ``read_number``."""
     return encode(Image.new("RGB", (2, 2), (value // 256, value % 256, 0)))
 
 
@@ -59,12 +59,12 @@ def animation(frames: int = 3) -> bytes:
 
 
 PHOTO = encode(noise(size=(64, 64)), "JPEG")
-BAD_PICTURES = {  # name: (bytes, reason, what the detail says)
+BAD_IMAGES = {  # name: (bytes, reason, what the detail says)
     "empty": (b"", "empty", "0 bytes"),
     "truncated": (PHOTO[: len(PHOTO) // 2], "corrupt", "truncated"),
     "flipped": (encode(noise())[:60] + b"\xff" * 40, "corrupt", "cannot be read"),
-    "text": (b"hello, I am a text", "unknown_format", "is not a picture"),
-    "html": (b"<html><body>404</body></html>", "unknown_format", "is not a picture"),
+    "text": (b"hello, I am a text", "unknown_format", "is not an image"),
+    "html": (b"<html><body>404</body></html>", "unknown_format", "is not an image"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unknown_format", "HEIC is not supported"),
     "megapixels_400": (promised_png(20_000, 20_000), "too_large", "400000000 pixels"),
     "megapixels_100": (promised_png(10_000, 10_000), "too_large", "100000000 pixels"),
@@ -72,7 +72,7 @@ BAD_PICTURES = {  # name: (bytes, reason, what the detail says)
     "line": (encode(Image.new("RGB", (900, 1))), "too_small", "900 × 1"),
     "lab": (encode(Image.new("LAB", (4, 4)), "TIFF"), "corrupt", "colour mode LAB is not supported"),
 }
-ODD_PICTURES = {  # name: (bytes, note)
+ODD_IMAGES = {  # name: (bytes, note)
     "cmyk": (encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), "cmyk"),
     "palette": (encode(noise().quantize(16)), "palette"),
     "grey": (encode(noise().convert("L")), "grey"),
@@ -83,12 +83,12 @@ ODD_PICTURES = {  # name: (bytes, note)
 }
 
 
-# Layouts: each is given a folder and (key, picture, captions) and returns what to open
+# Layouts: each is given a folder and (key, image, captions) and returns what to open
 
 
 def write_folder(folder: Path, rows) -> Path:
-    for key, picture, captions in rows:
-        (folder / f"{key}.png").write_bytes(picture)
+    for key, image, captions in rows:
+        (folder / f"{key}.png").write_bytes(image)
         (folder / f"{key}.txt").write_text("\n".join(captions), encoding="utf-8")
     return folder
 
@@ -97,8 +97,8 @@ def write_csv(folder: Path, rows, delimiter: str = ",", name: str = "captions.cs
     with (folder / name).open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(["file_name", "caption_0", "caption_1"])
-        for key, picture, captions in rows:
-            (folder / f"{key}.png").write_bytes(picture)
+        for key, image, captions in rows:
+            (folder / f"{key}.png").write_bytes(image)
             writer.writerow([f"{key}.png", *([*captions, "", ""][:2])])
     return folder / name
 
@@ -109,8 +109,8 @@ def write_tsv(folder: Path, rows) -> Path:
 
 def write_jsonl(folder: Path, rows) -> Path:
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
-        for key, picture, captions in rows:
-            (folder / f"{key}.png").write_bytes(picture)
+        for key, image, captions in rows:
+            (folder / f"{key}.png").write_bytes(image)
             file.write(json.dumps({"file_name": f"{key}.png", "text": list(captions)}) + "\n")
     return folder
 
@@ -118,7 +118,7 @@ def write_jsonl(folder: Path, rows) -> Path:
 def write_parquet(folder: Path, rows, row_group_size: int = 3) -> Path:
     table = pa.table(
         {
-            "image": [{"bytes": picture, "path": f"{key}.png"} for key, picture, _ in rows],
+            "image": [{"bytes": image, "path": f"{key}.png"} for key, image, _ in rows],
             "captions": pa.array([list(captions) for *_, captions in rows], pa.list_(pa.string())),
         }
     )
@@ -137,8 +137,8 @@ def write_members(path: Path, members, mode: str = "w") -> Path:
 
 def write_tar(folder: Path, rows) -> Path:
     members = []
-    for key, picture, captions in rows:
-        members += [(f"{key}.jpg", picture), (f"{key}.txt", "\n".join(captions).encode())]
+    for key, image, captions in rows:
+        members += [(f"{key}.jpg", image), (f"{key}.txt", "\n".join(captions).encode())]
         members += [(f"{key}.json", json.dumps({"caption": "of the metadata", "key": key}).encode())]
     return write_members(folder / "00000.tar", members)
 

@@ -1,12 +1,12 @@
-"""Picture folders: captions beside the pictures, classes by folder, and what may lie in a folder."""
+"""Image folders: captions beside the images, classes by folder, and what may lie in a folder."""
 
 import os
 
 import pytest
 from corpus import encode, noise, number
 
-from clip_guidance.reading import Policy, open_pairs
-from clip_guidance.reading.folder import PART, FolderSource, Listing
+from clip_guidance.data import Policy, open_pairs
+from clip_guidance.data.sources.folder import PART, FolderSource, Listing
 
 ANY = Policy(max_bad_share=1)
 
@@ -37,7 +37,7 @@ def test_folders_name_what_they_show(tmp_path):
     }
 
 
-def test_where_one_picture_has_a_text_the_folder_is_no_class(tmp_path):
+def test_where_one_image_has_a_text_the_folder_is_no_class(tmp_path):
     for name in ("photos/a.png", "photos/b.png", "cat/c.png"):
         put(tmp_path / name)
     put(tmp_path / "photos/a.txt", b"a caption")
@@ -117,7 +117,7 @@ def test_parts_are_files_in_order(tmp_path):
     assert [record.key for index in range(3) for record in source.read(index)] == files
 
 
-def test_pictures_named_by_a_table_in_a_subfolder(tmp_path):
+def test_images_named_by_a_table_in_a_subfolder(tmp_path):
     put(tmp_path / "train/images/a.png", number(5))
     put(tmp_path / "train/metadata.jsonl", b'{"file_name": "images/a.png", "text": "five"}\n')
     (pair,) = open_pairs(tmp_path)

@@ -6,10 +6,10 @@ import sys
 import pytest
 from corpus import encode, noise, number, read_number, write_members, write_parquet
 
-from clip_guidance.reading import Policy, SourceError, open_pairs
-from clip_guidance.reading.hub import HubSource
-from clip_guidance.reading.open import find_source
-from clip_guidance.reading.pairs import Pairs
+from clip_guidance.data import Policy, SourceError, open_pairs
+from clip_guidance.data.open import find_source
+from clip_guidance.data.pairs import Pairs
+from clip_guidance.data.sources.hub import HubSource
 
 datasets = pytest.importorskip("datasets")
 ANY = Policy(max_bad_share=1)
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_broken_picture_does_not_end_the_stream(folder, streaming):
+def test_a_broken_image_does_not_end_the_stream(folder, streaming):
     pairs = Pairs(HubSource(str(folder), streaming=streaming), policy=ANY)
     assert [read_number(pair.image) for pair in pairs] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     assert pairs.ledger.bad == {"empty": 1}
@@ -116,9 +116,9 @@ def test_a_name_on_the_hub_is_opened_there(monkeypatch):
         return saved(None).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    pairs = open_pairs("someone/pictures:small", split="test", policy=ANY)
+    pairs = open_pairs("someone/images:small", split="test", policy=ANY)
     assert [pair.captions for pair in pairs] == [("a",), ("c",)]
-    assert asked == [(("someone/pictures", "small"), {"split": "test", "streaming": True})]
+    assert asked == [(("someone/images", "small"), {"split": "test", "streaming": True})]
 
 
 def test_no_such_data_set(monkeypatch):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from corpus import BAD_PICTURES, LAYOUTS, ODD_PICTURES, encode, noise, number, read_number
+from corpus import BAD_IMAGES, LAYOUTS, ODD_IMAGES, encode, noise, number, read_number
 
-from clip_guidance.reading import Policy, check, open_pairs
+from clip_guidance.data import Policy, check, open_pairs
 
 ANY = Policy(max_bad_share=1)
 
@@ -25,17 +25,17 @@ def test_pairs_arrive_with_all_their_captions(write):
 
 
 def test_every_bad_kind_ends_under_its_reason_and_the_others_arrive(write, tmp_path):
-    rows = [(name, data, [f"a {name}"]) for name, (data, *_) in BAD_PICTURES.items()]
-    rows += [(name, data, [f"a {name}"]) for name, (data, _) in ODD_PICTURES.items()]
+    rows = [(name, data, [f"a {name}"]) for name, (data, *_) in BAD_IMAGES.items()]
+    rows += [(name, data, [f"a {name}"]) for name, (data, _) in ODD_IMAGES.items()]
     rows += [("plain", encode(noise()), ["plain"]), ("silent", encode(noise()), [" ", ""])]
     quarantine = tmp_path / "bad.jsonl"
     pairs = open_pairs(write(rows), policy=ANY, quarantine=quarantine)
-    assert {pair.captions[0] for pair in pairs} == {"plain"} | {f"a {name}" for name in ODD_PICTURES}
-    expected = [reason for _, reason, _ in BAD_PICTURES.values()] + ["no_caption"]
+    assert {pair.captions[0] for pair in pairs} == {"plain"} | {f"a {name}" for name in ODD_IMAGES}
+    expected = [reason for _, reason, _ in BAD_IMAGES.values()] + ["no_caption"]
     listed = [json.loads(line) for line in quarantine.read_text("utf-8").splitlines()]
     assert sorted(line["reason"] for line in listed) == sorted(expected)
     assert pairs.ledger.bad == {reason: expected.count(reason) for reason in expected}
-    notes = [note for _, note in ODD_PICTURES.values()] + ["palette"]  # an animated GIF has a palette, too
+    notes = [note for _, note in ODD_IMAGES.values()] + ["palette"]  # an animated GIF has a palette, too
     assert {note: pairs.ledger.notes[note] for note in notes} == {note: notes.count(note) for note in notes}
 
 

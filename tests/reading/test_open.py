@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from corpus import encode, noise, number, write_csv, write_folder, write_parquet, write_tar
 
-from clip_guidance.reading import SourceError, open_pairs
-from clip_guidance.reading.open import expand_braces
+from clip_guidance.data import SourceError, open_pairs
+from clip_guidance.data.open import expand_braces
 
 ROWS = [("a", number(1), ["one"])]
 
@@ -14,7 +14,7 @@ ROWS = [("a", number(1), ["one"])]
 @pytest.mark.parametrize(
     ("writers", "kind", "captions"),
     [
-        ([write_folder], "picture folder", ("one",)),
+        ([write_folder], "image folder", ("one",)),
         ([write_folder, write_csv], "table", ("one",)),
         ([write_folder, write_csv, write_parquet, write_tar], "WebDataset tars", ("one",)),
         ([write_folder, write_parquet], "table", ("one",)),  # as in a clone of a data set with a preview
@@ -28,13 +28,13 @@ def test_a_folder_is_what_says_most(tmp_path, writers, kind, captions):
     assert pairs.source.kind == kind and [pair.captions for pair in pairs] == [captions]
 
 
-def test_parquet_without_pictures_beside_pictures_is_no_source(tmp_path):
+def test_parquet_without_images_beside_images_is_no_source(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     write_folder(tmp_path, ROWS)
     pq.write_table(pa.table({"url": ["http://example.org"], "caption": ["x"]}), tmp_path / "00000.parquet")
-    assert open_pairs(tmp_path).source.kind == "picture folder"
+    assert open_pairs(tmp_path).source.kind == "image folder"
 
 
 def test_a_path_with_spaces_and_braces_in_its_name(tmp_path):
@@ -52,7 +52,7 @@ def test_globs_are_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.csv", "none.csv: there is no such file or folder; supported are a folder of pictures with captions.csv"),
+        ("none.csv", "none.csv: there is no such file or folder; supported are a folder of images with captions.csv"),
         ("no/such/place", "no/such/place: there is no such file or folder; .* or the owner/name of a Hub data set"),
         ("*.tar", r"\*.tar: there is no such file"),
     ],

@@ -8,15 +8,15 @@ import pytest
 import torch
 from corpus import number, read_number
 
-from clip_guidance.reading import Pairs, Policy, TooManyBadRows
-from clip_guidance.reading.joined import JoinedSource
-from clip_guidance.reading.rows import Part, Record
+from clip_guidance.data import Pairs, Policy, TooManyBadRows
+from clip_guidance.data.records import Part, Record
+from clip_guidance.data.sources.joined import JoinedSource
 
 ANY = Policy(max_bad_share=1)
 
 
 class Counted:
-    """Parts of the given lengths; rows are numbered through, and those in ``bad`` have no picture."""
+    """Parts of the given lengths; rows are numbered through, and those in ``bad`` have no image."""
 
     name, kind = "counted", "test"
 
@@ -143,7 +143,7 @@ def test_no_more_records_are_held_than_the_buffer_and_those_under_way(workers):
     alive, most = weakref.WeakSet(), 0
 
     class Held:
-        """A stored picture whose life can be watched."""
+        """A stored image whose life can be watched."""
 
         def __init__(self, data):
             self.data = data
@@ -155,10 +155,10 @@ def test_no_more_records_are_held_than_the_buffer_and_those_under_way(workers):
         def read(self, index):
             nonlocal most
             for record in super().read(index):
-                picture = Held(record.picture)
-                alive.add(picture)
+                image = Held(record.image)
+                alive.add(image)
                 most = max(most, len(alive))
-                yield Record(record.key, record.origin, picture, record.captions)
+                yield Record(record.key, record.origin, image, record.captions)
 
     pairs = Pairs(Watched([40] * 6, known=False), shuffle_buffer=16, workers=workers)
     assert sum(1 for _ in itertools.islice(pairs.forever(), 2 * 240)) == 480
@@ -187,11 +187,11 @@ def test_parts_that_were_read_are_skipped_unopened(shuffle_buffer):
             assert set(second.lengths.items()) == set(enumerate(LENGTHS))
 
 
-def test_captions_are_read_without_pictures():
+def test_captions_are_read_without_images():
     source = Counted(LENGTHS, bad=(1,))
     found = list(Pairs(source, shuffle_buffer=4, seed=1).captions(10))
     assert len(found) == 10 and all(caption.startswith("row ") for (caption,) in found)
-    assert source.taken <= 12  # a row without a picture has a caption all the same
+    assert source.taken <= 12  # a row without an image has a caption all the same
     assert len(list(Pairs(Counted(LENGTHS)).captions())) == 26
 
 
@@ -230,7 +230,7 @@ def test_an_endless_stream_without_a_pair_ends():
     with pytest.raises(TooManyBadRows, match="counted: there is no row to read"):
         next(Pairs(Counted([1]), shard=(1, 2)).forever())
     with pytest.raises(
-        TooManyBadRows, match="none of 2 rows gives a pair: 2 no_picture; the first is row 0: there is no"
+        TooManyBadRows, match="none of 2 rows gives a pair: 2 no_image; the first is row 0: there is no"
     ):
         next(Pairs(Counted([2], bad=(0, 1)), policy=ANY).forever())
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from clip_guidance.reading.policy import Ledger, Outcome, Policy, TooManyBadRows
-from clip_guidance.reading.rows import BadRow, Pair, Record
+from clip_guidance.data.policy import Ledger, Outcome, Policy, TooManyBadRows
+from clip_guidance.data.records import BadRow, Pair, Record
 
 
 def good(number: int, *captions: str) -> Outcome:

@@ -3,36 +3,36 @@
 from pathlib import Path
 
 import pytest
-from corpus import BAD_PICTURES, ODD_PICTURES, animation, encode, noise, rotated
+from corpus import BAD_IMAGES, ODD_IMAGES, animation, encode, noise, rotated
 
-from clip_guidance.images import load_image
-from clip_guidance.reading.decode import clean_captions, decode
-from clip_guidance.reading.policy import Policy
-from clip_guidance.reading.rows import REASONS, BadRow, Record, StoredFile, caption_values
-
-
-def become(picture, captions=("a thing",), **policy):
-    return decode(Record("key", "origin", picture, captions), Policy(**policy))
+from clip_guidance.data.decode import clean_captions, decode
+from clip_guidance.data.policy import Policy
+from clip_guidance.data.records import REASONS, BadRow, Record, StoredFile, caption_values
+from clip_guidance.images.load import load_image
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_bad_pictures_have_one_reason(name):
-    data, reason, detail = BAD_PICTURES[name]
+def become(image, captions=("a thing",), **policy):
+    return decode(Record("key", "origin", image, captions), Policy(**policy))
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_have_one_reason(name):
+    data, reason, detail = BAD_IMAGES[name]
     outcome = become(data)
     assert outcome.pair is None and outcome.bad.reason == reason
     assert detail in outcome.bad.detail
 
 
-@pytest.mark.parametrize("name", ODD_PICTURES)
-def test_odd_pictures_arrive_as_the_image_loader_makes_them(name):
-    data, note = ODD_PICTURES[name]
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_odd_images_arrive_as_the_image_loader_makes_them(name):
+    data, note = ODD_IMAGES[name]
     outcome = become(data)
     assert outcome.bad is None and note in outcome.notes
     assert outcome.pair.image.mode == "RGB" and outcome.pair.image.tobytes() == load_image(data).tobytes()
 
 
 def test_rotation_is_applied():
-    image = become(ODD_PICTURES["rotated"][0]).pair.image
+    image = become(ODD_IMAGES["rotated"][0]).pair.image
     assert image.size == (2, 4) and image.getpixel((1, 0)) == (0, 0, 0)
 
 
@@ -44,7 +44,7 @@ def test_every_orientation_but_upright_is_noted(orientation):
     assert turned == (2 <= orientation <= 8 and orientation != 5)  # 5 mirrors at the diagonal
 
 
-def test_plain_pictures_have_no_notes():
+def test_plain_images_have_no_notes():
     assert become(encode(noise())).notes == () and become(encode(noise())).size == (12, 8)
 
 
@@ -64,8 +64,8 @@ def test_an_animation_broken_after_its_first_frame_gives_that_frame():
 )
 def test_limits_are_the_policys(limits, reason, detail, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(noise()))
-    for picture in (encode(noise()), StoredFile(tmp_path / "a.png")):
-        outcome = become(picture, **limits)
+    for image in (encode(noise()), StoredFile(tmp_path / "a.png")):
+        outcome = become(image, **limits)
         assert outcome.bad.reason == reason and detail in outcome.bad.detail
     exact = {"max_pixels": 96, "min_side": 8, "max_bytes": len(encode(noise()))}
     assert become(encode(noise()), **exact).bad is None

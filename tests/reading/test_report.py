@@ -3,26 +3,26 @@
 import json
 
 import pytest
-from corpus import BAD_PICTURES, ODD_PICTURES, encode, noise, number, write_csv, write_folder
+from corpus import BAD_IMAGES, ODD_IMAGES, encode, noise, number, write_csv, write_folder
 
-from clip_guidance.reading import Policy, Report, check, open_pairs
-from clip_guidance.reading.report import NOTES
-from clip_guidance.reading.rows import REASONS
+from clip_guidance.data import Policy, Report, check, open_pairs
+from clip_guidance.data.check import NOTES
+from clip_guidance.data.records import REASONS
 
 
 @pytest.fixture
 def report(tmp_path) -> Report:
-    rows = [(name, data, [f"a {name}", ""]) for name, (data, *_) in {**BAD_PICTURES, **ODD_PICTURES}.items()]
+    rows = [(name, data, [f"a {name}", ""]) for name, (data, *_) in {**BAD_IMAGES, **ODD_IMAGES}.items()]
     rows += [("wide", encode(noise(size=(20, 3))), ["a cmyk"])]
     return check(open_pairs(write_csv(tmp_path, rows), policy=Policy(max_bad_share=0.5), workers=2))
 
 
 def test_numbers_add_up(report):
-    assert report.rows == len(BAD_PICTURES) + len(ODD_PICTURES) + 1
+    assert report.rows == len(BAD_IMAGES) + len(ODD_IMAGES) + 1
     assert report.good + sum(report.bad.values()) == report.rows
-    assert report.bad_share == len(BAD_PICTURES) / report.rows
+    assert report.bad_share == len(BAD_IMAGES) / report.rows
     assert report.accepted == (report.bad_share <= 0.5) is False
-    assert (report.captions, report.duplicate_captions) == (len(ODD_PICTURES) + 1, 1)
+    assert (report.captions, report.duplicate_captions) == (len(ODD_IMAGES) + 1, 1)
     assert set(report.bad) <= set(REASONS) and set(report.notes) <= set(NOTES)
     assert report.smallest == (4, 2) and report.largest == (12, 8)
 

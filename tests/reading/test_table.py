@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import number, read_number, write_parquet
 
-from clip_guidance.reading import Policy, SourceError, open_pairs, table
-from clip_guidance.reading.columns import Columns
+from clip_guidance.data import Policy, SourceError, open_pairs
+from clip_guidance.data.sources import table
+from clip_guidance.data.sources.columns import Columns
 
 ANY = Policy(max_bad_share=1)
 
@@ -61,13 +62,13 @@ def test_columns_may_be_named(folder):
     [
         (
             ["url", "caption"],
-            "no column of pictures found; it has 'url', 'caption'; name it, or rename it to one of image",
+            "no column of images found; it has 'url', 'caption'; name it, or rename it to one of image",
         ),
         (
             ["image", "class"],
             "no column of captions found; it has 'image', 'class'; name it, or rename it to one of capt",
         ),
-        ([], "no column of pictures found; it has none"),
+        ([], "no column of images found; it has none"),
     ],
 )
 def test_missing_columns_name_those_there_are(names, message):
@@ -80,26 +81,26 @@ def test_captions_may_be_dispensed_with():
     asked = Columns.find(["image", "class"], "here", captions=["prompt"], need_captions=False)
     assert asked == Columns("image", ("prompt",))  # of the rows that have it
     assert Columns.find(["image", "text"], "here", need_captions=False) == Columns("image", ("text",))
-    with pytest.raises(SourceError, match="here: no column of pictures found; it has 'class'"):
+    with pytest.raises(SourceError, match="here: no column of images found; it has 'class'"):
         Columns.find(["class"], "here", need_captions=False)
 
 
 def test_a_bad_first_line_of_a_jsonl_does_not_name_the_columns(folder):
     rows = ['{"alt": "x"}', '{"caption": "y"}', '{"image": "0.png", "caption": "zero"}']
     found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
-    assert found == {0: ("zero",)} and ledger.bad == {"no_picture": 1, "no_caption": 1}
+    assert found == {0: ("zero",)} and ledger.bad == {"no_image": 1, "no_caption": 1}
 
 
 def test_bad_lines_of_a_csv_cost_their_row_alone(folder):
     lines = [b"image,caption", b"0.png,zero", b"1.png", b"1.png,one,more", b"", b"caf\xe9.png,gone", b"2.png,caf\xe9"]
-    lines += [b",no picture", b"3.png,", b"http://example.org/a.png,remote", b"3.png,three"]
+    lines += [b",no image", b"3.png,", b"http://example.org/a.png,remote", b"3.png,three"]
     found, ledger = read(write(folder / "a.csv", b"\n".join(lines)))
     assert found == {0: ("zero",), 3: ("three",)}
-    expected = {"malformed_row": 2, "missing": 2, "caption_not_text": 1, "no_picture": 1, "no_caption": 1}
+    expected = {"malformed_row": 2, "missing": 2, "caption_not_text": 1, "no_image": 1, "no_caption": 1}
     assert ledger.bad == expected
     details = [line["detail"] for line in ledger.examples["malformed_row"]]
     assert details == ["1 fields, the header has 2", "3 fields, the header has 2"]
-    assert "is an address; download the pictures first" in ledger.examples["missing"][1]["detail"]
+    assert "is an address; download the images first" in ledger.examples["missing"][1]["detail"]
 
 
 def test_a_quote_that_is_never_closed_ends_in_a_bad_row(folder):
@@ -115,7 +116,7 @@ def test_bad_lines_of_a_jsonl_cost_their_row_alone(folder):
     rows += ['{"image": "1.png", "caption": ["one", "eins"]}']
     found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
     assert found == {0: ("zero",), 1: ("one", "eins")}
-    assert ledger.bad == {"malformed_row": 3, "no_picture": 2, "caption_not_text": 1, "no_caption": 1}
+    assert ledger.bad == {"malformed_row": 3, "no_image": 2, "caption_not_text": 1, "no_caption": 1}
     details = [line["detail"] for line in ledger.examples["malformed_row"]]
     assert "expected an object, got list" in details and details[0].startswith("not JSON: ")
     assert [line["key"] for line in ledger.examples["malformed_row"]] == ["row 2", "row 3", "row 8"]

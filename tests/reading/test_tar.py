@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from corpus import encode, noise, number, read_number, write_members
 
-from clip_guidance.reading import Policy, open_pairs
+from clip_guidance.data import Policy, open_pairs
 
 ANY = Policy(max_bad_share=1)
 
@@ -48,8 +48,8 @@ def test_bad_metadata(tmp_path, metadata, reason):
     assert read(path)[1].bad == {reason: 1}
 
 
-def test_a_sample_without_a_picture(tmp_path):
-    assert read(write_members(tmp_path / "a.tar", [*sample("1"), ("2.txt", b"alone")]))[1].bad == {"no_picture": 1}
+def test_a_sample_without_an_image(tmp_path):
+    assert read(write_members(tmp_path / "a.tar", [*sample("1"), ("2.txt", b"alone")]))[1].bad == {"no_image": 1}
 
 
 @pytest.mark.parametrize("key", ["../1", "/etc/1", "a/../../1"])
@@ -135,15 +135,15 @@ def test_what_is_no_archive_is_one_bad_row(tmp_path, data):
     assert set(found) == {"1"} and ledger.bad == {"broken_file": 1}
 
 
-def test_pictures_are_read_when_it_is_their_turn(tmp_path, monkeypatch):
-    """Going over the archive, as shuffling and resuming do, reads no picture."""
-    from clip_guidance.reading.rows import StoredFile
+def test_images_are_read_when_it_is_their_turn(tmp_path, monkeypatch):
+    """Going over the archive, as shuffling and resuming do, reads no image."""
+    from clip_guidance.data.records import StoredFile
 
     path = write_members(tmp_path / "a.tar", [entry for i in range(8) for entry in sample(f"{i}", i)])
     read_one, taken = StoredFile.read, []
     monkeypatch.setattr(StoredFile, "read", lambda self, limit: taken.append(self.size) or read_one(self, limit))
     next(iter(open_pairs(path, shuffle_buffer=8)))
-    assert len(taken) == 2  # its caption and its picture
+    assert len(taken) == 2  # its caption and its image
 
 
 def test_img2dataset_folder(tmp_path):

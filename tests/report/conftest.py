@@ -1,4 +1,4 @@
-"""Pictures with awkward names, each of one colour of its own, and a result that classifies them."""
+"""Images with awkward names, each of one colour of its own, and a result that classifies them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_guidance.zero_shot import ZeroShotResult
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 NAMES = ["a.png", 'quote" onerror="x.png', "<script>alert(1)<|script>.png", "日本 ünï مرحبا.png", "a & b &amp; c.png"]
 LABELS = ("cat", "<script>alert(1)</script>", 'dog" style="x', "&lt;b&gt;", "苹果")

@@ -1,4 +1,4 @@
-"""Pages of zero-shot classification: each picture once, bars as wide as probabilities, nothing that runs."""
+"""Pages of zero-shot classification: each image once, bars as wide as probabilities, nothing that runs."""
 
 import html_pages
 import pytest
@@ -6,21 +6,21 @@ import torch
 from PIL import Image
 
 from clip_guidance import report
-from clip_guidance.classification import classification_metrics
-from clip_guidance.report import parts
-from clip_guidance.zero_shot import ZeroShotResult
+from clip_guidance.metrics.classification import classification_metrics
+from clip_guidance.report.html import parts
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 
 def cards(page):
     return html_pages.read(page.to_html()).all("li", "card")
 
 
-def test_every_picture_is_shown_once_beside_its_own_bars(photos, result):
+def test_every_image_is_shown_once_beside_its_own_bars(photos, result):
     page = report.classification(result, photos)
     for card, path, top in zip(cards(page), photos, result.top(5), strict=True):
         (image,) = card.all("img")
         assert image.attributes["title"] == str(path)
-        with Image.open(path) as original, html_pages.picture(image) as embedded:
+        with Image.open(path) as original, html_pages.image(image) as embedded:
             assert embedded.convert("RGB").tobytes() == original.tobytes()  # small ones are exact
         assert card.all("p", "name")[0].text == path.name
         bars = card.all("div", "bar")
@@ -99,20 +99,20 @@ def test_several_labels_may_be_given(photos):
 
 
 def test_a_page_says_how_many_of_many_it_shows(photos, result, monkeypatch):
-    monkeypatch.setattr(parts, "PICTURES", 2)
+    monkeypatch.setattr(parts, "IMAGES", 2)
     page = report.classification(result, photos)
     assert [card.all("img")[0].attributes["title"] for card in cards(page)] == [str(path) for path in photos[:2]]
-    assert "The first 2 of 5 pictures. Probabilities are rounded to 0.1 %." in html_pages.read(page.to_html()).text
+    assert "The first 2 of 5 images. Probabilities are rounded to 0.1 %." in html_pages.read(page.to_html()).text
 
 
-def test_a_picture_that_is_gone_is_told_not_fatal(photos, result):
+def test_an_image_that_is_gone_is_told_not_fatal(photos, result):
     photos[1].unlink()
     card = cards(report.classification(result, photos))[1]
-    assert not card.all("img") and card.all("div", "missing")[0].text == "no picture: no such file"
+    assert not card.all("img") and card.all("div", "missing")[0].text == "no image: no such file"
 
 
 def test_what_does_not_fit_is_named(photos, result):
-    with pytest.raises(ValueError, match="expected 5 pictures, one for each of the result's, got 4"):
+    with pytest.raises(ValueError, match="expected 5 images, one for each of the result's, got 4"):
         report.classification(result, photos[:4])
     with pytest.raises(ValueError, match="expected 5 right labels, one for each of the result's, got 1"):
         report.classification(result, photos, truth=["cat"])

@@ -1,4 +1,4 @@
-"""The file of a report: whole or not there, never over anything else, without what pictures tell about people."""
+"""The file of a report: whole or not there, never over anything else, without what images tell about people."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from clip_guidance.report import Page
-from clip_guidance.report.thumbnails import SIZE, thumbnail
+from clip_guidance.report.html.thumbnails import SIZE, thumbnail
 
 PAGE = Page("A <title> & more", (Markup("<p>one</p>"), Markup("<p>two</p>")))
 
@@ -77,7 +77,7 @@ def test_thumbnails_are_small_upright_and_tell_nothing_else(tmp_path):
     image.save(tmp_path / "a.jpg", exif=exif, comment=b"secret", icc_profile=b"x" * 5000)
     shown = thumbnail(tmp_path / "a.jpg")
     assert shown.name == str(tmp_path / "a.jpg") and len(shown.uri) < 20_000
-    embedded = html_pages.picture(html_pages.Element("img", {"src": shown.uri}))
+    embedded = html_pages.image(html_pages.Element("img", {"src": shown.uri}))
     assert embedded.size == (SIZE // 3, SIZE)
     assert not embedded.getexif() and not {"comment", "icc_profile", "exif"} & set(embedded.info)
 

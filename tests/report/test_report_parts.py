@@ -9,7 +9,7 @@ import torch
 
 from clip_guidance import report
 from clip_guidance.index.results import Hit, Hits
-from clip_guidance.report import parts
+from clip_guidance.report.html import parts
 
 
 def cells(page, form=float):
@@ -39,11 +39,11 @@ def test_a_heat_map_shows_each_cosine_the_bluer_the_higher(photos, matrix):
 
 def test_a_heat_map_of_two_lists_and_of_many(photos, matrix, monkeypatch):
     page = html_pages.read(report.similarity(matrix[:2], photos[:2], photos).to_html())
-    assert "2 pictures in rows, 5 pictures in columns." in page.text and len(cells(page)[0]) == 5
+    assert "2 images in rows, 5 images in columns." in page.text and len(cells(page)[0]) == 5
     monkeypatch.setattr(parts, "SIDE", 3)
     page = html_pages.read(report.similarity(matrix, photos).to_html())
-    assert "The first 3 of 5 pictures." in page.text and len(cells(page)) == len(cells(page)[0]) == 3
-    with pytest.raises(ValueError, match=r"expected a matrix \(5, 5\) for these pictures, got \(2, 5\)"):
+    assert "The first 3 of 5 images." in page.text and len(cells(page)) == len(cells(page)[0]) == 3
+    with pytest.raises(ValueError, match=r"expected a matrix \(5, 5\) for these images, got \(2, 5\)"):
         report.similarity(matrix[:2], photos)
 
 
@@ -52,7 +52,7 @@ def test_what_is_not_finite_has_no_shade():
     assert parts.unit([2, 2]) == [0, 0] and parts.unit([]) == []
 
 
-def test_a_ranking_shows_every_picture_once_in_order(photos):
+def test_a_ranking_shows_every_image_once_in_order(photos):
     page = html_pages.read(report.ranking(photos, [0.91234, 0.5, 0, -0.1, -0.99999], to=photos[2]).to_html())
     html_pages.assert_harmless(page)
     query, *found = page.all("li", "card")
@@ -70,18 +70,18 @@ def test_hits_are_shown_with_their_metadata_on_the_page_and_in_a_notebook(photos
     assert card.all("img")[0].attributes["title"] == str(photos[3])
     assert [line.text for line in card.all("p", "line")] == ["<i>album</i>: <script>", "year: 2020"]
     assert page.title == "Search: 2 * <b> - x" and "where" not in html_pages.read(page.parts[0]).text
-    monkeypatch.setattr(parts, "PICTURES", 4)
-    assert "The first 4 of 5 pictures, best first" in html_pages.read(hits._repr_html_()).text
+    monkeypatch.setattr(parts, "IMAGES", 4)
+    assert "The first 4 of 5 images, best first" in html_pages.read(hits._repr_html_()).text
 
 
 def test_duplicates_are_shown_group_by_group_as_long_as_there_is_room(photos, monkeypatch):
     groups = [photos[:2], photos[2:]]
     page = html_pages.read(report.duplicates(groups).to_html())
     assert [len(section.all("img")) for section in page.all("section")] == [2, 3]
-    monkeypatch.setattr(parts, "PICTURES", 3)
+    monkeypatch.setattr(parts, "IMAGES", 3)
     page = html_pages.read(report.duplicates(groups).to_html())
     assert [len(section.all("img")) for section in page.all("section")] == [2, 1]
-    assert "the first 3 of 5 pictures" in page.text and "The first 1 of 3 pictures" in page.text
+    assert "the first 3 of 5 images" in page.text and "The first 1 of 3 images" in page.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 3000])
@@ -126,5 +126,5 @@ def test_failures_are_bounded_and_named(monkeypatch):
         ([], []),
     ],
 )
-def test_names_are_short_and_tell_pictures_apart(names, short):
+def test_names_are_short_and_tell_images_apart(names, short):
     assert parts.short_names(names) == short

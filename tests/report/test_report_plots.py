@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_guidance.report import plots
-from clip_guidance.zero_shot import ZeroShotResult
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -25,12 +25,12 @@ def test_bars_are_the_probabilities(photos):
     result = ZeroShotResult(("cat", "dog", "apple $x_$"), logits, logits.softmax(-1))
     figure = result.plot(photos, k=2)
     figure.canvas.draw()  # labels with dollars included
-    pictures, bars = figure.axes[::2], figure.axes[1::2]
+    images, bars = figure.axes[::2], figure.axes[1::2]
     for axes, top in zip(bars, result.top(2), strict=True):
         assert [bar.get_width() for bar in axes.patches] == pytest.approx([entry.prob for entry in top])
         assert [tick.get_text() for tick in axes.get_yticklabels()] == [entry.label for entry in top]
         assert axes.yaxis_inverted()  # the likeliest on top
-    assert [axes.images[0].get_array().shape[:2] for axes in pictures] == [(30, 40 + i) for i in range(len(photos))]
+    assert [axes.images[0].get_array().shape[:2] for axes in images] == [(30, 40 + i) for i in range(len(photos))]
     assert len(result.plot().axes) == len(photos)
 
 
@@ -52,7 +52,7 @@ def test_every_finite_score_is_counted():
     assert axes.lines[0].get_xdata()[0] == pytest.approx(7 / 3)
 
 
-def test_a_gallery_shows_every_picture(photos):
+def test_a_gallery_shows_every_image(photos):
     captions = ["$1", "$x_$", "c", "d", "e"]
     figure = plots.plot_gallery(photos, captions, columns=2)
     figure.canvas.draw()
@@ -63,12 +63,12 @@ def test_what_cannot_be_drawn_is_named(photos):
     empty = ZeroShotResult(("x",), torch.zeros(0, 1), torch.zeros(0, 1))
     one = ZeroShotResult(("x",), torch.zeros(1, 1), torch.ones(1, 1))
     for draw, message in (
-        (lambda: plots.plot_probs(empty), "expected a result of at least one picture to plot, got none"),
-        (lambda: plots.plot_probs(one, photos), "expected 1 pictures, one for each of the result's, got 5"),
+        (lambda: plots.plot_probs(empty), "expected a result of at least one image to plot, got none"),
+        (lambda: plots.plot_probs(one, photos), "expected 1 images, one for each of the result's, got 5"),
         (lambda: plots.plot_matrix([1, 2]), r"values: expected a matrix \(n, m\), got the shape \(2,\)"),
         (lambda: plots.plot_matrix([[1, 2]], ["a", "b"]), "rows: expected 1 names, got 2"),
         (lambda: plots.plot_scores([np.nan]), "scores: expected at least one finite number, got 1 that are none"),
-        (lambda: plots.plot_gallery(photos, ["a"]), "captions: expected 5, one for each picture, got 1"),
+        (lambda: plots.plot_gallery(photos, ["a"]), "captions: expected 5, one for each image, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             draw()

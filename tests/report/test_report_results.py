@@ -6,8 +6,9 @@ import html_pages
 import pytest
 from PIL import Image
 
-from clip_guidance import reading, report
-from clip_guidance.generate import GeneratedImage, GenerateSettings
+from clip_guidance import data as reading
+from clip_guidance import report
+from clip_guidance.generation.generator import GeneratedImage, GenerateSettings
 
 SCORE = {"score": 27.123, "model": "<judge>", "guided": False}
 
@@ -25,12 +26,12 @@ def drawn():
     ]
 
 
-def test_drawn_pictures_have_their_own_settings_and_those_of_all(drawn):
+def test_drawn_images_have_their_own_settings_and_those_of_all(drawn):
     page = report.generated([{"image": each.image, **each.record()} for each in drawn])
     tree = html_pages.read(page.to_html())
     html_pages.assert_harmless(tree)
     for number, (card, each) in enumerate(zip(tree.all("li", "card"), drawn, strict=True)):
-        embedded = html_pages.picture(card.all("img")[0])
+        embedded = html_pages.image(card.all("img")[0])
         assert embedded.convert("RGB").getpixel((0, 0)) == (number, 0, 0)
         lines = [line.text for line in card.all("p", "line")]
         steps = each.settings.steps
@@ -43,7 +44,7 @@ def test_drawn_pictures_have_their_own_settings_and_those_of_all(drawn):
     assert values["mode"] == settings["mode"] and float(values["guidance_scale"]) == settings["guidance_scale"]
 
 
-def test_a_notebook_shows_a_drawn_picture(drawn):
+def test_a_notebook_shows_a_drawn_image(drawn):
     page = report.generated([{"image": drawn[1].image, **drawn[1].record()}])
     assert drawn[1]._repr_html_() == page._repr_html_()
     assert len(html_pages.read(drawn[1]._repr_html_()).all("img")) == 1
@@ -51,7 +52,7 @@ def test_a_notebook_shows_a_drawn_picture(drawn):
 
 def test_nothing_drawn_is_a_page_too():
     page = html_pages.read(report.generated([], failed=[{"path": "--prompt ''", "reason": "is empty"}]).to_html())
-    assert "0 pictures" in page.text and "--prompt '' is empty" in page.text
+    assert "0 images" in page.text and "--prompt '' is empty" in page.text
 
 
 def test_data_is_shown_as_it_is_counted(tmp_path):

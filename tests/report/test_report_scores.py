@@ -6,8 +6,8 @@ import html_pages
 import numpy as np
 
 from clip_guidance import report
-from clip_guidance.comparison import compare_scores
-from clip_guidance.report import scored
+from clip_guidance.metrics.comparison import compare_scores
+from clip_guidance.report import scores as scored
 
 
 def shown(section):
@@ -16,17 +16,17 @@ def shown(section):
     ]
 
 
-def test_few_pictures_are_all_shown_once_best_first(photos):
+def test_few_images_are_all_shown_once_best_first(photos):
     values = [1.005, -2.5, 31.239, math.nan, 7]
     rows = zip(photos, ["<b>"] * 5, values, strict=True)
     page = html_pages.read(report.scores(report.Scores(rows, "<i>", {"prefix": "", "weight": 2.5})).to_html())
     html_pages.assert_harmless(page)
-    head, spread, pictures = page.all("section")
+    head, spread, images = page.all("section")
     expected = [(photos[2], "31.239"), (photos[4], "7.000"), (photos[0], "1.005"), (photos[1], "-2.500")]
-    assert shown(pictures) == [(str(path), value) for path, value in expected]
-    assert head.text == "<i> weight 2.5 pictures 4 scores that are not finite 1"
+    assert shown(images) == [(str(path), value) for path, value in expected]
+    assert head.text == "<i> weight 2.5 images 4 scores that are not finite 1"
     assert sum(int(bar.text.split(":")[0]) for bar in spread.all("rect")) == 4
-    assert {line.text for line in pictures.all("p", "line")} == {"<b>"}
+    assert {line.text for line in images.all("p", "line")} == {"<b>"}
 
 
 def test_of_many_the_best_and_the_worst_are_shown(photos, monkeypatch):
@@ -37,7 +37,7 @@ def test_of_many_the_best_and_the_worst_are_shown(photos, monkeypatch):
     sections = {section.all("h2")[0].text: section for section in page.all("section")}
     assert [value for _, value in shown(sections["Best"])] == [f"{value:.3f}" for value in best]
     assert [value for _, value in shown(sections["Worst"])] == [f"{value:.3f}" for value in worst]
-    assert "The worst 2 of 1,000 pictures, the worst first." in sections["Worst"].text
+    assert "The worst 2 of 1,000 images, the worst first." in sections["Worst"].text
 
 
 def test_equal_scores_keep_their_order(photos):
@@ -49,11 +49,11 @@ def test_several_definitions_stand_below_one_another(photos):
     both = [report.Scores([(photos[0], "", 1.0)], title) for title in ("one", "two")]
     page = html_pages.read(report.scores(*both, failed=[{"path": "x", "reason": "y"}]).to_html())
     titles = [title.text for title in page.all("h2")]
-    assert titles == ["one", "Spread", "Pictures", "two", "Spread", "Pictures", "Not read"]
+    assert titles == ["one", "Spread", "Images", "two", "Spread", "Images", "Not read"]
 
 
 def test_nothing_scored_is_a_page_too():
-    assert "0 pictures" in html_pages.read(report.scores(report.Scores([])).to_html()).text
+    assert "0 images" in html_pages.read(report.scores(report.Scores([])).to_html()).text
 
 
 def test_a_comparison_shows_every_pair_and_its_figures():

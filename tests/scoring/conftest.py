@@ -1,4 +1,4 @@
-"""Tiny judges and pictures for the scoring tests."""
+"""Tiny judges and images for the scoring tests."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def other_clip(tmp_path_factory):
 
 @pytest.fixture
 def many(tmp_path):
-    """A folder of 21 pictures, the ninth of them corrupt."""
+    """A folder of 21 images, the ninth of them corrupt."""
     folder = tmp_path / "many"
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(21):
         Image.fromarray(random.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
-    (folder / "08.png").write_bytes(b"no picture")
+    (folder / "08.png").write_bytes(b"no image")
     return folder

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from clip_guidance.scoring.judges import make_judge
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import read_work
+from clip_guidance.metrics.job.items import read_work
+from clip_guidance.metrics.job.judge import make_judge
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
 
 
 def count_calls(monkeypatch, owner, name: str) -> list[tuple]:

@@ -1,4 +1,4 @@
-"""Memory that does not grow with the number of pictures, and the benchmark programs."""
+"""Memory that does not grow with the number of images, and the benchmark programs."""
 
 import gc
 import json
@@ -7,15 +7,15 @@ from collections import Counter
 import pytest
 from scoring_helpers import judges_of
 
-from clip_guidance.scoring.prepare import Prepared
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import Item
-from clip_guidance.scoring.workfile import ScoreRow
-from clip_guidance.trainer import parse_settings
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.prepare import Prepared
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.store import ScoreRow
+from clip_guidance.training.trainer import parse_settings
 
 
-def test_no_more_than_a_window_of_pictures_is_held(tiny_clip, many, tmp_path):
+def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):
     judges, options = judges_of(tiny_clip), Options(batch_size=4, threads=2)
     work = Work(tmp_path / "scores.jsonl", Processes())
     work.begin(judges)
@@ -39,7 +39,7 @@ def program(root, monkeypatch):
 
 
 def test_the_throughput_benchmark_gives_equal_scores_and_consistent_numbers(program, capsys, tmp_path):
-    words = ["--model", "tiny", "--pictures", "6", "--side", "64", "--batch_size", "4", "--repeats", "2"]
+    words = ["--model", "tiny", "--images", "6", "--side", "64", "--batch_size", "4", "--repeats", "2"]
     output = tmp_path / "table.md"
     program.main(parse_settings(program.Settings, [*words, "--json", "True", "--output", str(output)]))
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from clip_guidance.scoring.output import is_torn, read_scores, write_scores
-from clip_guidance.scoring.workfile import ScoreRow, ScoresError, record_id
+from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
+from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
 
 RECORDS = [
     {"definition": "hessel", "weight": 2.5, "clip": "each", "fingerprint": "12e4567890123456", "context_length": 77},

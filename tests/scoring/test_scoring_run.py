@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from scoring_helpers import count_calls, judges_of, score_all
 
-from clip_guidance.embed_cache import EmbedCache
-from clip_guidance.picture_scores import score_pictures
-from clip_guidance.scoring.judges import Judge
-from clip_guidance.scoring.output import read_scores
-from clip_guidance.scoring.prepare import in_threads
-from clip_guidance.scoring.processes import Processes
-from clip_guidance.scoring.run import Options, Work, score_items
-from clip_guidance.scoring.work import read_work
-from clip_guidance.scoring.workfile import Failure, ScoresError
+from clip_guidance._threads import in_threads
+from clip_guidance.clip.embed_cache import EmbedCache
+from clip_guidance.metrics.job.items import read_work
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.job.output import read_scores
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.store import Failure, ScoresError
+from clip_guidance.metrics.registry import score_images
 
 SCORES = ("torchmetrics", "hessel", "clip-iqa:good photo")
 
@@ -41,12 +41,12 @@ def test_several_judges_and_scores_in_one_pass(tiny_clip, other_clip, many, tmp_
     encoded = count_calls(monkeypatch, Judge, "encode")
     done = score_all(output, many, judges)
     assert [failure for block in done for failure in block.failures] == [
-        Failure(8, str(many / "08.png"), "is not a picture")
+        Failure(8, str(many / "08.png"), "is not an image")
     ]
-    assert sum(len(pixels) for (pixels,) in encoded) == 2 * 20  # each picture once by each judge
+    assert sum(len(pixels) for (pixels,) in encoded) == 2 * 20  # each image once by each judge
     good = [path for path in sorted(many.iterdir()) if path.name != "08.png"]
     for clip, name in itertools.product((tiny_clip, other_clip), SCORES):
-        expected = score_pictures(clip, good, name, None if name.startswith("clip-iqa") else "a cat")
+        expected = score_images(clip, good, name, None if name.startswith("clip-iqa") else "a cat")
         definition = judges[0].definitions[SCORES.index(name)].record["definition"]
         found = by_definition(output, definition, str(clip.name_or_path))
         assert list(found) == list(map(str, good))
@@ -103,7 +103,7 @@ def test_a_torn_last_line_costs_its_row_only(tiny_clip, many, tmp_path, monkeypa
     assert [row["image"] for row in rows] == [str(many / f"{i:02}.png") for i in range(21) if i != 8]
 
 
-def test_rows_of_pictures_that_are_not_given_again_stay(tiny_clip, many, tmp_path):
+def test_rows_of_images_that_are_not_given_again_stay(tiny_clip, many, tmp_path):
     output = tmp_path / "scores.jsonl"
     score_all(output, many, judges_of(tiny_clip))
     score_all(output, many / "20.png", judges_of(tiny_clip))
@@ -209,7 +209,7 @@ def test_an_error_of_the_work_is_not_lost():
 
 
 def test_killed_at_random_and_resumed_it_gives_the_file_of_an_undisturbed_run(root):
-    options = ["--kills", "5", "--pictures", "120", "--json", "--format", "csv"]
+    options = ["--kills", "5", "--images", "120", "--json", "--format", "csv"]
     done = subprocess.run(
         [sys.executable, str(root / "benchmarks" / "scoring_kills.py"), *options],
         capture_output=True,

@@ -10,8 +10,8 @@ from scoring_helpers import count_calls
 from tiny import image_config, make_tokenizer, text_config
 
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.scoring.texts import TextEncoder
-from clip_guidance.tokenizer import PromptTruncatedWarning
+from clip_guidance.clip.tokenizer import PromptTruncatedWarning
+from clip_guidance.metrics.job.texts import TextEncoder
 
 CONTEXT = 40  # one token a letter, start and end included
 

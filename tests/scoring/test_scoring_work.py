@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_guidance.images import find_images
-from clip_guidance.reading.table import LOOKED_AT
-from clip_guidance.scoring import work
-from clip_guidance.scoring.work import Item, check_table, read_work
+from clip_guidance.data.sources.table import LOOKED_AT
+from clip_guidance.images.load import find_images
+from clip_guidance.metrics.job import items as work
+from clip_guidance.metrics.job.items import Item, check_table, read_work
 
 ABC = ("a.png", "b.png", "c.png")
 of_record = work._of_record
@@ -96,7 +96,7 @@ def test_a_table_gives_a_pair_a_row(tmp_path, suffix):
     ]
 
 
-def test_pictures_inside_a_parquet_table(tmp_path):
+def test_images_inside_a_parquet_table(tmp_path):
     table = tmp_path / "inside.parquet"
     pq.write_table(pa.Table.from_pylist([{"image": b"bytes", "prompt": "a cat"}]), table)
     (item,) = read_work([table])
@@ -139,8 +139,8 @@ def test_a_bad_row_fails_by_name_and_costs_no_other(tmp_path, suffix, line, prob
 @pytest.mark.parametrize(("suffix", "line", "problem"), BAD_LINES)
 def test_a_table_of_bad_rows_alone_is_refused(tmp_path, suffix, line, problem):
     table = text_table(tmp_path, suffix, *([line] * 3))
-    if suffix == "jsonl" and not line.startswith('{"i'):  # no column of pictures either, or none at all
-        problem = "no column of pictures found" if line.startswith("{") else "found none"
+    if suffix == "jsonl" and not line.startswith('{"i'):  # no column of images either, or none at all
+        problem = "no column of images found" if line.startswith("{") else "found none"
         with pytest.raises(ValueError, match=rf"^{re.escape(str(table))}: .*{problem}"):
             check_table(table)
         return
@@ -150,7 +150,7 @@ def test_a_table_of_bad_rows_alone_is_refused(tmp_path, suffix, line, problem):
         check_table(table)
 
 
-def test_of_a_parquet_table_too_one_row_must_give_a_picture(tmp_path):
+def test_of_a_parquet_table_too_one_row_must_give_an_image(tmp_path):
     table = tmp_path / "pairs.parquet"
     rows = [{"image": None, "prompt": "x"}] * 3
     pq.write_table(pa.table({"image": pa.array([None] * 3, pa.string()), "prompt": ["x"] * 3}), table, row_group_size=1)
@@ -175,7 +175,7 @@ def test_a_table_without_rows_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_table_needs_no_column_of_prompts(tmp_path, suffix):
-    table = tmp_path / f"pictures.{suffix}"
+    table = tmp_path / f"images.{suffix}"
     if suffix == "parquet":
         pq.write_table(pa.table({"image": ["a.png", "b.png"], "size": [1, 2]}), table)
     elif suffix == "jsonl":
@@ -229,7 +229,7 @@ def test_a_file_that_is_no_table_is_called_so(tmp_path):
 def test_a_column_of_another_name_is_told(tmp_path):
     table = tmp_path / "pairs.csv"
     table.write_text("image,label\na.png,a cat\n")
-    with pytest.warns(UserWarning, match=r"pairs.csv: has no column prompt; pictures are compared with: label"):
+    with pytest.warns(UserWarning, match=r"pairs.csv: has no column prompt; images are compared with: label"):
         (item,) = read_work([table])
     assert item.prompt == "a cat"
     table.write_text("image,label,prompt\na.png,a cat,a dog\n")  # a warning would fail here

@@ -1,11 +1,11 @@
-"""The file of what is done: found again by picture and text, ordered, absorbed, and clear about what it is not."""
+"""The file of what is done: found again by image and text, ordered, absorbed, and clear about what it is not."""
 
 import sqlite3
 from dataclasses import replace
 
 import pytest
 
-from clip_guidance.scoring.workfile import Failure, ScoreRow, ScoresError, WorkFile, record_id
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, WorkFile, record_id
 
 RECORDS = [{"definition": "cosine", "weight": 1.0, "clip": "never"}, {"definition": "hessel", "weight": 2.5}]
 FIRST, SECOND = map(record_id, RECORDS)
@@ -21,7 +21,7 @@ def test_a_record_is_the_same_when_its_numbers_have_become_texts():
     assert record_id({"weight": "2.5", "definition": "hessel", "absent": ""}) == SECOND != FIRST
 
 
-def test_rows_are_known_by_picture_bytes_and_text(path):
+def test_rows_are_known_by_image_bytes_and_text(path):
     with WorkFile(path) as file:
         assert file.put([ROW]) == 1
     with WorkFile(path, read_only=True) as file:

@@ -12,7 +12,7 @@ from tiny import make_clip
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three tars of ten rows and a parquet table of thirty, one of whose pictures is broken."""
+    """Three tars of ten rows and a parquet table of thirty, one of whose images is broken."""
     folder = tmp_path_factory.mktemp("stream")
     for shard in range(3):
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:

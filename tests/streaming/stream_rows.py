@@ -1,4 +1,4 @@
-"""Rows of small pictures, one of which is broken."""
+"""Rows of small images, one of which is broken."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 ROWS = 60
-BROKEN = 17  # the number of the row whose picture is cut off
+BROKEN = 17  # the number of the row whose image is cut off
 
 
 def encoded(i):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import hub
-from clip_guidance.training_log import read_log
+from clip_guidance.data.sources import hub
+from clip_guidance.training.log import read_log
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_too_many_bad_rows_end_the_run_and_are_listed(train_clip, settings, tmp_
     [
         (
             {"freeze_image": True, "init": "x"},
-            "pictures pass by, which goes without --freeze_image",
+            "images pass by, which goes without --freeze_image",
         ),
         ({"data": ["none.tar"]}, "none.tar: there is no such file or folder; supported are"),
         ({"shuffle_buffer": -1}, "expected shuffle_buffer and workers of at least 0, got -1 and 4"),

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from stream_rows import BROKEN, ROWS
 from torch import nn
 
-from clip_guidance.batches import StreamedBatches, ToSquare
-from clip_guidance.checkpoints import CheckpointError
 from clip_guidance.clip import CLIP
-from clip_guidance.reading import TooManyBadRows, open_pairs
-from clip_guidance.trainer import Plan, fit
-from clip_guidance.training_log import read_log
+from clip_guidance.data import TooManyBadRows, open_pairs
+from clip_guidance.training.batches import StreamedBatches, ToSquare
+from clip_guidance.training.checkpoints import CheckpointError
+from clip_guidance.training.log import read_log
+from clip_guidance.training.trainer import Plan, fit
 
 # Killed and resumed
 
@@ -85,7 +85,7 @@ def streamed(data, batch_size=4, index=0, count=1, transform=None, **options):
 
 
 def same(one, other):
-    return one.pictures.equal(other.pictures) and one.captions == other.captions and one.described == other.described
+    return one.images.equal(other.images) and one.captions == other.captions and one.described == other.described
 
 
 def test_a_state_after_any_step_goes_on_with_the_next_batch(data):
@@ -100,16 +100,16 @@ def test_a_state_after_any_step_goes_on_with_the_next_batch(data):
         assert all(same(resumed(step), expected[step]) for step in range(start, 40))
 
 
-def test_pictures_are_those_of_the_rows_and_some_are_mirrored(data):
+def test_images_are_those_of_the_rows_and_some_are_mirrored(data):
     """A caption with "left" in it forbids to mirror, whichever caption was drawn."""
     batches, seen = streamed(data), []
     for step in range(30):
         batch = batches(step)
-        for picture, name, mirrored in zip(batch.pictures, batch.captions, batch.described["mirrored"], strict=True):
+        for image, name, mirrored in zip(batch.images, batch.captions, batch.described["mirrored"], strict=True):
             number = int(name.split()[1])
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             expected = torch.tensor(pixels).permute(2, 0, 1) / 255
-            assert picture.equal(expected.flip(-1) if mirrored else expected)
+            assert image.equal(expected.flip(-1) if mirrored else expected)
             seen.append((number, mirrored))
     assert not any(mirrored for number, mirrored in seen if number < 30)
     assert 0.3 < np.mean([mirrored for number, mirrored in seen if number >= 30]) < 0.7
@@ -125,13 +125,13 @@ def test_processes_share_the_rows(data):
 
 
 @pytest.mark.parametrize(("workers", "ahead", "held"), [(0, None, 0), (3, None, 6), (1, 8, 8)])
-def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, workers, ahead, held):
+def test_no_more_images_are_held_than_a_batch_and_those_under_way(data, workers, ahead, held):
     alive, most = weakref.WeakSet(), 0
 
     class Watched(ToSquare):
-        def __call__(self, picture):
+        def __call__(self, image):
             nonlocal most
-            made = super().__call__(picture)
+            made = super().__call__(image)
             alive.add(made)
             most = max(most, len(alive))
             return made
@@ -146,9 +146,9 @@ def test_no_more_pictures_are_held_than_a_batch_and_those_under_way(data, worker
 def test_the_next_batch_is_read_while_one_is_trained_on(data):
     made = []
 
-    def transform(picture):
+    def transform(image):
         made.append(1)
-        return ToSquare(32)(picture)
+        return ToSquare(32)(image)
 
     batches = streamed(data, transform=transform, workers=1, ahead=4)
     batches(0)
@@ -215,8 +215,8 @@ def small_fit(folder, stream, steps=3):
     model = nn.Linear(3, 1)
 
     def loss(model, step):
-        pictures = torch.rand(4, 3, 8, 8) if stream is None else stream(step).pictures
-        return {"loss": model(pictures.mean((2, 3))).square().mean()}
+        images = torch.rand(4, 3, 8, 8) if stream is None else stream(step).images
+        return {"loss": model(images.mean((2, 3))).square().mean()}
 
     fit(Accelerator(cpu=True), model, loss, Plan(steps, 0.1, 0, 0.0, 1.0, 3, 1, 1), folder, stream=stream)
 
@@ -235,7 +235,7 @@ def test_places_that_do_not_fit_are_refused(data, tmp_path):
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
-    from clip_guidance.checkpoints import Checkpoints
+    from clip_guidance.training.checkpoints import Checkpoints
 
     model = nn.Linear(2, 1)
     Checkpoints(tmp_path).save(1, {"model": model}, torch.optim.AdamW(model.parameters()), [{"row": 1}, {"row": 2}])

@@ -18,8 +18,8 @@ def studio(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def files(studio) -> list[tuple[str, None]]:
-    """Three pictures and a broken one, as a gallery gives them."""
-    folder = studio.root / "pictures"
+    """Three images and a broken one, as a gallery gives them."""
+    folder = studio.root / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for name in ("a.png", "b.png", "<i>c.png"):

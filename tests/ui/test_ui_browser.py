@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_guidance.generate import read_settings
+from clip_guidance.generation.generator import read_settings
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 pytest.importorskip("selenium", reason="driving a browser needs selenium, of the extra test")
@@ -97,8 +97,8 @@ def test_a_prompt_is_drawn_with_and_without_guidance_and_downloaded(browser, add
     until(lambda: "which guided it" in find("#generate-guided-caption").text)
 
     sources = [find(f"#generate-{name} img").get_attribute("src") for name in ("without", "guided")]
-    pictures = [urllib.request.urlopen(source).read() for source in sources]
-    assert pictures[0] != pictures[1] and all(picture.startswith(b"\x89PNG") for picture in pictures)
+    images = [urllib.request.urlopen(source).read() for source in sources]
+    assert images[0] != images[1] and all(image.startswith(b"\x89PNG") for image in images)
     folder, settings = tmp_path / "downloads", {}
     for name, scale in (("without", 0.0), ("guided", strength)):
         known = set(folder.glob("*.png"))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_guidance.generate import GenerateSettings, generate, read_record, read_settings
+from clip_guidance.generation.generator import GenerateSettings, generate, read_record, read_settings
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
-from clip_guidance.similarity import image_similarity  # noqa: E402
+from clip_guidance.metrics.similarity import image_similarity  # noqa: E402
 from clip_guidance.ui import app  # noqa: E402
 from clip_guidance.ui.classify import classify  # noqa: E402
 from clip_guidance.ui.compare import compare  # noqa: E402
@@ -21,7 +21,7 @@ from clip_guidance.ui.generate import draw  # noqa: E402
 from clip_guidance.ui.preview import Finished, drawn  # noqa: E402
 from clip_guidance.ui.search import build, search  # noqa: E402
 from clip_guidance.ui.studio import MOST  # noqa: E402
-from clip_guidance.zero_shot import ZeroShotClassifier  # noqa: E402
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
 
@@ -38,7 +38,7 @@ def refused(message: str):
 # Generate
 
 
-def test_both_pictures_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
+def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
     sides = shown[-1].without, shown[-1].guided
     settings = [read_settings(side.file) for side in sides]
     assert [each.scale for each in settings] == [0.0, 12.0]
@@ -48,14 +48,14 @@ def test_both_pictures_are_drawn_from_the_same_noise_with_their_settings_in_them
     assert [read_record(side.file)["scores"][0]["guided"] for side in sides] == [False, True]
 
 
-def test_the_pictures_are_those_of_the_command_line(shown):
+def test_the_images_are_those_of_the_command_line(shown):
     settings = [GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale) for scale in (0.0, 12.0)]
     for side, expected in zip((shown[-1].without, shown[-1].guided), generate(settings), strict=True):
         assert side.image.tobytes() == expected.image.tobytes()
         assert read_record(side.file) == expected.record()
 
 
-def test_previews_come_before_the_pictures(shown):
+def test_previews_come_before_the_images(shown):
     assert shown[0].without.image is None
     for name in ("without", "guided"):
         sides = [getattr(pair, name) for pair in shown]
@@ -64,7 +64,7 @@ def test_previews_come_before_the_pictures(shown):
     assert all(pair.without.file for pair in shown if pair.guided.image)  # one after the other
 
 
-def test_the_last_preview_is_the_picture(studio):
+def test_the_last_preview_is_the_image(studio):
     """DDIM with a final ᾱ of 1 ends on the last x̂₀, which guidance has shifted already."""
     *previews, finished = drawn(studio.drawer, GenerateSettings(PROMPT, steps=STEPS, scale=12.0), share=1.0)
     assert isinstance(finished, Finished) and [preview.step for preview in previews] == [1, 2, 3]
@@ -73,7 +73,7 @@ def test_the_last_preview_is_the_picture(studio):
     assert np.abs(np.asarray(previews[0].image).astype(int) - image).max() > 30
 
 
-def test_a_picture_that_nobody_waits_for_stops_and_leaves_nothing_behind(studio):
+def test_an_image_that_nobody_waits_for_stops_and_leaves_nothing_behind(studio):
     threads = threading.active_count()
     drawing = drawn(studio.drawer, GenerateSettings(PROMPT, steps=1000, scale=0.0), share=1.0)
     assert next(drawing).step == 1
@@ -108,7 +108,7 @@ def test_what_cannot_be_drawn_is_told_in_the_librarys_words(studio, change, mess
 # Classify
 
 
-def test_classify_shows_the_likeliest_label_of_each_picture_and_names_the_bad_one(studio, files):
+def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(studio, files):
     page = classify(studio, files, "rocket, red apple,\ndog face", False, "emoji")
     good = [path for path, _ in files if "broken" not in path]
     top = ZeroShotClassifier(studio.clip("emoji"), ["rocket", "red apple", "dog face"])(good).top()
@@ -122,7 +122,7 @@ def test_classify_shows_the_likeliest_label_of_each_picture_and_names_the_bad_on
 @pytest.mark.parametrize(
     ("labels", "chosen", "message"),
     [
-        ("rocket", None, f"expected a picture, at most {MOST}, got none"),
+        ("rocket", None, f"expected an image, at most {MOST}, got none"),
         (" , ", "all", "expected at least one label, got none"),
         ("a, b, a", "all", html.escape("label 'a' is given twice")),
         ("rocket", "broken", r"z broken\.png: is empty \(0 bytes\)"),
@@ -150,9 +150,9 @@ def test_compare_shows_the_cosines(studio, files):
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, "all"), ("broken", "all"), ("all", "broken")])
-def test_a_set_without_pictures_is_told(studio, files, first, second):
+def test_a_set_without_images_is_told(studio, files, first, second):
     sets = {"all": files, "broken": files[-1:], None: None}
-    with refused("expected pictures in the first set|is empty"):
+    with refused("expected images in the first set|is empty"):
         compare(studio, sets[first], sets[second], "emoji")
 
 
@@ -161,31 +161,31 @@ def test_a_set_without_pictures_is_told(studio, files, first, second):
 
 @pytest.fixture(scope="module")
 def index(studio, files) -> str:
-    *_, status = build(studio, "pictures", "photos.index", "emoji")
-    assert "3 pictures in the index" in status and "3 added, 0 unchanged, 1 failed" in status
+    *_, status = build(studio, "images", "photos.index", "emoji")
+    assert "3 images in the index" in status and "3 added, 0 unchanged, 1 failed" in status
     assert "z broken.png" in status and "is empty (0 bytes)" in status
     return "photos.index"
 
 
-def test_a_picture_finds_itself(studio, files, index):
+def test_an_image_finds_itself(studio, files, index):
     found = search(studio, index, "", files[1:2], "", 2)
-    assert [caption for _, caption in found.pictures][:1] == ["1.000 · a.png"] and len(found.pictures) == 2
+    assert [caption for _, caption in found.images][:1] == ["1.000 · a.png"] and len(found.images) == 2
 
 
-def test_text_picture_and_filter_work_together(studio, files, index):
+def test_text_image_and_filter_work_together(studio, files, index):
     plain = search(studio, index, "rocket", None, "", 3)
     both = search(studio, index, "rocket", files[:1], 'path ~ "*b.png"', 3)
-    assert len(plain.pictures) == 3 and len(both.pictures) == 1 and both.pictures[0][1].endswith("b.png")
-    cosines = [float(caption.split()[0]) for _, caption in plain.pictures]
+    assert len(plain.images) == 3 and len(both.images) == 1 and both.images[0][1].endswith("b.png")
+    cosines = [float(caption.split()[0]) for _, caption in plain.images]
     assert cosines == sorted(cosines, reverse=True)
 
 
 def test_an_index_keeps_its_own_clip(studio, index):
-    *_, status = build(studio, "pictures", index, "emoji-judge")
+    *_, status = build(studio, "images", index, "emoji-judge")
     assert "of the CLIP emoji:" in status and "0 added, 3 unchanged" in status
 
 
-def test_a_picture_that_is_gone_is_told_and_the_others_are_shown(studio):
+def test_an_image_that_is_gone_is_told_and_the_others_are_shown(studio):
     folder = studio.root / "fleeting"
     folder.mkdir()
     for name in ("stays.png", "goes.png"):
@@ -193,7 +193,7 @@ def test_a_picture_that_is_gone_is_told_and_the_others_are_shown(studio):
     list(build(studio, "fleeting", "fleeting.index", "emoji"))
     (folder / "goes.png").unlink()
     found = search(studio, "fleeting.index", "red", None, "", 5)
-    assert len(found.pictures) == 1 and found.failed == [f"{folder / 'goes.png'}: no such file"]
+    assert len(found.images) == 1 and found.failed == [f"{folder / 'goes.png'}: no such file"]
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_a_picture_that_is_gone_is_told_and_the_others_are_shown(studio):
         ({"index": "/etc"}, "/etc: lies outside of"),
         ({"index": " "}, "expected a folder in .*, got none"),
         ({"index": "gone.index"}, "gone.index: there is no image index"),
-        ({"text": ""}, "expected a text, a picture, or both to search for, got neither"),
-        ({"text": "rocket -"}, "query: expected a text or a picture at character 9"),
+        ({"text": ""}, "expected a text, an image, or both to search for, got neither"),
+        ({"text": "rocket -"}, "query: expected a text or an image at character 9"),
         ({"where": "year >"}, "where: expected a value at character 7"),
     ],
 )

@@ -16,8 +16,8 @@ from clip_guidance.guidance.methods.lgd_mc import LGDMC as LGDMC
 from clip_guidance.guidance.methods.mpgd import MPGD as MPGD
 from clip_guidance.guidance.methods.recurrence import recurrent as recurrent
 from clip_guidance.guidance.methods.tfg import TFG as TFG
-from clip_guidance.guidance.methods.tilt import Tilt as Tilt
 from clip_guidance.guidance.methods.universal import UniversalGuidance as UniversalGuidance
+from clip_guidance.guidance.modes.tilt import Tilt as Tilt
 
 METHODS = (DPS, LGDMC, FreeDoM, MPGD, UniversalGuidance, TFG, Tilt)
 __all__ = ["DPS", "LGDMC", "FreeDoM", "MPGD", "UniversalGuidance", "TFG", "Tilt", "METHODS", "recurrent"]

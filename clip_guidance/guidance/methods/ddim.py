@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.noise import NoiseLevel, UnsupportedSchedulerError
-from clip_guidance.guidance.prediction import Prediction
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
+from clip_guidance.guidance.adapters.prediction import Prediction
 
 _KNOWN = ("DDIMScheduler", "DDPMScheduler")
 _NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise ratio of zero as 0 or as α/σ = 2⁻¹²

@@ -14,11 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
-from clip_guidance.guidance.modes import DenoiserTape, GradientOf
+from clip_guidance.guidance.modes.base import GradientOf
 from clip_guidance.guidance.modes.x0 import posterior_variance
-from clip_guidance.guidance.prediction import Prediction
 
 
 @dataclass(frozen=True)

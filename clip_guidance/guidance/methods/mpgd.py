@@ -17,10 +17,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
-from clip_guidance.guidance.methods.length import step_length, unit
-from clip_guidance.guidance.modes import GradientOf
-from clip_guidance.guidance.prediction import Prediction
+from clip_guidance.guidance.methods.step_size import step_length, unit
+from clip_guidance.guidance.modes.base import GradientOf
 
 
 @dataclass(frozen=True)

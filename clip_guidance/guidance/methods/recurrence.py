@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_guidance.guidance.adapters.noise_level import noise_level
 from clip_guidance.guidance.methods.ddim import Step, check_ddim, following_level
-from clip_guidance.guidance.noise import noise_level
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.modes import GradientOf
+from clip_guidance.guidance.modes.base import GradientOf
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.methods.ddim import OnDDIM, Step, final_alpha_prod, step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
-from clip_guidance.guidance.modes import DenoiserTape, GradientOf
-from clip_guidance.guidance.prediction import Prediction
+from clip_guidance.guidance.modes.base import GradientOf
 
 SCHEDULES = ("increase", "decrease", "constant")
 

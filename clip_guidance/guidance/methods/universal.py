@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clip_guidance.guidance.modes import DenoiserTape, GradientOf, exact
-from clip_guidance.guidance.prediction import Prediction
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.engine.tape import DenoiserTape
+from clip_guidance.guidance.modes import exact
+from clip_guidance.guidance.modes.base import GradientOf
 
 
 @dataclass(frozen=True)

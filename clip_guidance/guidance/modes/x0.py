@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from clip_guidance.guidance.gradient import RewardGradient
-from clip_guidance.guidance.noise import NoiseLevel
-from clip_guidance.guidance.prediction import Prediction
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.engine.gradient import RewardGradient
 
 
 def posterior_variance(level: NoiseLevel, data_variance: float) -> float:

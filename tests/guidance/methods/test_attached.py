@@ -37,7 +37,7 @@ def test_every_method_is_tried_here():
     assert {type(method) for method in SETTINGS} == set(METHODS)
 
 
-def pictures(pipe, **options):
+def images(pipe, **options):
     return generate(pipe, ["cat", "owl"], seeds=(0, 1), output_type="pt", **options)
 
 
@@ -48,9 +48,9 @@ def test_the_reward_rises(tiny_pipeline, clip, method, config, eta, times):
     pipe, reward = tiny_pipeline(**config), CLIPReward(clip, "dog")
     guidance = CLIPGuidance(clip, "dog", mode=method)
     with recurrent(pipe.scheduler, times):
-        unguided = pictures(pipe, eta=eta)
+        unguided = images(pipe, eta=eta)
         with guidance.attach(pipe):
-            guided = pictures(pipe, eta=eta)
+            guided = images(pipe, eta=eta)
     with torch.no_grad():
         assert (reward(guided) > reward(unguided) + 0.1).all()
     report = guidance.report
@@ -60,12 +60,12 @@ def test_the_reward_rises(tiny_pipeline, clip, method, config, eta, times):
 @methods
 def test_scale_zero_is_bit_identical(tiny_pipeline, clip, method):
     pipe = tiny_pipeline()
-    expected = pictures(pipe, eta=1.0)
+    expected = images(pipe, eta=1.0)
     with CLIPGuidance(clip, "dog", 0.0, mode=method).attach(pipe):
-        assert pictures(pipe, eta=1.0).equal(expected)
+        assert images(pipe, eta=1.0).equal(expected)
     with CLIPGuidance(clip, "dog", mode=method).attach(pipe):
-        assert not pictures(pipe, eta=1.0).equal(expected)
-    assert pictures(pipe, eta=1.0).equal(expected)
+        assert not images(pipe, eta=1.0).equal(expected)
+    assert images(pipe, eta=1.0).equal(expected)
     assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks and "step" not in vars(pipe.scheduler)
 
 
@@ -120,7 +120,7 @@ def test_a_method_beside_another_guidance_adds_up(tiny_pipeline, clip):
 
 
 @pytest.mark.parametrize("method", [FreeDoM(2.0), MPGD(rho=200.0), TFG(samples=2), UniversalGuidance()], ids=repr)
-def test_the_guider_of_a_modular_pipeline_makes_the_pictures_that_it_makes_attached(method):
+def test_the_guider_of_a_modular_pipeline_makes_the_images_that_it_makes_attached(method):
     pipe, inputs = built(SDXL)
     own = pipe.scheduler
     pipe.update_components(scheduler=DDIMScheduler.from_config(own.config))

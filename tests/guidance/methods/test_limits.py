@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.adapters.noise_level import noise_level
+from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
+from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.methods.tfg import share
-from clip_guidance.guidance.noise import noise_level
-from clip_guidance.guidance.prediction import Prediction, prediction_type
 
 CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
 
@@ -147,7 +147,7 @@ def test_universal_is_the_sum_of_its_parts():
     assert [UniversalGuidance(0.4, 2).needs_tape, UniversalGuidance(0.0, 2).needs_tape] == [True, False]
 
 
-def test_universal_backward_of_many_steps_finds_the_best_picture():
+def test_universal_backward_of_many_steps_finds_the_best_image():
     prediction = prediction_at(scheduler_of(), 3)
     shift = UniversalGuidance(0.0, 200, 0.5).shift(prediction, reward_gradient, 1.0, Tape())
     assert_close(gradient(prediction.x0 + shift), torch.zeros_like(shift))

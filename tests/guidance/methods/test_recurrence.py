@@ -121,18 +121,18 @@ def test_a_stock_pipeline_calls_its_denoiser_again():
     seen = []
     unet.register_forward_pre_hook(lambda module, args: seen.append(int(args[1])))
 
-    def pictures():
+    def images():
         seen.clear()
         options = {"num_inference_steps": 10, "eta": 0.0, "output_type": "np"}
         return torch.from_numpy(pipe(generator=torch.Generator().manual_seed(0), **options).images)
 
-    expected, timesteps = pictures(), list(seen)
+    expected, timesteps = images(), list(seen)
     with recurrent(pipe.scheduler, 3, (0.3, 0.6)):
-        first, counts = pictures(), Counter(seen)
-        assert first.equal(pictures()), "every run starts from the seed"
+        first, counts = images(), Counter(seen)
+        assert first.equal(images()), "every run starts from the seed"
     assert [counts[t] for t in timesteps] == [1, 1, 1, 3, 3, 3, 1, 1, 1, 1]
     assert not first.equal(expected)
-    assert pictures().equal(expected)
+    assert images().equal(expected)
 
 
 def test_noise_is_its_own_and_has_the_variance_that_was_taken_out():

@@ -9,11 +9,11 @@ from scheduler_matrix import ONE_EACH, matrix
 from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance
-from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
+from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import Tilt
 from clip_guidance.guidance.modes import x0
-from clip_guidance.guidance.noise import NoiseLevel
-from clip_guidance.guidance.prediction import PREDICTION_TYPES, Prediction
 
 LEVEL, VARIANCE = NoiseLevel(0.6, 0.8), 0.64
 STRENGTH = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64)
@@ -88,19 +88,19 @@ def test_without_a_strength_it_is_that_of_scale_one():
 
 
 def test_scales_schedule_and_every_reach_it(tiny_pipeline, clip):
-    """A picture's tilt is that of its own scale, whatever its neighbour's."""
+    """An image's tilt is that of its own scale, whatever its neighbour's."""
     pipe = tiny_pipeline()
 
-    def pictures(scale, **options):
+    def images(scale, **options):
         guidance = CLIPGuidance(clip, "dog", scale=scale, mode=Tilt(2), **options)
         with guidance.attach(pipe):
             return generate(pipe, ["cat", "owl"], seeds=(0, 1), output_type="pt")
 
     for options in ({}, {"schedule": lambda fraction: 1 - fraction}, {"every": 2}):
-        both = pictures([1.0, 4.0], **options)
+        both = images([1.0, 4.0], **options)
         for i, scale in enumerate((1.0, 4.0)):
-            torch.testing.assert_close(both[i], pictures(scale, **options)[i], atol=1e-5, rtol=0)
-    assert not torch.allclose(pictures(2.0, schedule=lambda fraction: 2.0), pictures(2.0))
+            torch.testing.assert_close(both[i], images(scale, **options)[i], atol=1e-5, rtol=0)
+    assert not torch.allclose(images(2.0, schedule=lambda fraction: 2.0), images(2.0))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5])

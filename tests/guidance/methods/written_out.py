@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from gaussian import MEAN, STD, GaussianDenoiser
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.gradient import RewardGradient
+from clip_guidance.guidance.engine.gradient import RewardGradient
 
 STEPS, SHAPE = 8, (2, 3, 4)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -1,4 +1,4 @@
-"""Transformers that read a picture's latents as they are: DiT, PixArt, HunyuanDiT, Lumina, CogView and others.
+"""Transformers that read an image's latents as they are: DiT, PixArt, HunyuanDiT, Lumina, CogView and others.
 
 Texts are given as embeddings, so that no text encoder is needed; OmniGen's transformer reads token ids.
 """
@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import diffusers as d
 import torch
 from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
-from pipelines.parts import awaken, build, call, embeds, picture, texts
+from pipelines.parts import awaken, build, call, embeds, image, texts
 
 from pipelines import parts
 
@@ -46,7 +46,7 @@ def pixart(cls):
 
 
 def hunyuan_dit(cls, controlnet=False, **more):
-    """Rotary positions count on a decoder of 8 times, so that pictures are 32 x 32 and latents 4 x 4."""
+    """Rotary positions count on a decoder of 8 times, so that images are 32 x 32 and latents 4 x 4."""
     config = {
         "sample_size": 4,
         "patch_size": 2,
@@ -62,7 +62,7 @@ def hunyuan_dit(cls, controlnet=False, **more):
     held = {"requires_safety_checker": False, "safety_checker": None}
     if controlnet:
         held["controlnet"] = awaken(d.HunyuanDiT2DControlNetModel(transformer_num_layers=4, **config))
-        more["control_image"] = picture(32)
+        more["control_image"] = image(32)
     pipe = assemble(
         cls,
         lambda: d.HunyuanDiT2DModel(num_layers=4 if controlnet else 2, **config),
@@ -181,7 +181,7 @@ def omnigen():
             rope_scaling={"long_factor": [1, 2, 3, 4], "short_factor": [1, 2, 3, 4]},
         )
 
-    # Its processor reads pictures with torchvision; without that library, this prompt of text alone needs no more.
+    # Its processor reads images with torchvision; without that library, this prompt of text alone needs no more.
     for module, name, value in (
         (processor_omnigen, "transforms", MagicMock()),
         (pipeline_omnigen, "OmniGenMultiModalProcessor", processor_omnigen.OmniGenMultiModalProcessor),
@@ -207,7 +207,7 @@ def hidream():
         )
 
     pipe = assemble(d.HiDreamImagePipeline, transformer, vae=lambda: parts.vae(shift_factor=0.1))
-    pipe.default_sample_size = 8  # the largest picture
+    pipe.default_sample_size = 8  # the largest image
     t5, llama = texts(5), {name: embeds(2, 1, 5, 8, seed=i) for i, name in enumerate(("", "negative_"))}
     named = {f"{name}_t5": value for name, value in t5.items()}
     named |= {f"{sign}prompt_embeds_llama3": value for sign, value in llama.items()}
@@ -229,7 +229,7 @@ PIPELINES = {
     "CogView3PlusPipeline": cogview3,
     "CogView3PlusPipeline + DPM": lambda: cogview3(d.CogVideoXDPMScheduler),
     "CogView4Pipeline": cogview4,
-    "CogView4ControlPipeline": lambda: cogview4(d.CogView4ControlPipeline, channels=8, control_image=picture(32)),
+    "CogView4ControlPipeline": lambda: cogview4(d.CogView4ControlPipeline, channels=8, control_image=image(32)),
     "OmniGenPipeline": omnigen,
     "HiDreamImagePipeline": hidream,
 }

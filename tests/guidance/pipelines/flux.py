@@ -1,11 +1,11 @@
 """Flux 1, Flux 2 and those that pack latents into tokens as they do; texts are given as embeddings.
 
-The sides of a picture differ, so that unpacking with the two confused fails.
+The sides of an image differ, so that unpacking with the two confused fails.
 """
 
 import diffusers as d
 import torch
-from pipelines.parts import awaken, build, call, embeds, mask, picture, texts
+from pipelines.parts import awaken, build, call, embeds, image, mask, texts
 
 from pipelines import parts
 
@@ -29,7 +29,7 @@ def size(**inputs):
 
 
 def wide():
-    return picture(WIDTH)[..., :HEIGHT, :]
+    return image(WIDTH)[..., :HEIGHT, :]
 
 
 def wide_mask():
@@ -97,7 +97,7 @@ def flux2_vae():
 def flux2(cls, negative=False, guidance_embeds=False, **inputs):
     torch.manual_seed(0)
     if cls is d.Flux2KleinKVPipeline:
-        inputs["image"] = [parts.pil_picture(64)]
+        inputs["image"] = [parts.pil_image(64)]
     pipe = build(
         cls,
         transformer=awaken(
@@ -128,7 +128,7 @@ PIPELINES = {
         d.FluxControlInpaintPipeline, 32, **again(mask_image=wide_mask()), **control()
     ),
     "FluxFillPipeline": lambda: flux(
-        # Latents, those of the picture, and 4 x 4 pixels of mask for each of the 2 x 2 latents of a token.
+        # Latents, those of the image, and 4 x 4 pixels of mask for each of the 2 x 2 latents of a token.
         d.FluxFillPipeline,
         16 + 16 + 64,
         vae_blocks=3,

@@ -1,6 +1,6 @@
 """The image transformers of 2025 and 2026 that share a layout with an older one; texts are given as embeddings.
 
-The sides of a picture differ where the pipeline packs latents, so that unpacking with the two confused fails.
+The sides of an image differ where the pipeline packs latents, so that unpacking with the two confused fails.
 """
 
 from types import SimpleNamespace
@@ -280,11 +280,11 @@ PIPELINES = {
     "PRXPipeline": prx,
     "Kandinsky5T2IPipeline": kandinsky5,
     "Kandinsky5I2IPipeline": lambda: kandinsky5(
-        d.Kandinsky5I2IPipeline, visual_cond=True, image=parts.pil_picture(), prompt="a cat"
+        d.Kandinsky5I2IPipeline, visual_cond=True, image=parts.pil_image(), prompt="a cat"
     ),
     "BriaFiboPipeline": fibo,
     "BriaFiboEditPipeline": lambda: fibo(
-        d.BriaFiboEditPipeline, image=parts.pil_picture(64), prompt='{"edit_instruction": "a cat"}', _auto_resize=False
+        d.BriaFiboEditPipeline, image=parts.pil_image(64), prompt='{"edit_instruction": "a cat"}', _auto_resize=False
     ),
     "BriaFiboPipeline + patches": lambda: fibo(do_patching=True),
     "ErnieImagePipeline": ernie,

@@ -1,4 +1,4 @@
-"""Parts of tiny random pipelines: pictures of 16 x 16, latents of 8 x 8, text of width 8."""
+"""Parts of tiny random pipelines: images of 16 x 16, latents of 8 x 8, text of width 8."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-SIDE = 16  # of a picture, in pixels
+SIDE = 16  # of an image, in pixels
 WIDTH = 8  # of a text encoder
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
@@ -34,13 +34,13 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def picture(side=SIDE, seed=1):
-    """A random picture (1, 3, H, W) in [0, 1]."""
+def image(side=SIDE, seed=1):
+    """A random image (1, 3, H, W) in [0, 1]."""
     return torch.rand(1, 3, side, side, generator=generator(seed))
 
 
-def pil_picture(side=SIDE, seed=1):
-    return Image.fromarray((picture(side, seed)[0].permute(1, 2, 0) * 255).byte().numpy())
+def pil_image(side=SIDE, seed=1):
+    return Image.fromarray((image(side, seed)[0].permute(1, 2, 0) * 255).byte().numpy())
 
 
 def mask(side=SIDE):
@@ -106,7 +106,7 @@ def clip_image_processor():
 
 
 def vae(blocks=2, channels=4, scale=0.7, **config):
-    """A decoder from latents that are 2 ** (blocks - 1) times smaller, whose pictures lie inside [0, 1]."""
+    """A decoder from latents that are 2 ** (blocks - 1) times smaller, whose images lie inside [0, 1]."""
     config = {
         "block_out_channels": (4, 8, 8, 8)[:blocks],
         "layers_per_block": 1,
@@ -136,7 +136,7 @@ def vq(blocks=2, **config):
 
 
 def soften(autoencoder, scale=0.2):
-    """Keep pictures inside [0, 1], where nothing is clipped."""
+    """Keep images inside [0, 1], where nothing is clipped."""
     autoencoder.decoder.conv_out.weight.data *= scale
     return autoencoder.eval()
 

@@ -1,6 +1,6 @@
 """Qwen-Image, Z-Image and HunyuanImage; texts are given as embeddings.
 
-The sides of a picture differ, so that unpacking with the two confused fails.
+The sides of an image differ, so that unpacking with the two confused fails.
 """
 
 import diffusers as d
@@ -10,7 +10,7 @@ from diffusers.pipelines.qwenimage import (
     pipeline_qwenimage_edit_inpaint,
     pipeline_qwenimage_edit_plus,
 )
-from pipelines.parts import awaken, build, call, mask, picture, texts
+from pipelines.parts import awaken, build, call, image, mask, texts
 
 from pipelines import parts
 
@@ -22,7 +22,7 @@ def size(**inputs):
 
 
 def wide():
-    return picture(WIDTH)[..., :HEIGHT, :]
+    return image(WIDTH)[..., :HEIGHT, :]
 
 
 def wide_mask():
@@ -75,12 +75,12 @@ def qwen(cls, controlnet=None, **inputs):
 
 
 def qwen_edit(cls, module, **inputs):
-    """The pipeline enlarges the picture it edits to a million pixels; here, to a few hundred."""
+    """The pipeline enlarges the image it edits to a million pixels; here, to a few hundred."""
     dimensions = module.calculate_dimensions
     if dimensions.__module__ != __name__:
         module.calculate_dimensions = lambda area, ratio: small_dimensions(dimensions, ratio)
         module.calculate_dimensions.__module__ = __name__
-    image = parts.pil_picture(32)
+    image = parts.pil_image(32)
     return qwen(cls, image=[image] if module is pipeline_qwenimage_edit_plus else image, **inputs)
 
 

@@ -2,7 +2,7 @@
 
 import diffusers as d
 import torch
-from pipelines.parts import awaken, build, call, picture, texts
+from pipelines.parts import awaken, build, call, image, texts
 
 from pipelines import parts
 
@@ -72,9 +72,9 @@ PIPELINES = {
         d.SanaPipeline, d.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     ),
     "SanaPAGPipeline": lambda: sana(d.SanaPAGPipeline),
-    "SanaControlNetPipeline": lambda: sana(d.SanaControlNetPipeline, controlnet=True, control_image=picture(32)),
+    "SanaControlNetPipeline": lambda: sana(d.SanaControlNetPipeline, controlnet=True, control_image=image(32)),
     "SanaSprintPipeline": lambda: sprint(d.SanaSprintPipeline),
-    "SanaSprintImg2ImgPipeline": lambda: sprint(d.SanaSprintImg2ImgPipeline, image=picture(32), strength=0.6),
+    "SanaSprintImg2ImgPipeline": lambda: sprint(d.SanaSprintImg2ImgPipeline, image=image(32), strength=0.6),
 }
 
 #: Why a pipeline cannot be guided in mode "exact".

@@ -2,7 +2,7 @@
 
 import diffusers as d
 import torch
-from pipelines.parts import awaken, build, call, mask, picture, texts
+from pipelines.parts import awaken, build, call, image, mask, texts
 
 from pipelines import parts
 
@@ -37,7 +37,7 @@ def sd3(cls, controlnet=None, channels=4, **inputs):
 
 
 def again(**inputs):
-    return {"image": picture(), "strength": 0.8, **inputs}
+    return {"image": image(), "strength": 0.8, **inputs}
 
 
 PIPELINES = {
@@ -47,12 +47,12 @@ PIPELINES = {
         d.StableDiffusion3InpaintPipeline, channels=16, **again(mask_image=mask())
     ),
     "StableDiffusion3ControlNetPipeline": lambda: sd3(
-        d.StableDiffusion3ControlNetPipeline, controlnet={}, control_image=picture()
+        d.StableDiffusion3ControlNetPipeline, controlnet={}, control_image=image()
     ),
     "StableDiffusion3ControlNetInpaintingPipeline": lambda: sd3(
         d.StableDiffusion3ControlNetInpaintingPipeline,
         controlnet={"extra_conditioning_channels": 1},
-        control_image=picture(),
+        control_image=image(),
         control_mask=mask(),
     ),
     "StableDiffusion3PAGPipeline": lambda: sd3(d.StableDiffusion3PAGPipeline),

@@ -1,4 +1,4 @@
-"""Other pipelines with a UNet: of several stages, of vector-quantised latents, of pictures and more at once.
+"""Other pipelines with a UNet: of several stages, of vector-quantised latents, of images and more at once.
 
 Many give numbers in [0, 1] as arrays alone, and as tensors numbers in [-1, 1].
 """
@@ -7,7 +7,7 @@ import diffusers as d
 import torch
 from diffusers.pipelines.deprecated.unidiffuser import UniDiffuserModel, UniDiffuserTextDecoder
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt
-from pipelines.parts import WIDTH, awaken, build, embeds, picture, pil_mask, pil_picture, texts
+from pipelines.parts import WIDTH, awaken, build, embeds, image, pil_image, pil_mask, texts
 
 from pipelines import parts
 
@@ -42,7 +42,7 @@ def kandinsky(cls, kind, scheduler=None, blocks=2, channels=4, **inputs):
 
 
 def repainted(side=parts.SIDE):
-    return {"image": pil_picture(side), "mask_image": pil_mask(side)}
+    return {"image": pil_image(side), "mask_image": pil_mask(side)}
 
 
 def kandinsky3(cls, **inputs):
@@ -62,7 +62,7 @@ def kandinsky3(cls, **inputs):
 
 
 def paella():
-    """Its pictures lie in [0, 1]."""
+    """Its images lie in [0, 1]."""
     vqgan = PaellaVQModel(levels=1, bottleneck_blocks=1, num_vq_embeddings=8, embed_dim=8).eval()
     vqgan.out_block[0].weight.data *= 0.1
     vqgan.out_block[0].bias.data += 0.5
@@ -111,7 +111,7 @@ def cascade():
 
 
 def two_stages(cls, decoder, **inputs):
-    """The second stage, from the embedding of a picture."""
+    """The second stage, from the embedding of an image."""
     pipe = build(
         cls,
         decoder=decoder,
@@ -149,7 +149,7 @@ def latent_diffusion_unconditional():
 def latent_super_resolution():
     vqvae = parts.vq(latent_channels=3, vq_embed_dim=3, num_vq_embeddings=500)
     pipe = build(d.LDMSuperResolutionPipeline, vqvae=vqvae, unet=parts.plain_unet(6, 3), scheduler=parts.scheduler())
-    return pipe, parts.sized(d.LDMSuperResolutionPipeline, image=picture())
+    return pipe, parts.sized(d.LDMSuperResolutionPipeline, image=image())
 
 
 def ldm3d():
@@ -209,33 +209,33 @@ PIPELINES = parts.seeded(
     {
         "KandinskyPipeline": lambda: kandinsky(d.KandinskyPipeline, "text_image"),
         "KandinskyImg2ImgPipeline": lambda: kandinsky(
-            d.KandinskyImg2ImgPipeline, "text_image", image=pil_picture(), strength=0.8
+            d.KandinskyImg2ImgPipeline, "text_image", image=pil_image(), strength=0.8
         ),
         "KandinskyInpaintPipeline": lambda: kandinsky(
             d.KandinskyInpaintPipeline, "text_image", DDIM, channels=9, **repainted()
         ),
         "KandinskyV22Pipeline": lambda: kandinsky(d.KandinskyV22Pipeline, "image"),
         "KandinskyV22Img2ImgPipeline": lambda: kandinsky(
-            d.KandinskyV22Img2ImgPipeline, "image", image=pil_picture(), strength=0.8
+            d.KandinskyV22Img2ImgPipeline, "image", image=pil_image(), strength=0.8
         ),
         "KandinskyV22InpaintPipeline": lambda: kandinsky(
             d.KandinskyV22InpaintPipeline, "image", channels=9, **repainted()
         ),
         "KandinskyV22ControlnetPipeline": lambda: kandinsky(
-            d.KandinskyV22ControlnetPipeline, "image_hint", blocks=4, channels=8, hint=picture(64)
+            d.KandinskyV22ControlnetPipeline, "image_hint", blocks=4, channels=8, hint=image(64)
         ),
         "KandinskyV22ControlnetImg2ImgPipeline": lambda: kandinsky(
             d.KandinskyV22ControlnetImg2ImgPipeline,
             "image_hint",
             blocks=4,
             channels=8,
-            hint=picture(64),
-            image=pil_picture(64),
+            hint=image(64),
+            image=pil_image(64),
             strength=0.8,
         ),
         "Kandinsky3Pipeline": lambda: kandinsky3(d.Kandinsky3Pipeline, side=64),
         "Kandinsky3Img2ImgPipeline": lambda: kandinsky3(
-            d.Kandinsky3Img2ImgPipeline, image=pil_picture(64), strength=0.8
+            d.Kandinsky3Img2ImgPipeline, image=pil_image(64), strength=0.8
         ),
         "WuerstchenDecoderPipeline": wuerstchen,
         "StableCascadeDecoderPipeline": cascade,
@@ -246,7 +246,7 @@ PIPELINES = parts.seeded(
         "UniDiffuserPipeline": unidiffuser,
         "VersatileDiffusionTextToImagePipeline": lambda: versatile(d.VersatileDiffusionTextToImagePipeline, **PROMPT),
         "VersatileDiffusionImageVariationPipeline": lambda: versatile(
-            d.VersatileDiffusionImageVariationPipeline, image=pil_picture()
+            d.VersatileDiffusionImageVariationPipeline, image=pil_image()
         ),
     }
 )

@@ -1,8 +1,8 @@
-"""Pipelines whose samples are pixels; they give their pictures in [0, 1] as arrays alone."""
+"""Pipelines whose samples are pixels; they give their images in [0, 1] as arrays alone."""
 
 import diffusers as d
 import torch
-from pipelines.parts import awaken, build, mask, picture, texts
+from pipelines.parts import awaken, build, image, mask, texts
 
 from pipelines import parts
 
@@ -29,7 +29,7 @@ def whole():
 
 
 def low(**inputs):
-    return {"image": picture(8, seed=6), "noise_level": 100, **inputs}
+    return {"image": image(8, seed=6), "noise_level": 100, **inputs}
 
 
 PIPELINES = parts.seeded(
@@ -42,16 +42,16 @@ PIPELINES = parts.seeded(
         ),
         "IFPipeline": lambda: deep_floyd(d.IFPipeline),
         "IFPipeline + fixed variance": lambda: deep_floyd(d.IFPipeline, variance="fixed_small"),
-        "IFImg2ImgPipeline": lambda: deep_floyd(d.IFImg2ImgPipeline, image=picture(), strength=0.8),
+        "IFImg2ImgPipeline": lambda: deep_floyd(d.IFImg2ImgPipeline, image=image(), strength=0.8),
         "IFInpaintingPipeline": lambda: deep_floyd(
-            d.IFInpaintingPipeline, strength=0.8, image=picture(), mask_image=whole()
+            d.IFInpaintingPipeline, strength=0.8, image=image(), mask_image=whole()
         ),
         "IFSuperResolutionPipeline": lambda: deep_floyd(d.IFSuperResolutionPipeline, channels=6, **low()),
         "IFImg2ImgSuperResolutionPipeline": lambda: deep_floyd(
-            d.IFImg2ImgSuperResolutionPipeline, channels=6, **low(original_image=picture())
+            d.IFImg2ImgSuperResolutionPipeline, channels=6, **low(original_image=image())
         ),
         "IFInpaintingSuperResolutionPipeline": lambda: deep_floyd(
-            d.IFInpaintingSuperResolutionPipeline, channels=6, **low(original_image=picture(), mask_image=whole())
+            d.IFInpaintingSuperResolutionPipeline, channels=6, **low(original_image=image(), mask_image=whole())
         ),
     }
 )

@@ -7,7 +7,7 @@ import pytest
 from diffusers.pipelines.deprecated.blip_diffusion import BlipImageProcessor
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
 from diffusers.pipelines.stable_diffusion import CLIPImageProjection, StableUnCLIPImageNormalizer
-from pipelines.parts import SIDE, awaken, build, embeds, mask, picture, pil_mask, pil_picture, texts
+from pipelines.parts import SIDE, awaken, build, embeds, image, mask, pil_image, pil_mask, texts
 
 from pipelines import parts
 
@@ -31,7 +31,7 @@ def sd(cls, config=None, text=None, scheduler=None, vae=None, pieces=None, **inp
 
 
 def again(**inputs):
-    return {"image": picture(), "strength": 0.8, **inputs}
+    return {"image": image(), "strength": 0.8, **inputs}
 
 
 def inpaint(**inputs):
@@ -43,7 +43,7 @@ def controlled(cls, config=None, **inputs):
 
 
 def control(**inputs):
-    return {"control_image": picture(seed=4), **inputs}
+    return {"control_image": image(seed=4), **inputs}
 
 
 def with_ip_adapter(cls=d.StableDiffusionPipeline, **inputs):
@@ -70,7 +70,7 @@ def upscale():
         vae=parts.vae(blocks=3, scale=0.08333),
         scheduler=parts.scheduler(prediction_type="v_prediction"),
         pieces={"low_res_scheduler": parts.scheduler(d.DDPMScheduler)},
-        image=picture(8),
+        image=image(8),
     )
 
 
@@ -97,7 +97,7 @@ def diff_edit():
 def gligen(cls, kind, **inputs):
     pieces = {}
     if cls is d.StableDiffusionGLIGENTextImagePipeline:
-        inputs["gligen_images"] = [pil_picture()]
+        inputs["gligen_images"] = [pil_image()]
         pieces = {"processor": parts.clip_image_processor(), "image_encoder": parts.clip_vision()}
         pieces["image_project"] = CLIPImageProjection(hidden_size=parts.WIDTH)
     boxes = {"gligen_phrases": ["a dog"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.7]]}
@@ -106,17 +106,17 @@ def gligen(cls, kind, **inputs):
 
 
 def ledits():
-    """It edits the picture that it was made to invert before."""
+    """It edits the image that it was made to invert before."""
     text = {"editing_prompt": ["a dog"], "use_intersect_mask": False}
     scheduler = parts.scheduler(d.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", steps_offset=1)
     pipe, inputs = sd(d.LEditsPPPipelineStableDiffusion, text=text, scheduler=scheduler)
-    pipe.invert(pil_picture(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
+    pipe.invert(pil_image(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
     del inputs["num_inference_steps"]
     return pipe, inputs
 
 
 def unclip(cls, **inputs):
-    """Its prompt's embeddings stand beside those of a picture, with noise on them."""
+    """Its prompt's embeddings stand beside those of an image, with noise on them."""
     pieces = {
         "image_normalizer": StableUnCLIPImageNormalizer(parts.WIDTH),
         "image_noising_scheduler": parts.scheduler(d.DDPMScheduler),
@@ -138,7 +138,7 @@ def unclip(cls, **inputs):
 
 def image_variation():
     pieces = {"image_encoder": parts.clip_vision(), "feature_extractor": parts.clip_image_processor()}
-    return sd(d.StableDiffusionImageVariationPipeline, text={}, pieces=pieces, image=pil_picture())
+    return sd(d.StableDiffusionImageVariationPipeline, text={}, pieces=pieces, image=pil_image())
 
 
 def paint_by_example():
@@ -146,17 +146,17 @@ def paint_by_example():
         "image_encoder": PaintByExampleImageEncoder(parts.clip_vision_config(), proj_size=parts.WIDTH).eval(),
         "feature_extractor": parts.clip_image_processor(),
     }
-    pictures = {"image": pil_picture(), "mask_image": pil_mask(), "example_image": pil_picture(seed=3)}
-    return sd(d.PaintByExamplePipeline, {"in_channels": 9}, {}, pieces=pieces, **pictures)
+    images = {"image": pil_image(), "mask_image": pil_mask(), "example_image": pil_image(seed=3)}
+    return sd(d.PaintByExamplePipeline, {"in_channels": 9}, {}, pieces=pieces, **images)
 
 
 def blip(cls, pieces=None, **inputs):
     """Its encoders of a subject are replaced."""
     text = {"prompt": "on grass", "source_subject_category": "cat", "target_subject_category": "cat"}
-    text |= {"reference_image": pil_picture(), "guidance_scale": 1.0}
+    text |= {"reference_image": pil_image(), "guidance_scale": 1.0}
     pieces = {"image_processor": BlipImageProcessor(size={"height": SIDE, "width": SIDE}), **(pieces or {})}
     pipe, inputs = sd(cls, text=text, pieces=pieces, **inputs)
-    pipe.get_query_embeddings = lambda picture, subject: None
+    pipe.get_query_embeddings = lambda image, subject: None
     pipe.encode_prompt = lambda query, prompt, device: embeds(1, 5, parts.WIDTH)
     return pipe, inputs
 
@@ -177,11 +177,11 @@ PIPELINES = parts.seeded(
             d.StableDiffusionInpaintPipeline, {"in_channels": 9}, **inpaint()
         ),
         "StableDiffusionInpaintPipelineLegacy": lambda: sd(
-            d.StableDiffusionInpaintPipelineLegacy, **again(image=pil_picture(), mask_image=pil_mask())
+            d.StableDiffusionInpaintPipelineLegacy, **again(image=pil_image(), mask_image=pil_mask())
         ),
-        "StableDiffusionControlNetPipeline": lambda: controlled(d.StableDiffusionControlNetPipeline, image=picture()),
+        "StableDiffusionControlNetPipeline": lambda: controlled(d.StableDiffusionControlNetPipeline, image=image()),
         "StableDiffusionControlNetPipeline + guess": lambda: controlled(
-            d.StableDiffusionControlNetPipeline, image=picture(), guess_mode=True
+            d.StableDiffusionControlNetPipeline, image=image(), guess_mode=True
         ),
         "StableDiffusionControlNetImg2ImgPipeline": lambda: controlled(
             d.StableDiffusionControlNetImg2ImgPipeline, **again(), **control()
@@ -196,7 +196,7 @@ PIPELINES = parts.seeded(
         "StableDiffusionPAGImg2ImgPipeline": lambda: sd(d.StableDiffusionPAGImg2ImgPipeline, **again()),
         "StableDiffusionPAGInpaintPipeline": lambda: sd(d.StableDiffusionPAGInpaintPipeline, **inpaint()),
         "StableDiffusionControlNetPAGPipeline": lambda: controlled(
-            d.StableDiffusionControlNetPAGPipeline, image=picture()
+            d.StableDiffusionControlNetPAGPipeline, image=image()
         ),
         "StableDiffusionControlNetPAGInpaintPipeline": lambda: controlled(
             d.StableDiffusionControlNetPAGInpaintPipeline, **inpaint(), **control()
@@ -204,7 +204,7 @@ PIPELINES = parts.seeded(
         "StableDiffusionUpscalePipeline": upscale,
         "StableDiffusionLatentUpscalePipeline": latent_upscale,
         "StableDiffusionInstructPix2PixPipeline": lambda: sd(
-            d.StableDiffusionInstructPix2PixPipeline, {"in_channels": 8}, image=picture()
+            d.StableDiffusionInstructPix2PixPipeline, {"in_channels": 8}, image=image()
         ),
         "StableDiffusionDepth2ImgPipeline": lambda: sd(
             d.StableDiffusionDepth2ImgPipeline, {"in_channels": 5}, **again(depth_map=embeds(1, 8, 8))
@@ -248,19 +248,19 @@ PIPELINES = parts.seeded(
             d.StableDiffusionAdapterPipeline,
             parts.T2I_BLOCKS,
             pieces={"adapter": parts.t2i_adapter()},
-            image=picture(),
+            image=image(),
         ),
         "StableDiffusionControlNetXSPipeline": lambda: sd(
             d.StableDiffusionControlNetXSPipeline,
             {"layers_per_block": 2},
             pieces={"controlnet": parts.controlnet_xs()},
-            image=picture(),
+            image=image(),
         ),
         "BlipDiffusionPipeline": lambda: blip(d.BlipDiffusionPipeline),
         "BlipDiffusionControlNetPipeline": lambda: blip(
             d.BlipDiffusionControlNetPipeline,
             pieces={"controlnet": parts.controlnet()},
-            condtioning_image=pil_picture(seed=4),
+            condtioning_image=pil_image(seed=4),
         ),
     }
 )

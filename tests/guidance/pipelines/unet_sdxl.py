@@ -4,7 +4,7 @@ import importlib
 
 import diffusers as d
 import torch
-from pipelines.parts import awaken, build, embeds, mask, picture, pil_picture, texts
+from pipelines.parts import awaken, build, embeds, image, mask, pil_image, texts
 
 from pipelines import parts
 
@@ -30,7 +30,7 @@ def sdxl(cls, config=None, scheduler=None, text=None, pieces=None, **inputs):
 
 
 def again(**inputs):
-    return {"image": picture(), "strength": 0.8, **inputs}
+    return {"image": image(), "strength": 0.8, **inputs}
 
 
 def inpaint(**inputs):
@@ -38,7 +38,7 @@ def inpaint(**inputs):
 
 
 def control(**inputs):
-    return {"control_image": picture(seed=4), **inputs}
+    return {"control_image": image(seed=4), **inputs}
 
 
 def controlled(cls, config=None, **inputs):
@@ -61,7 +61,7 @@ def union(cls, **inputs):
 
 def controlnet_xs():
     net = {"controlnet": parts.controlnet_xs()}
-    return sdxl(d.StableDiffusionXLControlNetXSPipeline, {"layers_per_block": 2}, pieces=net, image=picture())
+    return sdxl(d.StableDiffusionXLControlNetXSPipeline, {"layers_per_block": 2}, pieces=net, image=image())
 
 
 def with_ip_adapter():
@@ -70,14 +70,14 @@ def with_ip_adapter():
 
 
 def ledits():
-    """It edits the picture that it was made to invert before."""
+    """It edits the image that it was made to invert before."""
     pieces = {"text_encoder": parts.clip_text(), "tokenizer": parts.clip_tokenizer()}
     pieces |= {"text_encoder_2": parts.clip_text(projection=True), "tokenizer_2": parts.clip_tokenizer()}
     scheduler = parts.scheduler(d.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", steps_offset=1)
     text = {"editing_prompt": ["a dog"], "use_intersect_mask": False}
     config = {"cross_attention_dim": 2 * parts.WIDTH}
     pipe, inputs = sdxl(d.LEditsPPPipelineStableDiffusionXL, config, scheduler, text, pieces)
-    pipe.invert(pil_picture(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
+    pipe.invert(pil_image(32), num_inversion_steps=4, skip=0.2, generator=parts.generator())
     del inputs["num_inference_steps"]
     return pipe, inputs
 
@@ -91,7 +91,7 @@ def kolors(module, cls, **inputs):
 
 
 def dreamlite(cls, **inputs):
-    """Its denoiser reads the sample beside another picture, as one wide picture; its decoder is a tiny one."""
+    """Its denoiser reads the sample beside another image, as one wide image; its decoder is a tiny one."""
     unet = parts.unet(
         d.DreamLiteUNetModel,
         down_block_types=("DreamLiteDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
@@ -127,10 +127,10 @@ PIPELINES = parts.seeded(
             d.StableDiffusionXLInpaintPipeline, {"in_channels": 9}, **inpaint()
         ),
         "StableDiffusionXLInstructPix2PixPipeline": lambda: sdxl(
-            d.StableDiffusionXLInstructPix2PixPipeline, {"in_channels": 8}, image=picture()
+            d.StableDiffusionXLInstructPix2PixPipeline, {"in_channels": 8}, image=image()
         ),
         "StableDiffusionXLControlNetPipeline": lambda: controlled(
-            d.StableDiffusionXLControlNetPipeline, image=picture()
+            d.StableDiffusionXLControlNetPipeline, image=image()
         ),
         "StableDiffusionXLControlNetImg2ImgPipeline": lambda: controlled(
             d.StableDiffusionXLControlNetImg2ImgPipeline, **again(), **control()
@@ -149,7 +149,7 @@ PIPELINES = parts.seeded(
         "StableDiffusionXLPAGImg2ImgPipeline": lambda: sdxl(d.StableDiffusionXLPAGImg2ImgPipeline, **again()),
         "StableDiffusionXLPAGInpaintPipeline": lambda: sdxl(d.StableDiffusionXLPAGInpaintPipeline, **inpaint()),
         "StableDiffusionXLControlNetPAGPipeline": lambda: controlled(
-            d.StableDiffusionXLControlNetPAGPipeline, image=picture()
+            d.StableDiffusionXLControlNetPAGPipeline, image=image()
         ),
         "StableDiffusionXLControlNetPAGImg2ImgPipeline": lambda: controlled(
             d.StableDiffusionXLControlNetPAGImg2ImgPipeline, **again(), **control()
@@ -159,7 +159,7 @@ PIPELINES = parts.seeded(
             d.StableDiffusionXLAdapterPipeline,
             parts.T2I_BLOCKS,
             pieces={"adapter": parts.t2i_adapter()},
-            image=picture(),
+            image=image(),
         ),
         "StableDiffusionXLPipeline + IP-Adapter": with_ip_adapter,
         "LEditsPPPipelineStableDiffusionXL": ledits,
@@ -167,7 +167,7 @@ PIPELINES = parts.seeded(
         "KolorsImg2ImgPipeline": lambda: kolors("kolors.pipeline_kolors_img2img", "KolorsImg2ImgPipeline", **again()),
         "KolorsPAGPipeline": lambda: kolors("pag.pipeline_pag_kolors", "KolorsPAGPipeline"),
         "DreamLitePipeline": lambda: dreamlite(d.DreamLitePipeline),
-        "DreamLitePipeline + edit": lambda: dreamlite(d.DreamLitePipeline, image=pil_picture()),
+        "DreamLitePipeline + edit": lambda: dreamlite(d.DreamLitePipeline, image=pil_image()),
         "DreamLiteMobilePipeline": lambda: dreamlite(d.DreamLiteMobilePipeline),
     }
 )

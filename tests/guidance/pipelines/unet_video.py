@@ -1,7 +1,7 @@
-"""Video pipelines with a UNet: motion modules in a picture's UNet, and UNets of three dimensions."""
+"""Video pipelines with a UNet: motion modules in an image's UNet, and UNets of three dimensions."""
 
 import diffusers as d
-from pipelines.parts import WIDTH, awaken, build, embeds, pil_picture, texts
+from pipelines.parts import WIDTH, awaken, build, embeds, pil_image, texts
 
 from pipelines import parts
 
@@ -39,7 +39,7 @@ def several(cls, **inputs):
 
 
 def video():
-    return [pil_picture(seed=i) for i in range(FRAMES)]
+    return [pil_image(seed=i) for i in range(FRAMES)]
 
 
 def sparse_controlnet():
@@ -65,7 +65,7 @@ def animate_xl():
 
 
 def pia():
-    return animate(d.PIAPipeline, adapter={"conv_in_channels": 9}, image=pil_picture(), strength=1.0)
+    return animate(d.PIAPipeline, adapter={"conv_in_channels": 9}, image=pil_image(), strength=1.0)
 
 
 def text_to_video(cls, **inputs):
@@ -85,7 +85,7 @@ def i2vgen():
         image_encoder=parts.clip_vision(),
         feature_extractor=parts.clip_image_processor(),
     )
-    return pipe, several(d.I2VGenXLPipeline, **texts(), image=pil_picture(), target_fps=8)
+    return pipe, several(d.I2VGenXLPipeline, **texts(), image=pil_image(), target_fps=8)
 
 
 def stable_video():
@@ -114,7 +114,7 @@ def stable_video():
     )
     pipe = build(d.StableVideoDiffusionPipeline, unet=awaken(unet), vae=vae.eval(), scheduler=scheduler)
     pipe._encode_image = lambda *args: embeds(2, 1, WIDTH)
-    return pipe, several(d.StableVideoDiffusionPipeline, image=pil_picture())
+    return pipe, several(d.StableVideoDiffusionPipeline, image=pil_image())
 
 
 PIPELINES = parts.seeded(
@@ -127,7 +127,7 @@ PIPELINES = parts.seeded(
         "AnimateDiffSparseControlNetPipeline": lambda: animate(
             d.AnimateDiffSparseControlNetPipeline,
             pieces={"controlnet": sparse_controlnet()},
-            conditioning_frames=[pil_picture()],
+            conditioning_frames=[pil_image()],
             controlnet_frame_indices=[0],
         ),
         "AnimateDiffVideoToVideoPipeline": lambda: animate(

@@ -50,14 +50,14 @@ def wan(cls, channels=4, kind=d.WanTransformer3DModel, config=None, **inputs):
 
 def image_to_video(cls, kind=d.WanTransformer3DModel):
     """The transformer also reads the first frame: its latents, and a mask of as many channels as frames in one."""
-    pipe, inputs = wan(cls, 4 + 4 + 4, kind, image=parts.picture(48)[..., :32, :])
+    pipe, inputs = wan(cls, 4 + 4 + 4, kind, image=parts.image(48)[..., :32, :])
     return pipe, inputs
 
 
 SKYREELS = d.SkyReelsV2Transformer3DModel
 PIPELINES = {
     "WanPipeline": lambda: wan(d.WanPipeline),
-    "WanVideoToVideoPipeline": lambda: wan(d.WanVideoToVideoPipeline, video=[parts.pil_picture(48)] * 5, strength=0.8),
+    "WanVideoToVideoPipeline": lambda: wan(d.WanVideoToVideoPipeline, video=[parts.pil_image(48)] * 5, strength=0.8),
     "WanImageToVideoPipeline": lambda: image_to_video(d.WanImageToVideoPipeline),
     "SkyReelsV2Pipeline": lambda: wan(d.SkyReelsV2Pipeline, kind=SKYREELS),
 }

@@ -1,0 +1,148 @@
+"""Finds out what there is to read: tars, tables, a folder of images, or a data set of the Hub."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from clip_guidance.data.pairs import Pairs
+from clip_guidance.data.records import Source, SourceError
+from clip_guidance.data.sources import table, tar
+from clip_guidance.data.sources.folder import FolderSource, Listing, list_files
+from clip_guidance.data.sources.hub import HubSource
+from clip_guidance.data.sources.joined import JoinedSource
+from clip_guidance.data.sources.table import TableSource
+from clip_guidance.data.sources.tar import TarSource
+from clip_guidance.images.load import EXTENSIONS
+
+SUPPORTED = (
+    "a folder of images with captions.csv (.tsv, .jsonl), metadata.jsonl, a .txt beside each image, or folders "
+    "named after what they show; .csv, .tsv, .jsonl and .parquet tables; WebDataset .tar archives, also "
+    "shards/{0000..0012}.tar; or the owner/name of a Hub data set"
+)
+CAPTION_TABLES = re.compile(r"(metadata|captions)\.(csv|tsv|jsonl|parquet)", re.IGNORECASE)
+HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+)?")
+
+
+def open_pairs(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    image_column: str | None = None,
+    caption_columns: Sequence[str] = (),
+    split: str = "train",
+    streaming: bool = True,
+    **options: Any,
+) -> Pairs:
+    """Opens whatever holds images and their captions.
+
+    Args:
+        path: a folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
+            list of these, which are read as one.
+        image_column: of tables and data sets; by default the first with a customary name.
+        caption_columns: of tables and data sets; by default those with a customary name.
+        split: of a data set.
+        streaming: of a Hub data set: read while downloading.
+        **options: of :class:`~clip_guidance.data.pairs.Pairs`: ``policy``, ``shard``, ``seed``,
+            ``shuffle_buffer``, ``workers``, ``ahead``, ``transform``, ``exclude``, ``quarantine``.
+
+    Raises:
+        SourceError: there is nothing to read; the message names what was found and what is supported.
+    """
+    columns = {"image_column": image_column, "caption_columns": caption_columns}
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    sources = [find_source(os.fspath(one), columns, {"split": split, "streaming": streaming}) for one in paths]
+    return Pairs(sources[0] if len(sources) == 1 else JoinedSource(sources), **options)
+
+
+def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Source:
+    """The source that ``name`` stands for; see :func:`open_pairs`."""
+    path = Path(name)
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return HubSource(name, **hub, **columns)
+        return _source_in(list_files(path), columns)
+    files = [path] if path.exists() else _expand(name)
+    if not files:
+        if HUB_NAME.fullmatch(name) and path.suffix.lower() not in (*table.SUFFIXES, *tar.SUFFIXES):
+            return HubSource(name, **hub, **columns)
+        raise SourceError(f"{name}: there is no such file or folder; supported are {SUPPORTED}")
+    kinds = Counter(_kind(file) for file in files)
+    if set(kinds) == {"tar"}:
+        return TarSource(files, name)
+    if set(kinds) == {"table"}:
+        return TableSource(files, name, **columns)
+    if len(kinds) > 1:
+        raise SourceError(f"{name}: expected one kind of file, found {_counted(files)}")
+    raise SourceError(f"{name}: a {path.suffix or 'file without suffix'} cannot be read; supported are {SUPPORTED}")
+
+
+def _source_in(listing: Listing, columns: dict[str, Any]) -> Source:
+    """The source in a folder; an archive says more than a table of captions, and that more than images alone."""
+    root = listing.root
+    if tars := listing.with_suffix(*tar.SUFFIXES):
+        return TarSource([root / file for file in tars], str(root))
+    captions = [file for file in listing.files if CAPTION_TABLES.fullmatch(PurePath(file).name)]
+    images = listing.with_suffix(*EXTENSIONS)
+    parquet = listing.with_suffix(".parquet")
+    tables = captions or (parquet if not images or _holds_images(root, parquet, columns) else [])
+    tables = tables or ([] if images else listing.with_suffix(*table.SUFFIXES))
+    if tables:
+        return TableSource([root / file for file in tables], str(root), **columns)
+    if images or listing.denied:
+        return FolderSource(listing)
+    found = _counted(map(PurePath, listing.files)) or "nothing"
+    raise SourceError(f"{root}: found {found}; supported are {SUPPORTED}")
+
+
+def _holds_images(root: Path, parquet: list[str], columns: dict[str, Any]) -> bool:
+    """Whether the tables beside images hold images: a data set's do, what img2dataset writes does not."""
+    try:
+        return bool(parquet) and bool(TableSource([root / parquet[0]], str(root), **columns))
+    except SourceError:
+        return False
+
+
+def _expand(name: str) -> list[Path]:
+    """The files that a glob or braces stand for; braces name their files, so each must be there.
+
+    Raises:
+        SourceError: one of those in braces is not there.
+    """
+    files: list[Path] = []
+    for pattern in expand_braces(name):
+        found = sorted(map(Path, glob.glob(pattern, recursive=True))) if glob.has_magic(pattern) else [Path(pattern)]
+        if pattern != name and (absent := [path for path in found if not path.exists()]):
+            raise SourceError(f"{name}: there is no {absent[0]}")
+        files += [path for path in found if path.is_file()]
+    return files
+
+
+def expand_braces(text: str) -> list[str]:
+    """``{08..10}`` counts with leading zeros, ``{train,val}`` lists; several braces multiply, as in a shell."""
+    match = re.search(r"\{([^{}]*)\}", text)
+    if match is None:
+        return [text]
+    choices = match[1].split(",")
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        choices = [f"{number:0{width}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    tails = expand_braces(text[match.end() :])
+    return [text[: match.start()] + choice + tail for choice, tail in itertools.product(choices, tails)]
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in tar.SUFFIXES or path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
+        return "tar"
+    return "table" if suffix in table.SUFFIXES else "other"
+
+
+def _counted(files: Any) -> str:
+    counts = Counter(file.suffix.lower() or "without suffix" for file in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))

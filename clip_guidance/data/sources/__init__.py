@@ -1,0 +1,1 @@
+"""Where image-caption pairs come from: folders, tables, tars and data sets of the Hub."""

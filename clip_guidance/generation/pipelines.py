@@ -1,0 +1,81 @@
+"""Loading a stock diffusers pipeline, packaged, from a folder or from the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+
+from clip_guidance.clip import CLIP
+from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models, refuse_pickles
+
+
+def load_pipeline(
+    name_or_path: str | Path = "emoji",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> DiffusionPipeline:
+    """Loads a text-to-image pipeline.
+
+    Args:
+        name_or_path: a packaged pipeline ("emoji"), a folder that diffusers saved, or a hub id.
+        device: where to put it.
+        dtype: precision of all its parts, whatever they are stored in.
+        kwargs: passed to ``DiffusionPipeline.from_pretrained`` (``variant``, ``revision`` ...).
+
+    Returns:
+        A stock pipeline: of a packaged model a ``StableDiffusionPipeline`` whose text encoder is the text tower of the
+        CLIP of that name (stored once, as a ``CLIPTextModel``).
+
+    Raises:
+        ModelError: there is no such pipeline, or its weights are pickled.
+    """
+    name = str(name_or_path)
+    if name in packaged_models():
+        if kwargs:
+            raise ValueError(f"{name} is packaged and takes no further options, got {', '.join(kwargs)}")
+        return _moved(_packaged(name), device, dtype)
+    path = Path(name)
+    refuse_pickles(path)
+    for component in sorted(path.glob("*/")) if path.is_dir() else ():
+        refuse_pickles(component)
+    known = ", ".join(packaged_models())
+    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise ModelError(f"{name}: neither a folder, nor a packaged pipeline ({known}), nor a hub id (owner/name)")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        raise ModelError(f"{name}: no pipeline: expected model_index.json, found {found}")
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: a pipeline that cannot be loaded: {error}") from error
+    return _moved(pipeline, device, dtype)
+
+
+def _moved(pipeline: DiffusionPipeline, device: str | torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """On the device, in the precision; parts that have it already are left alone, diffusers warns otherwise."""
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module) and next(part.parameters()).dtype != dtype:
+            part.to(dtype)
+    return pipeline
+
+
+def _packaged(name: str) -> StableDiffusionPipeline:
+    folder = PACKAGED / name
+    if not (folder / "unet").is_dir():
+        raise ModelError(f"{name}: a CLIP without a pipeline")
+    clip = CLIP.from_pretrained(name)
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True),
+        text_encoder=clip.text_encoder.to_clip_text_model(),
+        tokenizer=clip.tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

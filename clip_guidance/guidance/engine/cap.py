@@ -1,0 +1,115 @@
+"""A cap on the shift, relative to the correction that classifier-free guidance makes.
+
+FreeDoM (Yu et al. 2023, arXiv:2303.09833, section 4.4) makes the guidance step as long as a share of the
+classifier-free correction ε̂_cfg − ε̂_uncond; here that is the bound, of each sample on its own:
+
+    rms(Δ) ≤ cap · rms(x̂₀_cfg − x̂₀_uncond).
+
+The correction is not visible in ``scheduler.step``, which sees the sum; it is read off the denoiser's outputs. A
+pipeline without it (distilled, or guidance_scale 1) is measured by the posterior's standard deviation √w instead,
+which is the size that a classifier-free correction has in order of magnitude.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
+
+
+class Corrections:
+    """Keeps the denoiser's outputs of the step that is going on, for the cap.
+
+    Args:
+        wanted: Whether the forward that happens right now belongs to the guided pipeline.
+    """
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self.outputs: list[Tensor] = []
+        self._wanted = wanted
+
+    @contextmanager
+    def watch(self, denoisers: list[nn.Module]) -> Iterator[None]:
+        """Keep every output of ``denoisers`` inside the ``with`` block until :meth:`clear`."""
+        handles = [denoiser.register_forward_hook(self._keep) for denoiser in denoisers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.clear()
+
+    def _keep(self, denoiser: nn.Module, args: tuple, output: Any) -> None:
+        if self._wanted():
+            output = getattr(output, "sample", output)
+            output = output[0] if isinstance(output, tuple) else output
+            output = torch.stack(list(output)) if isinstance(output, list) else output
+            self.outputs.append(output.detach())
+
+    def clear(self) -> None:
+        """Forget the outputs."""
+        self.outputs.clear()
+
+    def rms(self, prediction: Prediction) -> Tensor | None:
+        """Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None if there was no classifier-free guidance.
+
+        With cfg = u + s(c − u), the farthest of the denoiser's predictions from cfg is u, for s > 1/2, in whatever
+        order they come. Some pipelines negate the prediction before the step; cfg lies on the line through the
+        denoiser's predictions with one sign only.
+        """
+        output = at_least_float32(prediction.model_output.detach())
+        found = _as_predictions(self.outputs, output)
+        if len(found) < 2:
+            return None
+        sign = min((1, -1), key=lambda sign: float(_off_the_line(sign * output, found)))
+        correction = torch.stack([_rms(sign * output - each) for each in found]).amax(0)
+        return abs(prediction.kind.output_weight(prediction.level)) * correction
+
+
+def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
+    """Sum of the squared distances of ``output`` from the line (the plane) through each sample's predictions."""
+    first, *others = (each.flatten(1) for each in predictions)
+    ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
+    gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
+    return (target - ways @ (torch.linalg.pinv(gram) @ (ways.mT @ target))).square().sum()
+
+
+@dataclass(frozen=True)
+class Capped:
+    """What :func:`capped` returns.
+
+    Attributes:
+        shift: (B, ...).
+        count: Number of samples whose shift was longer.
+    """
+
+    shift: Tensor
+    count: int
+
+
+def capped(shift: Tensor, limit: Tensor) -> Capped:
+    """Shifts (B, ...) made no longer than the root mean square ``limit`` (B,), and no other way changed."""
+    length = _rms(shift)
+    longer = length > limit
+    factor = torch.where(longer, limit / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
+    return Capped(shift * factor.view(-1, *[1] * (shift.ndim - 1)), int(longer.sum()))
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:
+    """The outputs as tensors of the shape of ``like``: split along the batch, without predicted variances."""
+    found = []
+    for output in outputs:
+        if output.ndim == like.ndim and output.shape[1] > like.shape[1]:
+            output = output[:, : like.shape[1]]  # channels: a variance; tokens: a reference image's
+        if output.numel() % like.numel() or len(output) % len(like):
+            return []
+        found += [at_least_float32(part.reshape(like.shape)) for part in output.split(len(like))]
+    return found

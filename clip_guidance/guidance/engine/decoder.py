@@ -1,0 +1,253 @@
+"""From the predicted clean sample to the image that the reward reads, as cheaply as it should be.
+
+At 1024 x 1024 the activations that the decoder keeps for its backward are larger than those of most denoisers
+(SDXL's autoencoder: 11 GiB in half precision), so :class:`Decoding` offers a smaller decoder, a smaller image,
+a part of the image, recomputation, and one image at a time.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from clip_guidance.guidance.adapters import layouts as unpack
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, by_config, find_adapter
+from clip_guidance.guidance.adapters.prediction import at_least_float32
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.weights.clone import stand_in
+from clip_guidance.guidance.weights.offload import brought_in, neighbours_stay, weights_stay
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the image for the reward is decoded; the image that the pipeline returns is not concerned.
+
+    Args:
+        decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
+            TAESD: a tenth of the memory). Wherever it is, it works where the sample is.
+        resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
+        crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
+            window at each step. Memory falls with its square, and the reward never sees the whole image.
+        checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174).
+        images: Decode and differentiate this many images of a batch at a time, for one more forward of the
+            decoder; None for all.
+        dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
+            overflows (``force_upcast``, as SDXL's). Another one than its own takes a copy of its weights.
+        seed: Seed of the windows; each run starts from it.
+
+    Raises:
+        ValueError: A share is outside (0, 1] or ``images`` is below 1.
+    """
+
+    decoder: nn.Module | None = None
+    resolution: float = 1.0
+    crop: float = 1.0
+    checkpoint: bool = False
+    images: int | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "crop"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
+
+
+class Decoder:
+    """The map from a pipeline's clean sample to what the reward reads.
+
+    Args:
+        pipe: The pipeline.
+        space: "image" for decoded images, "latent" for the sample as it is.
+        decoding: How to decode.
+
+    Raises:
+        ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples; or the decoder
+            that is to recompute its blocks cannot, or reads other latents than the pipeline's.
+    """
+
+    def __init__(self, pipe: Any, space: str, decoding: Decoding | None = None) -> None:
+        self.decoding = decoding or Decoding()
+        self.space = space
+        self.adapter = find_adapter(pipe)
+        #: The network that a gradient passes through, if any.
+        self.module: Any = None
+        self._pipe = pipe
+        self._random = random.Random(self.decoding.seed)
+        self._window = (0.0, 0.0)
+        self._copy: nn.Module | None = None  # of the module, in another precision or place
+        self._copy_device: torch.device | None = None
+        if space == "latent":
+            return
+        if self.adapter.decode is None:
+            raise ValueError(
+                f"space='image' needs to know how {type(pipe).__name__} decodes its latents; it is known for "
+                f"{', '.join(ADAPTERS)}. Use space='latent' with a reward on the latents"
+            )
+        self.module = getattr(pipe, self.adapter.decoder) if self.adapter.decoder else None
+        if self.decoding.decoder is not None:
+            self.adapter = _adapter_of(self.decoding.decoder, self.adapter, self.module, pipe)
+            self.module = self.decoding.decoder
+        #: Precision to which each layer's weights are cast for its forward alone, if they are.
+        self._cast = _layerwise_dtype(self.module) if isinstance(self.module, nn.Module) else None
+        if self.decoding.checkpoint and not getattr(self.module, "_supports_gradient_checkpointing", False):
+            raise ValueError(
+                f"checkpoint=True needs a decoder that can recompute its blocks; {type(self.module).__name__} cannot. "
+                "Use images=1, resolution or crop"
+            )
+
+    def start_run(self) -> None:
+        """Start the random windows over."""
+        self._random.seed(self.decoding.seed)
+
+    def start_step(self) -> None:
+        """Choose the window of the step; a step may decode several times, and must see the same one."""
+        if self.decoding.crop < 1:
+            self._window = self._random.random(), self._random.random()
+
+    def __call__(self, sample: Tensor, size: Size | None = None) -> Tensor:
+        """Images (B, 3, H, W), or (B, 3, F, H, W) of a video, in [0, 1], or the sample, in float32 or better."""
+        sample = at_least_float32(sample)
+        if self.space == "latent":
+            return sample
+        decode = self.adapter.decode
+        assert decode is not None  # refused above
+        latents = self._shrunk(self._cropped(self.adapter.unpack(self._pipe, sample, size)))
+        if self.module is None:
+            return _to_unit_range(decode(None, latents))
+        network = self._network(latents.device)
+        latents = self.adapter.denormalise(network, latents).to(_dtype(network))
+        with neighbours_stay(network):
+            return _to_unit_range(decode(network, latents))
+
+    @contextmanager
+    def for_gradients(self, device: torch.device) -> Iterator[None]:
+        """Inside, a backward through the decoder finds its weights in place, and its blocks are recomputed if asked."""
+        if self.module is None:
+            yield
+            return
+        network = self._network(device)
+        with weights_stay(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
+            yield
+
+    def _network(self, device: torch.device) -> Any:
+        """The decoder, or a copy where it is to compute in another precision or, one's own decoder, in another place.
+
+        Under autocast the norms would compute, and keep, float32: nearly twice the memory. Weights that are cast layer
+        by layer are copied too: the backward would find them cast back.
+        """
+        dtype = self.decoding.dtype or self._cast
+        own = self._cast or _dtype(self.module)
+        if self.decoding.dtype is None and own == torch.float16 and _overflows(self.module):
+            dtype = torch.bfloat16
+        stays = self._cast is None and (self.decoding.decoder is None or _device(self.module) in (device, None))
+        if stays and dtype in (None, _dtype(self.module)):
+            return self.module
+        if self._copy is None or self._copy_device != device:
+            self._copy, self._copy_device = _copied(self.module, device, dtype), device
+        return self._copy
+
+    def _cropped(self, latents: Tensor) -> Tensor:
+        if self.decoding.crop == 1:
+            return latents
+        height, width = latents.shape[-2:]
+        side = _even(self.decoding.crop * min(height, width), min(height, width))
+        # A whole number of 2 x 2 patches, by which some decoders normalise.
+        top, left = (
+            2 * int(u * ((full - side) // 2 + 1)) for u, full in zip(self._window, (height, width), strict=True)
+        )
+        return latents[..., top : top + side, left : left + side]
+
+    def _shrunk(self, latents: Tensor) -> Tensor:
+        if self.decoding.resolution == 1:
+            return latents
+        size = [_even(self.decoding.resolution * side, side) for side in latents.shape[-2:]]
+        flat = latents.flatten(0, -4)
+        flat = F.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
+        return flat.unflatten(0, latents.shape[:-3])
+
+
+def _copied(decoder: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    if device.type != "meta" and any(weight.is_meta for weight in decoder.parameters()):
+        raise ValueError(
+            f"the decoder {type(decoder).__name__} is to compute in {dtype}, in a copy of its weights, but these are "
+            "on the meta device, as enable_sequential_cpu_offload leaves them. Convert the decoder before that"
+        )
+    with brought_in(decoder):
+        return stand_in(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
+
+
+def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) -> Adapter:
+    """The row of the table for a decoder in place of the pipeline's."""
+    given, expected = (latent_channels(each) for each in (decoder, replaced))
+    if given is not None and expected is not None and given != expected:
+        raise ValueError(
+            f"decoder={type(decoder).__name__} reads latents of {given} channels; those of {type(pipe).__name__} have "
+            f"{expected}"
+        )
+    if isinstance(decoder, AutoencoderTiny):  # image by image, from latents of unit variance
+        return replace(adapter, denormalise=by_config, decode=unpack.frames_decode)
+    return adapter
+
+
+def latent_channels(decoder: Any) -> int | None:
+    """Number of channels that a decoder of diffusers reads; None if its config does not say."""
+    config = getattr(decoder, "config", None)
+    return next((n for name in ("latent_channels", "z_dim") if (n := getattr(config, name, None)) is not None), None)
+
+
+@contextmanager
+def _recomputed(network: Any) -> Iterator[None]:
+    modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
+    before = [(module, module.gradient_checkpointing) for module in modules]
+    network.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module, value in before:
+            module.gradient_checkpointing = value
+
+
+def _dtype(module: Any) -> torch.dtype:
+    # Of the first weight: diffusers' own `dtype` would walk through all modules, at every step.
+    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+
+
+def _layerwise_dtype(module: nn.Module) -> torch.dtype | None:
+    """The precision in which a network computes under diffusers' ``enable_layerwise_casting``; None without it."""
+    registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
+    hooks = (registry.get_hook("layerwise_casting") for registry in registries if registry is not None)
+    return next((hook.compute_dtype for hook in hooks if hook is not None), None)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    weight = next(module.parameters(), None)
+    return None if weight is None else weight.device
+
+
+def _overflows(decoder: nn.Module) -> bool:
+    return bool(getattr(getattr(decoder, "config", None), "force_upcast", False))
+
+
+def _even(side: float, full: int) -> int:
+    return min(full, max(2, 2 * int(side / 2)))
+
+
+def _to_unit_range(pixels: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1]. The value is clipped, the gradient is not: a saturated pixel can still come back."""
+    pixels = at_least_float32(pixels) / 2 + 0.5
+    return pixels + (pixels.clamp(0, 1) - pixels).detach()
+
+
+def at_a_time(decoding: Decoding, batch: int) -> int:
+    """Number of images of a batch that are decoded together."""
+    return min(decoding.images or batch, batch)

@@ -1,0 +1,148 @@
+"""The gradient of each sample's reward with respect to its predicted clean sample.
+
+The image cuts the way into two: the reward's gradient at the image is gathered first, in parts where the
+reward has parts (cutouts in chunks, several rewards), and goes through the decoder once,
+
+    g = (∂image/∂x̂₀)ᵀ Σ_parts ∂r_part/∂image,
+
+so that only one part's activations live at a time beside the decoder's. Rewards are summed over the batch, never
+averaged: no sample's gradient depends on its neighbours.
+
+Half precision: gradients of a CLIP logit with respect to a pixel are around 1e-6, below what float16 holds, so
+they are scaled by a power of two on the way through float16 networks and back at the end (Micikevicius et al. 2018,
+arXiv:1710.03740, section 3.2); everything between the networks is in float32. The power is taken from each sample's
+gradient where it enters the decoder or CLIP's tower, so that the size of a reward does not matter there. Other rewards
+in float16 are scaled by a constant.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
+
+_REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
+_ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
+
+
+@dataclass(frozen=True)
+class RewardGradient:
+    """What :func:`reward_gradient` returns.
+
+    Attributes:
+        gradient: Of the shape of the clean sample, float32 or better.
+        rewards: (B,), detached.
+    """
+
+    gradient: Tensor
+    rewards: Tensor
+
+
+def reward_gradient(
+    reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, size: Size | None = None
+) -> RewardGradient:
+    """Gradient of each sample's reward at the clean sample ``x0``, (B, ...).
+
+    Raises:
+        ValueError: The reward does not return one differentiable number a sample.
+    """
+    decoder.start_step()
+    count = at_a_time(decoder.decoding, len(x0))
+    with torch.enable_grad(), decoder.for_gradients(x0.device):
+        if count == len(x0):
+            x0 = x0.detach().requires_grad_()
+            images = decoder(x0, size)
+            at_images = gradient_at_images(reward, images.detach())
+            return RewardGradient(vjp(images, [x0], at_images.gradient)[0], at_images.rewards)
+        # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
+        with torch.no_grad():
+            images = torch.cat([decoder(part, size) for part in x0.split(count)])
+        at_images = gradient_at_images(reward, images)
+        gradients = []
+        for part, cotangent in zip(x0.split(count), at_images.gradient.split(count), strict=True):
+            leaf = part.detach().requires_grad_()
+            gradients += vjp(decoder(leaf, size), [leaf], cotangent)
+        return RewardGradient(torch.cat(gradients), at_images.rewards)
+
+
+def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_graph: bool = False) -> list[Tensor]:
+    """(∂output/∂input)ᵀ cotangent for inputs that have the batch of the output as their first dimension.
+
+    Where a network of half precision may lie between, each sample's cotangent is brought to a largest element
+    around 1 on the way and its gradient back to its size, in float32 or better.
+    """
+    if cotangent.dtype == output.dtype and output.dtype == torch.float64:
+        return list(torch.autograd.grad(output, inputs, cotangent, retain_graph=retain_graph))
+    factor = power_of_two(cotangent)
+    gradients = torch.autograd.grad(output, inputs, (cotangent * factor).to(output.dtype), retain_graph=retain_graph)
+    return [gradient.to(cotangent.dtype) / factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
+def power_of_two(cotangent: Tensor) -> Tensor:
+    """Of each sample, the power of two that brings its largest element into (1/2, 1], or 1."""
+    largest = cotangent.detach().flatten(1).abs().amax(1)
+    factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
+    factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
+    return factor.view(-1, *[1] * (cotangent.ndim - 1))
+
+
+def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``network(x)`` of float32 in and out, (B, ...), through which gradients pass at a size that float16 holds."""
+    x = x.view_as(x)  # whose gradient is the network's alone
+    output = network(x)
+    if not (x.requires_grad and output.requires_grad):
+        return output
+    factors: list[Tensor] = []
+
+    def enlarged(gradient: Tensor) -> Tensor:
+        factors.append(_ENTRANCE * power_of_two(gradient))
+        return gradient * factors[-1]
+
+    output.register_hook(enlarged)
+    x.register_hook(lambda gradient: gradient / factors.pop().view(-1, *[1] * (gradient.ndim - 1)))
+    return output
+
+
+def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
+    """The reward's gradient at images (B, 3, H, W), a video's frames (B, 3, F, H, W) as images, or latents.
+
+    A video's reward is the mean of its frames'.
+    """
+    if images.ndim == 5:
+        frames = images.transpose(1, 2)
+        found = gradient_at_images(reward, frames.flatten(0, 1))
+        gradient = found.gradient.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return RewardGradient(gradient / frames.shape[1], found.rewards.unflatten(0, frames.shape[:2]).mean(1))
+    scale = _REWARD_SCALE if _has_float16(reward) else 1.0
+    leaf = images.requires_grad_()
+    gradient, rewards = torch.zeros_like(leaf), leaf.new_zeros(len(leaf))
+    for part in parts(reward, leaf):
+        _check_rewards(part, len(leaf))
+        gradient = gradient + torch.autograd.grad(part.sum() * scale, leaf)[0] / scale
+        rewards = rewards + part.detach().to(rewards)
+    return RewardGradient(gradient, rewards)
+
+
+def parts(reward: Callable[[Tensor], Tensor], images: Tensor) -> Iterable[Tensor]:
+    """Rewards (B,) whose sum is the reward: of a reward that has ``parts``, each computed when it is asked for."""
+    divide: Any = getattr(reward, "parts", None)
+    return divide(images) if divide is not None else iter([reward(images)])
+
+
+def _has_float16(reward: Any) -> bool:
+    return isinstance(reward, nn.Module) and any(p.dtype == torch.float16 for p in reward.parameters())
+
+
+def _check_rewards(rewards: Any, batch: int) -> None:
+    if not isinstance(rewards, Tensor) or rewards.shape != (batch,):
+        found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+        raise ValueError(f"the reward must return one number a sample, shape ({batch},), got {found}")
+    if not rewards.requires_grad:
+        raise ValueError(
+            "the reward must be differentiable in its input; the tensor it returned has no gradient (was it "
+            "computed under torch.no_grad, detached, or taken through numpy or PIL?)"
+        )

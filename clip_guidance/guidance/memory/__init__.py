@@ -1,0 +1,6 @@
+"""Peak memory of a guided step: measured in parts, and planned for a budget."""
+
+from clip_guidance.guidance.memory.plan import MemoryPlan as MemoryPlan
+from clip_guidance.guidance.memory.plan import plan_memory as plan_memory
+
+__all__ = ["MemoryPlan", "plan_memory"]

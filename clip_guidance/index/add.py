@@ -1,0 +1,119 @@
+"""From files to a batch of the catalogue: what is new, changed, moved or as before, and the vectors of the first two.
+
+A file whose size and time are those of the catalogue is not read. One that is read is known by the hash of its bytes:
+at the same place it is unchanged, at a new place while the old one is gone it has moved. Neither is encoded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clip_guidance.clip.embed_cache import Prepared, encode, prepare
+from clip_guidance.images.files import content_hash, look_at, read_bytes
+from clip_guidance.images.load import ImageError, Skipped
+from clip_guidance.index.entries import Batch, Entry, Seen
+from clip_guidance.index.results import Changes, Moved
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+    from clip_guidance.index.store import Store
+
+_UNSETTLED = 2_000_000_000  # ns: a file may be written again within the tick of its time, so a younger time is not kept
+
+
+@dataclass
+class _Plan:
+    batch: Batch = field(default_factory=Batch)
+    changes: Changes = field(default_factory=Changes)
+    prepared: list[Prepared] = field(default_factory=list)  # of batch.put
+    new: list[bool] = field(default_factory=list)  # whether it is an addition, of batch.put
+    taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
+
+
+def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable[[Path], str]) -> Changes:
+    """Reads, encodes and acknowledges some files.
+
+    Args:
+        store: the catalogue.
+        clip: encodes what is new, but for what its cache holds if it is a ``CachedCLIP``.
+        paths: absolute, no two the same.
+        patch_of: what is to be changed in the metadata of a path, JSON.
+    """
+    plan = _Plan()
+    for path in paths:
+        try:
+            _look(store, clip, path, patch_of, plan)
+        except ImageError as error:
+            plan.changes.skipped.append(Skipped(path, error.reason))
+    _encode(clip, plan)
+    if plan.batch:
+        lost = store.apply(plan.batch)
+        reason = "another process removed it from the index meanwhile; add it again"
+        plan.changes.skipped += [Skipped(path, reason) for path in lost]
+        plan.changes.moved = [moved for moved in plan.changes.moved if moved.new not in lost]
+    return plan.changes
+
+
+def as_known(entry: Entry) -> bool:
+    """Whether the file is there with the size and time that the catalogue knows, so that it need not be read."""
+    try:
+        return _same(entry, look_at(entry.path))
+    except ImageError:
+        return False
+
+
+def _same(entry: Entry, found: os.stat_result) -> bool:
+    return (entry.size, entry.mtime_ns) == (found.st_size, found.st_mtime_ns)
+
+
+def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
+    found, patch, entry = look_at(path), patch_of(Path(path)), store.by_path(path)
+    settled = time.time_ns() - found.st_mtime_ns > _UNSETTLED
+    if entry is not None and _same(entry, found):
+        plan.changes.unchanged += 1
+        if patch != "{}":
+            plan.batch.moved.append((entry.id, Seen(path, entry.hash, entry.size, entry.mtime_ns, patch)))
+        return
+    data = read_bytes(path)
+    seen = Seen(path, content_hash(data), found.st_size, found.st_mtime_ns if settled else 0, patch)
+    if entry is not None and entry.hash == seen.hash:
+        plan.changes.unchanged += 1
+        plan.batch.moved.append((entry.id, seen))
+        return
+    old = None if entry is not None else _gone(store, seen.hash, plan.taken)
+    if old is not None:
+        plan.taken.add(old.id)
+        plan.changes.moved.append(Moved(old.path, path))
+        plan.batch.moved.append((old.id, seen))
+        return
+    plan.prepared.append(prepare(clip, data, path))
+    plan.batch.put.append(seen)
+    plan.new.append(entry is None)
+
+
+def _gone(store: Store, content: str, taken: set[int]) -> Entry | None:
+    """An image of the same bytes whose file is not where it was."""
+    alike = (entry for entry in store.by_hash(content) if entry.id not in taken)
+    return next((entry for entry in alike if not os.path.exists(entry.path)), None)
+
+
+def _encode(clip: CLIP, plan: _Plan) -> None:
+    if not plan.prepared:
+        return
+    embeds = encode(clip, plan.prepared).cpu().numpy()
+    finite = np.isfinite(embeds).all(axis=1)
+    put, new = plan.batch.put, plan.new
+    plan.batch.put = [seen for seen, good in zip(put, finite, strict=True) if good]
+    plan.batch.embeds = embeds[finite]
+    for seen, is_new, good in zip(put, new, finite, strict=True):
+        if good:
+            (plan.changes.added if is_new else plan.changes.updated).append(seen.path)
+        else:
+            plan.changes.skipped.append(Skipped(seen.path, "the model's embedding of it is not finite"))

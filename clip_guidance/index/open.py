@@ -1,0 +1,72 @@
+"""Which store an address means, and that its vectors come from the CLIP at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from clip_guidance.index.milvus import MilvusStore
+from clip_guidance.index.store import Store
+from clip_guidance.index.vectors import ImageIndexError
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+
+
+def open_store(
+    address: str, clip: CLIP | None, create: bool, dtype: str, catalogue: str | os.PathLike[str] | None
+) -> Store:
+    """Opens a store, or makes it; see :meth:`ImageIndex.open`."""
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
+    meta: dict[str, Any] | None = None
+    if clip is not None:
+        meta = {"fingerprint": clip.fingerprint(), "model": _name(clip), "dtype": dtype}
+        meta["dim"] = clip.config.projection_dim
+    store = _store(address, meta if create else None, catalogue)
+    if meta is not None and store.meta["fingerprint"] != meta["fingerprint"]:
+        store.close()
+        raise other_model(store, meta["fingerprint"])
+    return store
+
+
+def other_model(store: Store, fingerprint: str) -> ImageIndexError:
+    """The refusal of vectors of another CLIP."""
+    made = f"was made with the CLIP {store.meta['model']} (fingerprint {store.meta['fingerprint']})"
+    return ImageIndexError(
+        f"{store.folder}: {made}, this one's is {fingerprint}: their vectors cannot be compared; use that CLIP, or "
+        "index the images anew in another folder"
+    )
+
+
+def _store(address: str, meta: dict[str, Any] | None, catalogue: str | os.PathLike[str] | None) -> Store:
+    """The address decides."""
+    if not _is_milvus(address):
+        if catalogue is not None:
+            raise ValueError(f"catalogue: goes with Milvus; the folder {address} is its own")
+        return Store(Path(address).expanduser(), meta)
+    if address.endswith(".db"):
+        address = os.path.abspath(os.path.expanduser(address))
+    return MilvusStore(Path(catalogue or _default_catalogue(address)).expanduser(), meta, address)
+
+
+def _is_milvus(address: str) -> bool:
+    return address.startswith(("http://", "https://")) or address.endswith(".db")
+
+
+def _default_catalogue(address: str) -> Path:
+    """Where the catalogue lies if the user does not say: beside the file, or among the user's data."""
+    if address.endswith(".db"):
+        return Path(f"{address}.catalogue")
+    parts = urlsplit(address)
+    home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    place = "-".join(filter(None, (parts.hostname, str(parts.port or ""), *parts.path.split("/"))))
+    return home / "clip_guidance" / "indices" / place
+
+
+def _name(clip: CLIP) -> str:
+    """What the CLIP can be loaded by from anywhere."""
+    name = str(clip.name_or_path)
+    return os.path.abspath(name) if os.sep in name and os.path.isdir(name) else name

@@ -1,0 +1,125 @@
+"""Quality without a reference: is an image nearer to "Good photo." or to "Bad photo."?
+
+Wang et al. 2023, "Exploring CLIP for Assessing the Look and Feel of Images" (CLIP-IQA, arXiv:2207.12396), antonym
+prompt pairing:
+
+    score = softmax(100 · cos(I, positive), 100 · cos(I, negative))₀        in (0, 1)
+
+The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on images in their
+own size. Here images are resized to the CLIP's input, and a ViT keeps its positions: the record then calls the
+score "clip-iqa:quality with positional embedding", and neither is to be compared with the published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from clip_guidance.images.load import as_list
+from clip_guidance.metrics.clip_score import judge_record
+from clip_guidance.metrics.protocol import expect_texts
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+
+PAIRS = {  # with the names and texts of torchmetrics, which extends the paper's
+    "quality": ("Good photo.", "Bad photo."),
+    "brightness": ("Bright photo.", "Dark photo."),
+    "noisiness": ("Clean photo.", "Noisy photo."),
+    "colorfullness": ("Colorful photo.", "Dull photo."),
+    "sharpness": ("Sharp photo.", "Blurry photo."),
+    "contrast": ("High contrast photo.", "Low contrast photo."),
+    "complexity": ("Complex photo.", "Simple photo."),
+    "natural": ("Natural photo.", "Synthetic photo."),
+    "happy": ("Happy photo.", "Sad photo."),
+    "scary": ("Scary photo.", "Peaceful photo."),
+    "new": ("New photo.", "Old photo."),
+    "warm": ("Warm photo.", "Cold photo."),
+    "real": ("Real photo.", "Abstract photo."),
+    "beautiful": ("Beautiful photo.", "Ugly photo."),
+    "lonely": ("Lonely photo.", "Sociable photo."),
+    "relaxing": ("Relaxing photo.", "Stressful photo."),
+}
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """The share of an image that goes to the first of two opposite texts; a ``ImageScore``.
+
+    Args:
+        name: how the score is called, "clip-iqa:" and the pair.
+        positive: the text that a score of 1 means.
+        negative: the text that a score of 0 means.
+        logit_scale: the factor of the cosines; 100 in every published form, whatever the CLIP's own.
+    """
+
+    name: str
+    positive: str
+    negative: str
+    logit_scale: float = 100.0
+    needs_prompt = False
+
+    def texts(self, prompt: str = "") -> list[str]:
+        return [self.positive, self.negative]
+
+    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
+        text_embeds = expect_texts(self.name, image_embeds, text_embeds, count=2)
+        cosines = (image_embeds[:, None] * text_embeds).sum(-1)
+        return (self.logit_scale * cosines).softmax(-1)[:, 0]
+
+    def mean(self, scores: Tensor) -> float:
+        return scores.double().mean().item()
+
+    def record(self, clip: CLIP) -> dict[str, Any]:
+        positions = any("position" in name for name, _ in clip.image_encoder.named_parameters())
+        return {
+            "definition": f"{self.name} with positional embedding" if positions else self.name,
+            "positive": self.positive,
+            "negative": self.negative,
+            "logit_scale": self.logit_scale,
+            **judge_record(clip),
+        }
+
+
+def get_pair(pair: str) -> PromptPair:
+    """A built-in pair by its name ("quality") or its first text ("good photo"), or two own texts: "sharp/blurred".
+
+    Raises:
+        ValueError: there is no such pair.
+    """
+    positive, slash, negative = (part.strip() for part in pair.partition("/"))
+    if slash and positive and negative:
+        return PromptPair(f"clip-iqa:{positive}/{negative}", positive, negative)
+    wanted = pair.lower().rstrip(".")
+    for name, texts in PAIRS.items():
+        if wanted in (name, texts[0].lower().rstrip(".")):
+            return PromptPair(f"clip-iqa:{name}", *texts)
+    raise ValueError(f"no CLIP-IQA pair {pair!r}; there are {', '.join(PAIRS)}, or two texts with a slash between them")
+
+
+def clip_iqa(clip: CLIP, images: Any, pairs: Sequence[str] = ("quality",), batch_size: int = 64) -> dict[str, Tensor]:
+    """Scores images by pairs of opposite texts; each image is encoded once for all pairs.
+
+    Args:
+        clip: the judge.
+        images: n images, as for ``CLIP.encode_image``.
+        pairs: as for :func:`get_pair`.
+        batch_size: images encoded at once.
+
+    Returns:
+        For each pair, as it was given, (n,) scores in [0, 1].
+
+    Raises:
+        ValueError: there is no such pair.
+        ImageError: an image cannot be read.
+    """
+    found = {pair: get_pair(pair) for pair in pairs}
+    image_embeds = clip.encode_image(as_list(images), batch_size=batch_size)
+
+    def scores(pair: PromptPair) -> Tensor:
+        return pair.scores(clip, image_embeds, clip.encode_text(pair.texts()).expand(len(image_embeds), -1, -1))
+
+    return {name: scores(pair) for name, pair in found.items()}

@@ -1,0 +1,205 @@
+"""The file of scores: a row an image, text, definition and model, each with the whole record of its definition.
+
+    .jsonl     an object a line
+    .csv       a header and lines
+    .parquet   row groups; the records also stand in the schema's metadata, key ``clip_guidance``
+
+A file is written beside its place and moved there when it is complete, so it is never half of one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from clip_guidance._files import sync_file, sync_folder
+from clip_guidance.images.metadata import METADATA_KEY
+from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+OWN = ("image", "prompt", "score", "guided", "tokens", "truncated", "hash")  # the other columns are the record's
+GROUP = 8192  # rows in memory at once
+
+Scores = Iterable[tuple[ScoreRow, Mapping[str, Any]]]
+
+
+def as_dict(row: ScoreRow, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it stands in a file."""
+    return {**{name: getattr(row, name) for name in OWN}, **record}
+
+
+def write_scores(path: Path, scores: Scores, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes or replaces a file of scores.
+
+    Args:
+        path: its suffix is the format.
+        scores: rows with their records.
+        records: all that occur among them.
+
+    Raises:
+        ScoresError: parquet needs pyarrow, which is not installed.
+    """
+    columns = list(dict.fromkeys([*OWN, *(name for record in records for name in record)]))
+    rows = (as_dict(row, record) for row, record in scores)
+    partial = path.with_name(path.name + ".writing")
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(partial, rows, columns, records)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                (_write_csv if path.suffix == ".csv" else _write_jsonl)(file, rows, columns)
+                sync_file(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
+    """The rows of a file of scores with their records; a last line that was cut short is left out.
+
+    Raises:
+        ScoresError: it holds something else, or is damaged before its last line.
+    """
+    read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
+    for number, row in enumerate(read(path), start=1):
+        known = row is not None and {"image", "prompt", "score", "definition"} <= set(row)
+        if row is None or not known or not isinstance(row["image"], str):
+            raise ScoresError(f"{path}: row {number}: expected scores as clip-guidance score writes them")
+        record = {name: value for name, value in row.items() if name not in OWN and value not in (None, "")}
+        try:
+            yield _row(row, record, number), record
+        except (TypeError, ValueError) as error:
+            raise ScoresError(f"{path}: row {number}: {error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Whether scores can be written there, asked before the work; makes the folder where there is none.
+
+    Raises:
+        ScoresError: it is a folder, or parquet needs pyarrow, which is not installed.
+        OSError: the folder cannot be made.
+    """
+    if path.suffix == ".parquet":
+        _pyarrow(path)
+    if path.is_dir():
+        raise ScoresError(f"--output {path}: expected a file, got a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a file of lines does not end with the end of one."""
+    if path.suffix == ".parquet" or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _row(row: Mapping[str, Any], record: Mapping[str, Any], number: int) -> ScoreRow:
+    tokens = row.get("tokens")
+    return ScoreRow(
+        image=row["image"],
+        prompt=row["prompt"] or "",
+        record=record_id(record),
+        position=number,
+        hash=row.get("hash") or "",  # without one it is found nowhere, and so scored again
+        score=float(row["score"]),
+        guided=str(row.get("guided")) == "True",
+        tokens=None if tokens in (None, "") else int(tokens),
+        truncated=str(row.get("truncated")) == "True",
+    )
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[dict[str, Any]], _: Sequence[str]) -> None:
+    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_csv(file: IO[str], rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _write_parquet(
+    path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> None:
+    pa, pq = _pyarrow(path)
+    own = {"score": pa.float64(), "guided": pa.bool_(), "tokens": pa.int64(), "truncated": pa.bool_()}
+    kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+    def kind(name: str) -> Any:
+        found = {type(record[name]) for record in records if record.get(name) is not None}
+        return own.get(name) or (kinds.get(found.pop(), pa.string()) if len(found) == 1 else pa.string())
+
+    schema = pa.schema([(name, kind(name)) for name in columns], {METADATA_KEY: json.dumps(list(records))})
+    texts = [name for name in columns if schema.field(name).type == pa.string()]
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, GROUP)):
+            for row in group:  # where records disagree on a column's type, it is text
+                row.update({name: str(row[name]) for name in texts if row.get(name) is not None})
+            writer.write_table(pa.Table.from_pylist(group, schema))
+    with path.open("rb+") as file:
+        sync_file(file)
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            yield row if isinstance(row, dict) else None
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
+    """A row is held back until the next one begins: the last may have been cut short, also within quotes."""
+    quotes, ended = 0, True
+
+    def watched(file: IO[str]) -> Iterator[str]:
+        nonlocal quotes, ended
+        for line in file:
+            quotes, ended = quotes + line.count('"'), line.endswith("\n")
+            yield line
+
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = csv.reader(watched(file))
+        try:
+            header, held = next(lines, []), None
+            for fields in lines:
+                if held is not None:
+                    yield held
+                held = dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
+                if held is None and next(lines, None) is not None:
+                    yield None
+        except csv.Error as error:  # a field above the limit of the csv module
+            raise ScoresError(f"{path}: line {lines.line_num}: {error}") from error
+    if held is not None and ended and quotes % 2 == 0:
+        yield held
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any] | None]:
+    pa, pq = _pyarrow(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(GROUP):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ScoresError(f"{path}: cannot be read ({error})") from error
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ScoresError(f"{path}: parquet needs pyarrow: pip install 'clip-guidance[data]'") from None
+    return pa, pq

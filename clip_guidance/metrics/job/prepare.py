@@ -1,0 +1,130 @@
+"""From a file's bytes to what is missing of it: prompt, guide, pixels. Runs in threads, ahead of the encoder.
+
+PIL decodes and resizes without Python's lock, so several threads do work at a time. A bounded window of items is under
+way: memory does not grow with their number. What comes out is in the order of what goes in.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from PIL import Image
+from torch import Tensor
+
+from clip_guidance.clip.embed_cache import EmbedCache
+from clip_guidance.images.files import content_hash, read_bytes
+from clip_guidance.images.load import ImageError, load_image
+from clip_guidance.images.metadata import read_record
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.judge import Judge
+from clip_guidance.metrics.job.store import ScoreRow, WorkFile, is_text
+
+NO_PROMPT = "holds no prompt; give --prompt or --prompts-file"
+NO_PROMPT_IN_ROW = "holds no prompt, and {} has none; give --prompt"
+@dataclass
+class Prepared:
+    """What is known of an item before anything is encoded.
+
+    Attributes:
+        item: the work.
+        failure: why it cannot be scored.
+        prompt: given or stored in the image; empty where there is none and none is needed.
+        hash: of its bytes.
+        guide: fingerprint of the CLIP that steered it.
+        known: scores of earlier runs, by the ids of their records.
+        embeds: of the cache, by the judge's place.
+        pixels: for those judges that must encode it, by their place.
+    """
+
+    item: Item
+    failure: str | None = None
+    prompt: str = ""
+    hash: str = ""
+    guide: str | None = None
+    known: dict[str, ScoreRow] = field(default_factory=dict)
+    embeds: dict[int, Tensor] = field(default_factory=dict)
+    pixels: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Preparer:
+    """Prepares items for some judges; may be called from several threads.
+
+    Args:
+        judges: what scores them.
+        known: of earlier runs.
+        cache: of embeddings.
+        draft: let the JPEG decoder shrink images to no less than twice the size that CLIP reads: quicker for large
+            photographs, and not the same pixels.
+    """
+
+    def __init__(self, judges: Sequence[Judge], known: WorkFile, cache: EmbedCache | None, draft: bool = False) -> None:
+        self.judges, self.known, self.cache = judges, known, cache
+        self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
+        self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
+
+    def __call__(self, item: Item) -> Prepared:
+        """The item, or why it failed.
+
+        Raises:
+            ScoresError: what is known of earlier runs cannot be read.
+            EmbedCacheError: the cache is damaged.
+        """
+        prepared = Prepared(item, item.problem)
+        if item.source is not None and item.problem is None:
+            try:
+                self._prepare(prepared, item.source if isinstance(item.source, bytes) else read_bytes(item.source))
+            except ImageError as error:
+                prepared.failure = error.reason
+        return prepared
+
+    def _prepare(self, prepared: Prepared, data: bytes) -> None:
+        item = prepared.item
+        record = read_record(io.BytesIO(data)) or {}  # type: ignore[arg-type] # PIL opens both
+        prepared.hash = content_hash(data)
+        guide, settings = record.get("guide"), record.get("settings", {})
+        prepared.guide = guide.get("fingerprint") if isinstance(guide, dict) else None
+        stored = (settings.get(name) for name in ("clip_prompt", "prompt"))
+        texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
+        prepared.prompt = next(texts, "")
+        if self.needs_prompt and not prepared.prompt:
+            load_image(data, item.name)  # that it is no image is the better reason
+            raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
+        if not is_text(prepared.prompt):
+            raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
+        prepared.known = self.known.known(item.name, prepared.prompt, prepared.hash)
+        missing = [
+            place
+            for place, judge in enumerate(self.judges)
+            if any(definition.id not in prepared.known for definition in judge.definitions)
+        ]
+        for place in missing if self.cache else []:
+            assert self.cache is not None
+            if (embed := self.cache.get(self.judges[place].key, prepared.hash)) is not None:
+                prepared.embeds[place] = embed
+        if encode := [place for place in missing if place not in prepared.embeds]:
+            image = self._decode(data, item.name)
+            prepared.pixels = {place: self.judges[place].clip.image_processor(image) for place in encode}
+
+    def _decode(self, data: bytes, name: str) -> Image.Image:
+        if self.draft_side and data[:2] == b"\xff\xd8":  # a JPEG, whose decoder can shrink by 2, 4 or 8
+            try:
+                image = Image.open(io.BytesIO(data))
+                image.draft("RGB", (self.draft_side, self.draft_side))
+                return load_image(image, name)
+            except Exception:  # Pillow raises anything, also for too many pixels; load_image tells it better
+                pass
+        return load_image(data, name)
+
+
+def in_blocks(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Blocks of consecutive items, by their positions: the same whoever computes them and wherever a run begins."""
+    for _, block in groupby(prepared, key=lambda each: each.item.position // size):
+        yield list(block)
+
+
+def own_blocks(items: Iterable[Item], size: int, rank: int, count: int) -> Iterator[Item]:
+    """The items of every ``count``-th block, beginning with block ``rank``."""
+    return (item for item in items if item.position // size % count == rank)

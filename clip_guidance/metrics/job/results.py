@@ -1,0 +1,146 @@
+"""Scores that ``clip-guidance score --output`` wrote, ready for a comparison of two files.
+
+A file may hold several scores of each image, one a definition and judge. Two of them can be compared where the whole
+record beside them agrees, save the model's name: the fingerprint tells one model from another under any name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from clip_guidance.metrics.job.output import SUFFIXES
+from clip_guidance.metrics.job.output import read_scores as read_rows
+from clip_guidance.metrics.job.store import ScoreRow
+
+Key: TypeAlias = str | tuple[str, str]
+
+
+@dataclass
+class ScoreSet:
+    """The scores of a file by one definition and judge.
+
+    Attributes:
+        path: the file.
+        record: definition, model and preprocessing, as text: a number is one whether it comes from CSV or JSON.
+        rows: with finite scores.
+        skipped: the images with other scores, and what is wrong with them.
+    """
+
+    path: Path
+    record: dict[str, str]
+    rows: list[ScoreRow] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What has to agree in a comparison."""
+        return {name: value for name, value in self.record.items() if name != "model"}
+
+    def __str__(self) -> str:
+        return f"{self.record['definition']} by {self.record.get('model', 'a model without a name')}"
+
+    def scores(self, on: Literal["prompt", "image"] = "prompt") -> dict[Key, float]:
+        """The mean score of each key.
+
+        Args:
+            on: "prompt", or "image": the image's path below the folder that all images of the file share, and the
+                prompt.
+
+        Raises:
+            ValueError: on prompts, where an image has none.
+        """
+        groups: dict[Key, list[float]] = {}
+        for key, row in zip(self._keys(on), self.rows, strict=True):
+            groups.setdefault(key, []).append(row.score)
+        return {key: fmean(scores) for key, scores in groups.items()}
+
+    def _keys(self, on: str) -> Sequence[Key]:
+        if on == "prompt":
+            if lacking := sum(not row.prompt for row in self.rows):
+                raise ValueError(f"{self.path}: {lacking} of {len(self.rows)} rows have no prompt; pair on image")
+            return [row.prompt for row in self.rows]
+        images = [os.path.abspath(row.image) for row in self.rows]
+        shared = os.path.commonpath([os.path.dirname(image) for image in images]) if images else ""
+        return [(os.path.relpath(image, shared), row.prompt) for image, row in zip(images, self.rows, strict=True)]
+
+
+def read_scores(path: str | Path) -> list[ScoreSet]:
+    """Reads a file of scores; a last line that was cut short is left out.
+
+    Args:
+        path: .jsonl, .csv or .parquet.
+
+    Raises:
+        ValueError: another kind of file, one without scores, a damaged row, or scores of an unknown judge.
+        OSError: it cannot be read.
+    """
+    path, sets = Path(path), dict[str, ScoreSet]()
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a file of scores ({', '.join(SUFFIXES)})")
+    for row, record in read_rows(path):
+        if row.record not in sets:
+            if "fingerprint" not in record:
+                raise ValueError(f"{path}: has no fingerprint of the judge: it is not known what it compares with")
+            sets[row.record] = ScoreSet(path, {name: str(value) for name, value in record.items()})
+        of_record = sets[row.record]
+        if math.isfinite(row.score):
+            of_record.rows.append(row)
+        else:
+            of_record.skipped.append(f"{row.image}: {of_record}: its score is {row.score}")
+    if not any(found.rows for found in sets.values()):
+        raise ValueError(f"{path}: holds no scores")
+    return list(sets.values())
+
+
+def find_comparable(
+    a: Sequence[ScoreSet], b: Sequence[ScoreSet], definition: str | None = None, model: str | None = None
+) -> tuple[ScoreSet, ScoreSet]:
+    """The scores that two files have in common.
+
+    Args:
+        a: all scores of the first file.
+        b: all scores of the second.
+        definition: only those by this definition.
+        model: only those by the model of this name in the first file.
+
+    Raises:
+        ValueError: there is no such score in common, in which case it says what differs, or there are several.
+    """
+    there = f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
+    a = [found for found in a if definition in (None, found.record["definition"])]
+    a = [found for found in a if model in (None, found.record.get("model"))]
+    b = [found for found in b if definition in (None, found.record["definition"])]
+    if not a or not b:
+        raise ValueError(f"no score {' by '.join(filter(None, (definition, model)))!r} in both files: {there}")
+    pairs = [(one, other) for one in a for other in b if one.settings == other.settings]
+    if len(pairs) == 1:
+        return pairs[0]
+    if pairs:
+        raise ValueError(f"several scores are in both: {_choices([one for one, _ in pairs])}")
+    raise ValueError(f"{a[0].path} and {b[0].path} were not scored alike: {_unlike(a, b)}")
+
+
+def _choices(found: Sequence[ScoreSet]) -> str:
+    """What to choose from; what definition and model do not tell apart, by the settings that differ."""
+    names = list(dict.fromkeys(map(str, found)))
+    if len(names) == len(found):
+        return f"{'; '.join(names)}; choose one by its definition and model"
+    settings = dict.fromkeys(name for one in found for name in one.settings)
+    differ = [name for name in settings if len({one.settings.get(name) for one in found}) > 1]
+    told = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
+    return f"{'; '.join(told)}; definition and model do not tell them apart: keep each in a file of its own"
+
+
+def _unlike(a: Sequence[ScoreSet], b: Sequence[ScoreSet]) -> str:
+    """What differs: by setting where each file has one score, else which scores there are."""
+    if len(a) > 1 or len(b) > 1:
+        return f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
+    one, other = a[0].settings, b[0].settings
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return "; ".join(f"{name} {one.get(name, '')!r} and {other.get(name, '')!r}" for name in names)

@@ -1,0 +1,223 @@
+"""All of it together: the work is read, prepared in threads, encoded block by block, acknowledged, written.
+
+A block, ``batch_size`` consecutive items, is what is computed and acknowledged at a time. Processes take blocks in
+turn. A block is the same whoever computes it, so a run that was killed and resumed, and one on several processes, give
+the numbers of one that was left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from clip_guidance._threads import in_threads
+from clip_guidance.clip.embed_cache import EmbedCache
+from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.judge import Judge, Scored
+from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
+from clip_guidance.metrics.job.prepare import Prepared, Preparer, in_blocks, own_blocks
+from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, WorkFile
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to work.
+
+    Attributes:
+        batch_size: images encoded and acknowledged at a time.
+        threads: that decode.
+        draft: read large JPEG images as drafts.
+        cache: embeddings kept from run to run.
+    """
+
+    batch_size: int = 16
+    threads: int = min(8, os.cpu_count() or 1)
+    draft: bool = False
+    cache: EmbedCache | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a block.
+
+    Attributes:
+        items: how many it had.
+        repeated: how many of its rows were there already, from a pair given twice.
+        failures: the images that failed.
+    """
+
+    items: int
+    repeated: int
+    failures: list[Failure]
+
+
+class Work:
+    """The files in which a run on an output keeps what is done.
+
+    Args:
+        output: the file of scores that is to be.
+        processes: who takes part.
+    """
+
+    def __init__(self, output: Path, processes: Processes) -> None:
+        self.output, self.processes = output, processes
+        self.base = output.with_name(output.name + ".partial")
+        self.own = self._shard(processes.rank)
+
+    def _shard(self, rank: int) -> Path:
+        return self.base.with_name(f"{self.base.name}-{rank}")
+
+    def _shards(self) -> list[Path]:
+        prefix = self.base.name + "-"
+        found = (path for path in self.base.parent.iterdir() if path.name.startswith(prefix))
+        return sorted(path for path in found if path.name.removeprefix(prefix).isdecimal())
+
+    def check(self, resume: bool) -> None:
+        """Whether a run may begin.
+
+        Raises:
+            ScoresError: there are scores already and ``resume`` does not say to go on with them.
+        """
+        if self.processes.rank or resume:  # the first process may have made its files already
+            return
+        if self.output.exists():
+            raise ScoresError(f"--output {self.output} exists; scores are never overwritten: --resume adds to them")
+        if self.base.exists() or self._shards():
+            what = f"{self.base}: scores of a run that was cut short; --resume goes on with it"
+            raise ScoresError(f"{what}; to begin anew, delete {self.base.name}*")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held by the first process, so that no second run disturbs this one.
+
+        Raises:
+            ScoresError: another run holds it.
+        """
+        if self.processes.rank:
+            yield
+            return
+        lock = self.output.with_name(self.output.name + ".lock")
+        try:
+            with FileLock(lock, timeout=0):
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+        except Timeout:
+            raise ScoresError(f"{self.output}: another run is writing it") from None
+
+    def begin(self, judges: Sequence[Judge]) -> None:
+        """The first process collects what earlier runs did; the others wait for it."""
+        if self.processes.rank == 0:
+            with WorkFile(self.base) as base:
+                for shard in self._shards():
+                    base.absorb(shard)
+                if self.output.exists():
+                    base.add(read_scores(self.output))
+                base.begin(definition.record for judge in judges for definition in judge.definitions)
+        self.processes.wait()
+
+    def finish(self) -> None:
+        """The first process takes over what all did."""
+        self.processes.wait()
+        if self.processes.rank == 0:
+            with WorkFile(self.base) as base:
+                for shard in self._shards():
+                    base.absorb(shard)
+
+    def write(self) -> None:
+        """The first process writes the output, after which what led to it is not needed any more."""
+        with WorkFile(self.base) as base:
+            write_scores(self.output, base.rows(), list(base.records().values()))
+
+    def clear(self) -> None:
+        """Deletes what led to the output."""
+        self.base.unlink(missing_ok=True)
+
+    def torn(self) -> bool:
+        """Whether the earlier output lost the end of its last line, whose image is scored again."""
+        return self.output.exists() and is_torn(self.output)
+
+
+def score_items(items: Iterable[Item], judges: Sequence[Judge], work: Work, options: Options) -> Iterator[Done]:
+    """Scores this process's share of the items.
+
+    Args:
+        items: all of them; the same for each process.
+        judges: what scores them, side by side: an image is read once.
+        work: begun.
+        options: see there.
+
+    Yields:
+        Each block when it is acknowledged: a kill afterwards does not lose it.
+
+    Raises:
+        ScoresError: what is done cannot be kept (a full disk).
+    """
+    processes = work.processes
+    with WorkFile(work.base, read_only=True) as known, WorkFile(work.own) as own:
+        mine = own_blocks(items, options.batch_size, processes.rank, processes.count)
+        preparer = Preparer(judges, known, options.cache, options.draft)
+        prepared = in_threads(preparer, mine, options.threads, options.threads + 2 * options.batch_size)
+        for block in in_blocks(prepared, options.batch_size):
+            failures = {each.item.position: each.failure for each in block if each.failure is not None}
+            rows = _rows([each for each in block if each.failure is None], judges, options.cache, failures)
+            failed = [Failure(each.item.position, each.item.name, reason) for each, reason in _in(block, failures)]
+            yield Done(len(block), len(rows) - own.put(rows, failed), failed)
+
+
+def _in(block: list[Prepared], failures: dict[int, str]) -> Iterator[tuple[Prepared, str]]:
+    return ((each, failures[each.item.position]) for each in block if each.item.position in failures)
+
+
+def _rows(
+    block: list[Prepared], judges: Sequence[Judge], cache: EmbedCache | None, failures: dict[int, str]
+) -> list[ScoreRow]:
+    """The rows of a block, image by image; an image of which a score is not finite joins the failures."""
+    rows: dict[int, list[ScoreRow]] = {each.item.position: [] for each in block}
+    for place, judge in enumerate(judges):
+        embeds = _embeds(block, judge, place, cache)
+        for definition in judge.definitions:
+            new = [each for each in block if definition.id not in each.known]
+            image_embeds = [embeds[each.item.position] for each in new]
+            prompts = [each.prompt for each in new]
+            scored = judge.score(definition, torch.stack(image_embeds), prompts) if new else []
+            found = {each.item.position: one for each, one in zip(new, scored, strict=True)}
+            for each in block:
+                position, one = each.item.position, found.get(each.item.position)
+                guided = each.guide == judge.fingerprint
+                rows[position].append(_row(each, definition.id, one, guided))
+                if not math.isfinite(rows[position][-1].score):
+                    failures[position] = f"the score {definition.record['definition']} of it is not finite"
+    return [row for position, of_image in rows.items() if position not in failures for row in of_image]
+
+
+def _embeds(block: list[Prepared], judge: Judge, place: int, cache: EmbedCache | None) -> dict[int, Tensor]:
+    """The vectors of those images that the judge must look at, by position: encoded, or from the cache."""
+    encode = [each for each in block if place in each.pixels]
+    embeds = {each.item.position: each.embeds[place].to(judge.clip.device) for each in block if place in each.embeds}
+    if encode:
+        encoded = judge.encode([each.pixels[place] for each in encode])
+        embeds |= {each.item.position: embed for each, embed in zip(encode, encoded, strict=True)}
+        if cache is not None:
+            cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
+    return embeds
+
+
+def _row(each: Prepared, record: str, scored: Scored | None, guided: bool) -> ScoreRow:
+    if scored is None:  # known from an earlier run
+        row = each.known[record]
+        return ScoreRow(**{**vars(row), "position": each.item.position})
+    return ScoreRow(
+        each.item.name, each.prompt, record, each.item.position, each.hash, scored.score, guided, scored.tokens,
+        scored.truncated,
+    )  # fmt: skip

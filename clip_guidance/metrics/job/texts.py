@@ -1,0 +1,144 @@
+"""Each distinct text encoded once, with what is known of its length.
+
+A text longer than the context is cut before its last tokens, the end token kept, and reported; or ("chunk-average") its
+tokens are dealt into chunks that fit, and its vector is the normalised mean of theirs. The second is another score,
+under another name: no CLIP was trained on such vectors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_guidance.clip.tokenizer import warn_truncated
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+
+LongPrompts: TypeAlias = Literal["truncate", "chunk-average"]
+ROWS, COLUMNS = 4, 16  # of a pass on a CPU: so many texts, and tokens in multiples of this
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text's vector and length.
+
+    Attributes:
+        embed: unit vector (d,), on the model's device.
+        tokens: its length, start and end included.
+        truncated: whether it was cut to the context.
+    """
+
+    embed: Tensor
+    tokens: int
+    truncated: bool
+
+
+class TextEncoder:
+    """Encodes texts and remembers the last ones; may be called from several threads.
+
+    On a CPU every pass has one of a few shapes, filled up where there are fewer texts: a text's vector then does not
+    depend, in the last bits, on its neighbours, since a product of matrices rounds by its shape. So a resumed run and
+    one on several processes give the same numbers. A pass of few texts takes twice as long as one of a single text,
+    which mostly reads the weights. On a GPU they go together, which is much faster.
+
+    Args:
+        clip: with a tokenizer.
+        long_prompts: what to do with a text that does not fit.
+        remembered: number of texts kept; of each a vector.
+
+    Raises:
+        ValueError: the CLIP has no tokenizer, or ``long_prompts`` is something else.
+    """
+
+    def __init__(self, clip: CLIP, long_prompts: LongPrompts = "truncate", remembered: int = 65536) -> None:
+        if clip.tokenizer is None:
+            raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
+        if long_prompts not in get_args(LongPrompts):
+            raise ValueError(f"expected {' or '.join(get_args(LongPrompts))} for long prompts, got {long_prompts!r}")
+        self.clip, self.tokenizer, self.long_prompts, self.remembered = clip, clip.tokenizer, long_prompts, remembered
+        self._fills = clip.device.type == "cpu"
+        self._known: OrderedDict[str, EncodedText] = OrderedDict()
+        self._warned = False
+        self._lock = threading.Lock()  # held while encoding: a text that two threads want is encoded once
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, EncodedText]:
+        """The texts' vectors, by text.
+
+        Warns:
+            PromptTruncatedWarning: of the first text that is cut.
+        """
+        with self._lock:
+            return self._find(list(dict.fromkeys(texts)))
+
+    def _find(self, distinct: list[str]) -> dict[str, EncodedText]:
+        if new := [text for text in distinct if text not in self._known]:
+            self._known.update(zip(new, self._encode(new), strict=True))
+        for text in distinct:
+            self._known.move_to_end(text)
+        found = {text: self._known[text] for text in distinct}
+        while len(self._known) > self.remembered:
+            self._known.popitem(last=False)
+        return found
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> list[EncodedText]:
+        limit = self.tokenizer.model_max_length
+        whole = self.tokenizer(texts, verbose=False).input_ids
+        tokens = [len(ids) for ids in whole]
+        if self.long_prompts == "truncate":
+            chunks = [[ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]] for ids in whole]
+            self._warn(texts, tokens)
+        else:
+            chunks = [_dealt(ids, limit) for ids in whole]
+        embeds = self._embeds([chunk for group in chunks for chunk in group])
+        groups = embeds.split([len(group) for group in chunks])
+        cut = [self.long_prompts == "truncate" and count > limit for count in tokens]
+        return [
+            EncodedText(group[0] if len(group) == 1 else F.normalize(group.mean(0), dim=0), count, was_cut)
+            for group, count, was_cut in zip(groups, tokens, cut, strict=True)
+        ]
+
+    def _embeds(self, rows: list[list[int]]) -> Tensor:
+        """Token ids, at most the context of each, to unit vectors (n, d)."""
+        embeds = torch.empty(len(rows), self.clip.config.projection_dim, device=self.clip.device)
+        by_length: dict[int, list[int]] = {}
+        for place, ids in enumerate(rows):
+            length = min(self.tokenizer.model_max_length, -(-len(ids) // COLUMNS) * COLUMNS)
+            by_length.setdefault(length, []).append(place)
+        together = ROWS if self._fills else 256
+        for length, places in by_length.items():
+            for start in range(0, len(places), together):
+                part = places[start : start + together]
+                filling = [part[-1]] * (together - len(part)) if self._fills else []
+                padded = self.tokenizer.pad(
+                    {"input_ids": [rows[place] for place in part + filling]},
+                    padding="max_length",
+                    max_length=length,
+                    return_tensors="pt",
+                )
+                embeds[part] = self.clip.text_embeds(padded.input_ids.to(self.clip.device))[: len(part)]
+        return embeds
+
+    def _warn(self, texts: list[str], tokens: list[int]) -> None:
+        """Of the first only: the rows tell of each."""
+        long = [text for text, count in zip(texts, tokens, strict=True) if count > self.tokenizer.model_max_length]
+        if long and not self._warned:
+            self._warned = True
+            warn_truncated(self.tokenizer, long[:1])
+
+
+def _dealt(ids: list[int], limit: int) -> list[list[int]]:
+    """Token ids in as few chunks as fit the context, of equal length but for one token, each with start and end."""
+    start, *inner, end = ids
+    count = max(1, -(-len(inner) // (limit - 2)))
+    bounds = [len(inner) * i // count for i in range(count + 1)]
+    return [[start, *inner[a:b], end] for a, b in pairwise(bounds)]

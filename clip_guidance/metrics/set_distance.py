@@ -1,0 +1,106 @@
+"""How far are made images from a reference set? Several distances from one encoding, with all that they depend on.
+
+    cmmd      Jayasumana et al. 2024   Gaussian kernel on unit embeddings, biased, × 1000    (.cmmd)
+    kid       Binkowski et al. 2018    cubic kernel on the pooled states, unbiased           (.kid)
+    clip-fid  Kynkäänniemi et al. 2023 Fréchet distance of the projections                   (.fid)
+
+A number without the reference set, the two counts and the CLIP cannot be compared with any other: the result has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_guidance.metrics.clip_score import judge_record
+from clip_guidance.metrics.cmmd import BANDWIDTH, SCALE, cmmd
+from clip_guidance.metrics.features import kernel_features, pooled_states
+from clip_guidance.metrics.fid import frechet_distance
+from clip_guidance.metrics.kid import kernel_distance
+
+if TYPE_CHECKING:
+    from clip_guidance.clip import CLIP
+
+DEFINITIONS: dict[str, tuple[Callable[[Tensor, Tensor], float], dict[str, Any]]] = {
+    "cmmd": (cmmd, {"features": "unit embeddings", "bandwidth": BANDWIDTH, "scale": SCALE, "estimate": "biased"}),
+    "kid": (kernel_distance, {"features": "pooled states of length sqrt(D)", "degree": 3, "estimate": "unbiased"}),
+    "clip-fid": (frechet_distance, {"features": "projections", "estimate": "biased"}),
+}
+
+
+@dataclass(frozen=True)
+class SetDistance:
+    """A distance and what it depends on.
+
+    Attributes:
+        definition: "cmmd", "kid" or "clip-fid".
+        value: the distance.
+        count: made images, n.
+        reference_count: images of the reference set, m.
+        reference: what the reference set is, in the caller's words.
+        settings: features, kernel and estimate.
+        judge: which CLIP in which precision.
+    """
+
+    definition: str
+    value: float
+    count: int
+    reference_count: int
+    reference: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """In flat columns, for a table."""
+        own = {key: value for key, value in asdict(self).items() if key not in ("settings", "judge")}
+        return {**own, **self.settings, **self.judge}
+
+
+@torch.no_grad()
+def set_distances(
+    clip: CLIP,
+    images: Any,
+    reference_images: Any,
+    reference: str,
+    definitions: Sequence[str] = ("cmmd", "kid"),
+    batch_size: int = 64,
+) -> dict[str, SetDistance]:
+    """Distances of images to a reference set; every image is encoded once.
+
+    Args:
+        clip: the judge; not the one that guided the images.
+        images: n images, as for ``CLIP.encode_image``, n at least 2.
+        reference_images: m images, m at least 2.
+        reference: what these are, such as "COCO val2017, 5,000 images"; it stands in the results.
+        definitions: which distances.
+        batch_size: images encoded at once.
+
+    Raises:
+        ValueError: no distance has such a name, the reference is not named, or a set has fewer than 2 images.
+        ImageError: an image cannot be read.
+    """
+    if unknown := [name for name in definitions if name not in DEFINITIONS]:
+        raise ValueError(f"no set distance {unknown[0]!r}; there are {', '.join(DEFINITIONS)}")
+    if not reference.strip():
+        raise ValueError("expected the name of the reference set, without which a distance says nothing; got none")
+    sides = [pooled_states(clip, part, batch_size) for part in (images, reference_images)]
+    judge = judge_record(clip)
+
+    def measured(name: str) -> SetDistance:
+        distance, settings = DEFINITIONS[name]
+        a, b = (_features(clip, name, states) for states in sides)
+        return SetDistance(name, distance(a, b), len(a), len(b), reference, settings, judge)
+
+    return {name: measured(name) for name in definitions}
+
+
+def _features(clip: CLIP, name: str, states: Tensor) -> Tensor:
+    if name == "kid":
+        return kernel_features(states)
+    projections = clip.visual_projection(states).float()
+    return F.normalize(projections, dim=-1) if name == "cmmd" else projections

@@ -1,0 +1,45 @@
+"""Reports of images that were drawn: each with its prompt and scores, and the settings that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_guidance.report.html import parts
+from clip_guidance.report.html.page import Page
+from clip_guidance.report.html.parts import Card
+
+IN_CARDS = ("prompt", "seed")
+
+
+def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str, str]] = ()) -> Page:
+    """A page of drawn images.
+
+    Args:
+        rows: one an image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` gives.
+        failed: what could not be drawn: ``path`` and ``reason``.
+    """
+    settings = [dict(row["settings"]) for row in rows]
+    names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]
+    shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
+    chosen = rows[: parts.IMAGES]
+    cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
+    note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
+    about = {name: settings[0][name] for name in names if name in shared}
+    made = {"device": rows[0]["device"], **rows[0]["versions"]} if rows else {}
+    return Page(
+        "Drawn images",
+        (
+            parts.section("Images", parts.gallery(cards), note),
+            parts.section("Settings of all", parts.facts({**about, **made})),
+            *parts.failures(failed),
+        ),
+    )
+
+
+def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
+    settings = row["settings"]
+    lines = [settings["prompt"], f"seed {settings['seed']}"]
+    lines += [f"{name} {settings[name]}" for name in own if settings.get(name) not in (None, "")]
+    lines += [f"{one['score']:.3f} by {one['model']}{' (the guide)' if one['guided'] else ''}" for one in row["scores"]]
+    return Card(row["image"], lines=tuple(lines))

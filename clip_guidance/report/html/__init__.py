@@ -1,0 +1,1 @@
+"""The HTML that results are drawn with: pages, their parts, thumbnails."""

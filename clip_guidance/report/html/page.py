@@ -1,0 +1,124 @@
+"""A report: one HTML file that needs nothing else, written in full or not at all."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARK = Markup('<meta name="generator" content="clip_guidance report">')  # by which a file is known for a report
+SUFFIXES = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report of a result: shown by a notebook as it stands, or saved as a file.
+
+    Attributes:
+        title: plain text.
+        parts: HTML, as the functions of :mod:`clip_guidance.report.html.parts` make it.
+    """
+
+    title: str
+    parts: tuple[Markup, ...]
+
+    def to_html(self) -> str:
+        """The whole page: no scripts, and no address of anything outside it."""
+        from clip_guidance import __version__
+
+        template = environment().get_template("page.html")
+        return template.render(title=self.title, body=Markup("\n").join(self.parts), mark=MARK, version=__version__)
+
+    def _repr_html_(self) -> str:
+        return fragment(*self.parts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the page; it is there in full or not at all.
+
+        Args:
+            path: ends in .html or .htm. A former report is replaced.
+
+        Raises:
+            ValueError: it has another ending, or is a file that is no report.
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        check_target(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".report-{os.getpid()}.part")
+        try:
+            # names of files may hold bytes that are no text: Python's stand-ins for them are no UTF-8
+            part.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+
+def check_target(path: Path) -> None:
+    """Whether a report may be written here: asked before the work, so that nothing is computed for nothing.
+
+    Folders that are not there yet will be made.
+
+    Raises:
+        ValueError: the ending is not .html or .htm, no folder can be made there, or a file that is no report is there.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a report must end in .html or .htm, got {path.name}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{path}: {above} is no folder that can be written to")
+    if (path.exists() or path.is_symlink()) and not _is_report(path):
+        raise ValueError(f"{path} exists and is no report of clip_guidance; it is not overwritten")
+
+
+def fragment(*parts: Markup) -> str:
+    """Parts of a report as they stand in a notebook: with their style, and nothing else."""
+    style = environment().get_template("style.css").render()
+    return Markup('<div class="cg"><style>{}</style>{}</div>').format(Markup(style), Markup("\n").join(parts))
+
+
+@functools.cache
+def environment() -> Environment:
+    """Jinja's, with escaping always on."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("clip_guidance.report.html"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    made.filters["percent"] = percent
+    made.filters["width"] = _width
+    return made
+
+
+def render(macro: str, *args: Any, **kwargs: Any) -> Markup:
+    """A part, by the name of its macro in ``parts.html``."""
+    return Markup(getattr(environment().get_template("parts.html").module, macro)(*args, **kwargs))
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1], rounded to a tenth of a percent."""
+    return f"{share:.1%}"
+
+
+def _width(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.1f}%" if math.isfinite(share) else "0%"
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(512)

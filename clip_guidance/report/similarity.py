@@ -1,0 +1,124 @@
+"""Reports of images that are compared: the matrix, a ranking, what a search found, near-duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from clip_guidance.images.load import ImageSource, as_list, image_name
+from clip_guidance.report.html import parts
+from clip_guidance.report.html.page import Page
+from clip_guidance.report.html.parts import Card
+from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
+
+if TYPE_CHECKING:
+    from clip_guidance.index.results import Hit
+
+ROUNDED = "Cosines are rounded to 0.001."
+
+
+def similarity(
+    matrix: Any,
+    images_a: Any,
+    images_b: Any = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    failed: Sequence[Mapping[str, str]] = (),
+) -> Page:
+    """A heat map of cosines, with the images beside it.
+
+    Args:
+        matrix: (n, m), as ``image_similarity`` gives it.
+        images_a: the n images of the rows, as for ``CLIP.encode_image``.
+        images_b: the m images of the columns; by default those of the rows.
+        facts: shown at the top.
+        failed: what could not be read: ``path`` and ``reason``.
+
+    Raises:
+        ValueError: the numbers of images do not fit the matrix.
+    """
+    values = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
+    rows = as_list(images_a) if values else []
+    columns = rows if images_b is None else as_list(images_b)
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        shape = (len(values), len(values[0]) if values else 0)
+        raise ValueError(f"expected a matrix ({len(rows)}, {len(columns)}) for these images, got {shape}")
+    heads = _heads(rows)
+    sides = heads, heads if images_b is None else _heads(columns)
+    cells = [row[: parts.SIDE] for row in values[: parts.SIDE]]
+    body = parts.heat_map(cells, *sides)
+    counts = [parts.shown(len(side), total) for side, total in zip(sides, (len(rows), len(columns)), strict=True)]
+    note = counts[0] if images_b is None else f"{counts[0]} in rows, {counts[1]} in columns"
+    shades = "The bluer, the more alike, from the lowest to the highest cosine here."
+    heat = parts.section("Similarity", body, f"{note}. {shades} {ROUNDED}")
+    return Page("How alike images are", (parts.facts(facts or {}), heat, *parts.failures(failed)))
+
+
+def ranking(
+    images: Sequence[ImageSource],
+    cosines: Sequence[float],
+    *,
+    to: ImageSource | None = None,
+    facts: Mapping[str, Any] | None = None,
+    failed: Sequence[Mapping[str, str]] = (),
+) -> Page:
+    """Images by their likeness to one, best first, as they are given.
+
+    Raises:
+        ValueError: there are not as many cosines as images.
+    """
+    cards = [Card(image, value=f"{cos:.3f}") for image, cos in zip(images, cosines, strict=True)]
+    query = () if to is None else (parts.section("Compared with", parts.gallery([Card(to)])),)
+    return Page("Images by likeness", (parts.facts(facts or {}), *query, _found(cards), *parts.failures(failed)))
+
+
+def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None = None) -> Page:
+    """What a search found, best first.
+
+    Args:
+        query: in words.
+        hits: as ``ImageIndex.search`` gives them.
+        facts: shown at the top.
+    """
+    return Page(f"Search: {query}", (parts.facts(facts or {}), hits_html(hits)))
+
+
+def hits_html(hits: Sequence[Hit]) -> Markup:
+    """Images that were found, with their cosines and metadata."""
+    lines = [tuple(f"{key}: {value}" for key, value in hit.metadata.items()) for hit in hits]
+    cards = [Card(hit.path, value=f"{hit.score:.3f}", lines=more) for hit, more in zip(hits, lines, strict=True)]
+    return _found(cards)
+
+
+def duplicates(
+    groups: Sequence[Sequence[ImageSource]],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    failed: Sequence[Mapping[str, str]] = (),
+) -> Page:
+    """Groups of images that are alike, in the order given; whole groups as long as there is room."""
+    bodies, room = [], parts.IMAGES
+    for number, group in enumerate(groups, 1):
+        chosen = group[:room]
+        if not chosen:
+            break
+        room -= len(chosen)
+        cards = parts.gallery([Card(image) for image in chosen])
+        bodies.append(parts.section(f"Group {number}", cards, parts.shown(len(chosen), len(group))))
+    total = sum(map(len, groups))
+    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.IMAGES - room, total)}
+    about = parts.facts({**(facts or {}), **counts})
+    return Page("Near-duplicates", (about, *bodies, *parts.failures(failed)))
+
+
+def _found(cards: Sequence[Card]) -> Markup:
+    chosen = cards[: parts.IMAGES]
+    note = f"{parts.shown(len(chosen), len(cards))}, best first. {ROUNDED}"
+    return parts.section("Images", parts.gallery(chosen), note)
+
+
+def _heads(images: Sequence[ImageSource]) -> list[Thumbnail]:
+    chosen = images[: parts.SIDE]
+    return [thumbnail(image, image_name(image, place), parts.HEADING) for place, image in enumerate(chosen)]

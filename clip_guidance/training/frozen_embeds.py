@@ -1,0 +1,69 @@
+"""The embeddings of all training images, computed once, for a locked image tower.
+
+With the image tower locked (LiT, Zhai et al. 2022, arXiv:2111.07991) and no augmentation, an image's embedding never
+changes: a step of training encodes its texts and looks up the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_guidance.clip import CLIP
+
+KEY = "image_embeds"
+
+
+def cached_image_embeds(clip: CLIP, images: Tensor, path: Path, batch_size: int = 256) -> Tensor:
+    """The embeddings of ``images``, read from ``path`` where they are of this CLIP and these images.
+
+    A file of another CLIP or other images, or one that is damaged, is computed anew and replaced.
+
+    Args:
+        clip: on any device; is used in evaluation mode and left in the mode it is in.
+        images: uint8 (N, 3, H, W).
+        path: of a safetensors file; its metadata name what it was made of.
+        batch_size: images a pass.
+
+    Returns:
+        Unit vectors (N, d) on the CPU, in float32, or float64 where the CLIP is.
+    """
+    made_of = _made_of(clip, images)
+    if (known := _read(path, made_of)) is not None:
+        return known
+    training = clip.training
+    clip.eval()
+    with torch.no_grad():
+        parts = [_embed(clip, part) for part in images.split(batch_size)]
+    clip.train(training)
+    embeds = torch.cat(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({KEY: embeds}, partial, {"made_of": made_of})
+    partial.replace(path)  # a kill leaves no half of it
+    return embeds
+
+
+def _embed(clip: CLIP, images: Tensor) -> Tensor:
+    pixels = images.to(clip.device).to(clip.dtype) / 255
+    return clip.image_embeds(clip.image_processor.differentiable(pixels)).cpu()
+
+
+def _made_of(clip: CLIP, images: Tensor) -> str:
+    """The CLIP's fingerprint, the number of images and a digest of them."""
+    digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=8).hexdigest()
+    return f"clip {clip.fingerprint()}, {len(images)} images {digest}"
+
+
+def _read(path: Path, made_of: str) -> Tensor | None:
+    """What is in the file, None where there is none or it is of something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(KEY) if (file.metadata() or {}).get("made_of") == made_of else None
+    except (OSError, SafetensorError):
+        return None

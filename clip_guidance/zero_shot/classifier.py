@@ -1,0 +1,246 @@
+"""Zero-shot classification: which of these labels describes the image best?
+
+A label c becomes one vector, the mean over prompt templates t of its text embeddings (Radford et al. 2021,
+arXiv:2103.00020, section 3.1.4), and an image's logits are its scaled cosines with these vectors:
+
+    w_c = norm(mean_t norm(f(t(c))))      logit_c = exp(logit_scale) · cos(image, w_c)     p = softmax(logit)
+
+The probabilities are relative to the labels offered: an image of none of them still gets a sum of one. Where several
+labels may hold at once, or none, each is asked for by itself, beside what is said of any image (a pair of prompts):
+
+    p_c = softmax(logit_c, logit_any)_0 = sigmoid(logit_c − logit_any)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from clip_guidance.zero_shot.templates import DEFAULT_ANY, DEFAULT_TEMPLATES, Template
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from clip_guidance.clip import CLIP
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label and its probability."""
+
+    label: str
+    prob: float
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """What ``ZeroShotClassifier`` says about n images and L labels.
+
+    Attributes:
+        labels: the L labels, in the order given.
+        logits: (n, L), exp(logit_scale) · cosine / temperature; less that of any image where ``multi_label``.
+        probs: (n, L), softmax of the logits over the labels; sigmoid of each where ``multi_label``.
+        multi_label: whether several labels, or none, may hold at once.
+    """
+
+    labels: tuple[str, ...]
+    logits: torch.Tensor
+    probs: torch.Tensor
+    multi_label: bool = False
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    def top(self, k: int = 1) -> list[list[Prediction]]:
+        """The k likeliest labels of each image, best first; all of them if there are fewer than k.
+
+        Raises:
+            ValueError: k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        best = self.probs.topk(min(k, len(self.labels)))
+        return [
+            [Prediction(self.labels[index], prob) for index, prob in zip(indices, probs, strict=True)]
+            for indices, probs in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def above(self, threshold: float = 0.5) -> list[list[Prediction]]:
+        """The labels of each image that are at least this likely, best first: none where it is none of them."""
+        return [[entry for entry in top if entry.prob >= threshold] for top in self.top(len(self.labels))]
+
+    def rows(self, k: int = 5, threshold: float = 0.0) -> list[dict[str, Any]]:
+        """One dictionary an image, fit for JSON: ``label``, ``prob``, the ``top`` k; ``labels`` if several may hold.
+
+        ``label`` is None where the likeliest is below ``threshold``: the classifier abstains.
+        """
+        rows = []
+        for top, above in zip(self.top(k), self.above(threshold), strict=True):
+            label = top[0].label if top[0].prob >= threshold else None
+            row = {"label": label, "prob": top[0].prob, "top": [vars(prediction) for prediction in top]}
+            rows.append(row | ({"labels": [entry.label for entry in above]} if self.multi_label else {}))
+        return rows
+
+    @classmethod
+    def cat(cls, results: Sequence[ZeroShotResult]) -> ZeroShotResult:
+        """The results of several batches of images as one, on the CPU.
+
+        Raises:
+            ValueError: there is none, or they are of different labels.
+        """
+        kinds = {(result.labels, result.multi_label) for result in results}
+        if len(kinds) != 1:
+            raise ValueError(f"expected results of one classifier, got those of {len(kinds)}")
+        logits, probs = (torch.cat([getattr(each, of).cpu() for each in results]) for of in ("logits", "probs"))
+        return cls(results[0].labels, logits, probs, results[0].multi_label)
+
+    def plot(self, images: Any = None, k: int = 5) -> Figure:
+        """Bars beside the images, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
+        from clip_guidance.report.plots import plot_probs
+
+        return plot_probs(self, images, k)
+
+    def _repr_html_(self) -> str:
+        from clip_guidance.report.classification import result_html
+        from clip_guidance.report.html.page import fragment
+
+        return fragment(result_html(self))
+
+
+class ZeroShotClassifier:
+    """Classifies images among labels that are given as text; the label vectors are computed once.
+
+    Args:
+        clip: the model.
+        labels: what to choose from, without repetition.
+        templates: sentences with ``{}`` or ``{c}`` where the label goes, or functions of the label, which is what the
+            published lists of templates hold; several are averaged.
+        batch_size: texts encoded at once.
+        multi_label: whether several labels, or none, may hold at once.
+        any_image: where ``multi_label``: texts that fit any image, averaged; or templates, for texts that fit any
+            image but the label's ("an image without a {}").
+        temperature: what the logits are divided by; see :meth:`calibrate`.
+
+    Attributes:
+        class_embeds: (L, d) unit vectors.
+
+    Raises:
+        ValueError: a label is empty or repeated, a template has no place for it, or the temperature is not above 0.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        labels: Sequence[str],
+        templates: Template | Sequence[Template] = DEFAULT_TEMPLATES,
+        batch_size: int = 256,
+        *,
+        multi_label: bool = False,
+        any_image: Sequence[Template] = DEFAULT_ANY,
+        temperature: float = 1.0,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.clip, self.batch_size, self.temperature, self.multi_label = clip, batch_size, temperature, multi_label
+        self.labels = _checked_labels(labels)
+        self.templates = _checked_templates(templates)
+        self.class_embeds = self._embeds(self.templates)
+        self.any_embeds = self._embeds(tuple(any_image)) if multi_label else None
+
+    def __call__(self, images: Any, batch_size: int = 64) -> ZeroShotResult:
+        """Classifies images.
+
+        Args:
+            images: one image or several, as for ``CLIP.encode_image``.
+            batch_size: images encoded at once.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return self.classify_embeds(self.clip.encode_image(images, batch_size=batch_size))
+
+    @torch.no_grad()
+    def classify_embeds(self, image_embeds: torch.Tensor) -> ZeroShotResult:
+        """Classifies images that are already encoded, (n, d)."""
+        images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
+        cosines = images @ self.class_embeds.T
+        if self.any_embeds is not None:
+            cosines = cosines - images @ self.any_embeds.T
+        logits = factor * cosines / self.temperature
+        probs = logits.softmax(dim=-1) if self.any_embeds is None else logits.sigmoid()
+        return ZeroShotResult(self.labels, logits, probs, self.multi_label)
+
+    def calibrate(self, images: Any, labels: Sequence[str]) -> float:
+        """Sets the temperature so that the probabilities fit a labelled sample, and returns it.
+
+        Which label is likeliest does not change; how sure the classifier is of it does.
+
+        Args:
+            images: as for ``CLIP.encode_image``; some ten are enough.
+            labels: of each image, the right one.
+
+        Raises:
+            ValueError: several labels may hold at once, a label is unknown, or no temperature fits; says why.
+        """
+        from clip_guidance.metrics.classification import fit_temperature
+
+        if self.multi_label:
+            raise ValueError("expected a classifier of one label an image to calibrate, got multi_label=True")
+        targets = self.numbers(labels)
+        logits = self(images).logits.cpu() * self.temperature
+        if len(logits) != len(targets):
+            raise ValueError(f"expected one label an image, got {len(targets)} labels and {len(logits)} images")
+        self.temperature = fit_temperature(logits, targets)
+        return self.temperature
+
+    def numbers(self, labels: Sequence[str]) -> torch.Tensor:
+        """int64 (n,), where each label stands among the classifier's.
+
+        Raises:
+            ValueError: one is none of them.
+        """
+        places = {label: place for place, label in enumerate(self.labels)}
+        if unknown := sorted({label for label in labels if label.strip() not in places}):
+            raise ValueError(f"unknown labels {unknown[:5]}; the classifier knows {', '.join(self.labels[:10])}")
+        return torch.tensor([places[label.strip()] for label in labels], dtype=torch.long)
+
+    def _embeds(self, templates: Sequence[Template]) -> torch.Tensor:
+        """(L, d), the direction of the mean over templates of each label's sentences."""
+        texts = [_sentence(template, label) for label in self.labels for template in templates]
+        embeds = F.normalize(self.clip.encode_text(texts, batch_size=self.batch_size), dim=-1)
+        return F.normalize(embeds.view(len(self.labels), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def _sentence(template: Template, label: str) -> str:
+    if callable(template):
+        return template(label)
+    return template.replace("{c}", label) if "{c}" in template else template.replace("{}", label)
+
+
+def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        raise ValueError(f"labels must be a list of strings, got the string {labels!r}")
+    stripped = tuple(label.strip() for label in labels)
+    if not stripped:
+        raise ValueError("expected at least one label, got none")
+    seen: set[str] = set()
+    for position, label in enumerate(stripped):
+        if not label:
+            raise ValueError(f"label {position} is empty")
+        if label in seen:
+            raise ValueError(f"label {label!r} is given twice")
+        seen.add(label)
+    return stripped
+
+
+def _checked_templates(templates: Template | Sequence[Template]) -> tuple[Template, ...]:
+    templates = (templates,) if isinstance(templates, str) or callable(templates) else tuple(templates)
+    if not templates:
+        raise ValueError("expected at least one template, got none")
+    for template in templates:
+        if not callable(template) and "{}" not in template and "{c}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the label")
+    return templates
