@@ -35,7 +35,7 @@ _EXPORTS = {
     "image_similarity": "metrics.similarity",
     "ImageIndex": "index",
     "ModelError": "clip",
-    "ImageError": "images",
+    "ImageError": "images.load",
     "PromptTruncatedWarning": "clip",
 }
 _MODULES = ("loss", "towers", "guidance")

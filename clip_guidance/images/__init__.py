@@ -1,7 +1,4 @@
-"""Any image source to RGB: load, find, hash, and the record that an image carries."""
+"""Any image source to RGB: load, find, hash, and the record that an image carries.
 
-from clip_guidance.images.load import ImageError as ImageError
-from clip_guidance.images.load import ImageSource as ImageSource
-from clip_guidance.images.load import load_image as load_image
-
-__all__ = ["ImageError", "ImageSource", "load_image"]
+Its modules are imported one by one, so that what only reads a record or a file name does not load torch.
+"""

@@ -165,8 +165,8 @@ def fit(
     Before each step the random state is set from (seed, step, process), so a resumed run draws what an uninterrupted
     one would have drawn.
 
-    In float16 a step whose gradients overflow is skipped (:mod:`clip_guidance.training.loss_scale`): it has its place in
-    the schedule and its batch as any other, and leaves weights, moments and their average as they are.
+    In float16 a step whose gradients overflow is skipped (:mod:`clip_guidance.training.loss_scale`): it has its place
+    in the schedule and its batch as any other, and leaves weights, moments and their average as they are.
 
     Args:
         loss: given the prepared model and the step number; its other entries are logged beside the loss.

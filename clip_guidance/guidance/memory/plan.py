@@ -1,7 +1,7 @@
 """A planner: the setting of a guidance that fits a budget of memory, and what it costs.
 
-The activations of decoder and CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in this order,
-so that a larger budget never gives a worse one:
+The activations of decoder and CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in this
+order, so that a larger budget never gives a worse one:
 
     exact         the same gradient for more time: cutouts in chunks, images one at a time, recomputed blocks
     approximate   another gradient: a tiny decoder if there is one, a smaller image, a part of the image
