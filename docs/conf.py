@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 from typing import Any
 
 from docutils import nodes
@@ -34,15 +35,19 @@ myst_heading_anchors = 3  # links such as train.md#bad-rows are checked
 
 # Docstrings
 
+OPTIONAL = ("datasets", "gradio", "matplotlib", "peft", "pyarrow", "pymilvus", "yaml")
+autodoc_mock_imports = [name for name in OPTIONAL if find_spec(name) is None]  # so that the extra `docs` suffices
 autosummary_generate = False  # the pages of reference/ are written by hand, their contents are not
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # those of torch and transformers are not written for this parser
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_include_init_with_doc = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes are described once, in their class
 
 # Doctest: printed numbers are rounded in the examples, so that another processor prints the same
 
@@ -65,11 +70,12 @@ def mark_doctests(app: Any, doctree: nodes.document) -> None:
 
 
 def link_tables(app: Any, page: str, source: list[str]) -> None:
-    """Offer the tables of benchmarks/ for download: they are Markdown outside of this folder, and no pages of the site."""
+    """Offer the tables of benchmarks/ for download: they are Markdown, but no pages of the site."""
     source[0] = re.sub(r"\[([^]]+)\]\(((?:\.\./)+benchmarks/\S+\.md)\)", r"{download}`\1 <\2>`", source[0])
 
 
 def setup(app: Any) -> None:
+    """Connect the two."""
     app.connect("source-read", link_tables)
     app.connect("doctree-read", mark_doctests)
 

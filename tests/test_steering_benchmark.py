@@ -270,11 +270,11 @@ def test_a_page_gets_the_table_between_its_markers():
         filled("nothing", report)
 
 
-def test_the_readme_says_what_the_report_says(root):
+def test_the_page_says_what_the_report_says(root):
     from readme import filled
 
     report = json.loads((root / "benchmarks" / "steering" / "results" / "report.json").read_text())
-    page = (root / "README.md").read_text()
+    page = (root / "docs" / "results" / "steering.md").read_text()
     assert filled(page, report) == page
 
 

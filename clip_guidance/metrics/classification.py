@@ -70,7 +70,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMet
 
 
 def calibration_error(probs: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: |how often right − how sure|, over bins of how sure, weighted by their images.
+    """Expected calibration error: ``|how often right − how sure|`` over bins of how sure, weighted by their images.
 
     Args:
         probs: (n, L), each row sums to one.
