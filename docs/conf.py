@@ -10,7 +10,7 @@ from docutils import nodes
 import clip_guidance
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the examples use the packaged models; nothing may be downloaded
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 project = "clip_guidance"
 author = "The authors of clip_guidance"
@@ -52,13 +52,13 @@ napoleon_use_ivar = True  # attributes are described once, in their class
 # Doctest: printed numbers are rounded in the examples, so that another processor prints the same
 
 doctest_global_setup = """
-import warnings
-import torch
 import diffusers
+import torch
+import transformers
 import clip_guidance as cg
-torch.manual_seed(0)
-torch.set_num_threads(1)
 diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+torch.manual_seed(0)
 """
 
 
