@@ -22,7 +22,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -30,7 +29,6 @@ exclude_patterns = ["_build"]
 
 # Pages in Markdown
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3  # links such as train.md#bad-rows are checked
 
 # Docstrings

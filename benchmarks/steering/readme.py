@@ -39,7 +39,7 @@ def block(report: dict[str, Any], name: str = "held-out") -> str:
     """The table of one prompt set, with its markers."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER), *map(row, report[name])]
     count = report[name][0]["count"]
-    return "\n".join([BEGIN, f"{count} prompts a row:", "", *lines, END])
+    return "\n".join([BEGIN, f"{count} prompts per row:", "", *lines, END])
 
 
 def filled(page: str, report: dict[str, Any]) -> str:
