@@ -1,6 +1,8 @@
 """Options and fixtures of the whole suite: the same tests run on any device and in any precision."""
 
 import importlib.util
+import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,12 @@ from types import ModuleType
 import pytest
 import torch
 
+pytest_plugins = ["slow"]
 ROOT = Path(__file__).resolve().parents[1]
-# Many tests compare bit for bit; with several threads a busy machine may split the same sum differently.
+# Many tests compare bit for bit; with several threads a busy machine may split the same sum differently. Besides,
+# there is a process of pytest-xdist for every core already. The variable says so to the programs that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16)}
 
@@ -20,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device the tests run on, e.g. cpu, cuda, cuda:1, mps")
     parser.addoption("--write-docs", action="store_true", help="write docs/support.md from what the tests find")
     parser.addoption("--dtype", default="float32", choices=DTYPES, help="precision of the models under test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") != "cpu":
+        config.option.cpu_limit = math.inf  # the first test on another device pays for starting it
+    if config.getoption("--write-docs") and not config.getoption("--full"):
+        raise pytest.UsageError("--write-docs needs --full: the tests that find what docs/support.md says are slow")
 
 
 @pytest.fixture(scope="session")

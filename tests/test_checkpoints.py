@@ -150,6 +150,7 @@ class SavesAndGoesOn:
         return full_state_dict(model), full_state_dict(again)
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_save_for_themselves_and_for_one(tmp_path):
     for trained_on, again in spawned(2, SavesAndGoesOn(tmp_path)):
         assert all(value.equal(again[key]) for key, value in trained_on.items())

@@ -18,6 +18,7 @@ def program(root, monkeypatch):
     return cold_start
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_the_command_and_its_parts(program, tmp_path, capsys):
     model, output = save_tiny_clip(tmp_path / "clip"), tmp_path / "table.md"
     words = ["--runs", "1", "--model", str(model), "--json", "True", "--output", str(output)]
@@ -45,6 +46,7 @@ def test_files_are_dropped_from_the_page_cache_and_stay_as_they_are(program, tmp
     assert all(path.read_bytes() == content for path, content in files.items())
 
 
+@pytest.mark.slow
 def test_after_the_first_model_garbage_is_collected_again():
     code = """
 import gc

@@ -28,6 +28,7 @@ def test_a_row_a_model_and_a_column_a_prompt():
     assert last.getextrema() == ((255, 255),) * 3
 
 
+@pytest.mark.slow
 def test_the_program_draws_the_same_prompts_from_the_same_noise(root, tmp_path):
     command = [sys.executable, str(root / "training" / "contact_sheet.py"), "--models", "emoji", "--steps", "2"]
     for output, options in (("both.png", ["a cat", "a dog"]), ("cats.png", ["a cat", "a cat"])):

@@ -97,6 +97,13 @@ def test_readme_is_short() -> None:
     assert len(re.findall(r"\d[\d,.]*", text)) <= 40, "figures belong into docs/results"
 
 
+@pytest.mark.slow
+def test_readme_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = (block for block in blocks(README, "python") if "load_pipeline" in block)
+    exec(example, {})
+    assert f"It prints `{capsys.readouterr().out.strip()}`" in README.read_text(encoding="utf-8")
+
+
 def test_reference_has_every_public_name_and_package() -> None:
     reference = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "reference")
     index = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")

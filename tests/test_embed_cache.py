@@ -126,6 +126,7 @@ def test_a_damaged_file_is_told(cache):
         cache.get("key", "00ff")
 
 
+@pytest.mark.slow
 def test_what_was_put_survives_a_kill_and_is_seen_by_other_processes(cache):
     code = f"""
 import os, signal, torch

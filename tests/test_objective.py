@@ -217,6 +217,7 @@ def sharded(module, size):
     return fully_shard(module, mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_gradient_is_that_of_one_process(size):
     """Of every parameter, the temperature included, with chunks, views and dropout, under DDP and FSDP2."""
@@ -244,6 +245,7 @@ def batch_norm_on_each(rank, size):
     return ""
 
 
+@pytest.mark.slow
 def test_batch_norm_is_refused_on_several_processes():
     for message in spawned(2, batch_norm_on_each):
         assert "BatchNorm would normalise each of 1 chunks on 2 processes by itself" in message

@@ -99,6 +99,7 @@ def run_example(root: Path, name: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_examples_run(root, tmp_path):
     sheet = tmp_path / "sheet.png"
     run_example(root, "steer.py", sheet, "--prompts", PROMPT, "--seeds", 2, "--steps", 2)

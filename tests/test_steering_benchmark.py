@@ -168,6 +168,7 @@ def test_batches_on_disk_are_not_drawn_again_and_shares_add_up(emoji, tmp_path, 
     assert not any(path.exists() for path in changed)
 
 
+@pytest.mark.slow
 def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     options = ["--data", shared_data / "emoji64-val.parquet", "--held_out", shared_data / "emoji64-val.parquet"]
     options += ["--output", tmp_path / "out", "--work", tmp_path / "work", "--count", 8, "--batch_size", 4]

@@ -147,6 +147,7 @@ def share_of_the_batch(rank, size):
 BIAS = torch.tensor([-3.0], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_get_the_gradients_of_one_with_the_whole_batch(size):
     results = spawned(size, share_of_the_batch)
@@ -170,6 +171,7 @@ def unequal_shares(rank, size):
     return ""
 
 
+@pytest.mark.slow
 def test_unequal_batches_are_refused():
     messages = spawned(2, unequal_shares)
     assert messages == ["expected as many pairs on every process, got [4, 5]: drop the last, short batch"] * 2

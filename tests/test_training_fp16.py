@@ -231,6 +231,7 @@ def on_each(folder, rank, size):
     return found
 
 
+@pytest.mark.slow
 def test_processes_skip_a_step_together(tmp_path):
     (first, ended), (second, other) = spawned(2, partial(on_each, tmp_path))
     assert first[1] == second[1] == [0, 1, 3, 4, 5, 6, 7]
@@ -248,6 +249,7 @@ def test_fsdp_is_refused():
         check_launch(accelerator)
 
 
+@pytest.mark.slow
 def test_a_launch_in_fp16_trains(root, tmp_path):
     data = write_table(tmp_path / "train.parquet", ["red apple", "cat", "dog", "bus"], size=32)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines"]

@@ -12,6 +12,8 @@ import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.training.log import read_log
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["red apple", "cat", "dog", "bus", "tree", "house", "ball", "fish"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
 LAUNCH += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

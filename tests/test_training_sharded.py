@@ -81,6 +81,7 @@ def on_each(folder, rank, size):
     return found
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_one_process(tmp_path):
     expected, embeds, _ = run(Accelerator(cpu=True), tmp_path / "one", 1, 0)
     for killed, (weights, resumed, sharded) in spawned(2, partial(on_each, tmp_path / "sharded")):
@@ -92,6 +93,7 @@ def test_the_run_is_that_of_one_process(tmp_path):
             torch.testing.assert_close(found, known, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fsdp_that_accelerate_would_leave_out_without_a_word_is_refused(root, tmp_path):
     """Before anything is read: the data is not there."""
     options = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

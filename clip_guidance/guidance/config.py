@@ -40,7 +40,10 @@ def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
     """The inverse of :func:`decoding_to_config`."""
     if config is None:
         return None
-    return Decoding(**{**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])})
+    config = {**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])}
+    if "images" in config:  # the name of ``images`` in what was saved before
+        config["images"] = config.pop("images")
+    return Decoding(**config)
 
 
 def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:

@@ -263,6 +263,7 @@ def test_a_foreign_output_is_left_alone_when_resumed(cli, clip, good, tmp_path):
     assert output.read_text() == "precious,data\n1,2\n"
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one(cli, clip, images, tmp_path):
     words = ["score", images, "--prompt", "a cat", "--model", clip, "--batch-size", 1, "--device", "cpu"]
     assert cli(*words, "--output", tmp_path / "one.jsonl").code == 1

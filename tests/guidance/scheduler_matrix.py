@@ -218,6 +218,10 @@ SETTINGS = list(settings())
 ONE_EACH = list({setting.scheduler: setting for setting in reversed(SETTINGS)}.values())[::-1]
 
 
-def matrix(rows=SETTINGS):
-    """The rows as parameters named ``setting``."""
-    return pytest.mark.parametrize("setting", [pytest.param(s, id=s.name, marks=[*_marks(s)]) for s in rows])
+def matrix(rows=SETTINGS, default=ONE_EACH):
+    """The rows as parameters named ``setting``; the default run has those in ``default``, --full has all."""
+
+    def marks(setting):
+        return [*_marks(setting), *([] if setting in default else [pytest.mark.slow])]
+
+    return pytest.mark.parametrize("setting", [pytest.param(s, id=s.name, marks=marks(s)) for s in rows])

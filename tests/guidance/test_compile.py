@@ -36,6 +36,7 @@ def blocks(pipe, backend):
 
 ways = pytest.mark.parametrize("compiled", [whole, in_place, blocks])
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*Dynamo does not know how to trace"),  # hooks of a module compiled in place
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # Dynamo reads it
 ]

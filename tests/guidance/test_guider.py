@@ -32,6 +32,9 @@ from pipelines import modular, parts, video
 CASES = [(key, "cfg") for key in KEYS]
 CASES += [(key, guider) for key in (SDXL, SD3, QWEN, WAN) for guider in ("alone", "apg")]
 CASES += [(SDXL, "pag of sdxl"), (QWEN, "pag"), (Z_IMAGE, "pag"), (WAN, "slg")]
+#: Every guider once; all cases run with --full.
+DEFAULT = [(SDXL, "cfg"), (SD3, "alone"), (SD3, "apg"), (SDXL, "pag of sdxl"), (QWEN, "pag"), (WAN, "slg")]
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in DEFAULT)) for case in CASES]
 
 
 def sines(latents):
@@ -156,7 +159,7 @@ def test_exact_is_the_gradient_through_all_forwards_and_what_the_block_makes_of_
 
 @pytest.mark.parametrize("other", ["x0", "exact"])
 @modes
-@pytest.mark.parametrize("key", [SD3, QWEN])
+@pytest.mark.parametrize("key", [SD3, pytest.param(QWEN, marks=pytest.mark.slow)])
 def test_guidances_add_up_whether_guider_or_attached_or_inside(key, mode, other):
     pipe, inputs = built(key)
     guider = functools.partial(ClassifierFreeGuidance, 3.0)

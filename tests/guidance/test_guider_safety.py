@@ -26,7 +26,7 @@ def failing(error, like=None):
 
 
 @pytest.mark.parametrize("place", ["denoiser", "reward", "hooks", "guider", "scheduler"])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
 @modes
 def test_a_run_that_is_cut_off_leaves_nothing(monkeypatch, mode, nested, place):
     pipe, inputs = built(SD3)

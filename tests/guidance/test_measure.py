@@ -46,6 +46,7 @@ def ratios():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", range(len(SETTINGS)))
 def test_the_estimate_is_what_the_allocator_gives_out(ratios, setting):
     assert ratios[setting] == pytest.approx(1, rel=0.1)

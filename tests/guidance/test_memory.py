@@ -36,6 +36,7 @@ def estimates():
 # ---------------------------------------------------------------- the choice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("tiny", [None, make_tiny_decoder()])
 def test_a_larger_budget_never_gives_a_worse_setting(pipe, guidance, batch, tiny):

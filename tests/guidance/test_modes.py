@@ -78,7 +78,7 @@ def central_difference(function, x, direction, h=1e-5):
     return ((function(x + h * direction) - function(x - h * direction)) / (2 * h)).item()
 
 
-@pytest.mark.parametrize("cfg", [True, False])
+@pytest.mark.parametrize("cfg", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("mode", ["x0", "exact"])

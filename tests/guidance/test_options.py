@@ -155,7 +155,7 @@ def test_without_classifier_free_guidance_there_is_no_correction():
         assert seen.rms(Prediction(x, 0, x, NoiseLevel(0.6, 0.8), PREDICTION_TYPES["epsilon"])) is None
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 @schedulers
 @modes
 def test_no_shift_is_longer_than_the_cap(tiny_pipeline, clip, scheduler, mode, cfg):

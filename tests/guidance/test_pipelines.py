@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from zoo import NO_EXACT, NO_LATENTS, PIPELINES, built, mean_redness, redness, run, unguided
+from zoo import NO_EXACT, NO_LATENTS, built, each_pipeline, mean_redness, redness, run, unguided
 
 from clip_guidance.guidance import Guidance
 from clip_guidance.guidance.adapters.size import Size
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
 ]
-pipelines = pytest.mark.parametrize("key", PIPELINES)
+pipelines = each_pipeline()
 
 
 @pipelines

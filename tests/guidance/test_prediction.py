@@ -5,7 +5,7 @@ import diffusers
 import pytest
 import torch
 from gaussian import make_pipe, sample, watched
-from scheduler_matrix import matrix
+from scheduler_matrix import SETTINGS, matrix
 
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError, noise_level, num_steps
 from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction, prediction_type
@@ -49,7 +49,7 @@ def own_x0(scheduler, result, output, x, level):
     return (x - sigma * found) / alpha
 
 
-@matrix()
+@matrix(default=SETTINGS)
 def test_x0_is_the_schedulers_own_and_moves_by_what_is_written_back(setting):
     """At every step: x̂₀ of the ideal denoiser's output is E[x₀ | x], and the scheduler's own; so is x̂₀ + Δ."""
     pipe, told, last = make_pipe(setting), [], {}

@@ -4,8 +4,11 @@ import functools
 import importlib
 
 import numpy as np
+import pytest
 import torch
 from diffusers.modular_pipelines import PipelineState
+
+from clip_guidance.guidance.adapters import ADAPTERS
 
 MODULES = (
     "dit_classic sd3 flux sana qwen_and_friends new_dits video modular "
@@ -18,6 +21,17 @@ NO_LATENTS, NO_EXACT = (
     {key: why for module in BUILDERS for key, why in getattr(module, name, {}).items()}
     for name in ("NO_LATENTS", "NO_EXACT")
 )
+
+#: The first pipeline of each module for each row of the adapters' table: the default run has these, --full has all.
+DEFAULT = {
+    (module, ADAPTERS.get(key.split(" + ")[0])): key for module in BUILDERS for key in reversed(module.PIPELINES)
+}.values()
+
+
+def each_pipeline():
+    """All pipelines as parameters named ``key``."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize("key", [pytest.param(k, marks=[slow] * (k not in DEFAULT)) for k in PIPELINES])
 
 
 def redness(images):

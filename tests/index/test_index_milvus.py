@@ -219,6 +219,7 @@ def test_a_server_that_dies_loses_nothing(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_file_serves_one_process(tmp_path):
     """And is let go when its last store is closed."""
     address = str(tmp_path / "x.db")

@@ -8,6 +8,8 @@ import sys
 import pytest
 from index_helpers import need_milvus
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("CLIP_GUIDANCE_INDEX_KILLS", "5"))
 
 

@@ -208,6 +208,7 @@ def test_an_error_of_the_work_is_not_lost():
         list(in_threads(broken, range(10), 2, 3))
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_resumed_it_gives_the_file_of_an_undisturbed_run(root):
     options = ["--kills", "5", "--images", "120", "--json", "--format", "csv"]
     done = subprocess.run(

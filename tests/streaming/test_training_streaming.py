@@ -49,6 +49,7 @@ def killed(words, output, at):
     assert run.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_stream_goes_on_bit_for_bit(processes, root, data, known, tmp_path):
     """With another number of threads too; 60 steps go round the 60 rows four times, or eight."""

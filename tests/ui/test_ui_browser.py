@@ -13,6 +13,8 @@ import pytest
 
 from clip_guidance.generation.generator import read_settings
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 pytest.importorskip("selenium", reason="driving a browser needs selenium, of the extra test")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -41,7 +41,9 @@ def images(pipe, **options):
     return generate(pipe, ["cat", "owl"], seeds=(0, 1), output_type="pt", **options)
 
 
-@pytest.mark.parametrize(("eta", "times"), [(0.0, 1), (1.0, 1), (1.0, 2)])
+@pytest.mark.parametrize(
+    ("eta", "times"), [(1.0, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(0.0, 1), (1.0, 2)])]
+)
 @configs
 @methods
 def test_the_reward_rises(tiny_pipeline, clip, method, config, eta, times):
