@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.modular_pipelines import PipelineState
 
-from clip_guidance.guidance.adapters import ADAPTERS
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS
 
 MODULES = (
     "dit_classic sd3 flux sana qwen_and_friends new_dits video modular "
