@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_python_is_valid_and_its_names_are_public(page: Path) -> None:
         ast.parse(code)
         unknown = [name for name in re.findall(r"\bcg\.(\w+)", code) if name not in cg.__all__]
         assert not unknown, f"clip_guidance has no {unknown}"
+
+
+@pytest.mark.slow
+def test_every_training_option_exists() -> None:
+    from clip_guidance.training.clip_settings import Settings
+
+    others = {"config", "exclude", "fsdp_version", "mixed_precision", "models", "nproc_per_node", "use_fsdp"}  # not ours
+    typed = re.findall(r"--([a-z]\w+)", (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8"))
+    assert not sorted(set(typed) - others - {field.name for field in fields(Settings)})
 
 
 def test_readme_has_the_test_commands() -> None:
