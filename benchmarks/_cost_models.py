@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import clip_guidance as cg
-from clip_guidance.clip.convert import from_transformers
+from clip_guidance.clip import CLIP
 from clip_guidance.clip.image_processor import ImageProcessor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -163,7 +163,7 @@ def make_components(size: str, side: int, clip: str, device: str, dtype: torch.d
     clip_config = CLIPConfig(**CLIPS[architecture.clip])
     image_size = clip_config.vision_config.image_size
     clip_model = CLIPModel(clip_config).to(device, dtype).eval()
-    own = from_transformers(clip_model, letter_tokenizer(), ImageProcessor(image_size, CLIP_MEAN, CLIP_STD))
+    own = CLIP.from_transformers(clip_model, letter_tokenizer(), ImageProcessor(image_size, CLIP_MEAN, CLIP_STD))
     extractor = _extractor(image_size, CLIP_MEAN, CLIP_STD)
     tiny = {f"{part}_block_out_channels": (architecture.tiny_channels,) * 4 for part in ("encoder", "decoder")}
     tiny_decoder = filled(AutoencoderTiny, device, dtype, **tiny)
@@ -249,7 +249,7 @@ def _packaged(side: int, device: str, dtype: torch.dtype) -> Components:
         projection_dim=128,
     )
     clip_model = CLIPModel(config).to(device, dtype).eval()
-    own = from_transformers(clip_model, pipe.tokenizer, ImageProcessor(64, CLIP_MEAN, CLIP_STD))
+    own = CLIP.from_transformers(clip_model, pipe.tokenizer, ImageProcessor(64, CLIP_MEAN, CLIP_STD))
     extractor = _extractor(64, CLIP_MEAN, CLIP_STD)
     return Components(pipe, own.to(device).eval(), clip_model, extractor, side, None)
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.utils import logging
 
-from clip_guidance._threads import in_threads
+from clip_guidance._threads import ordered_map
 from clip_guidance.clip import CLIP
 from clip_guidance.metrics.job.items import Item
 from clip_guidance.metrics.job.judge import Judge, make_judge
@@ -168,7 +168,7 @@ def reading_by_us(files: list[str], folder: Path, settings: Settings, draft: boo
         return clip.preprocess(image)
 
     def loop() -> list[float]:
-        pixels = in_threads(read, files, settings.decode_threads, 2 * settings.batch_size)
+        pixels = ordered_map(read, files, settings.decode_threads, 2 * settings.batch_size)
         while batch := list(islice(pixels, settings.batch_size)):
             torch.stack(batch)
         return []

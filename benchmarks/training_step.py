@@ -98,12 +98,12 @@ def theirs(settings: Settings, folder: str) -> float:
 
 def ours(settings: Settings, folder: str, chunk_size: int | None = None) -> float:
     """Samples a second of this package's loop and objective."""
-    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip import CLIP
     from clip_guidance.clip.image_processor import ImageProcessor
     from clip_guidance.training.objective import ContrastiveObjective
     from clip_guidance.training.trainer import Plan, fit, make_accelerator
 
-    clip = from_transformers(reference(), None, ImageProcessor(64)).train()
+    clip = CLIP.from_transformers(reference(), None, ImageProcessor(64)).train()
     objective = ContrastiveObjective(clip.to(settings.device), chunk_size=chunk_size)
     data, times = batch(settings), []
 

@@ -41,6 +41,7 @@ def check_ratios(rows: list[dict], base: str, seconds_ratio: str, peak_ratio: st
             assert row[peak_ratio] == pytest.approx(row["peak_mib"] / by_name["peak_mib"])
 
 
+@pytest.mark.slow
 def test_guidance_cost_without_the_community_pipeline(capsys, device, tmp_path):
     output = tmp_path / "cost.md"
     rows = guidance_cost(capsys, device, "--output", str(output))
@@ -53,6 +54,7 @@ def test_guidance_cost_without_the_community_pipeline(capsys, device, tmp_path):
     assert output.read_text().count("\n| ") == 2 + len(rows)
 
 
+@pytest.mark.slow
 def test_guidance_cost_beside_the_community_pipeline(capsys, device):
     path = os.environ.get("CLIP_GUIDANCE_COMMUNITY")
     if not path:
@@ -64,6 +66,7 @@ def test_guidance_cost_beside_the_community_pipeline(capsys, device):
     check_ratios(rows, names[-1], "seconds_to_community", "peak_to_community")
 
 
+@pytest.mark.slow
 def test_guidance_cost_of_sdxl(capsys, device, monkeypatch):
     import _cost_models as models
 
@@ -157,6 +160,7 @@ def test_a_run_that_is_too_short_is_no_measurement(device):
         step_seconds(denoiser, lambda steps: runs_of(denoiser, device)(2), steps=3)
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_loss_benchmark_are_one(root, tmp_path, monkeypatch):
     """Their gradients agree, and the plain one holds what the tiled one does not."""
     import contrastive_loss as program
@@ -177,22 +181,24 @@ def test_the_losses_of_the_loss_benchmark_are_one(root, tmp_path, monkeypatch):
         program.main(parse_settings(program.Settings, ["--methods", "fast"]))
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_training_benchmark_train_the_same(tmp_path):
     """The same weights and batch give the same loss: the two sides do the same work."""
     import training_step as program
 
-    from clip_guidance.clip.convert import from_transformers
+    from clip_guidance.clip import CLIP
     from clip_guidance.clip.image_processor import ImageProcessor
     from clip_guidance.training.objective import ContrastiveObjective
 
     settings = program.Settings(batch_size=3, steps=3, warmup=1, rounds=1)
     model, data = program.reference(), program.batch(settings)
-    clip = from_transformers(model, None, ImageProcessor(64))
+    clip = CLIP.from_transformers(model, None, ImageProcessor(64))
     loss = ContrastiveObjective(clip)(data["pixel_values"], data["input_ids"])
     assert_close(loss, model(**data, return_loss=True).loss, rtol=1e-5, atol=0)
     assert program.ours(settings, str(tmp_path)) > 0 and program.rate([0.0, 5.0, 6.0, 8.0], settings) == 6 / 3
 
 
+@pytest.mark.slow
 def test_fine_tuning_measures_both_kinds_of_images(shared_data, tmp_path):
     import fine_tuning as program
 
@@ -213,6 +219,7 @@ def test_shares_have_wilsons_interval():
     assert share(0, 10) == "0.0 (0.0–27.8)"
 
 
+@pytest.mark.slow
 def test_the_soak_kills_resumes_and_tells_a_difference(shared_data, tmp_path):
     import resume_soak as program
 
@@ -230,6 +237,7 @@ def test_the_soak_kills_resumes_and_tells_a_difference(shared_data, tmp_path):
     assert program.differences(one, other) == ["model.safetensors: weight", "step-2.safetensors: weight"]
 
 
+@pytest.mark.slow
 def test_the_engines_of_the_search_benchmark_find_what_is_nearest(tmp_path):
     """Each in processes of its own, the filter included; those that are not installed are left out."""
     import search as program

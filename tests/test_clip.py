@@ -202,7 +202,7 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=f"{tmp_path.name}: cannot be loaded"):
         CLIP.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="config.json is no json"):
+    with pytest.raises(ModelError, match="config.json is not valid JSON"):
         CLIP.from_pretrained(tmp_path)
 
 

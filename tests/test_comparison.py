@@ -76,7 +76,7 @@ def test_the_seed_decides_and_memory_does_not(monkeypatch):
     a, b = runs(25)
     one = compare_scores(a, b, resamples=500, seed=1)
     assert compare_scores(a, b, resamples=500, seed=2).difference != one.difference
-    monkeypatch.setattr(comparison, "HELD", 30)  # a resample at a time
+    monkeypatch.setattr(comparison, "MAX_DRAWS", 30)  # a resample at a time
     in_parts = compare_scores(a, b, resamples=500, seed=1)
     assert in_parts.difference == one.difference and in_parts.win_rate == one.win_rate
     assert torch.equal(in_parts.differences, one.differences)

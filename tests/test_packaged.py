@@ -35,6 +35,7 @@ def test_the_towers_are_those_promised():
     assert clip.fingerprint() != judge.fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoji", "emoji-judge"])
 def test_they_know_images_they_never_saw(name, shared_data):
     clip = cg.CLIP.from_pretrained(name)
@@ -54,6 +55,7 @@ def test_the_pipeline_is_stock_and_conditioned_by_the_clip():
     assert pipe.unet.config.sample_size == 16 and pipe.vae_scale_factor == 4
 
 
+@pytest.mark.slow
 def test_the_reward_rises_with_the_scale():
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
     pipe.set_progress_bar_config(disable=True)

@@ -113,7 +113,7 @@ def check_guider(guidance):
     assert (cutouts.flip, cutouts.jitter, cutouts.noise) == (False, 0.1, 0.02)
     assert (decoding.resolution, decoding.crop, decoding.checkpoint, decoding.seed) == (0.5, 0.8, True, 3)
     assert decoding.dtype is torch.bfloat16
-    assert 1 in (getattr(decoding, name, None) for name in ("images", "images"))  # saved as "images"
+    assert 1 in (getattr(decoding, name, None) for name in ("pictures", "images"))  # saved as "pictures"
     assert type(inner) is CLIPGuidance and (inner.prompt, inner.scale) == ("a green pear", 2.0)
     assert type(inner.mode).__name__ == "FreeDoM" and inner.mode.rho == 0.2
     assert type(inner.guider) is ClassifierFreeGuidance and inner.guider.guidance_scale == 4.0

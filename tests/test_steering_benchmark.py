@@ -132,6 +132,7 @@ def drawer(emoji):
     return Drawer(*emoji, batch_size=2, seed=0)
 
 
+@pytest.mark.slow
 def test_costs_are_counted_as_the_method_implies(emoji):
     from drawing import Method
 
@@ -143,6 +144,7 @@ def test_costs_are_counted_as_the_method_implies(emoji):
     assert cost["denoiser"] == 2 * 2 * 3 and cost["decoder"] == 4 and cost["clip"] == 4
 
 
+@pytest.mark.slow
 def test_best_of_keeps_what_the_guide_likes_best(emoji):
     from drawing import Method
 
@@ -150,6 +152,7 @@ def test_best_of_keeps_what_the_guide_likes_best(emoji):
     assert (four["guide"] >= one["guide"] - 1e-5).all() and (four["guide"] > one["guide"] + 1e-3).any()
 
 
+@pytest.mark.slow
 def test_batches_on_disk_are_not_drawn_again_and_shares_add_up(emoji, tmp_path, monkeypatch):
     from drawing import Method, load_cell
     from prompt_sets import Item

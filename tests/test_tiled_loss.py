@@ -93,7 +93,7 @@ def test_bad_arguments_are_named():
     images, texts, scale = pairs()
     with pytest.raises(ValueError, match=r"one shape \(N, d\), got \(12, 5\) and \(11, 5\)"):
         tiled_contrastive_loss(images, texts[1:], scale)
-    with pytest.raises(ValueError, match=r"expected groups of shape \(12,\), one entry a pair, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected groups of shape \(12,\), one entry per pair, got \(3,\)"):
         tiled_contrastive_loss(images, texts, scale, GROUPS[:3])
     with pytest.raises(ValueError, match='positives: expected "own" or "all", got \'some\''):
         tiled_contrastive_loss(images, texts, scale, positives="some")

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.training.batches import Ahead
+from clip_guidance.training.batches import Prefetcher
 from clip_guidance.training.ema import averaged
 from clip_guidance.training.log import plot_log, read_log
 from clip_guidance.training.optimizer import warmup_steps
@@ -203,9 +204,10 @@ def test_shares_of_all_processes_make_the_batch_of_one():
 
 def test_what_is_made_ahead_is_what_is_asked_for_and_made_once():
     made: list[int] = []
-    ahead = Ahead(lambda step: made.append(step) or step * step)
+    ahead = Prefetcher(lambda step: made.append(step) or step * step)
     assert [ahead(step) for step in (5, 6, 7)] == [25, 36, 49]  # a resumed run begins anywhere
-    ahead.future.result()
+    while len(made) < 4:
+        time.sleep(0.01)
     assert made == [5, 6, 7, 8]  # one step ahead, none twice
     assert ahead(3) == 9  # out of order: made anew
 
@@ -216,7 +218,7 @@ def test_what_fails_ahead_fails_where_it_is_asked_for():
             raise ValueError("row 1 is bad")
         return step
 
-    ahead = Ahead(make)
+    ahead = Prefetcher(make)
     assert ahead(0) == 0
     with pytest.raises(ValueError, match="row 1 is bad"):
         ahead(1)

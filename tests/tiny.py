@@ -8,6 +8,7 @@ import itertools
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
@@ -53,6 +54,15 @@ def make_clip(image: str = "vit", text: str = "transformer", seed: int = 0) -> C
     tokenizer = make_tokenizer()
     config = CLIPConfig(text_config=text_config(text, tokenizer), vision_config=image_config(image), projection_dim=24)
     return CLIP(config, tokenizer).eval()
+
+
+def with_adapter(clip: CLIP, folder: Path) -> CLIP:
+    """A CLIP with a saved adapter in its weights, merged as users merge one; the projections are not peft's."""
+    import peft
+
+    clip = peft.PeftModel.from_pretrained(clip, str(folder)).merge_and_unload()
+    clip.load_state_dict(load_file(folder / "heads.safetensors"), strict=False)
+    return clip
 
 
 def real_tokenizer(shared_data: Path) -> CLIPTokenizer:

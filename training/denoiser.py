@@ -19,7 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
-from clip_guidance.training.batches import Ahead, SampleOrder
+from clip_guidance.training.batches import Prefetcher, SampleOrder
 
 
 def make_unet(
@@ -106,7 +106,7 @@ class DenoisingLoss:
         self.latents = encode(pipeline.vae, data.images, accelerator.device)
         self.mirrored = encode(pipeline.vae, data.images.flip(-1), accelerator.device) if mirror else None
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
-        self.draw = Ahead(self._draw)  # words are the CPU's work, while the step before is another device's
+        self.draw = Prefetcher(self._draw)  # words are the CPU's work, while the step before is another device's
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
         """Which images, int64 (B,), and the tokens of their captions (B, L)."""

@@ -29,14 +29,14 @@ from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.clip.hub import ModelError
-from clip_guidance.clip.lora import add_lora, merged, save_adapter
+from clip_guidance.clip.lora import add_lora, merge_adapters, save_adapter
 from clip_guidance.clip.model_card import write_model_card
 from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
 from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
 from clip_guidance.data.dataset import CaptionedImages, caption
 from clip_guidance.metrics.retrieval import unique
 from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
-from clip_guidance.training.batches import Ahead, Batch, MemoryBatches, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, SampleOrder, StreamedBatches, ToSquare
 from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
 from clip_guidance.training.class_names import NameLoss
 from clip_guidance.training.clip_settings import Settings, check
@@ -210,7 +210,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         batch = batches(step)
         return batch, trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
 
-    drawn = draw if settings.streaming else Ahead(draw)  # a stream reads ahead by itself, and its place is saved
+    drawn = draw if settings.streaming else Prefetcher(draw)  # a stream reads ahead by itself, and its place is saved
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch, input_ids = drawn(step)
@@ -220,7 +220,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
-        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.ledger.bad_share)})
+        return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.counters.bad_share)})
 
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()
@@ -251,7 +251,7 @@ def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = Non
     """Writes the CLIP of this state; one with adapters as a CLIP without, and its adapter beside it."""
     if adapters is not None:
         save_adapter(state, adapters, folder / "adapter")
-        state = merged(state)
+        state = merge_adapters(state)
     clip.save_pretrained(folder, state_dict=state)
 
 

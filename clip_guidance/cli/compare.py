@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
     from clip_guidance.metrics.comparison import PairedComparison
-
-
-class On(str, Enum):
-    """What makes a pair."""
-
-    prompt = "prompt"
-    image = "image"
-
-
-Scores = Annotated[Path, typer.Argument(help="Scores: .jsonl, .csv or .parquet.", show_default=False)]
+    from clip_guidance.metrics.job.results import ScoreSet
 
 
 def command(
-    a: Scores,
-    b: Scores,
-    on: Annotated[
-        On, typer.Option(help="What is paired: prompts, over whose images is averaged, or images by file name.")
-    ] = On.prompt,
-    definition: Annotated[
-        str | None, typer.Option(help="The score to compare, where the files hold several.", show_default=False)
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Its judge, by the name it has in A.", show_default=False)] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 10_000,
-    probability: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
-    report: common.Report = None,
-    json: common.Json = False,
+    a: options.ScoresArgument,
+    b: options.ScoresArgument,
+    on: options.Pairing = options.On.prompt,
+    definition: options.OneDefinition = None,
+    model: options.OneModel = None,
+    resamples: options.Resamples = 10_000,
+    probability: options.Probability = 0.95,
+    seed: options.ResampleSeed = 0,
+    report: options.Report = None,
+    json: options.Json = False,
 ) -> None:
     """Compare the scores of two runs, pair by pair, with bootstrap intervals.
 
@@ -48,6 +33,24 @@ def command(
     Example: clip-guidance compare plain.jsonl guided.jsonl
     """
     from clip_guidance.metrics.comparison import compare_scores
+
+    job = common.Job()
+    first, second = _read(a, b, definition, model, job)
+    found = compare_scores(first.scores(on.value), second.scores(on.value), resamples, probability, seed)
+    for path, other, keys in ((a, b, found.only_a), (b, a, found.only_b)):
+        for key in keys:
+            job.fail(str(path), f"{' | '.join(_cells(key))}: is not in {other}")
+    facts = {"a": str(a), "b": str(b), "definition": first.record, "on": on.value}
+    bootstrap = {"resamples": resamples, "probability": probability, "seed": seed}
+    _print(found, facts, bootstrap, json, job)
+    _narrate(found, f"{100 * probability:g} % interval")
+    if report is not None:
+        _save_report(found, {"a": str(a), "b": str(b), **first.record}, report)
+    job.finish()
+
+
+def _read(a: Path, b: Path, definition: str | None, model: str | None, job: common.Job) -> tuple[ScoreSet, ScoreSet]:
+    """Read the scores of both files that can be compared; rows that cannot be read fail by name."""
     from clip_guidance.metrics.job.output import is_torn
     from clip_guidance.metrics.job.results import find_comparable, read_scores
 
@@ -55,32 +58,33 @@ def command(
         if path.is_file() and is_torn(path):
             common.narrate("warning", f"{path}: its last line was cut short and is left out")
     first, second = find_comparable(read_scores(a), read_scores(b), definition, model)
-    job = common.Job()
     for file in (first, second):
         for problem in file.skipped:
             job.fail(str(file.path), problem)
-    found = compare_scores(first.scores(on.value), second.scores(on.value), resamples, probability, seed)
-    for path, other, keys in ((a, b, found.only_a), (b, a, found.only_b)):
-        for key in keys:
-            job.fail(str(path), f"{' | '.join(_cells(key))}: is not in {other}")
+    return first, second
 
+
+def _print(
+    found: PairedComparison, facts: dict[str, Any], bootstrap: dict[str, Any], json: bool, job: common.Job
+) -> None:
+    """Print the pairs, those first in which b is ahead most."""
     pairs = zip(found.keys, found.a.tolist(), found.b.tolist(), found.differences.tolist(), strict=True)
     rows = [(*_cells(key), *numbers) for key, *numbers in sorted(pairs, key=lambda pair: -pair[3])]
-    columns = [*(("prompt",) if on is On.prompt else ("image", "prompt")), "a", "b", "difference"]
+    keys = ["prompt"] if facts["on"] == options.On.prompt.value else ["image", "prompt"]
+    columns = [*keys, "a", "b", "difference"]
     if json:
-        files = {"a": str(a), "b": str(b), "definition": first.record, "on": on.value, "pairs": len(rows)}
         intervals = {"difference": asdict(found.difference), "win_rate": asdict(found.win_rate)}
-        bootstrap = {"resamples": resamples, "probability": probability, "seed": seed}
         results = [dict(zip(columns, row, strict=True)) for row in rows]
-        common.print_json({**files, **intervals, **bootstrap, "results": results, "failed": job.failures})
+        document = {**facts, "pairs": len(rows), **intervals, **bootstrap}
+        common.print_json({**document, "results": results, "failed": job.failures})
     else:
         common.print_table(columns, rows)
-    _narrate(found, f"{100 * probability:g} % interval")
-    if report is not None:
-        from clip_guidance.report import comparison
 
-        common.save_report(comparison(found, facts={"a": str(a), "b": str(b), **first.record}), report)
-    job.finish()
+
+def _save_report(found: PairedComparison, facts: dict[str, Any], report: Path) -> None:
+    from clip_guidance.report import comparison
+
+    common.save_report(comparison(found, facts=facts), report)
 
 
 def _narrate(found: PairedComparison, interval: str) -> None:

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json as jsonlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
     from clip_guidance.index import Changes, ImageIndex
 
-Address = Annotated[
-    str, typer.Option("--index", help="A folder, or Milvus: ./x.db, http://host:19530.", show_default=False)
-]
-IndexModel = Annotated[
-    str | None,
-    typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.", show_default="that of the index"),
-]
 DEFAULT_MODEL = "emoji"
 
 
 def command(
-    paths: common.Paths,
-    index: Address,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=VALUE for every image given; repeat for more. JSON, or text.", show_default=False),
-    ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Take out images whose file is gone.")] = False,
-    model: IndexModel = None,
-    cache: common.Cache = None,
-    json: common.Json = False,
-    device: common.Device = None,
-    batch_size: common.BatchSize = 64,
+    paths: options.Paths,
+    index: options.Address,
+    metadata: options.Metadata = None,
+    prune: options.Prune = False,
+    model: options.IndexModel = None,
+    cache: options.Cache = None,
+    json: options.Json = False,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 64,
 ) -> None:
     """Add images to an index; changed and moved files are noticed, unchanged ones are not read again.
 
@@ -43,7 +34,7 @@ def command(
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """
-    from clip_guidance.images.load import find_images
+    from clip_guidance.images.find import find_images
     from clip_guidance.index.results import Changes
 
     extra = dict(map(_pair, metadata or []))
@@ -61,6 +52,12 @@ def command(
         for skipped in total.skipped:
             job.fail(skipped.path, skipped.reason)
         count = len(opened)
+    _print(total, opened, count, json, job)
+    job.finish()
+
+
+def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: common.Job) -> None:
+    """Print what changed."""
     if json:
         moved = [{"from": move.old, "to": move.new} for move in total.moved]
         rows = {"added": total.added, "updated": total.updated, "moved": moved, "removed": total.removed}
@@ -72,7 +69,6 @@ def command(
         counts = {name: len(getattr(total, name)) for name in ("added", "updated", "moved", "removed")}
         table = {**counts, "unchanged": total.unchanged, "failed": len(job.failures), "images in all": count}
         common.print_table(["what", "number"], [list(row) for row in table.items()])
-    job.finish()
 
 
 def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from clip_guidance.cli import (
-    _options as common,
+    _common as common,
 )
 from clip_guidance.cli import (
     classify,

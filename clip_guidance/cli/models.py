@@ -7,7 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 FOLDER = Path(__file__).parent.parent / "models"  # as in hub.py, which is slow to import
 
@@ -23,7 +24,7 @@ class PackagedModel:
     description: str
 
 
-def command(json: common.Json = False) -> None:
+def command(json: options.Json = False) -> None:
     """List the packaged models, which work offline."""
     models = [describe(folder) for folder in sorted(FOLDER.glob("*")) if (folder / "clip").is_dir()]
     if json:

@@ -6,14 +6,12 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from enum import Enum
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
     from clip_guidance.metrics.job.items import Item
@@ -26,74 +24,23 @@ if TYPE_CHECKING:
 SHOWN = 200  # rows of the table on a terminal
 
 
-class LongPrompts(str, Enum):
-    """What becomes of a text that does not fit the context."""
-
-    truncate = "truncate"
-    average = "chunk-average"
-
-
-class DType(str, Enum):
-    """What the CLIP computes in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 def command(
-    paths: Annotated[
-        list[str] | None,  # as a Path, ./- would be -
-        typer.Argument(
-            help="Images, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
-            "- for lines of paths or JSON objects.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="The text for all images without one.", show_default="the prompt stored by generate"),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(help="A table with the columns image and prompt, in place of PATHS.", show_default=False),
-    ] = None,
-    definition: Annotated[
-        list[str],
-        typer.Option(
-            help="torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, clip-iqa[:PAIR], "
-            "aesthetic:HEAD.safetensors; repeat for several at once."
-        ),
-    ] = ["torchmetrics"],  # noqa: B006
-    model: Annotated[
-        list[str], typer.Option(help="CLIP: a packaged name, a folder, or a hub id; repeat for several at once.")
-    ] = ["emoji-judge"],  # noqa: B006
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Also write .jsonl, .csv or .parquet, complete at the end.", show_default=False),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with --output: what it holds, or what a killed run left in OUTPUT.partial, is not computed "
-            "again where image (its bytes), prompt, definition and model are the same.",
-        ),
-    ] = False,
-    long_prompts: Annotated[
-        LongPrompts,
-        typer.Option(help="Texts above the context: truncate (the row says so), or average chunks under another name."),
-    ] = LongPrompts.truncate,
-    cache: common.Cache = None,
-    report: common.Report = None,
-    json: common.Json = False,
-    device: common.Device = None,
-    dtype: Annotated[DType, typer.Option(help="Precision of the CLIP; the record tells.")] = DType.float32,
-    batch_size: common.BatchSize = 16,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one a core, at most 8")
-    ] = None,
-    draft: Annotated[bool, typer.Option("--draft", help="Decode large JPEGs smaller: quicker, not the same.")] = False,
+    paths: options.Scored = None,
+    prompt: options.SharedPrompt = None,
+    prompts_file: options.PromptsFile = None,
+    definition: options.Definitions = ["torchmetrics"],  # noqa: B006
+    model: options.Models = ["emoji-judge"],  # noqa: B006
+    output: options.ScoresFile = None,
+    resume: options.Resume = False,
+    long_prompts: options.LongPromptsOption = options.LongPrompts.truncate,
+    cache: options.Cache = None,
+    report: options.Report = None,
+    json: options.Json = False,
+    device: options.Device = None,
+    dtype: options.Precision = options.DType.float32,
+    batch_size: options.BatchSize = 16,
+    threads: options.Threads = None,
+    draft: options.Draft = False,
 ) -> None:
     """Score images against texts; the definition is written with every score.
 
@@ -103,43 +50,62 @@ def command(
 
     Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
-    if (paths and prompts_file) or not (paths or prompts_file):
-        raise typer.BadParameter("give images or --prompts-file")
-    if prompt is not None and not prompt.strip():
-        raise typer.BadParameter("--prompt is empty")
-    if output and output.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise typer.BadParameter(f"--output must end in .jsonl or .csv or .parquet, got {output.name}")
-    if resume and not output:
-        raise typer.BadParameter("--resume needs the --output to go on with")
-
-    from clip_guidance.clip.embed_cache import EmbedCache
-    from clip_guidance.metrics.job.processes import find_processes
-    from clip_guidance.metrics.job.run import Options, Work
-
+    options.check_score(paths, prompts_file, prompt, output, resume)
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
-    processes = find_processes(device)
+    processes = _processes(device)
     _check_input(given, prompts_file, output, processes)
     job = common.Job()
+    with _work(output, processes, resume) as work, _run_options(cache, batch_size, threads, draft) as run_options:
+        judges = _judges(model, definition, processes.device, dtype.value, long_prompts.value, draft)
+        _score(_items(given, prompt), judges, work, run_options, job)
+        work.finish()
+        if processes.rank:
+            return  # with exit code 0: a launcher that sees a process fail ends the first one, which is still writing
+        _write(work, judges, output, report, json, job)
+    job.finish()
+
+
+def _processes(device: str | None) -> Processes:
+    from clip_guidance.metrics.job.processes import find_processes
+
+    return find_processes(device)
+
+
+@contextmanager
+def _work(output: Path | None, processes: Processes, resume: bool) -> Iterator[Work]:
+    """Lock the output, or a temporary one, so that no other run writes it."""
+    from clip_guidance.metrics.job.run import Work
+
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
         work = Work(place, processes)
         work.check(resume)
         stack.enter_context(work.locked())
-        judges = _judges(model, definition, processes.device, dtype.value, long_prompts.value, draft)
-        settings = {"threads": threads} if threads else {}
-        kept = stack.enter_context(EmbedCache(cache)) if cache else None
-        _score(_items(given, prompt), judges, work, Options(batch_size, draft=draft, cache=kept, **settings), job)
-        work.finish()
-        if processes.rank:
-            return  # as if all went well: a launcher that sees a process fail ends the first one, which still writes
-        if output:
-            work.write()
-        _print(work, judges, json, job)
-        page = _page(work, job.failures) if report else None
-        work.clear()
-        if report and page:
-            common.save_report(page, report)
-    job.finish()
+        yield work
+
+
+@contextmanager
+def _run_options(cache: Path | None, batch_size: int, threads: int | None, draft: bool) -> Iterator[Options]:
+    """Open the cache, if one is asked for."""
+    from clip_guidance.clip.embed_cache import EmbedCache
+    from clip_guidance.metrics.job.run import Options
+
+    settings = {"threads": threads} if threads else {}
+    with EmbedCache(cache) if cache else nullcontext() as kept:
+        yield Options(batch_size, draft=draft, cache=kept, **settings)
+
+
+def _write(
+    work: Work, judges: list[Judge], output: Path | None, report: Path | None, json: bool, job: common.Job
+) -> None:
+    """Write the output, print the rows and the means, and then the report, which may fail."""
+    if output:
+        work.write()
+    _print(work, judges, json, job)
+    page = _page(work, job.failures) if report else None
+    work.clear()
+    if report and page:
+        common.save_report(page, report)
 
 
 def _check_input(
@@ -181,7 +147,7 @@ def _judges(
 
 
 def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
-    """Scores until all is done or Ctrl-C is pressed; what was done then is written all the same."""
+    """Score until all is done or Ctrl-C is pressed; what was done by then is written all the same."""
     from clip_guidance.metrics.job.run import score_items
 
     if work.torn():
@@ -200,7 +166,7 @@ def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Opti
 
 
 def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
-    """Prints the rows and the means, of all processes."""
+    """Print the rows and the means of all processes."""
     import torch
 
     from clip_guidance.metrics.job.store import WorkFile
@@ -239,7 +205,7 @@ def _page(work: Work, failed: list[dict[str, str]]) -> Page:
 
 
 def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
-    """One document, its rows printed as they are read."""
+    """Print one document, whose rows are printed as they are read."""
     head: dict[str, Any] = {"scores": means}
     if len(means) == 1:
         record = {key: value for key, value in means[0].items() if key not in ("mean", "count")}
@@ -255,7 +221,7 @@ def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict
 
 
 def _print_table(base: WorkFile, several: bool) -> None:
-    """Lines for other programs, all of them; on a terminal the first ones."""
+    """Print all rows for other programs, the first ones on a terminal."""
     columns = ["image", "prompt", "score", *(["definition", "model"] if several else [])]
     rows = (
         (row.image, row.prompt, row.score, *((record["definition"], record["model"]) if several else ()))
@@ -270,7 +236,7 @@ def _print_table(base: WorkFile, several: bool) -> None:
 
 
 def _narrate_marks(summaries: list[Any]) -> None:
-    """What a reader of the means must know."""
+    """Tell what a reader of the means must know."""
     guided = {s.record["model"]: s for s in summaries if s.guided}
     for name, summary in guided.items():
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from clip_guidance.cli import _options as common
-from clip_guidance.cli.index import Address, IndexModel
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 
 def command(
-    query: Annotated[
-        list[str],
-        typer.Argument(help="A text, an image, or a weighted sum: 2 * red apple - ./b.png", show_default=False),
-    ],
-    index: Address,
-    where: Annotated[
-        str | None,
-        typer.Option(help='A filter of metadata: year >= 2020 and album in (a, "b c")', show_default=False),
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Images shown.")] = 10,
-    model: IndexModel = None,
-    cache: common.Cache = None,
-    report: common.Report = None,
-    json: common.Json = False,
-    device: common.Device = None,
+    query: options.Query,
+    index: options.Address,
+    where: options.Where = None,
+    top_k: options.TopImages = 10,
+    model: options.IndexModel = None,
+    cache: options.Cache = None,
+    report: options.Report = None,
+    json: options.Json = False,
+    device: options.Device = None,
 ) -> None:
     """Find the images of an index that match best.
 

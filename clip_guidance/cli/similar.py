@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
+    import torch
+
+    from clip_guidance.clip import CLIP
     from clip_guidance.report import Page
 
 
 def command(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Images, folders of images, or globs.", show_default=False)
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option(help="Rank the images by likeness to this one.", show_default=False)
-    ] = None,
-    duplicates: Annotated[
-        float | None,
-        typer.Option(help="Group images whose cosine is at least this, such as 0.95.", show_default=False),
-    ] = None,
-    index: Annotated[
-        str | None, typer.Option(help="With --duplicates: the images of this index.", show_default=False)
-    ] = None,
-    model: common.Model = "emoji",
-    cache: common.Cache = None,
-    report: common.Report = None,
-    json: common.Json = False,
-    device: common.Device = None,
-    batch_size: common.BatchSize = 16,
+    paths: options.OptionalPaths = None,
+    to: options.To = None,
+    duplicates: options.Duplicates = None,
+    index: options.IndexOfDuplicates = None,
+    model: options.Model = "emoji",
+    cache: options.Cache = None,
+    report: options.Report = None,
+    json: options.Json = False,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 16,
 ) -> None:
     """Compare images with one another, or with one of them, or find near-duplicates.
 
@@ -40,59 +34,69 @@ def command(
 
     Example: clip-guidance similar photos/ --to query.png
     """
-    if duplicates is not None and to is not None:
-        raise typer.BadParameter("give --to or --duplicates")
-    if index is not None:
-        if duplicates is None or paths:
-            raise typer.BadParameter("--index takes --duplicates and no images")
-        if cache is not None:
-            raise typer.BadParameter("--index takes no --cache: the embeddings are in the index")
+    options.check_similar(paths, to, duplicates, index, cache)
+    if index is not None and duplicates is not None:
         _print_duplicates_of_index(index, duplicates, json, report)
         return
-    if not paths:
-        raise typer.BadParameter("give images, or --index and --duplicates")
-    import torch
-
-    from clip_guidance.images.load import find_images
-    from clip_guidance.index.duplicates import duplicate_groups
-
     clip = common.load_clip(model, device)
     embeds: dict[str, torch.Tensor] = {}
     with common.caching(clip, cache) as encoder:
         query = None if to is None else encoder.encode_image(to)
         with common.Job() as job:
-            for batch in job.encoded(encoder, find_images(paths), batch_size):
+            for batch in job.encoded(encoder, _find(paths or []), batch_size):
                 embeds |= zip(batch.names, batch.embeds, strict=True)
-
-    names = list(embeds)
-    images = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
-    document: dict[str, Any]
-    if duplicates is not None:
-        groups = [[names[i] for i in group] for group in duplicate_groups(images.cpu().numpy(), duplicates)]
-        document, columns, table = {"duplicates": groups}, ["group", "image"], _lines(groups)
-    elif query is None:
-        matrix = (images @ images.T).tolist()
-        document = {"images": names, "similarity": matrix}
-        columns, table = ["", *names], [[name, *row] for name, row in zip(names, matrix, strict=True)]
-    else:
-        cosines = zip(names, (images @ query[0]).tolist(), strict=True)
-        ranking = sorted(cosines, key=lambda pair: -pair[1])
-        document = {"to": str(to), "results": [{"image": name, "similarity": cos} for name, cos in ranking]}
-        columns, table = ["image", "similarity"], [list(pair) for pair in ranking]
-
+    found = _compare(clip, embeds, to, query, duplicates)
     if json:
         fingerprint = {"name": str(clip.name_or_path), "fingerprint": clip.fingerprint()}
-        common.print_json({"model": fingerprint, **document, "failed": job.failures})
+        common.print_json({"model": fingerprint, **found.document, "failed": job.failures})
     else:
-        common.print_table(columns, table)
+        common.print_table(found.columns, found.lines)
     if report is not None:
         facts = {"model": str(clip.name_or_path), "least cosine": duplicates}
-        common.save_report(_page(document, facts, job.failures), report)
+        common.save_report(_page(found.document, facts, job.failures), report)
     job.finish()
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was found: the document printed as JSON, and the same as a table."""
+
+    document: dict[str, Any]
+    columns: list[str]
+    lines: list[list[Any]]
+
+
+def _find(paths: list[Path]) -> list[Path]:
+    from clip_guidance.images.find import find_images
+
+    return find_images(paths)
+
+
+def _compare(
+    clip: CLIP, embeds: dict[str, torch.Tensor], to: Path | None, query: torch.Tensor | None, duplicates: float | None
+) -> Found:
+    """Group near-duplicates, compare all images with one another, or rank them by likeness to one."""
+    import torch
+
+    from clip_guidance.index.duplicates import duplicate_groups
+
+    names = list(embeds)
+    images = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
+    if duplicates is not None:
+        groups = [[names[i] for i in group] for group in duplicate_groups(images.cpu().numpy(), duplicates)]
+        return Found({"duplicates": groups}, ["group", "image"], _lines(groups))
+    if query is None:
+        matrix = (images @ images.T).tolist()
+        rows = [[name, *row] for name, row in zip(names, matrix, strict=True)]
+        return Found({"images": names, "similarity": matrix}, ["", *names], rows)
+    cosines = zip(names, (images @ query[0]).tolist(), strict=True)
+    ranking = sorted(cosines, key=lambda pair: -pair[1])
+    results = [{"image": name, "similarity": cosine} for name, cosine in ranking]
+    return Found({"to": str(to), "results": results}, ["image", "similarity"], [list(pair) for pair in ranking])
+
+
 def _page(document: dict[str, Any], facts: dict[str, Any], failed: list[dict[str, str]]) -> Page:
-    """The report of what is printed as JSON."""
+    """Make the report of what is printed as JSON."""
     from clip_guidance.report import duplicates, ranking, similarity
 
     if "duplicates" in document:

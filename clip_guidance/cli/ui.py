@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from clip_guidance.cli import _options as common
+from clip_guidance.cli import _common as common
+from clip_guidance.cli import _options as options
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def command(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = LOCAL[0],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
-    model: Annotated[str, typer.Option(help="Pipeline: a packaged name, a folder, or a hub id.")] = "emoji",
-    clip: Annotated[
-        str | None, typer.Option(help="CLIP that steers and judges.", show_default="that of the model")
-    ] = None,
-    root: Annotated[Path, typer.Option(help="Folder in which images may be searched.")] = Path("."),
-    device: common.Device = None,
+    host: options.Host = LOCAL[0],
+    port: options.Port = 7860,
+    model: options.Pipeline = "emoji",
+    clip: options.PageCLIP = None,
+    root: options.Root = Path("."),
+    device: options.Device = None,
 ) -> None:
     """Open a page to draw, classify, compare and search images. It stays on this machine; end it with Ctrl-C.
 

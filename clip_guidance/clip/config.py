@@ -1,4 +1,4 @@
-"""The configuration of a CLIP: those of its two towers and of the space they share."""
+"""The configuration of a CLIP: the configurations of its two towers and of their common space."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 
 class CLIPConfig(PreTrainedConfig):
-    """Settings of a CLIP.
+    """Describe a CLIP: its text tower, its image tower and the space in which they meet.
 
     Args:
-        text_config: config of the text tower, or its dict with a ``model_type``.
-        vision_config: the same of the image tower.
-        projection_dim: size d of the common space.
-        logit_scale_init_value: log of the inverse temperature at the start of training.
+        text_config: Config of the text tower, or its dict with a ``model_type``; by default a transformer of the size
+            of OpenAI's ViT-B/32.
+        vision_config: Config of the image tower, or its dict with a ``model_type``; by default a ViT-B/32.
+        projection_dim: Size d of the embeddings.
+        logit_scale_init_value: Log of the inverse temperature at the start of training; the default is ln(1 / 0.07),
+            as in Radford et al. 2021 (arXiv:2103.00020), section 2.5.
+
+    Raises:
+        ValueError: A dict names a ``model_type`` that is not one of our towers.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from clip_guidance.towers import CBOWTextConfig, ResNetConfig
+        >>> text, vision = CBOWTextConfig(vocab_size=1000), ResNetConfig(image_size=64)
+        >>> config = cg.CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+        >>> config.vision_config.model_type, config.projection_dim
+        ('clip_guidance_resnet', 128)
     """
 
     model_type = "clip_guidance"
@@ -32,6 +45,18 @@ class CLIPConfig(PreTrainedConfig):
         self.text_config = _tower_config("text_config", self.text_config, TEXT_TOWERS, "transformer")
         self.vision_config = _tower_config("vision_config", self.vision_config, IMAGE_TOWERS, "vit")
         super().__post_init__(**kwargs)
+
+
+def tower_class(config: PreTrainedConfig) -> Any:
+    """Return the class of the tower that a config configures.
+
+    Raises:
+        ValueError: The config is not one of our towers'.
+    """
+    for config_class, model_class in (*TEXT_TOWERS.values(), *IMAGE_TOWERS.values()):
+        if type(config) is config_class:
+            return model_class
+    raise ValueError(f"no tower for a config of type {type(config).__name__}")
 
 
 def _tower_config(name: str, value: Any, towers: Mapping[str, tuple[Any, Any]], default: str) -> Any:

@@ -1,10 +1,10 @@
-"""Embeddings of images kept on the disk, so that an image is encoded once, whatever asks for it.
+"""Keep embeddings of images on the disk, so that each image is encoded once for all who use the cache.
 
-An image is known by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: moved and renamed
-files are found again, changed ones and other models are not mixed up. One SQLite file a CLIP, in which a row is a hash
-and a float32 vector: processes may share it, and a kill loses at most what was not yet written.
+An image is identified by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: files that were
+moved or renamed are found again, and changed files and other models are never mixed up. Each CLIP has an SQLite file,
+in which a row is a hash and a float32 vector. Processes may share it, and a kill loses only what was not written yet.
 
-    encode_files(CachedCLIP(clip, cache), paths)      batch by batch, with what cannot be read named
+    encode_files(CachedCLIP(clip, cache), paths)      batch by batch; names what cannot be read
 """
 
 from __future__ import annotations
@@ -25,18 +25,26 @@ from clip_guidance.images.files import content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip.model import CLIP
 
 
 class EmbedCacheError(ValueError):
-    """A cache that cannot be used. The message names the file and says what to do."""
+    """A cache cannot be used; the message names the file and says what to do."""
 
 
 class EmbedCache:
-    """A folder of embeddings; may be used by several threads and processes.
+    """Store embeddings in a folder; several threads and processes may use it at once.
 
     Args:
-        folder: made where there is none.
+        folder: Created where it does not exist.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from clip_guidance.clip.embed_cache import EmbedCache
+        >>> with EmbedCache(tempfile.mkdtemp()) as cache:
+        ...     cache.put("some-clip", {"0a1b": torch.tensor([0.6, 0.8])})
+        ...     print(cache.get("some-clip", "0a1b"), cache.get("some-clip", "ffff"))
+        tensor([0.6000, 0.8000]) None
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -52,33 +60,37 @@ class EmbedCache:
         self.close()
 
     def close(self) -> None:
-        """Closes its files."""
+        """Close the files."""
         with self._lock:
             for file in self._files.values():
                 file.close()
             self._files.clear()
 
     def get(self, key: str, content: str) -> Tensor | None:
-        """The vector (d,) of an image.
+        """Look up the vector (d,) of an image; return None where there is none.
 
         Args:
-            key: of the CLIP, see :func:`cache_key`.
-            content: hash of the image's bytes, hexadecimal.
+            key: Key of the CLIP, see :func:`cache_key`.
+            content: Hash of the image's bytes, hexadecimal.
 
         Raises:
-            EmbedCacheError: the file is damaged.
+            EmbedCacheError: The file is damaged.
         """
         sql = "SELECT embed FROM embeds WHERE hash = ?"
         row = self._run(key, lambda file: file.execute(sql, (content,)).fetchone())
         return torch.from_numpy(np.frombuffer(row[0], np.float32).copy()) if row else None
 
     def put(self, key: str, embeds: Mapping[str, Tensor]) -> None:
-        """Stores vectors (d,) by the hashes of their images; one that is there already stays.
+        """Store vectors (d,) by the hashes of their images; a vector that is stored already stays.
 
-        What is not finite is not stored: another device or precision may do better.
+        Vectors that are not finite are not stored: another device may compute them without overflow.
+
+        Args:
+            key: Key of the CLIP, see :func:`cache_key`.
+            embeds: Vectors by the hashes of the images' bytes.
 
         Raises:
-            EmbedCacheError: the file is damaged, or the disk is full.
+            EmbedCacheError: The file is damaged, or the disk is full.
         """
         found = ((content, embed.detach().float().cpu()) for content, embed in embeds.items())
         rows = [(content, embed.numpy().tobytes()) for content, embed in found if embed.isfinite().all()]
@@ -101,15 +113,18 @@ class EmbedCache:
 
 
 class CachedCLIP:
-    """A CLIP whose ``encode_image`` looks into a cache first; everything else is the CLIP's own.
+    """Wrap a CLIP so that ``encode_image`` looks into a cache first.
 
-    It stands in for the CLIP in ``clip_score``, ``ZeroShotClassifier``, ``image_similarity``, ``duplicate_images`` and
-    ``ImageIndex.add``.
-    Only images given as paths or bytes are cached: those in memory have no file to be known by.
+    Everything else is the CLIP's own: ``clip_score``, ``ZeroShotClassifier``, ``image_similarity``,
+    ``duplicate_images`` and ``ImageIndex.add`` take it in place of the CLIP. Only images given as paths or bytes are
+    cached: an image in memory has no bytes of a file that identify it.
 
     Args:
-        clip: the model; its weights must not change afterwards.
-        cache: where vectors are kept.
+        clip: The model; its weights must not change afterwards.
+        cache: Where vectors are stored.
+
+    Attributes:
+        key: What the vectors are stored under, see :func:`cache_key`.
     """
 
     def __init__(self, clip: CLIP, cache: EmbedCache) -> None:
@@ -119,10 +134,10 @@ class CachedCLIP:
         return getattr(self.clip, name)
 
     def encode_image(self, images: Any, batch_size: int = 64) -> Tensor:
-        """As ``CLIP.encode_image``: unit vectors float32 (n, d), on the model's device.
+        """Embed images as ``CLIP.encode_image`` does, encoding only what is new.
 
         Raises:
-            ImageError: an image cannot be read; names it.
+            ImageError: An image cannot be read; the message names it.
         """
         listed = as_list(images)
         names = [image_name(image, place) for place, image in enumerate(listed)]
@@ -132,7 +147,7 @@ class CachedCLIP:
 
 
 def cache_key(clip: CLIP) -> str:
-    """What a CLIP's vectors are kept under: its fingerprint and precision."""
+    """Return what a CLIP's vectors are stored under: its fingerprint and precision."""
     return f"{clip.fingerprint()}-{str(clip.dtype).removeprefix('torch.')}"
 
 
@@ -141,9 +156,9 @@ class Prepared:
     """An image before it is encoded.
 
     Attributes:
-        content: hash of its bytes, where a cache knows it by that.
-        embed: its vector (d,), where the cache has it.
-        pixels: else what the image tower reads, (3, S, S).
+        content: Hash of its bytes, where there is a cache and the image came as a file.
+        embed: Its vector (d,), where the cache holds it.
+        pixels: What the image tower reads, (3, S, S), where the cache does not hold it.
     """
 
     content: str | None = None
@@ -156,9 +171,9 @@ class EncodedBatch:
     """Some of the images of :func:`encode_files`.
 
     Attributes:
-        names: the paths of those that could be read.
-        embeds: their unit vectors (n, d), float32 on the model's device.
-        skipped: what could not be read.
+        names: The paths of the images that could be read.
+        embeds: Their unit vectors (n, d), float32 on the model's device.
+        skipped: The images that could not be read.
     """
 
     names: list[str]
@@ -167,10 +182,10 @@ class EncodedBatch:
 
 
 def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared:
-    """Looks an image up in the cache, if there is one, or decodes it.
+    """Look an image up in the cache, if there is one; decode it where it is not found.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The image cannot be read.
     """
     content = None
     if isinstance(clip, CachedCLIP) and (data := _bytes_of(source)) is not None:
@@ -182,7 +197,11 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
 
 @torch.no_grad()
 def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
-    """Unit vectors (n, d) of images, float32 on the model's device; the new ones among them go into the cache."""
+    """Encode prepared images, and store the new vectors in the cache.
+
+    Returns:
+        Unit vectors (n, d), float32 on the model's device.
+    """
     embeds = torch.empty(len(prepared), clip.config.projection_dim, device=clip.device)
     for place, known in enumerate(prepared):
         if known.embed is not None:
@@ -199,15 +218,15 @@ def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
 def encode_files(
     clip: CLIP | CachedCLIP, paths: Sequence[str | os.PathLike[str]], batch_size: int = 64
 ) -> Iterator[EncodedBatch]:
-    """Encodes image files; one that cannot be read costs no other.
+    """Encode image files; skip and report those that cannot be read.
 
     Args:
-        clip: the model; a :class:`CachedCLIP` encodes only what is new.
-        paths: of the images.
-        batch_size: images read and encoded at once.
+        clip: The model; a :class:`CachedCLIP` encodes only what is new.
+        paths: Paths of the images.
+        batch_size: Number of images that are read and encoded at once.
 
     Yields:
-        Batches in order; each of ``batch_size`` paths, but for the last.
+        Batches in order, each of ``batch_size`` paths except the last.
     """
     for start in range(0, len(paths), batch_size):
         prepared: dict[int, Prepared] = {}
@@ -222,10 +241,10 @@ def encode_files(
 
 
 def _bytes_of(source: ImageSource) -> bytes | None:
-    """The bytes of an image's file; None for one in memory, and where ``load_image`` tells better what is wrong."""
+    """Return the bytes of an image's file; None for an image in memory or a file that fails."""
     if isinstance(source, bytes) or not isinstance(source, (str, os.PathLike)):
         return source if isinstance(source, bytes) else None
     try:
         return read_bytes(os.fspath(source))
-    except ImageError:
+    except ImageError:  # load_image raises it anew, with the name that the caller chose
         return None

@@ -1,6 +1,6 @@
-"""Where a model is: a packaged default by its name, a folder, or a repository on the hub.
+"""Find a model: a packaged one by its name, a folder, or a repository on the hub.
 
-Only safetensors and json are read: a pickle can run code when it is loaded, so it is refused by name.
+Only safetensors and JSON are read: a pickle can run code when it is loaded, so pickled weights are rejected by name.
 """
 
 from __future__ import annotations
@@ -19,17 +19,26 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 class ModelError(ValueError):
-    """A model cannot be found or must not be loaded; the message names it and says what was looked for."""
+    """A model cannot be found or must not be loaded; the message says what was expected.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> try:
+        ...     cg.CLIP.from_pretrained("emoij")
+        ... except cg.ModelError as error:
+        ...     print(str(error).partition(",")[0])
+        emoij: neither a folder
+    """
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model that exists.
+    """A model that exists, in a folder or on the hub.
 
     Attributes:
-        name: what the user asked for.
-        path: its folder, or its id on the hub.
-        model_type: of its ``config.json``.
+        name: What the user asked for.
+        path: Its folder, or its id on the hub.
+        model_type: The ``model_type`` in its ``config.json``.
     """
 
     name: str
@@ -37,14 +46,14 @@ class FoundModel:
     model_type: str
 
     def file(self, filename: str) -> Path:
-        """The local path of one of its files, downloaded where the model is on the hub."""
+        """Return the local path of one of the model's files, downloading it from the hub."""
         return _file(self.path, filename)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer; CLIP's own class wherever the files do not ask for another.
+        """Load the model's tokenizer, as CLIP's own class wherever the files do not ask for another.
 
         Raises:
-            ModelError: the folder holds no vocabulary, which transformers would replace by an empty one.
+            ModelError: The folder holds no vocabulary; ``transformers`` would silently make an empty one.
         """
         folder = Path(self.path)
         if (folder / "tokenizer.json").is_file():
@@ -54,7 +63,7 @@ class FoundModel:
         return AutoTokenizer.from_pretrained(self.path)
 
     def image_processor(self) -> ImageProcessor:
-        """Its preprocessing, under the name that transformers gives the file or gave it before version 5."""
+        """Load the model's preprocessing, from the file that any version of transformers writes."""
         try:
             return ImageProcessor.from_json(self.file("preprocessor_config.json"))
         except ModelError:
@@ -64,36 +73,40 @@ class FoundModel:
 
 
 def packaged_models() -> list[str]:
-    """Names of the models that ship with the package."""
+    """List the names of the models that ship with the package."""
     return sorted(path.name for path in PACKAGED.glob("*") if path.is_dir())
 
 
 def find_model(name_or_path: str | Path, part: str, model_types: tuple[str, ...]) -> FoundModel:
-    """Resolves a name to a model; a packaged name wins over a folder of the same name.
+    """Find a model by its name.
 
     Args:
-        name_or_path: packaged name, folder or hub id.
-        part: "clip", the subfolder that holds the CLIP of a packaged model.
-        model_types: the ``model_type`` of config.json must be one of these.
+        name_or_path: Packaged name, folder or hub id; a packaged name takes precedence over a folder of that name.
+        part: The subfolder of a packaged model that holds what is wanted, such as "clip".
+        model_types: The values of ``model_type`` in ``config.json`` that are accepted.
 
     Raises:
-        ModelError: nothing is there, it is no model, or its weights are pickled.
+        ModelError: There is no model of these types, or its weights are pickled.
     """
     name = str(name_or_path)
     path = str(PACKAGED / name / part) if name in packaged_models() else name
-    refuse_pickles(path)
+    reject_pickles(path)
     try:
         config = json.loads(_file(path, "config.json").read_text())
     except json.JSONDecodeError as error:
-        raise ModelError(f"{name}: its config.json is no json: {error}") from error
+        raise ModelError(f"{name}: its config.json is not valid JSON: {error}") from error
     if config.get("model_type") not in model_types:
         expected = " or ".join(map(repr, model_types))
         raise ModelError(f"{name}: config.json has model_type {config.get('model_type')!r}, expected {expected}")
     return FoundModel(name, path, config["model_type"])
 
 
-def refuse_pickles(path: str | Path) -> None:
-    """Raises ModelError where ``path`` is a pickled checkpoint or a folder whose only weights are pickled."""
+def reject_pickles(path: str | Path) -> None:
+    """Reject a pickled checkpoint, and a folder whose only weights are pickled.
+
+    Raises:
+        ModelError: The path is a file, or a folder that holds pickles and no safetensors.
+    """
     path = Path(path)
     if path.suffix in PICKLES:
         raise ModelError(f"{path}: a {path.suffix} checkpoint is a pickle, which can run code; expected safetensors")
@@ -105,19 +118,35 @@ def refuse_pickles(path: str | Path) -> None:
             raise ModelError(f"{path}: its weights are pickled ({', '.join(pickles)}); expected model.safetensors")
 
 
-def _file(path: str, filename: str) -> Path:
-    folder = Path(path)
+def check_place(name: str, kind: str, filename: str) -> None:
+    """Check that a name is a folder with the file that marks a model, or can be a hub id.
+
+    Args:
+        name: What the user asked for; not a packaged name.
+        kind: What it should be, for the message: "model" or "pipeline".
+        filename: The file that a folder of this kind holds.
+
+    Raises:
+        ModelError: The name is neither.
+    """
+    folder = Path(name)
     if folder.is_dir():
         if not (folder / filename).is_file():
             found = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
-            raise ModelError(f"{path}: no model: expected {filename}, found {found}")
-        return folder / filename
-    known = ", ".join(packaged_models())
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):  # a hub id is owner/name
-        raise ModelError(f"{path}: neither a folder, nor a packaged model ({known}), nor a hub id (owner/name)")
+            raise ModelError(f"{name}: no {kind}: expected {filename}, found {found}")
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):  # a hub id is owner/name
+        known = ", ".join(packaged_models())
+        raise ModelError(f"{name}: neither a folder, nor a packaged {kind} ({known}), nor a hub id (owner/name)")
+
+
+def _file(path: str, filename: str) -> Path:
+    check_place(path, "model", filename)
+    if Path(path).is_dir():
+        return Path(path, filename)
     try:
         return Path(cached_file(path, filename))
     except OSError as error:
+        known = ", ".join(packaged_models())
         raise ModelError(
             f"{path}: neither a packaged model ({known}), nor a folder, nor reachable on the hub: {error}"
         ) from error

@@ -1,8 +1,8 @@
-"""From an image to what an image tower reads: resize the shorter side, crop the centre, normalise.
+"""Turn an image into what an image tower reads: resize the shorter side, crop the centre, normalise.
 
-Two forms of one map: ``__call__`` on PIL images equals ``transformers.CLIPImageProcessorPil``;
-:meth:`ImageProcessor.differentiable` on tensors lets the gradient of guidance through and equals it up to PIL's
-rounding to 8 bits (both resize bicubically, a = -1/2, with an antialiasing filter).
+There are two forms of one map. ``__call__`` on PIL images equals ``transformers.CLIPImageProcessorPil``.
+:meth:`ImageProcessor.differentiable` on tensors lets gradients through, and equals it up to PIL's rounding to 8 bits
+(both resize bicubically, a = -1/2, with an antialiasing filter).
 """
 
 from __future__ import annotations
@@ -18,18 +18,33 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of the filters
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Settings of the map.
+    """Preprocess images for a CLIP.
 
     Args:
-        image_size: side S of the square that comes out.
-        image_mean, image_std: of the three channels, for values in [0, 1].
-        resize_to: length of the shorter side before the crop; 0 for ``image_size``.
-        resample: PIL's number of the filter, 3 for bicubic, 2 for bilinear.
+        image_size: Side S of the square output, in pixels.
+        image_mean: Mean of each of the three channels, for values in [0, 1]; subtracted.
+        image_std: Standard deviation of each of the three channels; divided by.
+        resize_to: Length of the shorter side before the crop, in pixels; 0 for ``image_size``.
+        resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
+
+    Raises:
+        ValueError: ``resample`` is neither 2 nor 3.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from clip_guidance.clip.image_processor import ImageProcessor
+        >>> processor = ImageProcessor(32)
+        >>> pixels = processor(Image.new("RGB", (80, 40), "white"))
+        >>> pixels.shape, pixels.max()
+        (torch.Size([3, 32, 32]), tensor(1.))
+        >>> processor.differentiable(torch.ones(1, 3, 40, 80)).shape
+        torch.Size([1, 3, 32, 32])
     """
 
     image_size: int
@@ -44,7 +59,7 @@ class ImageProcessor:
         object.__setattr__(self, "resize_to", self.resize_to or self.image_size)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A PIL image to a normalised float tensor (3, S, S)."""
+        """Turn a PIL image into a normalised float32 tensor (3, S, S)."""
         image = image.convert("RGB")
         height, width = self._resized(image.height, image.width)
         if (width, height) != image.size:
@@ -53,10 +68,10 @@ class ImageProcessor:
         return self._normalise(self._crop(pixels))
 
     def differentiable(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) with values in [0, 1] to (B, 3, S, S); the gradient flows through.
+        """Map images (B, 3, H, W) with values in [0, 1] to (B, 3, S, S), differentiably.
 
         Raises:
-            ValueError: another shape.
+            ValueError: The images have another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
@@ -64,12 +79,13 @@ class ImageProcessor:
         if size != tuple(images.shape[-2:]):
             mode = RESAMPLING[self.resample]
             images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
-            # bicubic overshoots; clip the value as PIL does, not the gradient: a saturated pixel can come back
+            # Bicubic resizing overshoots. The value is clipped as PIL does, but not the gradient, so that a saturated
+            # pixel still gets one.
             images = images + (images.clamp(0, 1) - images).detach()
         return self._normalise(self._crop(images))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) whose shorter side is ``resize_to``; the longer rounded down, as transformers does."""
+        """Return (H, W) with ``resize_to`` as the shorter side; the longer is rounded down."""
         short = self.resize_to
         if height <= width:
             return short, int(short * width / height)
@@ -85,7 +101,7 @@ class ImageProcessor:
         return (images - mean) / std
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does, for whoever loads it without us."""
+        """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does."""
         side = {"height": self.image_size, "width": self.image_size}
         CLIPImageProcessorPil(
             size={"shortest_edge": self.resize_to},
@@ -97,10 +113,10 @@ class ImageProcessor:
 
     @classmethod
     def from_json(cls, path: str | Path) -> ImageProcessor:
-        """Reads the ``preprocessor_config.json`` of a CLIP.
+        """Read the ``preprocessor_config.json`` of a CLIP.
 
         Raises:
-            ValueError: it asks for something other than resize, centre crop and normalise.
+            ValueError: The file asks for something other than resizing, centre crop and normalisation.
         """
         config = json.loads(Path(path).read_text())
         config = config.get("image_processor", config)

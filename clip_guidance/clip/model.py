@@ -1,34 +1,32 @@
-"""CLIP: an image tower and a text tower that meet in one space (Radford et al. 2021, arXiv:2103.00020)."""
+"""CLIP: an image tower and a text tower with a common space of embeddings (Radford et al. 2021, arXiv:2103.00020)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import CLIPModel as TransformersCLIP
 from transformers.utils import ModelOutput
 
-from clip_guidance.clip.config import CLIPConfig
+from clip_guidance._tensors import unit_vectors
+from clip_guidance.clip.config import CLIPConfig, tower_class
+from clip_guidance.clip.convert import convert_transformers
+from clip_guidance.clip.fingerprint import fingerprint
 from clip_guidance.clip.hub import FoundModel, ModelError, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.images.load import ImageSource, as_list, load_image
 from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
-from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower, TextTower
+from clip_guidance.towers import ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
 
-_TOWERS = ("text_config", "vision_config")
-_FROM_AUTO = {"config", "adapter_kwargs", "trust_remote_code", "revision"}
-_NOT_ARCHITECTURE = ("dtype", "_name_or_path", "transformers_version", "architectures")
+_AUTO_OPTIONS = {"config", "adapter_kwargs", "trust_remote_code", "revision"}  # which AutoModel passes on unasked
 
 
 @dataclass
@@ -36,8 +34,8 @@ class CLIPOutput(ModelOutput):
     """What :meth:`CLIP.forward` returns.
 
     Attributes:
-        loss: scalar, where ``return_loss``.
-        logits_per_image: (N, M), exp(logit_scale) · cos, where not ``return_loss``.
+        loss: Scalar, only with ``return_loss``.
+        logits_per_image: (N, M), exp(logit_scale) · cos, only without ``return_loss``.
         image_embeds: (N, d) unit vectors.
         text_embeds: (M, d) unit vectors.
     """
@@ -49,12 +47,29 @@ class CLIPOutput(ModelOutput):
 
 
 class CLIP(SelfInitialised, PreTrainedModel):
-    """Any image tower with any text tower.
+    """Embed images and texts as unit vectors in one space, with any two towers.
+
+    Load one with :meth:`from_pretrained`, or make an untrained one from a config.
 
     Args:
-        config: a :class:`CLIPConfig`.
-        tokenizer: needed by everything that takes texts; its ``model_max_length`` is the context.
-        image_processor: needed by everything that takes images; made from the config where not given.
+        config: A :class:`CLIPConfig`.
+        tokenizer: Needed by everything that takes texts; its ``model_max_length`` is the context.
+        image_processor: Needed by everything that takes images; by default made for the image tower's size, with mean
+            and standard deviation 0.5.
+
+    Attributes:
+        text_encoder: The text tower, a drop-in ``text_encoder`` of Stable Diffusion 1 and 2.
+        image_encoder: The image tower.
+        logit_scale: Log of the inverse temperature, one element.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> texts = clip.encode_text(["a red apple", "a rocket"])
+        >>> image = clip.encode_image(Image.new("RGB", (64, 64), "red"))
+        >>> texts.shape, (image @ texts.T).shape
+        (torch.Size([2, 128]), torch.Size([1, 2]))
     """
 
     config_class = CLIPConfig
@@ -69,25 +84,28 @@ class CLIP(SelfInitialised, PreTrainedModel):
     ):
         super().__init__(config)
         text_config, vision_config = config.text_config, config.vision_config
-        self.text_encoder: TextTower = _tower_class(text_config)(text_config)
-        self.image_encoder: ImageTower = _tower_class(vision_config)(vision_config)
+        self.text_encoder: TextTower = tower_class(text_config)(text_config)
+        self.image_encoder: ImageTower = tower_class(vision_config)(vision_config)
         self.text_projection = linear(text_config.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = linear(vision_config.hidden_size, config.projection_dim, bias=False)
-        # one element, not none: FSDP2 cannot shard a parameter without dimensions
+        # One element rather than a scalar: FSDP2 cannot shard a parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.tokenizer = tokenizer
         self.image_processor = image_processor or ImageProcessor(vision_config.image_size)
         self.post_init()
 
     def text_embeds(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids int64 (n, L) to unit vectors (n, d), differentiable, normalised in at least float32."""
+        """Map token ids int64 (n, L) to unit vectors (n, d), differentiably.
+
+        The vectors are normalised in at least float32, whatever the precision of the weights.
+        """
         pooled = self.text_encoder(input_ids, attention_mask).pooler_output
-        return _unit(self.text_projection(pooled))
+        return unit_vectors(self.text_projection(pooled))
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
-        """Normalised images (n, 3, S, S) to unit vectors (n, d), differentiable."""
+        """Map normalised images (n, 3, S, S) to unit vectors (n, d), as :meth:`text_embeds` does."""
         pooled = self.image_encoder(pixel_values).pooler_output
-        return _unit(self.visual_projection(pooled))
+        return unit_vectors(self.visual_projection(pooled))
 
     def forward(
         self,
@@ -97,7 +115,15 @@ class CLIP(SelfInitialised, PreTrainedModel):
         groups: Tensor | None = None,
         return_loss: bool = False,
     ) -> CLIPOutput:
-        """Embed a batch of pairs; with ``return_loss`` compute their :func:`~clip_guidance.loss.contrastive_loss`."""
+        """Embed images and texts, and compare every image with every text.
+
+        Args:
+            input_ids: Int64 (M, L).
+            pixel_values: (N, 3, S, S), normalised as ``image_processor`` does.
+            attention_mask: (M, L), 1 where there is a token; by default where the id is not the padding's.
+            groups: As in :func:`~clip_guidance.loss.contrastive_loss`; used only with ``return_loss``.
+            return_loss: Whether to compute the contrastive loss of the pairs, M = N, in place of the logits.
+        """
         image_embeds = self.image_embeds(pixel_values)
         text_embeds = self.text_embeds(input_ids, attention_mask)
         if return_loss:
@@ -108,25 +134,25 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Holds the learned factor at or below 100; called after each step of training."""
+        """Clamp the learned factor exp(logit_scale) to at most 100, after each step of training."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 256) -> Tensor:
-        """Unit vectors of texts.
+        """Embed texts as unit vectors.
 
         Args:
-            texts: one or several, none of them empty.
-            batch_size: texts a pass.
+            texts: One text or several, none of them empty.
+            batch_size: Number of texts that are encoded at once.
 
         Returns:
-            float32 (n, d), on the model's device.
+            Float32 (n, d), on the model's device.
 
         Raises:
-            ValueError: there is no text, one is empty or no string, or the CLIP has no tokenizer.
+            ValueError: There is no text, one is empty or not a string, or the CLIP has no tokenizer.
 
         Warns:
-            PromptTruncatedWarning: a text is longer than the context; says what was cut.
+            PromptTruncatedWarning: A text is longer than the context; the message says what was cut.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -138,24 +164,24 @@ class CLIP(SelfInitialised, PreTrainedModel):
             raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
         parts = []
         for part in _parts(texts, batch_size):
-            input_ids = tokenize(self.tokenizer, part, padding="longest")  # padding changes nothing, and costs
+            input_ids = tokenize(self.tokenizer, part, padding="longest")  # padding costs time and changes nothing
             parts.append(self.text_embeds(input_ids.to(self.device)))
         return torch.cat(parts)
 
     @torch.no_grad()
     def encode_image(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
-        """Unit vectors of images.
+        """Embed images as unit vectors.
 
         Args:
-            images: one or several of: PIL image, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
+            images: One or several of: PIL image, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
                 values in [0, 1] or uint8.
-            batch_size: images a pass; only that many are decoded at a time.
+            batch_size: Number of images that are decoded and encoded at once.
 
         Returns:
-            float32 (n, d), on the model's device.
+            Float32 (n, d), on the model's device.
 
         Raises:
-            ImageError: an image cannot be read; names it.
+            ImageError: An image cannot be read; the message names it.
         """
         parts = []
         for part in _parts(as_list(images), batch_size):
@@ -164,23 +190,21 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return torch.cat(parts)
 
     def preprocess(self, image: ImageSource) -> Tensor:
-        """One image to what the image tower reads, (3, S, S)."""
+        """Turn one image into what the image tower reads, (3, S, S)."""
         return self.image_processor(load_image(image))
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any weight, the towers, the vocabulary or the preprocessing."""
-        config = self.config.to_dict()
-        towers = [{k: v for k, v in config[part].items() if k not in _NOT_ARCHITECTURE} for part in _TOWERS]
-        vocabulary = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
-        described = json.dumps([towers, asdict(self.image_processor), vocabulary], sort_keys=True, default=str)
-        digest = hashlib.sha256(described.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Return 16 hexadecimal digits that identify this CLIP.
+
+        They change with any weight, the towers, the vocabulary and the preprocessing, and not with the device.
+        """
+        return fingerprint(self)
 
     def text_encoder_with_projection(self) -> TextTower:
-        """The text tower with its projection, sharing weights: the second ``text_encoder`` of SDXL, those of SD3."""
+        """Return the text tower with its projection; it shares its weights with this CLIP.
+
+        The second ``text_encoder`` of SDXL and both CLIP encoders of Stable Diffusion 3 are such towers.
+        """
         tower = self.text_encoder
         config = type(tower.config)(**{**tower.config.to_dict(), "projection_dim": self.config.projection_dim})
         projecting = type(tower)(config)
@@ -188,7 +212,12 @@ class CLIP(SelfInitialised, PreTrainedModel):
         return projecting.to(self.device, self.dtype).eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
+        """Save config.json, model.safetensors, the tokenizer and preprocessor_config.json.
+
+        Args:
+            save_directory: Folder, created where it does not exist.
+            **kwargs: Passed to ``PreTrainedModel.save_pretrained``.
+        """
         super().save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory)
         if self.tokenizer is not None:
@@ -198,18 +227,19 @@ class CLIP(SelfInitialised, PreTrainedModel):
     def from_pretrained(
         cls, name_or_path: str | Path = "emoji", dtype: torch.dtype = torch.float32, **auto: Any
     ) -> CLIP:
-        """Loads a CLIP, ready for inference.
+        """Load a CLIP, ready for inference.
 
         Args:
-            name_or_path: a packaged default ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package or
-                a ``transformers`` CLIP. Weights must be safetensors.
-            dtype: precision of the weights, whatever they are stored in.
-            **auto: what ``AutoModel`` passes on of its own; all of it is in the folder too.
+            name_or_path: A packaged model ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package, or a
+                ``transformers`` CLIP. Weights must be safetensors.
+            dtype: Precision of the weights, whatever they are stored in.
+            **auto: What ``AutoModel`` passes on; it is ignored, because the folder holds all of it.
 
         Raises:
-            ModelError: there is no such model, it holds pickled weights only, it is no CLIP, or it is damaged.
+            ModelError: There is no such model, its weights are pickled, it is not a CLIP, or it is damaged.
+            TypeError: Another option is given.
         """
-        if unknown := auto.keys() - _FROM_AUTO:
+        if unknown := auto.keys() - _AUTO_OPTIONS:
             raise TypeError(f"CLIP.from_pretrained: expected name_or_path and dtype, got also {', '.join(unknown)}")
         found = find_model(name_or_path, "clip", model_types=(CLIPConfig.model_type, "clip"))
         try:
@@ -235,22 +265,30 @@ class CLIP(SelfInitialised, PreTrainedModel):
             model = None
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing[:5])}")
-        if model is None:
-            from clip_guidance.clip.convert import from_transformers
+        return model if model is not None else cls.from_transformers(source, tokenizer, processor)
 
-            model = from_transformers(source, tokenizer, processor)
+    @classmethod
+    def from_transformers(
+        cls,
+        source: TransformersCLIP,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: ImageProcessor | None = None,
+    ) -> CLIP:
+        """Convert a ``transformers.CLIPModel`` that is in memory; the embeddings are the same.
+
+        Args:
+            source: The model; its weights are copied.
+            tokenizer: Needed by everything that takes texts.
+            image_processor: Needed by everything that takes images; by default made for the image tower's size, with
+                mean and standard deviation 0.5.
+
+        Returns:
+            A CLIP in the precision of ``source``, in training mode.
+        """
+        config, weights = convert_transformers(source)
+        model = cls(config, tokenizer, image_processor).to(source.dtype)
+        model.load_state_dict(weights)
         return model
-
-
-def _tower_class(config: PreTrainedConfig) -> Any:
-    for config_class, model_class in (*TEXT_TOWERS.values(), *IMAGE_TOWERS.values()):
-        if type(config) is config_class:
-            return model_class
-    raise ValueError(f"no tower for a config of type {type(config).__name__}")
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -1,7 +1,7 @@
-"""The README of a trained CLIP, as the hub shows it: what it is, how it is used, what it was trained on and reached.
+"""Write the README of a trained CLIP, as the hub shows it: its towers, its use, its training and its figures.
 
-Everything in it is read off the model, the settings and the log; what only people know (licence of the data, limits) is
-left as a line to fill in.
+All of it comes from the model, the settings and the log; what only people know (licence of the data, limits) is left as
+a line to fill in.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import ModelCardData
+
+from clip_guidance._files import write_atomically
+
 if TYPE_CHECKING:
     from torch import nn
 
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip.model import CLIP
 
 USE = """\
 ```python
@@ -32,19 +36,17 @@ pipe.text_encoder = clip.text_encoder  # condition one that is trained on it
 def model_card(
     clip: CLIP, name: str, *, settings: Mapping[str, Any] | None = None, figures: Mapping[str, float] | None = None
 ) -> str:
-    """Markdown with the hub's metadata.
+    """Compose a model card in Markdown, with the hub's metadata.
 
     Args:
-        clip: the trained model.
-        name: what it will be called on the hub.
-        settings: what it was trained with; values at None or "" are left out.
-        figures: what was measured on held-out images, such as ``{"R@1": 0.45}``; shares in [0, 1].
+        clip: The trained model.
+        name: What the model will be called on the hub.
+        settings: What the model was trained with; values of None, "" and [] are left out.
+        figures: What was measured on held-out images, such as ``{"R@1": 0.45}``; shares in [0, 1].
 
     Returns:
         The text of a README.md.
     """
-    from huggingface_hub import ModelCardData
-
     data = ModelCardData(
         library_name="clip_guidance",
         pipeline_tag="zero-shot-image-classification",
@@ -80,10 +82,21 @@ def model_card(
 
 
 def write_model_card(folder: str | Path, clip: CLIP, **options: Any) -> Path:
-    """Writes :func:`model_card` to ``folder/README.md``, unless there is one: people edit it. Returns its path."""
+    """Write :func:`model_card` to ``folder/README.md``, unless there is one: people edit it.
+
+    Args:
+        folder: Where the model is saved; must exist.
+        clip: The trained model.
+        **options: Passed to :func:`model_card`; ``name`` is by default that of the folder.
+
+    Returns:
+        The path of the README.md.
+    """
     path = Path(folder) / "README.md"
     if not path.exists():
-        path.write_text(model_card(clip, options.pop("name", None) or Path(folder).resolve().name, **options))
+        name = options.pop("name", None) or Path(folder).resolve().name
+        with write_atomically(path) as partial:
+            partial.write_text(model_card(clip, name, **options))
     return path
 
 

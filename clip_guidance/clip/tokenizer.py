@@ -1,7 +1,7 @@
-"""Byte-pair vocabularies (Sennrich et al. 2016, arXiv:1508.07909) in the format of CLIP's, and what truncation cut.
+"""Learn byte-pair vocabularies (Sennrich et al. 2016, arXiv:1508.07909) in CLIP's format, and warn of truncation.
 
-A vocabulary learnt here is a stock ``transformers.CLIPTokenizer`` in every respect but one: it pads with a token of its
-own, so that a mask can be read off the ids.
+A vocabulary learnt here is a stock ``transformers.CLIPTokenizer`` in every respect but one: its padding is a token of
+its own, so that the attention mask follows from the ids.
 """
 
 from __future__ import annotations
@@ -19,19 +19,38 @@ BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
 class PromptTruncatedWarning(UserWarning):
-    """A prompt is longer than the context; the message says what was cut."""
+    """A prompt is longer than the context; the message says what was cut.
+
+    Example:
+        >>> import warnings
+        >>> import clip_guidance as cg
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = clip.encode_text("a red apple " * 50)
+        >>> caught[0].category.__name__
+        'PromptTruncatedWarning'
+    """
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
-    """Learns a byte-pair vocabulary; ties are broken differently from run to run, so save what comes out.
+    """Learn a byte-pair vocabulary.
+
+    Ties are broken differently from run to run: save the tokenizer rather than learning it again.
 
     Args:
-        texts: what to learn it from; lower-cased, as CLIP does.
-        vocab_size: tokens in all, the 512 bytes (inside a word and at its end) and 3 special tokens included.
-        context_length: tokens a text is cut or padded to, start and end included.
+        texts: What to learn from; lower-cased, as in CLIP.
+        vocab_size: Number of tokens, the 512 bytes (inside a word and at its end) and 3 special tokens included.
+        context_length: Number of tokens that a text is cut or padded to, start and end included.
 
     Raises:
         ValueError: ``vocab_size`` leaves no room beside bytes and special tokens.
+
+    Example:
+        >>> from clip_guidance.clip.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["a red apple", "a green apple"] * 4, vocab_size=515, context_length=16)
+        >>> len(tokenizer), tokenizer.model_max_length
+        (515, 16)
     """
     alphabet = sorted(ByteLevel.alphabet())
     bytes_ = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
@@ -47,7 +66,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    # every byte, also at the end of a word: no text is out of vocabulary
+    # With every byte, inside a word and at its end, no text is out of vocabulary.
     tokens = dict.fromkeys([*bytes_, *("".join(pair) for pair in merges)])
     vocab = {token: index for index, token in enumerate([*tokens, BOS, EOS, PAD])}
     return CLIPTokenizer(
@@ -56,30 +75,35 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
 
 
 def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """Says of each text that does not fit the tokenizer's context what will be cut.
+    """Warn of each text that does not fit the tokenizer's context.
 
     Warns:
-        PromptTruncatedWarning: names the text and the part that is dropped.
+        PromptTruncatedWarning: Names the text and the part that is cut.
     """
     limit = tokenizer.model_max_length
     for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])
-            told = f"{cut!r:.500} was dropped from {text!r:.500}"
-            message = f"prompt of {len(ids)} tokens cut to the context of {limit}: {told}"
+            dropped = f"{cut!r:.500} was dropped from {text!r:.500}"
+            message = f"prompt of {len(ids)} tokens cut to the context of {limit}: {dropped}"
             warnings.warn(message, PromptTruncatedWarning, stacklevel=4)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: str = "max_length") -> Tensor:
-    """Ids of the texts, padded or cut to the tokenizer's context, the end token kept; warns of what it cuts.
+    """Turn texts into token ids, padded or cut to the tokenizer's context.
+
+    The end token is kept where a text is cut.
 
     Args:
-        tokenizer: of the CLIP.
-        texts: not empty.
+        tokenizer: The tokenizer of the CLIP.
+        texts: At least one.
         padding: "max_length", or "longest" for no more columns than the longest text needs.
 
     Returns:
-        int64 (n, L), L ``model_max_length`` or less.
+        Int64 (n, L), L ``model_max_length`` or less.
+
+    Warns:
+        PromptTruncatedWarning: A text is cut.
     """
     warn_truncated(tokenizer, texts)
     return tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""Reads a source once and says what is in it: what training would see, and what it would leave out."""
+"""Read a source once and report what training would see of it and what it would leave out."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """What :func:`check` found in a source; shows itself in a notebook.
 
     Attributes:
-        source: what was read.
-        kind: what it turned out to be.
-        rows: number read.
-        good: number that give a pair.
-        complete: whether the reading came to the end of the source.
-        bad: number of bad rows by reason (``rows.REASONS``), most frequent first.
-        examples: the first three bad rows of each reason: origin, key, reason, detail.
-        notes: number of good rows by what is done to them; see :data:`NOTES`.
-        captions: number in the good rows.
-        duplicate_captions: those that an earlier row has too: they are false negatives in a contrastive batch.
-        smallest: (width, height) of the image with the fewest pixels among the good ones, None without any.
-        largest: (width, height) of that with the most.
-        max_bad_share: the share of bad rows, in [0, 1], up to which it is accepted.
-        quarantine: the file that lists all bad rows, if one was asked for.
+        source: What was read.
+        kind: What the source turned out to be, such as "image folder".
+        rows: Number of rows that were read.
+        good: Number of rows that give a pair.
+        complete: Whether the reading came to the end of the source.
+        bad: Number of bad rows by reason (``records.REASONS``), most frequent first.
+        examples: The first three bad rows of each reason: origin, key, reason, detail.
+        notes: Number of good rows by what is done to them; see :data:`NOTES`.
+        captions: Number of captions in the good rows.
+        duplicate_captions: Number of captions that an earlier row has too; in a contrastive batch they are false
+            negatives.
+        smallest: (Width, height) in pixels of the good image with the fewest pixels; None where there is none.
+        largest: (Width, height) in pixels of the good image with the most pixels; None where there is none.
+        max_bad_share: Share of bad rows, in [0, 1], up to which the source is accepted.
+        quarantine: File that lists all bad rows; None where none was asked for.
     """
 
     source: str
@@ -62,21 +63,21 @@ class Report:
 
     @classmethod
     def of(cls, pairs: Pairs) -> Report:
-        """What ``pairs`` has met so far."""
-        ledger = pairs.ledger
+        """Report what ``pairs`` has read so far."""
+        counters = pairs.counters
         return cls(
             source=pairs.source.name,
             kind=pairs.source.kind,
-            rows=ledger.rows,
-            good=ledger.good,
+            rows=counters.rows,
+            good=counters.good,
             complete=pairs.row == 0 and pairs.epoch > 0,
-            bad=dict(ledger.bad.most_common()),
-            examples={reason: ledger.examples.get(reason, []) for reason, _ in ledger.bad.most_common()},
-            notes=dict(ledger.notes.most_common()),
-            captions=ledger.captions,
-            duplicate_captions=ledger.duplicates,
-            smallest=ledger.smallest,
-            largest=ledger.largest,
+            bad=dict(counters.bad.most_common()),
+            examples={reason: counters.examples.get(reason, []) for reason, _ in counters.bad.most_common()},
+            notes=dict(counters.notes.most_common()),
+            captions=counters.captions,
+            duplicate_captions=counters.duplicates,
+            smallest=counters.smallest,
+            largest=counters.largest,
             max_bad_share=pairs.policy.max_bad_share,
             quarantine=None if pairs.quarantine is None else str(pairs.quarantine),
         )
@@ -88,12 +89,12 @@ class Report:
 
     @property
     def accepted(self) -> bool:
-        """Whether training would go through with it."""
+        """Whether training would accept the source."""
         return self.good > 0 and self.bad_share <= self.max_bad_share
 
     @property
     def verdict(self) -> str:
-        """In words, whether training would go through with it."""
+        """Whether training would accept the source, in words."""
         if not self.rows:
             return "there is no row to read"
         allowed = f"max_bad_share={self.max_bad_share:.1%}"
@@ -101,11 +102,11 @@ class Report:
         return f"{share}, {'within' if self.accepted else 'more than'} {allowed}" if self.good else f"{share}: no pair"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return all attributes as a dict that JSON can hold."""
         return {**asdict(self), "bad_share": self.bad_share, "accepted": self.accepted}
 
     def table(self) -> list[tuple[str, int, str, str]]:
-        """Rows of (what, how many, share of all rows, what it means or the first case)."""
+        """List (what, how many, share of all rows, what it means or the first case)."""
         lines = [("rows", self.rows, "", f"{self.source} ({self.kind}{'' if self.complete else ', only these read'})")]
         lines += [("good", self.good, self._share(self.good), f"{self.captions} captions{self._sizes()}")]
         for reason, count in self.bad.items():
@@ -133,14 +134,30 @@ class Report:
 
 
 def check(pairs: Pairs, limit: int | None = None, on_row: Callable[[], object] = lambda: None) -> Report:
-    """Reads a source, every image decoded, and reports; nothing is fatal.
+    """Read a source, decode every image, and report; no number of bad rows ends it.
 
     Args:
-        pairs: just opened.
-        limit: rows to read; all by default.
-        on_row: called after each, for a progress bar.
+        pairs: The source, just opened with :func:`~clip_guidance.data.open_pairs`.
+        limit: Number of rows to read; by default all.
+        on_row: Called after each row, such as by a progress bar.
+
+    Returns:
+        The report.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from clip_guidance.data import check, open_pairs
+        >>> folder = Path(tempfile.mkdtemp(), "apple")
+        >>> folder.mkdir()
+        >>> Image.new("RGB", (8, 8), "red").save(folder / "1.png")
+        >>> _ = (folder / "2.png").write_text("not an image")
+        >>> report = check(open_pairs(folder.parent))
+        >>> report.good, report.bad, report.accepted
+        (1, {'unknown_format': 1}, False)
     """
-    with contextlib.closing(pairs.outcomes()) as outcomes:
-        for _ in itertools.islice(outcomes, limit):
+    with contextlib.closing(pairs.results()) as results:
+        for _ in itertools.islice(results, limit):
             on_row()
     return Report.of(pairs)

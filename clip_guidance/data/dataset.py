@@ -1,8 +1,8 @@
-"""Captioned images in memory, and the phrases that caption them.
+"""Hold captioned images in memory, and draw captions for them from phrases.
 
-A table has one row an image: the encoded image, its ``name`` ("butterfly"), its drawing ``style`` ("twemoji") and
-``keywords``. Images are decoded once into one uint8 tensor; a caption is drawn anew each time an image is seen, from
-phrases over the columns, so that the text tower meets the words in every role (style alone, name alone, keywords).
+A table has one row per image: the encoded image, its ``name`` ("butterfly"), its drawing ``style`` ("twemoji") and
+``keywords``. Images are decoded once into one uint8 tensor. A caption is drawn anew each time an image is used, from
+phrases over the columns, so that the text tower sees the words in every role (style alone, name alone, keywords).
 """
 
 from __future__ import annotations
@@ -19,48 +19,57 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_guidance.data.open import open_pairs
 from clip_guidance.images.load import ImageError, load_image
 
-SIDED = re.compile(r"left|right|clock|thirty|button|input|flag|arrow|keycap|mark", re.IGNORECASE)  # in a name
+# A concept whose name matches changes its meaning when its image is mirrored.
+NOT_MIRRORABLE = re.compile(r"left|right|clock|thirty|button|input|flag|arrow|keycap|mark", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one image."""
+    """What the data says of one image.
+
+    Attributes:
+        name: The concept that the image shows.
+        style: The style in which it is drawn; empty where there is none.
+        keywords: Further words for the concept.
+        captions: Whole captions, where the data has them; they replace the phrases.
+    """
 
     name: str
     style: str
     keywords: tuple[str, ...]
-    captions: tuple[str, ...] = ()  # where the data has whole captions: they take the place of phrases
+    captions: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
-        """The full caption, the same every time: names the style and the concept."""
+        """The full caption, the same every time: it names the style and the concept."""
         return self.captions[0] if self.captions else f"a {self.style} picture of a {self.name}"
 
     @property
     def mirrors(self) -> bool:
-        """Whether a mirror image shows the same concept."""
-        return not SIDED.search(self.name)
+        """Whether the mirrored image shows the same concept."""
+        return not NOT_MIRRORABLE.search(self.name)
 
 
 def styled(row: Row, rng: random.Random) -> str:
-    """Style and name in full."""
+    """Name style and concept in a full caption."""
     return row.prompt
 
 
 def short(row: Row, rng: random.Random) -> str:
-    """Style and name, nothing else."""
+    """Name style and concept, and nothing else."""
     return f"{row.style} {row.name}"
 
 
 def name_only(row: Row, rng: random.Random) -> str:
-    """The name in any style."""
+    """Name the concept without its style."""
     return rng.choice([row.name, f"a {row.name}", f"a picture of a {row.name}"])
 
 
 def with_keywords(row: Row, rng: random.Random) -> str:
-    """The name, then up to three keywords, and half the time the style."""
+    """Name the concept, then up to three keywords, and half the time the style."""
     words = [row.name, *rng.sample(row.keywords, min(len(row.keywords), rng.randint(1, 3)))]
     if rng.random() < 0.5:
         words.append(row.style)
@@ -77,12 +86,24 @@ PHRASES: Phrases = (
 )
 
 
-# A model that draws learns faster from texts that say which of the styles it is; a few do not, since users do not.
+# A model that draws learns faster from texts that name the style. A few texts do not, because users do not.
 DRAWING_PHRASES: Phrases = ((0.45, styled), (0.2, short), (0.15, name_only), (0.2, with_keywords))
 
 
 def caption(row: Row, rng: random.Random, phrases: Phrases = PHRASES) -> str:
-    """One of the row's captions, or where it has none one of ``phrases``, drawn with their weights."""
+    """Draw a caption for a row: one of its own captions, or else a phrase.
+
+    Args:
+        row: What the data says of the image.
+        rng: What the choice is drawn from.
+        phrases: (Weight, function) of each phrase; the weights need not add up to 1.
+
+    Example:
+        >>> import random
+        >>> from clip_guidance.data.dataset import Row, caption, name_only
+        >>> caption(Row("red apple", "noto", ("fruit",)), random.Random(0), ((1.0, name_only),))
+        'a red apple'
+    """
     if row.captions:
         return rng.choice(row.captions)
     weights, make = zip(*phrases, strict=True)
@@ -90,17 +111,34 @@ def caption(row: Row, rng: random.Random, phrases: Phrases = PHRASES) -> str:
 
 
 class CaptionedImages:
-    """Images and what they show, all in memory.
+    """Hold images and what the data says of them in memory.
+
+    Args:
+        images: Uint8 tensor (N, 3, H, W).
+        rows: One :class:`Row` per image.
+        skipped: (Row number, reason) of the rows that were left out because they are bad.
 
     Attributes:
-        images: uint8 tensor (N, 3, H, W).
-        rows: N :class:`Row`.
-        skipped: (row number, reason) of the rows left out because their image cannot be read.
+        images: As given.
+        rows: As given, a list.
+        skipped: As given, a list.
+
+    Raises:
+        ValueError: There are more or fewer rows than images.
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.data import CaptionedImages
+        >>> from clip_guidance.data.dataset import Row
+        >>> rows = [Row("red apple", "noto", ("fruit",)), Row("rocket", "noto", ("space",))]
+        >>> data = CaptionedImages(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), rows)
+        >>> len(data), data.subset([1]).rows[0].prompt
+        (2, 'a noto picture of a rocket')
     """
 
     def __init__(self, images: Tensor, rows: Sequence[Row], skipped: Sequence[tuple[int, str]] = ()):
         if len(images) != len(rows):
-            raise ValueError(f"expected one row an image, got {len(images)} images and {len(rows)} rows")
+            raise ValueError(f"expected one row per image, got {len(images)} images and {len(rows)} rows")
         self.images = images
         self.rows = list(rows)
         self.skipped = list(skipped)
@@ -110,16 +148,16 @@ class CaptionedImages:
 
     @classmethod
     def from_parquet(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedImages:
-        """Reads a table with the columns ``image`` {bytes}, ``name``, ``style`` and ``keywords``.
+        """Read a table with the columns ``image`` {bytes}, ``name``, ``style`` and ``keywords``.
 
         Args:
-            path: a ``.parquet`` file.
-            size: side of the square images, in pixels; others are resized.
-            exclude: rows whose name contains this are left out ("skin tone").
+            path: A ``.parquet`` file.
+            size: Side of the square images in pixels; images of another size are resized.
+            exclude: Rows whose name contains this text ("skin tone") are left out.
 
         Raises:
-            FileNotFoundError: ``path`` does not exist.
-            ValueError: a column is missing, or no row is left.
+            FileNotFoundError: There is no file at ``path``.
+            ValueError: A column is missing, or no row is left.
         """
         import pyarrow.parquet as pq
 
@@ -149,12 +187,12 @@ class CaptionedImages:
 
     @classmethod
     def load(cls, path: str | Path, size: int = 64, exclude: str | None = None) -> CaptionedImages:
-        """Reads a parquet table of names, styles and keywords, or whatever else :meth:`from_pairs` reads.
+        """Load a parquet table of names, styles and keywords, or whatever :meth:`from_pairs` reads.
 
         Args:
-            path: where the images are.
-            size: side of the square images, in pixels; others are resized.
-            exclude: rows whose name, or of other layouts a caption, contains this are left out.
+            path: Where the images are.
+            size: Side of the square images in pixels; images of another size are resized.
+            exclude: Rows whose name (of other layouts: one of whose captions) contains this text are left out.
         """
         import pyarrow.parquet as pq
 
@@ -164,40 +202,38 @@ class CaptionedImages:
 
     @classmethod
     def from_pairs(cls, path: str | Path, size: int = 64, **options: Any) -> CaptionedImages:
-        """Reads all pairs of whatever :func:`clip_guidance.data.open_pairs` opens.
+        """Read all pairs of whatever :func:`clip_guidance.data.open_pairs` opens.
 
         A row's name is its first caption, its style is empty, and its captions are those of the data.
 
         Args:
-            path: a folder of images, a table, tars, or a data set of the Hub.
-            size: side of the square images, in pixels; others are resized.
-            options: of ``open_pairs``: ``policy``, ``workers``, ``quarantine``, ``caption_columns``, ...
+            path: A folder of images, a table, tars, or a data set of the Hub.
+            size: Side of the square images in pixels; images of another size are resized.
+            **options: Options of ``open_pairs``: ``policy``, ``workers``, ``quarantine``, ``caption_columns``, ...
 
         Raises:
-            SourceError: there is nothing to read.
-            TooManyBadRows: more rows are bad than the policy allows, or all are.
+            SourceError: There is nothing to read.
+            TooManyBadRows: More rows are bad than the policy allows, or all are.
         """
-        from clip_guidance.data import open_pairs
-
         pairs = open_pairs(path, transform=lambda image: square(image, size), **options)
         images, rows, skipped = [], [], []
-        for outcome in pairs.outcomes():
-            if outcome.pair is None:
-                skipped.append((pairs.row - 1, str(outcome.bad)))
+        for result in pairs.results():
+            if result.pair is None:
+                skipped.append((pairs.row - 1, str(result.bad)))
                 continue
-            images.append(outcome.pair.image)
-            rows.append(Row(outcome.pair.captions[0], "", (), outcome.pair.captions))
-        pairs.ledger.judge(final=True)
+            images.append(result.pair.image)
+            rows.append(Row(result.pair.captions[0], "", (), result.pair.captions))
+        pairs.counters.check_bad_share(final=True)
         return cls(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
     def join(cls, parts: Sequence[CaptionedImages]) -> CaptionedImages:
-        """The images of all parts, in order; their sizes must agree."""
+        """Join the images of all parts, in order; they must have one size."""
         images = torch.cat([part.images for part in parts])
         return cls(images, [row for part in parts for row in part.rows], [s for part in parts for s in part.skipped])
 
     def subset(self, indices: Sequence[int]) -> CaptionedImages:
-        """The images at ``indices``, in that order."""
+        """Select the images at ``indices``, in that order."""
         return CaptionedImages(self.images[torch.as_tensor(list(indices))], [self.rows[i] for i in indices])
 
 
@@ -206,7 +242,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 (size, size, 3) of an RGB image."""
+    """Resize an RGB image to a square; return it as uint8 (size, size, 3)."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -1,4 +1,4 @@
-"""A record becomes a pair, or is bad for one reason; the same whatever it was read from."""
+"""Decode a record into a pair, or find the one reason why it is bad, whatever source it came from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from clip_guidance.data.policy import Outcome, Policy
+from clip_guidance._files import is_valid_text
+from clip_guidance.data.policy import DecodeResult, Policy
 from clip_guidance.data.records import BadRow, Pair, Record
 from clip_guidance.images.load import ImageError, load_image
 
@@ -22,14 +23,17 @@ def decode(
     policy: Policy,
     transform: Callable[[Image.Image], Any] | None = None,
     exclude: str | None = None,
-) -> Outcome:
-    """What becomes of a record; captions are looked at first because they cost less.
+) -> DecodeResult:
+    """Decode a record; its captions are read first because they cost less.
 
     Args:
-        record: what was read.
-        policy: what is refused.
-        transform: given the image (RGB), makes ``Pair.image``; its errors are the caller's.
-        exclude: records of which a caption contains this are left out, and their images are not read.
+        record: What was read from the source.
+        policy: Which rows are bad.
+        transform: Makes ``Pair.image`` from the image (RGB). Its errors are not caught.
+        exclude: Records of which a caption contains this text are left out, and their images are not read.
+
+    Returns:
+        The pair, or why the row is bad; neither for a record that was left out.
     """
     size = None
     try:
@@ -37,27 +41,27 @@ def decode(
             raise record.problem
         captions, notes = clean_captions(record.captions() if callable(record.captions) else record.captions)
         if exclude and any(exclude in caption for caption in captions):
-            return Outcome(record)
+            return DecodeResult(record)
         data = image_bytes(record, policy)
         header = open_header(data, policy)
         size = header.size
         notes += conversions(header)
-        image = load_image(data, record.key)  # opened anew: looking for a second frame may leave the header elsewhere
+        image = load_image(data, record.key)  # opened anew: conversions may have moved on to a second frame
     except BadRow as bad:
-        return Outcome(record, bad=bad, size=size)
+        return DecodeResult(record, bad=bad, size=size)
     except ImageError as error:
-        return Outcome(record, bad=BadRow("corrupt", error.reason), size=size)
+        return DecodeResult(record, bad=BadRow("corrupt", error.reason), size=size)
     pair = Pair(image if transform is None else transform(image), captions, record.key, record.origin)
-    return Outcome(record, pair, notes=notes, size=size)
+    return DecodeResult(record, pair, notes=notes, size=size)
 
 
 def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The captions worth keeping, each once, and a note where some are not.
+    """Return the captions that are texts, each once, and a note where some were dropped.
 
     Raises:
-        BadRow: there is none.
+        BadRow: There is no caption that is a text.
     """
-    texts = [value.strip() for value in values if isinstance(value, str) and _is_unicode(value)]
+    texts = [value.strip() for value in values if isinstance(value, str) and is_valid_text(value)]
     kept = tuple(dict.fromkeys(text for text in texts if text))
     if kept:
         return kept, ("caption_dropped",) * (len(kept) < len(values))
@@ -68,10 +72,10 @@ def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def image_bytes(record: Record, policy: Policy) -> bytes:
-    """The encoded image.
+    """Read the encoded image.
 
     Raises:
-        BadRow: it is not there, may not be read, is empty or above the limit.
+        BadRow: The image is missing, cannot be read, is empty or above ``policy.max_bytes``.
     """
     if record.image is None:
         raise BadRow("no_image", "there is no image")
@@ -84,10 +88,10 @@ def image_bytes(record: Record, policy: Policy) -> bytes:
 
 
 def open_header(data: bytes, policy: Policy) -> Image.Image:
-    """The image with nothing decoded yet.
+    """Open an image without decoding it.
 
     Raises:
-        BadRow: it is not an image, or its size is refused.
+        BadRow: It is not an image, or the policy does not allow its size.
     """
     try:
         header = Image.open(io.BytesIO(data))
@@ -106,26 +110,21 @@ def open_header(data: bytes, policy: Policy) -> Image.Image:
 
 
 def conversions(header: Image.Image) -> tuple[str, ...]:
-    """What has to be done to the image to make it upright, opaque, 8-bit RGB."""
+    """List what has to be done to the image to make it upright, opaque, 8-bit RGB."""
     notes = ["16_bit"] if header.mode.startswith("I") else []
     notes += [MODES[header.mode]] if header.mode in MODES else []
     try:
         notes += ["alpha"] if header.has_transparency_data else []
         notes += ["rotated"] if header.getexif().get(ORIENTATION, 1) in range(2, 9) else []
         notes += ["first_frame"] if getattr(header, "is_animated", False) else []
-    except Exception:  # broken EXIF or a broken second frame: says nothing about the pixels
+    except Exception:  # broken EXIF or a broken second frame says nothing about the pixels
         notes.append("broken_metadata")
     return tuple(notes)
-
-
-def _is_unicode(text: str) -> bool:
-    """False where bytes that are not UTF-8 were carried through (PEP 383)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _why_unknown(data: bytes) -> str:
     try:
         load_image(data)
-    except ImageError as error:  # names formats that we know by sight, such as HEIC
+    except ImageError as error:  # names the formats that it recognises, such as HEIC
         return error.reason
     return "is not an image"

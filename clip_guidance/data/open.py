@@ -1,4 +1,4 @@
-"""Finds out what there is to read: tars, tables, a folder of images, or a data set of the Hub."""
+"""Open a source of image-caption pairs: tars, tables, a folder of images, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -39,20 +39,34 @@ def open_pairs(
     streaming: bool = True,
     **options: Any,
 ) -> Pairs:
-    """Opens whatever holds images and their captions.
+    """Open whatever holds images and their captions.
 
     Args:
-        path: a folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
+        path: A folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
             list of these, which are read as one.
-        image_column: of tables and data sets; by default the first with a customary name.
-        caption_columns: of tables and data sets; by default those with a customary name.
-        split: of a data set.
-        streaming: of a Hub data set: read while downloading.
-        **options: of :class:`~clip_guidance.data.pairs.Pairs`: ``policy``, ``shard``, ``seed``,
+        image_column: Column of tables and data sets; by default the first with a customary name.
+        caption_columns: Columns of tables and data sets; by default those with a customary name.
+        split: Split of a data set.
+        streaming: Whether a Hub data set is read while it is downloaded.
+        **options: Options of :class:`~clip_guidance.data.pairs.Pairs`: ``policy``, ``shard``, ``seed``,
             ``shuffle_buffer``, ``workers``, ``ahead``, ``transform``, ``exclude``, ``quarantine``.
 
+    Returns:
+        The pairs, of which no image is read yet.
+
     Raises:
-        SourceError: there is nothing to read; the message names what was found and what is supported.
+        SourceError: There is nothing to read; the message names what was found and what is supported.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from clip_guidance.data import open_pairs
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 8), "red").save(folder / "1.png")
+        >>> _ = (folder / "1.txt").write_text("a red apple")
+        >>> [(pair.key, pair.captions, pair.image.size) for pair in open_pairs(folder)]
+        [('1.png', ('a red apple',), (8, 8))]
     """
     columns = {"image_column": image_column, "caption_columns": caption_columns}
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -61,7 +75,7 @@ def open_pairs(
 
 
 def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Source:
-    """The source that ``name`` stands for; see :func:`open_pairs`."""
+    """Find the source that a path names, as :func:`open_pairs` says."""
     path = Path(name)
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -83,7 +97,7 @@ def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Sour
 
 
 def _source_in(listing: Listing, columns: dict[str, Any]) -> Source:
-    """The source in a folder; an archive says more than a table of captions, and that more than images alone."""
+    """Find the source in a folder: archives, else tables of captions, else images alone."""
     root = listing.root
     if tars := listing.with_suffix(*tar.SUFFIXES):
         return TarSource([root / file for file in tars], str(root))
@@ -101,7 +115,7 @@ def _source_in(listing: Listing, columns: dict[str, Any]) -> Source:
 
 
 def _holds_images(root: Path, parquet: list[str], columns: dict[str, Any]) -> bool:
-    """Whether the tables beside images hold images: a data set's do, what img2dataset writes does not."""
+    """Return whether tables beside images hold images, which those of img2dataset do not."""
     try:
         return bool(parquet) and bool(TableSource([root / parquet[0]], str(root), **columns))
     except SourceError:
@@ -109,10 +123,10 @@ def _holds_images(root: Path, parquet: list[str], columns: dict[str, Any]) -> bo
 
 
 def _expand(name: str) -> list[Path]:
-    """The files that a glob or braces stand for; braces name their files, so each must be there.
+    """Expand a glob or braces to files.
 
     Raises:
-        SourceError: one of those in braces is not there.
+        SourceError: A file that braces name does not exist.
     """
     files: list[Path] = []
     for pattern in expand_braces(name):
@@ -124,7 +138,13 @@ def _expand(name: str) -> list[Path]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """``{08..10}`` counts with leading zeros, ``{train,val}`` lists; several braces multiply, as in a shell."""
+    """Expand braces as a shell does, several of them to all combinations.
+
+    Example:
+        >>> from clip_guidance.data.open import expand_braces
+        >>> expand_braces("{train,val}-{08..10}.tar")[:4]
+        ['train-08.tar', 'train-09.tar', 'train-10.tar', 'val-08.tar']
+    """
     match = re.search(r"\{([^{}]*)\}", text)
     if match is None:
         return [text]

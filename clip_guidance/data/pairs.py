@@ -1,65 +1,81 @@
-"""The order of a source's pairs, each process's share of them, and the position in it.
+"""Iterate over a source's pairs: their order, each process's share of them, and the position in it.
 
-The order is a function of (seed, epoch) alone: the parts are permuted, then the rows within blocks of
-``shuffle_buffer`` rows. A block can be found without drawing those before it, so a reader resumes by skipping rows,
-whose images are not even read; parts that were read to their end before, in this epoch or an earlier one, are not
-opened, since the position holds their lengths. Images are decoded by threads (Pillow's decoders release the
-interpreter's lock) a few rows ahead and handed out in order, so neither the order nor a position depends on how many
-threads there are.
+The order is a function of (seed, epoch) alone: the parts are permuted, and then the rows within blocks of
+``shuffle_buffer`` rows. The order within a block does not depend on the blocks before it, so a reader resumes by
+skipping rows without reading their images. Parts that were read to their end before, in this epoch or an earlier one,
+are not even opened, because the position holds their lengths. Threads decode images (Pillow's decoders release the
+interpreter's lock) a few rows ahead, and the results are yielded in order: neither the order nor the position depends
+on the number of threads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from clip_guidance._threads import ordered_map
 from clip_guidance.data.decode import clean_captions, decode
-from clip_guidance.data.policy import Ledger, Outcome, Policy
+from clip_guidance.data.policy import Counters, DecodeResult, Policy
 from clip_guidance.data.records import BadRow, Pair, Record, Source
 
 
 class Pairs:
-    """A source's pairs, epoch by epoch, lazily and in constant memory.
+    """Iterate over a source's pairs epoch by epoch, lazily and in constant memory.
 
-    Iterating goes from the present position to the end of the epoch; iterating again goes on with the next epoch. One
-    that was broken off is continued, as is one whose state was saved and loaded.
+    An iteration goes from the present position to the end of the epoch; the next iteration is the next epoch. An
+    iteration that was broken off is continued, and so is one whose state was saved and loaded.
 
-    With several processes each reads its own share: every n-th part where their number is a multiple of the number of
-    processes, else every n-th row, in which case all processes go through all rows (but read only their images). The
-    shares may differ by some rows: end an epoch by a number of steps, over :meth:`forever`.
+    Each of several processes reads its own share: every n-th part where the number of parts is a multiple of the number
+    of processes, else every n-th row, in which case all processes iterate over all rows (but read only their own
+    images). The shares may differ by some rows: end an epoch after a number of steps, with :meth:`forever`.
 
     Args:
-        source: where they come from.
-        policy: what becomes of bad rows.
+        source: Where the rows come from; :func:`~clip_guidance.data.open_pairs` finds it.
+        policy: Which rows are bad, and how many may be; by default ``Policy()``.
         shard: (index, count) of this process, such as ``(accelerator.process_index, accelerator.num_processes)``.
-        seed: of the order.
-        shuffle_buffer: rows held and shuffled together; 0 keeps the source's own order. A single table or tar that
-            is sorted by what it shows needs a buffer larger than a class.
-        workers: threads that read and decode; 0 does it in the calling thread.
-        ahead: images that they have read or are reading before it is their turn; two a thread where not given. With
-            as many as a batch, the next batch is read while one is trained on.
-        transform: given the image (RGB), makes ``Pair.image``; runs in the threads.
-        exclude: rows of which a caption contains this are left out ("skin tone"): they are no bad rows, and their
+        seed: Seed of the order.
+        shuffle_buffer: Number of rows that are in memory and shuffled together; 0 keeps the source's own order. A
+            single table or tar that is sorted by class needs a buffer larger than a class.
+        workers: Number of threads that read and decode; with 0 the calling thread does.
+        ahead: Number of images that are read ahead of their use, at least 1; by default two per thread. With as many as
+            a batch holds, the next batch is read while the present one is trained on.
+        transform: Makes ``Pair.image`` from the image (RGB); called in the threads.
+        exclude: Rows of which a caption contains this text ("skin tone") are left out: they are not bad rows, and their
             images are not read.
-        quarantine: a JSONL file to which the bad rows of the first epoch are appended, each as it is met; with several
-            processes each has its own, ``quarantine-0-of-4.jsonl``.
+        quarantine: JSONL file to which each bad row of the first epoch is appended at once; each of several processes
+            has its own, ``quarantine-0-of-4.jsonl``.
 
     Attributes:
-        epoch: number of epochs done.
-        row: rows of this epoch done by this process, bad and excluded ones included.
-        ledger: counts of this epoch, or of the one just ended.
-        lengths: rows of the parts that were read to their end, by the number of the part, where the source does not
-            know them itself.
+        epoch: Number of epochs done.
+        row: Number of rows of this epoch done by this process, bad and excluded ones included.
+        counters: Counts of this epoch, or of the epoch just ended.
+        lengths: Number of rows of each part that was read to its end, by the number of the part, where the source does
+            not know it.
+
+    Raises:
+        ValueError: ``shard``, ``shuffle_buffer`` or ``workers`` is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from clip_guidance.data import open_pairs
+        >>> folder = Path(tempfile.mkdtemp(), "apple")
+        >>> folder.mkdir()
+        >>> for number in range(3):
+        ...     Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+        >>> pairs = open_pairs(folder.parent, seed=1, shuffle_buffer=16)
+        >>> sorted(pair.key for pair in pairs), pairs.epoch
+        (['apple/0.png', 'apple/1.png', 'apple/2.png'], 1)
     """
 
     def __init__(
@@ -88,60 +104,65 @@ class Pairs:
         self.quarantine = None if quarantine is None else Path(quarantine)
         if self.quarantine is not None and count > 1:
             self.quarantine = self.quarantine.with_stem(f"{self.quarantine.stem}-{index}-of-{count}")
-        if self.quarantine is not None:  # fails now rather than at the first bad row
+        if self.quarantine is not None:  # a file that cannot be written fails now, and not at the first bad row
             self.quarantine.parent.mkdir(parents=True, exist_ok=True)
             self.quarantine.touch()
         self.epoch = self.row = 0
         self.lengths: dict[int, int] = {}
-        self.ledger = self._new_ledger()
+        self.counters = self._new_counters()
 
     def __iter__(self) -> Iterator[Pair]:
-        """The pairs from here to the end of the epoch.
+        """Yield the pairs from here to the end of the epoch.
 
         Raises:
-            TooManyBadRows: more rows are bad than the policy allows, or all are.
+            TooManyBadRows: More rows are bad than the policy allows, or all are.
         """
-        for outcome in self.outcomes():
-            if outcome.pair is not None:
-                yield outcome.pair
+        for result in self.results():
+            if result.pair is not None:
+                yield result.pair
             else:
-                self.ledger.judge()
-        self.ledger.judge(final=True)
+                self.counters.check_bad_share()
+        self.counters.check_bad_share(final=True)
 
     def forever(self) -> Generator[Pair, None, None]:
-        """The pairs of this and all later epochs."""
+        """Yield the pairs of this and all later epochs."""
         while True:
             yield from self
 
-    def outcomes(self) -> Generator[Outcome, None, None]:
-        """What becomes of every row, bad ones included, from here to the end of the epoch; no share is judged.
+    def results(self) -> Generator[DecodeResult, None, None]:
+        """Yield the result of every row, bad ones included, from here to the end of the epoch.
 
-        Excluded rows are not among them.
+        Excluded rows are not among them, and no share of bad rows ends the iteration.
+
+        Raises:
+            RuntimeError: The iteration runs in a worker process of a DataLoader.
         """
         if _in_loader_process():
             raise RuntimeError(
                 "a DataLoader's worker processes would each read all pairs; use workers= and num_workers=0"
             )
         if self.row == 0:
-            self.ledger = self._new_ledger()
-        for outcome in self._decoded(self._records(self.epoch, self.row)):
-            self.row += 1  # before the yield: what was handed out is done
-            self.ledger.record(outcome)
-            if not outcome.excluded:
-                yield outcome
+            self.counters = self._new_counters()
+        for result in self._decoded(self._records(self.epoch, self.row)):
+            self.row += 1  # before the yield: a row that was yielded is done
+            self.counters.record(result)
+            if not result.excluded:
+                yield result
         self.epoch, self.row = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the pair handed out last, ready for JSON."""
+        """Return the position after the last pair that was yielded, as a dict that JSON can hold."""
         lengths = [[part, rows] for part, rows in self.lengths.items()]
         place = {"epoch": self.epoch, "row": self.row, "lengths": lengths}
-        return {**self._identity(), **place, "counts": self.ledger.state_dict()}
+        return {**self._identity(), **place, "counts": self.counters.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the very next pair when iterated next; the number of ``workers`` may differ.
+        """Restore a position: the next iteration begins with the very next pair.
+
+        The number of ``workers`` may differ.
 
         Raises:
-            ValueError: the state is of another order, that is another source, seed, buffer, number of processes or
+            ValueError: The state belongs to another order: another source, seed, buffer, number of processes or
                 ``exclude``.
         """
         own = self._identity()
@@ -150,13 +171,13 @@ class Pairs:
             raise ValueError(f"{self.source.name}: the state is of another order: {found}")
         self.epoch, self.row = state["epoch"], state["row"]
         self.lengths = {part: rows for part, rows in state.get("lengths", [])}
-        self.ledger = self._new_ledger()
-        self.ledger.load_state_dict(state["counts"])
+        self.counters = self._new_counters()
+        self.counters.load_state_dict(state["counts"])
 
     def captions(self, limit: int | None = None) -> Iterator[tuple[str, ...]]:
-        """The captions of the first ``limit`` rows of the first epoch, without their images; bad ones left out.
+        """Yield the captions of the first ``limit`` rows of the first epoch, without reading images.
 
-        Excluded ones are too.
+        Bad and excluded rows are left out.
         """
         for record in itertools.islice(self._records(0, 0), limit):
             with contextlib.suppress(BadRow):
@@ -167,16 +188,16 @@ class Pairs:
                     yield found
 
     def _identity(self) -> dict[str, Any]:
-        """What the order depends on; not the source's name, so that a data set may be moved."""
+        """Return what the order depends on; not the source's name, so that a data set may be moved."""
         parts = hashlib.sha256(repr([(part.name, part.rows) for part in self.source.parts]).encode()).hexdigest()[:16]
         order = {"seed": self.seed, "shuffle_buffer": self.shuffle_buffer, "shard": list(self.shard)}
         return {"parts": parts, **order, "exclude": self.exclude}
 
-    def _new_ledger(self) -> Ledger:
-        return Ledger(self.source.name, self.policy, self.quarantine if self.epoch == 0 else None)
+    def _new_counters(self) -> Counters:
+        return Counters(self.source.name, self.policy, self.quarantine if self.epoch == 0 else None)
 
     def _records(self, epoch: int, start: int) -> Iterator[Record]:
-        """This process's records of an epoch in order, from number ``start`` on."""
+        """Yield this process's records of an epoch in order, from number ``start`` on."""
         order = list(range(len(self.source.parts)))
         if self.shuffle_buffer:
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
@@ -190,12 +211,15 @@ class Pairs:
             if self.shuffle_buffer:
                 random.Random(f"{self.seed}/{epoch}/{block}").shuffle(rows)
             rows = rows[: offset - 1 if offset else None : -1]
-            while rows:  # let go one by one: at no time is more than a block held
+            while rows:  # released one by one, so that memory never holds more than a block
                 yield rows.pop()
             block, offset = block + 1, 0
 
     def _from(self, order: list[int], skip: int) -> Iterator[Record]:
-        """The records of the parts in this order without the first ``skip``; parts of known length are not opened."""
+        """Yield the records of the parts in this order without the first ``skip``.
+
+        Parts of known length that are skipped are not opened.
+        """
         for index in order:
             known = self.source.parts[index].rows
             rows = self.lengths.get(index) if known is None else known
@@ -212,25 +236,13 @@ class Pairs:
             if known is None:
                 self.lengths[index] = read
 
-    def _decoded(self, records: Iterator[Record]) -> Iterator[Outcome]:
-        """Decodes in order, with at most ``ahead`` records under way."""
-        if not self.workers:
-            yield from (decode(record, self.policy, self.transform, self.exclude) for record in records)
-            return
-        pending: deque[Future[Outcome]] = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for record in records:
-                pending.append(pool.submit(decode, record, self.policy, self.transform, self.exclude))
-                if len(pending) == self.ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # also when the iteration is broken off
-            pool.shutdown(cancel_futures=True)
+    def _decoded(self, records: Iterator[Record]) -> Iterator[DecodeResult]:
+        """Decode records in order, with at most ``ahead`` of them under way."""
+        work = functools.partial(decode, policy=self.policy, transform=self.transform, exclude=self.exclude)
+        return ordered_map(work, records, self.workers, self.ahead)
 
 
 def _in_loader_process() -> bool:
-    """Whether this is a worker process of a torch DataLoader."""
+    """Return whether this is a worker process of a torch DataLoader."""
     loader = sys.modules.get("torch.utils.data")
     return loader is not None and loader.get_worker_info() is not None

@@ -1,7 +1,7 @@
-"""The one policy for bad rows, whatever they are read from: counted, listed, and never fatal below a set share.
+"""The one policy for bad rows of all sources: they are counted, listed, and fatal only above a set share.
 
-What an image is turned into is the policy of :mod:`clip_guidance.images` (upright, opaque, 8-bit RGB); such
-conversions are counted too, since a user may not know that a tenth of the data is CMYK.
+Images are converted by the rules of :mod:`clip_guidance.images.load` (upright, opaque, 8-bit RGB). Conversions are
+counted too, since a user may not know that a tenth of the data is CMYK.
 """
 
 from __future__ import annotations
@@ -15,24 +15,47 @@ from typing import Any
 
 from clip_guidance.data.records import REASONS, BadRow, Pair, Record
 
-TRACKED_CAPTIONS = 1_000_000  # distinct captions remembered to find duplicates: at most some 100 MB
+MAX_TRACKED_CAPTIONS = 1_000_000  # distinct captions in memory to find duplicates: at most some 100 MB
 
 
 class TooManyBadRows(ValueError):
-    """More rows are bad than the policy allows; the message counts them by reason and names the first."""
+    """More rows are bad than the policy allows; the message counts them and names the first.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from clip_guidance.data import TooManyBadRows, open_pairs
+        >>> folder = Path(tempfile.mkdtemp(), "apple")
+        >>> folder.mkdir()
+        >>> _ = (folder / "1.png").write_text("not an image")
+        >>> try:
+        ...     list(open_pairs(folder.parent))
+        ... except TooManyBadRows as error:
+        ...     print(str(error).split(": ")[1])
+        none of 1 rows gives a pair
+    """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which rows are bad, and how many may be.
+    """Say which rows are bad, and how many may be.
 
     Attributes:
-        max_bad_share: of the rows read, in [0, 1]; more of them end the reading with :class:`TooManyBadRows`.
-        min_rows: the share is not judged before as many rows, unless the epoch ends.
-        max_pixels: of an image, known from its header before anything is decoded. Pillow refuses what is above
-            twice its own ``PIL.Image.MAX_IMAGE_PIXELS`` in any case; the default is that number.
-        min_side: in pixels. The default refuses 1 × 1 spacers.
-        max_bytes: of an encoded image.
+        max_bad_share: Share of the rows read, in [0, 1], above which bad rows end the reading with
+            :class:`TooManyBadRows`.
+        min_rows: Number of rows before which the share is not checked, unless the epoch ends.
+        max_pixels: Width times height above which an image is bad; its header says so before anything is decoded.
+            Pillow itself rejects images above twice ``PIL.Image.MAX_IMAGE_PIXELS``, which is the default here.
+        min_side: Side in pixels below which an image is bad. The default rejects 1 × 1 spacers.
+        max_bytes: Size of an encoded image above which it is bad.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> from clip_guidance.data import Policy
+        >>> Policy(max_bad_share=0.01).min_side
+        2
     """
 
     max_bad_share: float = 0.05
@@ -50,15 +73,15 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a record: a pair, or the reason why not; neither where it was left out on request.
+class DecodeResult:
+    """The pair that a record gives, or why it gives none; neither where it was excluded.
 
     Attributes:
-        record: what was read.
-        pair: None where the row is bad.
-        bad: None where it is good.
-        notes: what had to be done to the image or the captions, such as "cmyk" or "caption_dropped".
-        size: width and height of the image as stored, where known.
+        record: What was read.
+        pair: The pair; None where the row is bad or excluded.
+        bad: Why the row is bad; None where it is good or excluded.
+        notes: What had to be done to the image or the captions, such as "cmyk" or "caption_dropped".
+        size: Width and height of the image as stored, in pixels, where known.
     """
 
     record: Record
@@ -69,27 +92,27 @@ class Outcome:
 
     @property
     def excluded(self) -> bool:
-        """Whether it was left out on request."""
+        """Whether the row was excluded by the reader's ``exclude``."""
         return self.pair is None and self.bad is None
 
 
 @dataclass
-class Ledger:
-    """Counts what became of the rows of one epoch, and lists the bad ones.
+class Counters:
+    """Count the results of the rows of one epoch, and list the bad rows.
 
     Attributes:
-        source: its name, for messages.
-        policy: what is allowed.
-        quarantine: a JSONL file that gets a line (origin, key, reason, detail) a bad row, at once.
-        rows: number read, without those left out on request.
-        excluded: number of those.
-        bad: number by reason.
-        notes: number of good rows by what was done to them.
-        captions: number in all good rows.
-        duplicates: captions that an earlier row had, among the first million different ones.
-        smallest: (width, height) of the good image with the fewest pixels, None without any.
-        largest: that of the one with the most.
-        examples: the first three bad rows of each reason.
+        source: Name of the source, for messages.
+        policy: How many rows may be bad.
+        quarantine: JSONL file to which a line (origin, key, reason, detail) is appended for each bad row, at once.
+        rows: Number of rows read, without the excluded ones.
+        excluded: Number of excluded rows.
+        bad: Number of bad rows by reason.
+        notes: Number of good rows by what was done to them.
+        captions: Number of captions in all good rows.
+        duplicates: Number of captions that an earlier row had, among the first million different ones.
+        smallest: (Width, height) in pixels of the good image with the fewest pixels; None where there is none.
+        largest: (Width, height) in pixels of the good image with the most pixels; None where there is none.
+        examples: The first three bad rows of each reason.
     """
 
     source: str
@@ -108,37 +131,40 @@ class Ledger:
 
     @property
     def good(self) -> int:
-        """Rows that gave a pair."""
+        """Number of rows that gave a pair."""
         return self.rows - self.bad.total()
 
     @property
     def bad_share(self) -> float:
-        """Share of the rows that gave none, in [0, 1]."""
+        """Share of the rows that gave no pair, in [0, 1]."""
         return self.bad.total() / max(1, self.rows)
 
-    def record(self, outcome: Outcome) -> None:
-        """Counts one row."""
-        if outcome.excluded:
+    def record(self, result: DecodeResult) -> None:
+        """Count one row."""
+        if result.excluded:
             self.excluded += 1
             return
         self.rows += 1
-        if outcome.bad is not None:
-            self._refuse(outcome.record, outcome.bad)
-        elif outcome.pair is not None and outcome.size is not None:
-            self.notes.update(outcome.notes)
-            self.smallest = min(self.smallest or outcome.size, outcome.size, key=math.prod)
-            self.largest = max(self.largest or outcome.size, outcome.size, key=math.prod)
-            for caption in outcome.pair.captions:
+        if result.bad is not None:
+            self._count_bad(result.record, result.bad)
+        elif result.pair is not None and result.size is not None:
+            self.notes.update(result.notes)
+            self.smallest = min(self.smallest or result.size, result.size, key=math.prod)
+            self.largest = max(self.largest or result.size, result.size, key=math.prod)
+            for caption in result.pair.captions:
                 self._count_caption(hash(caption))
 
-    def judge(self, *, final: bool = False) -> None:
-        """Ends the reading where too much is bad; ``final`` also where too little was read to judge before.
+    def check_bad_share(self, *, final: bool = False) -> None:
+        """End the reading where too many rows are bad.
+
+        Args:
+            final: Whether the epoch has ended; before, fewer than ``policy.min_rows`` rows are not checked.
 
         Raises:
-            TooManyBadRows: more than ``policy.max_bad_share`` of the rows, or all of them.
+            TooManyBadRows: More than ``policy.max_bad_share`` of the rows are bad, or all of them.
         """
-        judged = final or self.rows >= self.policy.min_rows
-        if not judged or (self.good and self.bad_share <= self.policy.max_bad_share):
+        checked = final or self.rows >= self.policy.min_rows
+        if not checked or (self.good and self.bad_share <= self.policy.max_bad_share):
             return
         if not self.rows:
             excluded = f"; all {self.excluded} are excluded" if self.excluded else ""
@@ -154,7 +180,7 @@ class Ledger:
         raise TooManyBadRows(f"{self.source}: {found}: {counts}{first}{listed}; see `clip-guidance data check`")
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, ready for JSON."""
+        """Return the counts as a dict that JSON can hold."""
         return {
             "rows": self.rows,
             "excluded": self.excluded,
@@ -165,18 +191,18 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counts on from a state; which captions and sizes were seen before it is not known any more."""
+        """Continue the counts of a state, which has forgotten the captions and sizes it was made of."""
         self.rows, self.captions, self.duplicates = state["rows"], state["captions"], state["duplicates"]
         self.bad, self.notes = Counter(state["bad"]), Counter(state["notes"])
         self.excluded = state.get("excluded", 0)
 
-    def _refuse(self, record: Record, bad: BadRow) -> None:
+    def _count_bad(self, record: Record, bad: BadRow) -> None:
         assert bad.reason in REASONS
         self.bad[bad.reason] += 1
         line = {"origin": record.origin, "key": record.key, "reason": bad.reason, "detail": bad.detail}
         if len(examples := self.examples.setdefault(bad.reason, [])) < 3:
             examples.append(line)
-        if self.quarantine is not None:  # opened anew each time: bad rows are few, and nothing is lost by a kill
+        if self.quarantine is not None:  # opened anew each time, so that a kill loses nothing; bad rows are few
             with self.quarantine.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -184,5 +210,5 @@ class Ledger:
         self.captions += 1
         if code in self._seen:
             self.duplicates += 1
-        elif len(self._seen) < TRACKED_CAPTIONS:
+        elif len(self._seen) < MAX_TRACKED_CAPTIONS:
             self._seen.add(code)

@@ -1,16 +1,17 @@
-"""What flows through a reader: a part of a source, the record found in it, the pair made of that.
+"""The types of reading: a source has parts, a part has records, and a record is decoded into a pair.
 
-A source is cut into parts (a tar, a group of a table's rows, some files of a folder) that can be read in any order. A
-record is what a row says before anything large is read: reading over records costs no image.
+A source is divided into parts (a tar, a group of a table's rows, some files of a folder) that can be read in any order.
+A record is what a row says before its image is read, so that skipping records is cheap.
 """
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from clip_guidance._files import stat_regular
 
 REASONS = {
     "broken_file": "a table or archive that cannot be read, or not to its end",
@@ -20,7 +21,7 @@ REASONS = {
     "caption_not_text": "a caption that is a number, a list of lists, or not UTF-8",
     "no_image": "a row without an image, or with one that is not a path or bytes",
     "missing": "an image that is named and not there",
-    "unreadable": "a file that may not be read, or is no file",
+    "unreadable": "a file that may not be read, or is not a regular file",
     "empty": "an image of 0 bytes",
     "too_many_bytes": "an image file above the limit",
     "unknown_format": "not an image, or in a format that is not supported",
@@ -31,11 +32,23 @@ REASONS = {
 
 
 class BadRow(Exception):
-    """A row that gives no pair.
+    """A row gives no pair.
 
     Args:
-        reason: one of :data:`REASONS`.
-        detail: what exactly was found.
+        reason: One of the keys of :data:`REASONS`.
+        detail: What exactly was found.
+
+    Attributes:
+        reason: As given.
+        detail: As given.
+
+    Raises:
+        ValueError: The reason is something else.
+
+    Example:
+        >>> from clip_guidance.data import BadRow
+        >>> print(BadRow("empty", "is empty (0 bytes)"))
+        empty: is empty (0 bytes)
     """
 
     def __init__(self, reason: str, detail: str):
@@ -46,18 +59,33 @@ class BadRow(Exception):
 
 
 class SourceError(ValueError):
-    """There is nothing to read, or it is not clear how; the message names what was found and what is supported."""
+    """A source cannot be read; the message names what was found and what is supported.
+
+    Example:
+        >>> from clip_guidance.data import SourceError, open_pairs
+        >>> try:
+        ...     open_pairs("missing.csv")
+        ... except SourceError as error:
+        ...     print(str(error).partition(";")[0])
+        missing.csv: there is no such file or folder
+    """
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and what it shows.
+    """An image and its captions.
 
     Attributes:
-        image: 8-bit RGB, upright and opaque; or what the reader's ``transform`` made of it.
-        captions: one or more, without spaces around them, none twice.
-        key: the image within its origin: a path, an archive's key, ``row 17``.
-        origin: the file, folder or data set it came from.
+        image: 8-bit RGB image, upright and opaque; or what the reader's ``transform`` made of it.
+        captions: One or more, without spaces around them, none twice.
+        key: Name of the image within its origin: a path, an archive's key, ``row 17``.
+        origin: The file, folder or data set from which it was read.
+
+    Example:
+        >>> from PIL import Image
+        >>> from clip_guidance.data import Pair
+        >>> Pair(Image.new("RGB", (8, 8)), ("a red apple",), "1.png", "photos").captions
+        ('a red apple',)
     """
 
     image: Any
@@ -67,26 +95,26 @@ class Pair:
 
 
 class Stored(Protocol):
-    """Bytes that are somewhere and not read yet."""
+    """Bytes that were not read yet."""
 
     def read(self, max_bytes: int) -> bytes:
-        """The bytes.
+        """Read the bytes.
 
         Raises:
-            BadRow: they are not there, may not be read, or are more than ``max_bytes``.
+            BadRow: The bytes are missing, may not be read, or are more than ``max_bytes``.
         """
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a row says, with the large things not read yet.
+    """What a row says, with its image not read yet.
 
     Attributes:
-        key: as in :class:`Pair`.
-        origin: as in :class:`Pair`.
-        image: the encoded image, or where it is; None where there is none.
-        captions: their values as found, or what reads them.
-        problem: why the row is bad, where that is known already.
+        key: Name of the image within its origin, see :class:`Pair`.
+        origin: The file, folder or data set from which it was read.
+        image: The encoded image, or what reads it; None where there is none.
+        captions: The values of the captions as found, or a function that reads them.
+        problem: Why the row is bad, where that is known already.
     """
 
     key: str
@@ -98,19 +126,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source; ``rows`` is None where it takes reading the piece to know."""
+    """A piece of a source; ``rows`` is None where the number is known only after reading."""
 
     name: str
     rows: int | None
 
 
 class Source(Protocol):
-    """Where pairs come from.
+    """A source of image-caption pairs.
 
     Attributes:
-        name: what the user asked for.
-        kind: what it turned out to be, such as "image folder".
-        parts: its pieces, the same and in the same order each time it is opened.
+        name: What the user asked for.
+        kind: What it turned out to be, such as "image folder".
+        parts: Its pieces, the same and in the same order each time it is opened.
     """
 
     name: str
@@ -118,10 +146,13 @@ class Source(Protocol):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Its pieces."""
+        """Pieces of the source, the same and in the same order each time it is opened."""
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of ``parts[index]``, lazily, always in the same order; bad ones among them, never an error."""
+        """Yield the records of ``parts[index]``, always in the same order.
+
+        What cannot be read is a record with a ``problem``; no error is raised.
+        """
 
 
 @dataclass(frozen=True)
@@ -133,11 +164,9 @@ class StoredFile:
     size: int | None = None
 
     def read(self, max_bytes: int) -> bytes:
-        """As :class:`Stored` says; what is no regular file (a device, a pipe) is never opened."""
+        """Read the bytes, as :class:`Stored` says; a device or a pipe is never opened."""
         try:
-            found = self.path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise BadRow("unreadable", f"{self.path} is not a file")
+            found = stat_regular(self.path)
             size = found.st_size if self.size is None else self.size
             if size > max_bytes:
                 raise BadRow("too_many_bytes", f"{size} bytes, more than max_bytes={max_bytes}")
@@ -154,15 +183,15 @@ class StoredFile:
 
 
 def read_lines(stored: Stored, max_bytes: int = 1 << 20) -> list[str]:
-    """The captions in a text file, one a line."""
+    """Read the captions in a text file, one per line."""
     return [line for line in decode_text(stored.read(max_bytes)).splitlines() if line.strip()]
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, with or without a byte-order mark.
+    """Decode UTF-8, with or without a byte-order mark.
 
     Raises:
-        BadRow: it is something else.
+        BadRow: The bytes are something else.
     """
     try:
         return data.decode("utf-8-sig")
@@ -171,7 +200,7 @@ def decode_text(data: bytes) -> str:
 
 
 def caption_values(value: Any) -> list[Any]:
-    """The captions that a cell, or a JSON object with ``caption`` or the like, holds."""
+    """List the captions that a cell holds, or a JSON object with ``caption`` or the like."""
     if isinstance(value, Mapping):
         known = ("captions", "caption", "text", "txt", "raw", "title")
         return caption_values(next((value[name] for name in known if value.get(name)), None))

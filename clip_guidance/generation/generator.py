@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_guidance._files import write_atomically
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings, read_settings
-from clip_guidance.images.metadata import METADATA_KEY, read_record
+from clip_guidance.images.metadata import METADATA_KEY, png_with_record, read_record
 
 __all__ = [
     "METADATA_KEY",
@@ -74,13 +73,7 @@ class GeneratedImage:
 
     def to_png(self) -> bytes:
         """The image as a PNG file that carries its record."""
-        from PIL import PngImagePlugin
-
-        info = PngImagePlugin.PngInfo()
-        info.add_text(METADATA_KEY, json.dumps(self.record()))
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()
+        return png_with_record(self.image, self.record())
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes ``prompt-seed.png``, or ``prompt-seed-2.png`` and so on if another image has that name.
@@ -96,9 +89,8 @@ class GeneratedImage:
         for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
             path = folder / f"{stem}{suffix}.png"
             if not path.exists():
-                part = path.with_suffix(".part")  # an image is there in full or not at all
-                part.write_bytes(data)
-                os.replace(part, path)
+                with write_atomically(path) as partial:
+                    partial.write_bytes(data)
                 return path
             if path.read_bytes() == data:
                 return path

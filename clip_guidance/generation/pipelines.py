@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from clip_guidance.clip import CLIP
-from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models, refuse_pickles
+from clip_guidance.clip.hub import PACKAGED, ModelError, check_place, packaged_models, reject_pickles
 
 
 def load_pipeline(
@@ -39,15 +39,10 @@ def load_pipeline(
             raise ValueError(f"{name} is packaged and takes no further options, got {', '.join(kwargs)}")
         return _moved(_packaged(name), device, dtype)
     path = Path(name)
-    refuse_pickles(path)
+    reject_pickles(path)
     for component in sorted(path.glob("*/")) if path.is_dir() else ():
-        refuse_pickles(component)
-    known = ", ".join(packaged_models())
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise ModelError(f"{name}: neither a folder, nor a packaged pipeline ({known}), nor a hub id (owner/name)")
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise ModelError(f"{name}: no pipeline: expected model_index.json, found {found}")
+        reject_pickles(component)
+    check_place(name, "pipeline", "model_index.json")
     try:
         pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **kwargs)
     except (OSError, ValueError) as error:

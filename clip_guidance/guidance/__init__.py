@@ -1,13 +1,13 @@
-"""Steer any diffusers pipeline with a differentiable reward: :class:`Guidance`, :class:`CLIPGuidance`."""
+"""Steer any diffusers pipeline with a differentiable reward, or with a CLIP."""
 
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError as UnsupportedSchedulerError
 from clip_guidance.guidance.clip import CLIPGuidance as CLIPGuidance
 from clip_guidance.guidance.cutouts import Cutouts as Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding as Decoding
+from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.guidance import Guidance as Guidance
-from clip_guidance.guidance.guidance import GuidanceReport as GuidanceReport
 from clip_guidance.guidance.memory.plan import MemoryPlan as MemoryPlan
 from clip_guidance.guidance.memory.plan import plan_memory as plan_memory
+from clip_guidance.guidance.options import GuidanceReport as GuidanceReport
 from clip_guidance.guidance.rewards import CLIPReward as CLIPReward
 from clip_guidance.guidance.rewards import WeightedRewards as WeightedRewards
 

@@ -1,11 +1,13 @@
-"""Guidance by CLIP: the reward is its logit, and a config says all there is to say."""
+"""Guidance by CLIP: the reward is CLIP's logit; saved and loaded by a config."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusers.guiders import BaseGuidance
 
+from clip_guidance.clip import CLIP
 from clip_guidance.guidance.config import (
     cutouts_to_config,
     decoding_from_config,
@@ -16,59 +18,82 @@ from clip_guidance.guidance.config import (
     mode_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
+from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.guidance import Guidance
-from clip_guidance.guidance.modes.base import Mode
+from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
-
 _PLAIN = ("start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
-#: Of a config, how each of the other arguments is made again.
-_FROM_CONFIG: dict[str, Callable[[Any], Any]] = {
-    "cutouts": lambda config: Cutouts(**config),
-    "decoding": decoding_from_config,
-    "guider": guider_from_config,
-    "mode": mode_from_config,
-}
 
 
 class CLIPGuidance(Guidance):
-    """Steer a pipeline towards a prompt by CLIP's logit; see :class:`Guidance` for the other arguments.
+    """Steer a pipeline towards a prompt by CLIP's logit.
 
-    With ``scale=1`` the model's density is multiplied by the likelihood that CLIP gives to the prompt.
+    The reward is exp(logit_scale)·cos(image, prompt), averaged over cutouts. With ``scale=1`` the model's density is
+    multiplied by the likelihood that CLIP gives to the prompt.
 
     ``save_pretrained(folder)`` and ``from_pretrained(folder)`` save and load it by its ``config``, alone or as the
     guider of a modular pipeline. A config holds the CLIP's name, not its weights: where it was loaded from.
 
     Args:
-        clip: The model, or its name or folder, as in ``CLIP.from_pretrained``; one that is named is loaded, and
-            follows the pipeline to its device.
+        clip: The model, or its name or folder, as in ``CLIP.from_pretrained``. A CLIP that is named is loaded here, and
+            moved to the pipeline's device when it is attached.
         prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all images,
             ``{"a red apple": 1.0, "a photo": -0.5}``.
-        scale: Strength of the tilt.
+        scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
+            negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
+            the order of the pipeline's prompts.
         cutouts: Views of each image to average over: their number, of which the whole image is one and the
             others are random crops, or :class:`~clip_guidance.guidance.cutouts.Cutouts` that say more.
         seed: Seed of the crops; each run starts from it.
         chunk: Number of views that pass through CLIP together; None for all.
-        mode: As in :class:`Guidance`.
-        start: As in :class:`Guidance`.
-        stop: As in :class:`Guidance`.
-        every: As in :class:`Guidance`.
-        space: As in :class:`Guidance`.
-        data_variance: As in :class:`Guidance`.
-        schedule: As in :class:`Guidance`.
-        cap: As in :class:`Guidance`.
-        decoding: As in :class:`Guidance`.
-        guider: As in :class:`Guidance`.
+        mode: How the gradient becomes a shift: "x0" (default, no backward through the denoiser), "exact" (one backward
+            through the denoiser per step), or a published method with its parameters, one of
+            :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
+            ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
+            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
+        start: Fraction of the steps before which guidance rests, in [0, 1).
+        stop: Fraction of the steps from which on guidance rests, in (0, 1].
+        every: Take the gradient at every n-th step; between them the latest one is used again with the weight
+            of the step, so that the strength does not depend on it.
+        space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
+        data_variance: Variance of an element of the clean sample; None for the pipeline's default, 1 for
+            latents and 1/4 for pixels in [-1, 1].
+        schedule: Maps the fraction of the steps that are done, in [0, 1), to a factor of ``scale``; None for 1
+            throughout.
+        cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
+            image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
+            denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
+            decoder as it is.
+        guider: As the guider of a modular pipeline: the guider that this one goes around, such as
+            ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
+            conditional prediction alone.
+
+    Attributes:
+        report: What happened in the latest run, a :class:`~clip_guidance.guidance.GuidanceReport`.
+
+    Raises:
+        TypeError: ``prompt`` is neither a text, nor several, nor texts with weights; or ``schedule`` is not callable,
+            ``mode`` is not a mode, or ``guider`` is not a guider.
+        ValueError: A prompt is empty, or another argument is out of range.
+        ModelError: No CLIP is found under the name ``clip``.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> pipe = cg.load_pipeline("emoji")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> with cg.CLIPGuidance("emoji", "a red apple", scale=2.0).attach(pipe) as guidance:
+        ...     image = pipe("an apple", num_inference_steps=2, height=32, width=32).images[0]
+        >>> [tuple(rewards.shape) for rewards in guidance.report.rewards]  # CLIP's logit at each step
+        [(1,), (1,)]
     """
 
     reward: CLIPReward
 
     def __init__(
         self,
-        clip: "CLIP | str | Path",
+        clip: CLIP | str | Path,
         prompt: Prompt,
         scale: float | Sequence[float] = 1.0,
         *,
@@ -89,12 +114,27 @@ class CLIPGuidance(Guidance):
         self.prompt = prompt
         self._is_named = isinstance(clip, str | Path)
         cutouts = cutouts if isinstance(cutouts, Cutouts) else Cutouts(cutouts, seed)
-        reward = CLIPReward(_load(clip) if isinstance(clip, str | Path) else clip, prompt, cutouts, chunk)
-        options: dict[str, Any] = {"schedule": schedule, "cap": cap, "decoding": decoding, "guider": guider}
-        super().__init__(reward, scale, mode, start, stop, every, space, data_variance, **options)
+        loaded = CLIP.from_pretrained(clip) if isinstance(clip, str | Path) else clip
+        super().__init__(
+            CLIPReward(loaded, prompt, cutouts, chunk),
+            scale,
+            mode,
+            start,
+            stop,
+            every,
+            space,
+            data_variance,
+            schedule=schedule,
+            cap=cap,
+            decoding=decoding,
+            guider=guider,
+        )
 
-    def meet(self, pipe: Any) -> None:
-        """A CLIP that was named is nobody's but ours to move to where the images are."""
+    def prepare(self, pipe: Any) -> None:
+        """Move a CLIP that was loaded here to the pipeline's device.
+
+        A CLIP that the caller passed in stays where it is.
+        """
         device = getattr(pipe, "_execution_device", None)
         if self._is_named and device is not None:
             self.reward.to(device)
@@ -127,29 +167,34 @@ class CLIPGuidance(Guidance):
             "mode": mode_to_config(self.mode),
             **{option: getattr(self, option) for option in _PLAIN},
             "decoding": decoding_to_config(self.decoding),
-            "guider": guider_to_config(self.guider),
+            "guider": guider_to_config(self.guider, CLIPGuidance),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A guidance by its ``config``; ``kwargs`` take the place of what is in it, such as a ``clip`` at hand.
+        """Make a guidance from its ``config``.
+
+        Args:
+            config: What the property ``config`` returned, also after a way through json.
+            return_unused_kwargs: Return the arguments that were not used, too.
+            kwargs: Take the place of what is in ``config``, such as a ``clip`` that is loaded already.
 
         Raises:
-            ValueError: It is not the config of a ``CLIPGuidance``.
+            ValueError: ``config`` is not the config of a ``CLIPGuidance``.
         """
         if not {"clip", "prompt"} <= {*config, *kwargs}:
             raise ValueError(
                 f"expected the config of a CLIPGuidance, with its clip and prompt, got {', '.join(config) or 'nothing'}"
             )
-        made = {name: make(config[name]) for name, make in _FROM_CONFIG.items() if name in {*config} - {*kwargs}}
+        makers: dict[str, Callable[[Any], Any]] = {
+            "cutouts": lambda config: Cutouts(**config),
+            "decoding": decoding_from_config,
+            "guider": partial(guider_from_config, own=CLIPGuidance),
+            "mode": mode_from_config,
+        }
+        made = {name: make(config[name]) for name, make in makers.items() if name in {*config} - {*kwargs}}
         return super().from_config({**config, **made}, return_unused_kwargs, **kwargs)
 
 
-#: Under this name a saved pipeline finds it.
+#: Saved pipelines store this module path; keep it stable.
 CLIPGuidance.__module__ = "clip_guidance.guidance"
-
-
-def _load(name: str | Path) -> "CLIP":
-    from clip_guidance.clip import CLIP
-
-    return CLIP.from_pretrained(name)

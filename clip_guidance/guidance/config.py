@@ -1,4 +1,4 @@
-"""What a guidance is made of, as values that json can hold, and back."""
+"""Turn the parts of a guidance into values that json can hold, and back."""
 
 import json
 from dataclasses import fields
@@ -9,20 +9,20 @@ from diffusers import guiders
 
 from clip_guidance.guidance import methods
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.engine.decoder import Decoding
-from clip_guidance.guidance.modes.base import Mode
+from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.modes import Mode
 
 
 def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:
-    """The arguments of ``cutouts``."""
+    """Return the arguments of ``cutouts``."""
     return {each.name: getattr(cutouts, each.name) for each in fields(cutouts) if each.init}
 
 
 def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:
-    """The arguments of ``decoding``.
+    """Return the arguments of ``decoding``.
 
     Raises:
-        TypeError: One of them is a decoder, whose weights a config does not hold.
+        TypeError: One of the arguments is a decoder, whose weights a config does not hold.
     """
     if decoding is None:
         return None
@@ -37,17 +37,17 @@ def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:
 
 
 def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
-    """The inverse of :func:`decoding_to_config`."""
+    """Make a decoding from what :func:`decoding_to_config` returned."""
     if config is None:
         return None
     config = {**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])}
-    if "images" in config:  # the name of ``images`` in what was saved before
-        config["images"] = config.pop("images")
+    if "pictures" in config:  # the name of ``images`` in what was saved before
+        config["images"] = config.pop("pictures")
     return Decoding(**config)
 
 
 def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:
-    """The mode's name, or a method's parameters with its class's name.
+    """Return the mode's name, or a method's parameters with the name of its class.
 
     Raises:
         TypeError: The mode's class would not be found again.
@@ -64,10 +64,10 @@ def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:
 
 
 def mode_from_config(config: str | Mode | dict[str, Any]) -> str | Mode:
-    """The inverse of :func:`mode_to_config`.
+    """Make a mode from what :func:`mode_to_config` returned.
 
     Raises:
-        ValueError: There is no such method.
+        ValueError: The config names no method of ``clip_guidance.guidance.methods``.
     """
     if not isinstance(config, dict):
         return config
@@ -78,8 +78,12 @@ def mode_from_config(config: str | Mode | dict[str, Any]) -> str | Mode:
     return found[name](**{key: value for key, value in config.items() if key != "_class_name"})
 
 
-def guider_to_config(guider: Any) -> dict[str, Any] | None:
-    """The guider's own config with its class's name.
+def guider_to_config(guider: Any, own: type) -> dict[str, Any] | None:
+    """Return the guider's own config with the name of its class.
+
+    Args:
+        guider: The guider; None for none.
+        own: The class of this package that may stand in a config, beside those of diffusers: ``CLIPGuidance``.
 
     Raises:
         TypeError: The guider cannot be saved, or its class would not be found again.
@@ -87,7 +91,7 @@ def guider_to_config(guider: Any) -> dict[str, Any] | None:
     if guider is None:
         return None
     config = json.loads(guider.to_json_string())
-    if _guider_class(config["_class_name"]) is not type(guider):
+    if _guider_class(config["_class_name"], own) is not type(guider):
         raise TypeError(
             f"{type(guider).__name__}, the guider inside, cannot be saved: expected a CLIPGuidance or a class of "
             "diffusers.guiders, which is found by its name"
@@ -95,15 +99,19 @@ def guider_to_config(guider: Any) -> dict[str, Any] | None:
     return config
 
 
-def guider_from_config(config: dict[str, Any] | None) -> Any:
-    """The inverse of :func:`guider_to_config`.
+def guider_from_config(config: dict[str, Any] | None, own: type) -> Any:
+    """Make a guider from what :func:`guider_to_config` returned.
+
+    Args:
+        config: The config; None for no guider.
+        own: The class of this package that may stand in a config, beside those of diffusers: ``CLIPGuidance``.
 
     Raises:
-        ValueError: There is no such class.
+        ValueError: The config names no such class.
     """
     if config is None:
         return None
-    cls = _guider_class(config["_class_name"])
+    cls = _guider_class(config["_class_name"], own)
     if cls is None:
         raise ValueError(
             f"the guider inside was a {config['_class_name']}; expected CLIPGuidance or a class of diffusers.guiders"
@@ -111,10 +119,8 @@ def guider_from_config(config: dict[str, Any] | None) -> Any:
     return cls.from_config(config)
 
 
-def _guider_class(name: str) -> Any:
-    if name == "CLIPGuidance":
-        from clip_guidance.guidance.clip import CLIPGuidance
-
-        return CLIPGuidance
+def _guider_class(name: str, own: type) -> Any:
+    if name == own.__name__:
+        return own
     found = getattr(guiders, name, None)
     return found if isinstance(found, type) and issubclass(found, guiders.BaseGuidance) else None

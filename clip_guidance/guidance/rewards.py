@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.prediction import at_least_float32
+from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.cutouts import Cutouts, View
 from clip_guidance.guidance.engine.gradient import parts, sized_for_half
 

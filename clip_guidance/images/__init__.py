@@ -1,4 +1,4 @@
-"""Any image source to RGB: load, find, hash, and the record that an image carries.
+"""Turn any image source into RGB: find the files, read and hash them, decode them, read the record they carry.
 
-Its modules are imported one by one, so that what only reads a record or a file name does not load torch.
+Import its modules one by one: what only reads a record or a file name must not load torch.
 """

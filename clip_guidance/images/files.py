@@ -1,50 +1,79 @@
-"""The bytes of an image's file, and the hash that it is known by wherever it lies."""
+"""The files of images: their bytes, and the hash by which an image is recognised wherever it lies."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
-from clip_guidance.images.load import ImageError
+from clip_guidance._files import is_valid_text, stat_regular
 
 
-def look_at(path: str) -> os.stat_result:
-    """Size and time of a file.
+class ImageError(ValueError):
+    """An image cannot be read; the message names the image and the reason.
+
+    Args:
+        name: File name of the image, or what else it is called in messages.
+        reason: Why it cannot be read.
+
+    Attributes:
+        name: As given.
+        reason: As given.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from clip_guidance.images.load import load_image
+        >>> try:
+        ...     load_image("missing.png")
+        ... except cg.ImageError as error:
+        ...     print(error, "|", error.reason)
+        missing.png: no such file | no such file
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+def check_name(path: str) -> None:
+    """Check that a file name can be stored as text.
 
     Raises:
-        ImageError: it is none that can be indexed.
+        ImageError: The name holds bytes that are not UTF-8.
+    """
+    if not is_valid_text(path):
+        raise ImageError(path, "its name is not valid text; rename it")
+
+
+def stat_image(path: str) -> os.stat_result:
+    """Return size and times of an image file.
+
+    Raises:
+        ImageError: There is no such file, it is a folder, a pipe or a device, or it may not be read.
     """
     try:
-        path.encode()
-        found = os.stat(path)
-    except UnicodeEncodeError:
-        raise ImageError(path, "its name is no valid text; rename it") from None
+        return stat_regular(path)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
-    except (OSError, ValueError) as error:  # the second for a name with a null byte
+    except IsADirectoryError:
+        raise ImageError(path, "is a folder that holds no image") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise ImageError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if stat.S_ISDIR(found.st_mode):
-        raise ImageError(path, "is a folder that holds no image")
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-        raise ImageError(path, "is no regular file")
-    return found
-
-
-def content_hash(data: bytes) -> str:
-    """BLAKE2b-128 of a file's bytes, hexadecimal."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_bytes(path: str) -> bytes:
-    """A file's bytes.
+    """Read the bytes of an image file.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: As :func:`stat_image` says, or reading fails.
     """
-    look_at(path)
+    stat_image(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(path, f"cannot be read ({error.strerror})") from None
+
+
+def content_hash(data: bytes) -> str:
+    """Compute the BLAKE2b-128 hash of a file's bytes, as 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

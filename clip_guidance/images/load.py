@@ -1,15 +1,15 @@
 """The one image loader: every image that enters the package passes through here.
 
-Declared policy, because readers differ silently and a score moves with them:
+The rules are written down because image readers differ silently, and scores change with them:
 
-- EXIF orientation is applied, transparency is composited on white; of an animation the first frame is taken, which is
-  said once (log of this module);
-- grey, palette and CMYK become RGB; 16-bit and float images are scaled to 8 bits, where PIL's
-  ``convert("RGB")`` saturates them to white;
-- more than 179 megapixels (twice PIL.Image.MAX_IMAGE_PIXELS) are refused before they are decoded, and so is what is no
-  regular file: a pipe would be waited for without end;
-- what cannot be read is an ``ImageError`` that names the file and the reason, and ``load_images`` can skip
-  and report such files, so that one corrupt image in ten thousand costs one line.
+- EXIF orientation is applied, and transparency is composited on white. The first frame of an animation is taken, which
+  the log of this module says once.
+- Grey, palette and CMYK images become RGB. 16-bit and float images are scaled to 8 bits, where PIL's
+  ``convert("RGB")`` would saturate them to white.
+- Images above 179 megapixels (twice PIL.Image.MAX_IMAGE_PIXELS) are rejected before they are decoded, and files that
+  are not regular are never opened: reading a pipe could wait for ever.
+- What cannot be read raises an ``ImageError`` that names the file and the reason; ``load_images`` can skip and report
+  such files, so that one corrupt image in ten thousand costs one line.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_guidance.images.files import ImageError as ImageError
+from clip_guidance.images.files import read_bytes
 from clip_guidance.images.find import EXTENSIONS as EXTENSIONS
 from clip_guidance.images.find import find_images as find_images
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor
 
 _log = logging.getLogger(__name__)
-_told: set[str] = set()  # what was said already
+_warned: set[str] = set()  # the warnings that were logged already
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr")
-_SEARCHED = 4096  # bytes at the beginning: an SVG may open with comments
+_SEARCHED_BYTES = 4096  # at the beginning of a file: an SVG may open with comments
 _FOREIGN_FORMATS = {
     "HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"),
     "SVG": (b"<svg",),
@@ -44,17 +44,14 @@ _FOREIGN_FORMATS = {
 }
 
 
-class ImageError(ValueError):
-    """An image that cannot be read. The message names the image and the reason."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
-
-
 @dataclass(frozen=True)
 class Skipped:
-    """An image that was passed over, and why."""
+    """An image that was passed over.
+
+    Attributes:
+        path: What the image is called: its path, or ``image 7``.
+        reason: Why it cannot be read.
+    """
 
     path: str
     reason: str
@@ -62,13 +59,13 @@ class Skipped:
 
 @dataclass
 class ImageBatch:
-    """Consecutive readable images of a longer list, and the unreadable ones met among them.
+    """Consecutive readable images of a longer list, and the unreadable ones among them.
 
     Attributes:
         images: RGB images.
-        names: the file name (or ``image 7``) of each.
-        indices: the position of each in the list that was given.
-        skipped: what could not be read.
+        names: The path (or ``image 7``) of each image.
+        indices: The position of each image in the list that was given.
+        skipped: The images that could not be read.
     """
 
     images: list[Image.Image] = field(default_factory=list)
@@ -81,19 +78,26 @@ class ImageBatch:
 
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
-    """Reads one image.
+    """Load one image.
 
     Args:
-        source: a PIL image, a path, the bytes of a file, an array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4), or a tensor (1, H, W), (3, H, W) or (4, H, W); numbers are bool, uint8, uint16
-            or float in [0, 1]. A fourth channel is transparency.
-        name: what to call the image in an error; by default its path.
+        source: A PIL image, a path, the bytes of a file, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a
+            tensor (1, H, W), (3, H, W) or (4, H, W); numbers are bool, uint8, uint16 or float in [0, 1]. A fourth
+            channel is opacity.
+        name: What to call the image in an error; by default its path.
 
     Returns:
         An 8-bit RGB image, upright and opaque.
 
     Raises:
-        ImageError: it cannot be read; the message names the image and says why.
+        ImageError: The image cannot be read; the message names it and says why.
+
+    Example:
+        >>> import numpy as np
+        >>> from clip_guidance.images.load import load_image
+        >>> image = load_image(np.full((4, 6), 0.5))
+        >>> image.mode, image.size, image.getpixel((0, 0))
+        ('RGB', (6, 4), (128, 128, 128))
     """
     name = name or image_name(source)
     try:
@@ -101,8 +105,6 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         rgb = _to_rgb(image)
     except ImageError as error:
         raise ImageError(name, error.reason) from error
-    except FileNotFoundError:
-        raise ImageError(name, "no such file") from None
     except Image.DecompressionBombError as error:
         most = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
         reason = f"too large, above the cap of {most} ({error}); trusted? raise PIL.Image.MAX_IMAGE_PIXELS"
@@ -110,26 +112,27 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise anything: OSError, SyntaxError, struct.error, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(name, f"cannot be read ({reason})") from error
-    if image is not source:  # of a caller's own image the caller has chosen the frame
-        _tell_frames(image, name)
+    if image is not source:  # the frame of a PIL image was chosen by whoever passed it
+        _warn_of_frames(image, name)
     return rgb
 
 
 def load_images(
     sources: Iterable[ImageSource], batch_size: int = 64, on_error: Literal["raise", "skip"] = "raise"
 ) -> Iterator[ImageBatch]:
-    """Reads many images, ``batch_size`` at a time, in constant memory.
+    """Load many images, ``batch_size`` at a time, in constant memory.
 
     Args:
-        sources: images as for ``load_image``; may be a generator.
-        batch_size: readable images in a batch; the last one may hold fewer, or only skipped ones.
+        sources: Images as for ``load_image``; may be a generator.
+        batch_size: Number of readable images per batch; the last batch may hold fewer, or only skipped ones.
         on_error: "raise" stops at the first unreadable image, "skip" reports it in ``ImageBatch.skipped``.
 
     Yields:
         Batches, in order.
 
     Raises:
-        ImageError: an image cannot be read and ``on_error`` is "raise".
+        ImageError: An image cannot be read and ``on_error`` is "raise".
+        ValueError: ``on_error`` is something else.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -154,14 +157,14 @@ def load_images(
 
 
 def as_list(images: Any) -> list[ImageSource]:
-    """One image or many, as a list of single images.
+    """Turn one image or many into a list of single images.
 
     Args:
-        images: anything ``load_image`` takes, a list of these, or a batch: a tensor (B, C, H, W) or an array
+        images: Anything ``load_image`` takes, a list of these, or a batch: a tensor (B, C, H, W) or an array
             (B, H, W, C).
 
     Raises:
-        ValueError: there is no image.
+        ValueError: The list is empty.
     """
     batched = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     single = isinstance(images, (Image.Image, str, os.PathLike, bytes, np.ndarray, torch.Tensor)) and not batched
@@ -172,7 +175,7 @@ def as_list(images: Any) -> list[ImageSource]:
 
 
 def image_name(source: ImageSource, index: int | None = None) -> str:
-    """What to call an image in a message: its path, or ``image 7``."""
+    """Return what to call an image in a message: its path, or ``image 7``."""
     if isinstance(source, Image.Image):
         source = getattr(source, "filename", "")
     named = isinstance(source, (str, os.PathLike)) and os.fspath(source)
@@ -187,26 +190,16 @@ def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, torch.Tensor):
         if source.ndim != 3 or source.shape[0] not in (1, 3, 4):
             raise ImageError("", f"expected a tensor (3, H, W), got {tuple(source.shape)}")
-        wide = source.float() if source.is_floating_point() else source  # numpy knows no bfloat16
+        wide = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
         return _from_array(wide.detach().cpu().permute(1, 2, 0).numpy())
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if path.startswith(("http://", "https://")):
             raise ImageError("", "is an address; download the image and give its path")
-        source = _read_bytes(path)
+        source = read_bytes(path)
     if isinstance(source, bytes):
         return _decode(source)
     raise ImageError("", f"expected a PIL image, path, bytes, array or tensor, got {type(source).__name__}")
-
-
-def _read_bytes(path: str) -> bytes:
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        with os.scandir(path):  # fails, and says so, where it may not be looked into
-            raise ImageError("", "is a folder that holds no image")
-    if not stat.S_ISREG(mode):
-        raise ImageError("", "is no regular file")
-    return Path(path).read_bytes()
 
 
 def _decode(data: bytes) -> Image.Image:
@@ -215,14 +208,14 @@ def _decode(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        start = data[:_SEARCHED]
+        start = data[:_SEARCHED_BYTES]
         kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(mark in start for mark in marks)), None)
         reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not an image"
         raise ImageError("", reason) from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    """An array of pixels (H, W) or (H, W, C) as an 8-bit image."""
+    """Convert an array of pixels (H, W) or (H, W, C) to an 8-bit image."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or array.size == 0:
@@ -238,13 +231,13 @@ def _from_array(array: np.ndarray) -> Image.Image:
     else:
         raise ImageError("", f"expected bool, uint8, uint16 or float in [0, 1], got {array.dtype}")
     low, high = float(unit.min()), float(unit.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails; decoders overshoot by rounding
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails too; decoders overshoot by rounding
         raise ImageError("", f"expected values in [0, 1], got {low:g} to {high:g}")
     return Image.fromarray((unit.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()  # a truncated file fails here, before anything else looks at it
+    image.load()  # a truncated file fails here, before anything else is done with it
     image = _upright(image)
     if image.mode == "F":
         image = _from_array(np.asarray(image))
@@ -259,16 +252,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _tell_frames(image: Image.Image, name: str) -> None:
-    """Says once that only the first frame is taken; the second image of a camera's MPO is no frame."""
-    if "frames" in _told or image.format == "MPO":
+def _warn_of_frames(image: Image.Image, name: str) -> None:
+    """Log once that only the first frame of an animation is taken."""
+    if "frames" in _warned or image.format == "MPO":  # the second image in a camera's MPO file is not a frame
         return
     try:
         several = getattr(image, "is_animated", False)
     except Exception:  # a broken second frame says nothing about the first
         several = False
     if several:
-        _told.add("frames")
+        _warned.add("frames")
         _log.warning("%s holds several frames; of this and other such images the first is taken", name)
 
 

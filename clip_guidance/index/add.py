@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip_guidance.clip.embed_cache import Prepared, encode, prepare
-from clip_guidance.images.files import content_hash, look_at, read_bytes
+from clip_guidance.images.files import check_name, content_hash, read_bytes, stat_image
 from clip_guidance.images.load import ImageError, Skipped
 from clip_guidance.index.entries import Batch, Entry, Seen
 from clip_guidance.index.results import Changes, Moved
@@ -64,7 +64,7 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
 def as_known(entry: Entry) -> bool:
     """Whether the file is there with the size and time that the catalogue knows, so that it need not be read."""
     try:
-        return _same(entry, look_at(entry.path))
+        return _same(entry, stat_image(entry.path))
     except ImageError:
         return False
 
@@ -74,7 +74,8 @@ def _same(entry: Entry, found: os.stat_result) -> bool:
 
 
 def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
-    found, patch, entry = look_at(path), patch_of(Path(path)), store.by_path(path)
+    check_name(path)
+    found, patch, entry = stat_image(path), patch_of(Path(path)), store.by_path(path)
     settled = time.time_ns() - found.st_mtime_ns > _UNSETTLED
     if entry is not None and _same(entry, found):
         plan.changes.unchanged += 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_guidance._files import sync_file
+from clip_guidance._files import fsync_file, write_atomically
 from clip_guidance.index.vectors import blocks
 
 if TYPE_CHECKING:
@@ -20,19 +19,17 @@ EMBEDS, ENTRIES = "embeds.safetensors", "entries.jsonl"
 def export(store: Store, folder: Path) -> int:
     """Writes ``embeds.safetensors`` and ``entries.jsonl``, in the same order; returns the number of images."""
     folder.mkdir(parents=True, exist_ok=True)
-    embeds, entries = folder / f"{EMBEDS}.part", folder / f"{ENTRIES}.part"
-    with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
-        rows = store.rows()
-        matrix.write(_header(len(rows), store))
-        for start, block in blocks(vectors, rows):
-            matrix.write(block.astype("<f4").tobytes())
-            for entry in store.by_rows(rows[start : start + len(block)]):
-                line = {"path": entry.path, "hash": entry.hash, "size": entry.size, "metadata": entry.metadata}
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-        sync_file(matrix)
-        sync_file(lines)
-    os.replace(embeds, folder / EMBEDS)
-    os.replace(entries, folder / ENTRIES)
+    with write_atomically(folder / EMBEDS) as embeds, write_atomically(folder / ENTRIES) as entries:  # noqa: SIM117
+        with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
+            rows = store.rows()
+            matrix.write(_header(len(rows), store))
+            for start, block in blocks(vectors, rows):
+                matrix.write(block.astype("<f4").tobytes())
+                for entry in store.by_rows(rows[start : start + len(block)]):
+                    line = {"path": entry.path, "hash": entry.hash, "size": entry.size, "metadata": entry.metadata}
+                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for file in (matrix, lines):  # both are on the disk before either takes the place of a former export
+                fsync_file(file)
     return len(rows)
 
 

@@ -26,7 +26,7 @@ from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import ALL, Condition, both
 
 SELECTIVE = 0.05  # share of the images up to which a filter is answered exactly: graphs lose recall there
-MOST = 16384  # hits that Milvus gives at once
+MAX_HITS = 16384  # hits that Milvus gives at once
 _PAGE = 1000
 _OUTBOX = (
     "CREATE TABLE pending (id INTEGER PRIMARY KEY)",
@@ -166,7 +166,7 @@ class MilvusStore(Store):
         total, count = self.count(), self.count(condition)
         wanted = k if condition == ALL else math.ceil(1.5 * k * total / max(1, count)) + 10
         narrow = condition != ALL and count <= SELECTIVE * total
-        if exact or narrow or k < 1 or not len(queries) or wanted > MOST or self._pending():
+        if exact or narrow or k < 1 or not len(queries) or wanted > MAX_HITS or self._pending():
             return super().search(queries, k, condition)
         vectors = np.asarray(queries, np.float32)
         found = self._ask("search", self.collection, vectors, limit=wanted, anns_field="embeds")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_guidance._files import sync_file, sync_folder
+from clip_guidance._files import fsync_file, fsync_folder
 
 _HEADER = struct.Struct("<8sII48x")  # magic, d, bytes a number; padded so that rows are aligned
 _MAGIC = b"CLIPVEC1"
@@ -50,8 +50,8 @@ class VectorFile:
         """An empty file for vectors of ``dim`` numbers, "float32" or "float16"; one in its place is overwritten."""
         with path.open("wb") as file:
             file.write(_HEADER.pack(_MAGIC, dim, np.dtype(dtype).itemsize))
-            sync_file(file)
-        sync_folder(path.parent)
+            fsync_file(file)
+        fsync_folder(path.parent)
         return cls(path)
 
     def write(self, row: int, embeds: np.ndarray) -> None:
@@ -59,7 +59,7 @@ class VectorFile:
         with self.path.open("r+b") as file:
             file.seek(_HEADER.size + row * self.dim * self.dtype.itemsize)
             file.write(np.ascontiguousarray(embeds, self.dtype).tobytes())
-            sync_file(file)
+            fsync_file(file)
 
     def read(self, rows: int) -> np.ndarray:
         """The first rows as a read-only map (rows, d).

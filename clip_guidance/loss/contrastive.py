@@ -1,4 +1,4 @@
-"""The contrastive objective of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3), the plain reference.
+"""The contrastive loss of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3): the plain reference.
 
 logits[i, j] = exp(logit_scale) · cos(image_i, text_j)
 loss = ½ · mean_i CE(logits[i, :], i) + ½ · mean_j CE(logits[:, j], j)
@@ -12,17 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_guidance._tensors import at_least_float32, unit_vectors
+
 MAX_LOGIT_SCALE = math.log(100)  # the temperature is "clipped to prevent scaling the logits by more than 100" (2.5)
 
 
 def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """exp(logit_scale) · cos of every image with every text, (N, M) from (N, d) and (M, d), in at least float32.
+    """Compute exp(logit_scale) · cos of every image with every text.
 
-    ``logit_scale`` is the log of the factor, of one element; it is held at or below ln 100, and its gradient is zero
-    above.
+    Args:
+        image_embeds: (N, d), need not be unit vectors.
+        text_embeds: (M, d), need not be unit vectors.
+        logit_scale: Log of the inverse temperature, one element. It is clamped to at most ln 100, above which its
+            gradient is zero.
+
+    Returns:
+        Logits (N, M), in float32, or float64 where the embeddings are.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> cg.loss.similarity_logits(torch.eye(2), torch.tensor([[3.0, 0.0]]), torch.tensor([0.0]))
+        tensor([[1.],
+                [0.]])
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
-        image_embeds, text_embeds = (F.normalize(at_least_float32(x), dim=-1) for x in (image_embeds, text_embeds))
+        image_embeds, text_embeds = (unit_vectors(x) for x in (image_embeds, text_embeds))
         factor = at_least_float32(logit_scale).reshape(()).clamp(max=MAX_LOGIT_SCALE).exp()
         return factor * image_embeds @ text_embeds.T
 
@@ -30,20 +45,32 @@ def similarity_logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Te
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, groups: Tensor | None = None
 ) -> Tensor:
-    """Symmetric cross-entropy over the N x N cosine matrix.
+    """Compute CLIP's loss: the symmetric cross-entropy over the N × N matrix of scaled cosines.
+
+    Every other text of the batch is a negative of an image, and every other image one of a text. Memory grows with
+    N²; :func:`tiled_contrastive_loss` gives the same value without the matrix, and over several processes.
 
     Args:
         image_embeds: (N, d), need not be unit vectors.
         text_embeds: (N, d); row i is the caption of image i.
-        logit_scale: log of the inverse temperature, one element.
-        groups: int (N,); pairs with equal entries have the same caption and are not each other's negatives: their
-            off-diagonal logits are left out of both softmaxes.
+        logit_scale: Log of the inverse temperature, one element; clamped to at most ln 100.
+        groups: Int (N,); pairs with equal entries have the same caption and are not each other's negatives: their
+            off-diagonal logits are left out of both softmaxes. By default every pair is a group of its own.
 
     Returns:
-        The loss, a scalar in nats; ln N where the embeddings say nothing.
+        The loss, a scalar in nats, at least 0; ln N where all cosines are equal.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not fit.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> embeds = torch.eye(4)
+        >>> cg.loss.contrastive_loss(embeds, embeds, torch.tensor([2.0]))
+        tensor(0.0019)
+        >>> cg.loss.contrastive_loss(embeds, torch.ones(4, 4), torch.tensor([2.0]))  # ln 4
+        tensor(1.3863)
     """
     check_pairs(image_embeds, text_embeds, groups)
     logits = similarity_logits(image_embeds, text_embeds, logit_scale)
@@ -57,10 +84,10 @@ def contrastive_loss(
 
 
 def check_pairs(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None = None) -> None:
-    """Refuse what are no pairs.
+    """Check the shapes of N pairs.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The embeddings have different shapes, or ``groups`` does not have one entry per pair.
     """
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
         raise ValueError(
@@ -69,10 +96,5 @@ def check_pairs(image_embeds: Tensor, text_embeds: Tensor, groups: Tensor | None
         )
     if groups is not None and groups.shape != (len(image_embeds),):
         raise ValueError(
-            f"expected groups of shape ({len(image_embeds)},), one entry a pair, got {tuple(groups.shape)}"
+            f"expected groups of shape ({len(image_embeds)},), one entry per pair, got {tuple(groups.shape)}"
         )
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """float64 as it is, anything else in float32."""
-    return x if x.dtype == torch.float64 else x.float()

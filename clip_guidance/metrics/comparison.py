@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clip_guidance.metrics.statistics import Interval, bounds
 
-HELD = 2**22  # drawn numbers in memory at once
+MAX_DRAWS = 2**22  # drawn numbers in memory at once
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,6 @@ def compare_scores(
 def _resampled_means(values: Tensor, resamples: int, seed: int) -> Tensor:
     """Means (resamples, c) of n rows of ``values`` (n, c), drawn anew from them."""
     generator, n = torch.Generator().manual_seed(seed), len(values)
-    sizes = torch.ones(resamples, dtype=torch.long).split(max(1, HELD // n))
+    sizes = torch.ones(resamples, dtype=torch.long).split(max(1, MAX_DRAWS // n))
     parts = [values[torch.randint(n, (len(size), n), generator=generator)].mean(1) for size in sizes]
     return torch.cat(parts)

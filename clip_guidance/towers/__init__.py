@@ -1,4 +1,7 @@
-"""The four towers, by the names that recipes and configs use, registered with transformers' Auto classes."""
+"""Image and text towers, by the names that recipes and configs use, registered with transformers' Auto classes.
+
+Saved pipelines store these module paths in their ``model_index.json``; keep them stable.
+"""
 
 from typing import Any
 

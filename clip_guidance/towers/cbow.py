@@ -1,14 +1,14 @@
 """Continuous bag of words: a text is the mean of its tokens' embeddings (Mikolov et al. 2013, arXiv:1301.3781).
 
 The mean passes a residual two-layer perceptron before the projection, which lets words interact ("red" + "apple").
-The token embeddings are the sequence that a pipeline cross-attends to; they know neither order nor neighbours.
+The token embeddings are the sequence that a pipeline cross-attends to; they depend on neither order nor neighbours.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# diffusers loads a class from a module only if it finds the class's base under its own name in that module
+# diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 from transformers.activations import ACT2FN
 
@@ -17,10 +17,18 @@ from clip_guidance.towers.text import TextConfig, TextEmbeddings, TextStates, Te
 
 
 class CBOWTextConfig(TextConfig):
-    """Settings of the bag of words; see :class:`~clip_guidance.towers.text.TextConfig` for the others.
+    """Configure a :class:`CBOWTextModel`.
+
+    The other settings are those of :class:`~clip_guidance.towers.text.TextConfig`.
 
     Args:
-        intermediate_size: width of the perceptron behind the mean.
+        intermediate_size: Hidden width of the perceptron that follows the mean.
+        hidden_act: Activation of the perceptron, by the name that transformers gives it.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> cg.towers.CBOWTextConfig(vocab_size=1000, hidden_size=64).intermediate_size
+        1024
     """
 
     model_type = "clip_guidance_text_cbow"
@@ -30,7 +38,7 @@ class CBOWTextConfig(TextConfig):
 
 
 class BagOfWords(nn.Module):
-    """Embeddings, final norm, masked mean, perceptron."""
+    """Compute embeddings, final norm, masked mean and perceptron."""
 
     def __init__(self, config: CBOWTextConfig):
         super().__init__()
@@ -48,16 +56,30 @@ class BagOfWords(nn.Module):
         last_hidden_state = self.final_layer_norm(x)
         weight = token_mask(input_ids, attention_mask, self.config.pad_token_id)[..., None].to(x.dtype)
         mean = (last_hidden_state * weight).sum(1) / weight.sum(1).clamp(min=1)
-        # three equal hidden states: SDXL with clip_skip=1 reads the third from the end
+        # Three equal hidden states: SDXL with clip_skip=1 reads the third from the end.
         return TextStates((x, x, x), last_hidden_state, mean + self.pooler(mean))
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """See :meth:`~clip_guidance.towers.text.TextTower.by_depth`; the perceptron is the one block."""
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers as :meth:`~clip_guidance.towers.text.TextTower.layer_groups` says.
+
+        The perceptron counts as the only block.
+        """
         return [[self.embeddings, self.final_layer_norm], [self.pooler]]
 
 
 class CBOWTextModel(TextTower):
-    """Bag-of-words text tower, a drop-in ``text_encoder``."""
+    """Encode texts as bags of words; a drop-in ``text_encoder``.
+
+    Args:
+        config: A :class:`CBOWTextConfig`.
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.towers import CBOWTextConfig, CBOWTextModel
+        >>> tower = CBOWTextModel(CBOWTextConfig(vocab_size=1000, hidden_size=64))
+        >>> tower(torch.tensor([[3, 1, 4]])).pooler_output.shape
+        torch.Size([1, 64])
+    """
 
     config_class = CBOWTextConfig
 

@@ -1,7 +1,7 @@
-"""What every image tower shares: pixels in, a sequence of states and one pooled vector an image out.
+"""The base of the image towers: pixels in, a sequence of states and one pooled vector per image out.
 
-The outputs are those of ``transformers``' ``CLIPVisionModel`` (or, with ``projection_dim``, of
-``CLIPVisionModelWithProjection``), which is what IP-Adapter and other users of an ``image_encoder`` read.
+The outputs are those of ``transformers``' ``CLIPVisionModel`` or, with ``projection_dim``, of its
+``CLIPVisionModelWithProjection``: IP-Adapter and other users of an ``image_encoder`` read them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from clip_guidance.towers.layers import SelfInitialised, linear
 
 
 class ImageConfig(PreTrainedConfig):
-    """Settings that every image tower has.
+    """Hold the settings that every image tower has.
 
     Args:
-        image_size: side of the square input in pixels.
-        hidden_size: width D of the pooled state.
-        projection_dim: size of ``image_embeds``; None for a tower that ends with the pooled state.
+        image_size: Side of the square input in pixels.
+        num_channels: Channels of the input.
+        hidden_size: Width D of the pooled state.
+        projection_dim: Size of ``image_embeds``; None for a tower that ends with the pooled state.
+        layer_norm_eps: Added to the variance in every layer norm.
     """
 
     image_size: int = 224
@@ -38,7 +40,7 @@ class ImageStates:
     """What a ``vision_model`` returns.
 
     Attributes:
-        hidden_states: tensors (B, L, D_i), one a layer or stage.
+        hidden_states: Tensors (B, L, D_i), one per layer or stage.
         last_hidden_state: (B, L, D).
         pooler_output: (B, D).
     """
@@ -49,7 +51,13 @@ class ImageStates:
 
 
 class ImageTower(SelfInitialised, PreTrainedModel):
-    """Base of the image towers: subclasses build ``vision_model``, which maps pixel_values to ImageStates."""
+    """Base of the image towers.
+
+    Subclasses make ``vision_model``, which maps pixel_values to :class:`ImageStates`.
+
+    Args:
+        config: The config of the subclass.
+    """
 
     base_model_prefix = ""
     input_modalities = ("image",)
@@ -67,28 +75,28 @@ class ImageTower(SelfInitialised, PreTrainedModel):
     def make_vision_model(config: Any) -> nn.Module:
         raise TypeError("ImageTower is abstract: use ViTModel or ResNetModel")
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """The parts of the tower from the input on: the embeddings or the stem, then block after block.
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers by depth: first the embeddings or the stem, then one group per block.
 
-        What stands behind the last block, a norm or a projection, is in none of them.
+        What follows the last block, a norm or a projection, is in no group.
         """
-        return self.vision_model.by_depth()
+        return self.vision_model.layer_groups()
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
     ) -> Any:
-        """States of a batch of images.
+        """Encode a batch of images.
 
         Args:
             pixel_values: (B, 3, image_size, image_size), normalised as the CLIP's ``image_processor`` does.
-            output_hidden_states: return ``hidden_states`` too.
-            return_dict: False for a tuple.
+            output_hidden_states: Whether to return ``hidden_states`` too; by default they are not returned.
+            return_dict: False returns a tuple.
 
         Returns:
-            ``BaseModelOutputWithPooling``, or ``CLIPVisionModelOutput`` where the tower projects.
+            ``BaseModelOutputWithPooling``, or ``CLIPVisionModelOutput`` where the tower has a projection.
 
         Raises:
-            ValueError: images of another size.
+            ValueError: The images have another size.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if tuple(pixel_values.shape[1:]) != expected:

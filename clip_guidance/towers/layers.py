@@ -1,7 +1,7 @@
 """The pre-norm transformer that the ViT and the text transformer share (Vaswani et al. 2017; Radford et al. 2021, 2.4).
 
-Module names are those of ``transformers``' CLIP (``self_attn.q_proj``, ``mlp.fc1`` ...), so weights load key by key and
-tools that look for these names (LoRA) find them.
+Module names are those of ``transformers``' CLIP (``self_attn.q_proj``, ``mlp.fc1`` ...): weights load key by key, and
+tools that select layers by name (LoRA) find them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def linear(inputs: int, outputs: int, std: float | None = None, bias: bool = True) -> nn.Linear:
-    """A linear map with normal weights, of variance 1 / inputs where ``std`` is not given, and zero bias.
+    """Make a linear map with normal weights and zero bias.
 
-    The stds that the towers give scale with width and depth as OpenAI's ``initialize_parameters`` does.
+    Args:
+        inputs: Width of the input.
+        outputs: Width of the output.
+        std: Standard deviation of the weights; by default inputs ** -0.5. The towers scale it with width and depth
+            as OpenAI's ``initialize_parameters`` does.
+        bias: Whether the map has a bias.
     """
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(layer.weight, std=inputs**-0.5 if std is None else std)
@@ -26,14 +31,14 @@ def linear(inputs: int, outputs: int, std: float | None = None, bias: bool = Tru
 
 
 class SelfInitialised:
-    """For ``PreTrainedModel``: the modules set their own weights when they are made, nothing overwrites them after."""
+    """Keep ``PreTrainedModel`` from initialising weights, which the modules have done already."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing left to do."""
+        """Leave the weights as they are."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Compute multi-head self-attention."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -43,7 +48,10 @@ class Attention(nn.Module):
         self.out_proj = linear(width, width, std=(2 * depth * width) ** -0.5)
 
     def forward(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """x (B, L, D); mask broadcastable to (B, heads, L, L), True where a query may look."""
+        """Attend from x (B, L, D) to x.
+
+        The mask broadcasts to (B, heads, L, L), and is True where a query may attend.
+        """
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -53,7 +61,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between them."""
+    """Apply two linear maps with an activation between them."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -67,10 +75,10 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """Compute x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Its base runs it again in the backward pass, instead of keeping its activations, where the model is told to by
-    ``transformers``' ``activation_checkpointing_enable`` (Chen et al. 2016, arXiv:1604.06174).
+    After ``model.gradient_checkpointing_enable()`` of ``transformers`` the base class computes the layer again in the
+    backward pass instead of keeping its activations (Chen et al. 2016, arXiv:1604.06174).
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -86,14 +94,14 @@ class EncoderLayer(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """A stack of layers that keeps what goes into each of them and what comes out of the last."""
+    """Apply a stack of layers; keep the input of each layer and the output of the last."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> tuple[Tensor, ...]:
-        """(B, L, D) to ``num_hidden_layers + 1`` tensors (B, L, D)."""
+        """Map (B, L, D) to ``num_hidden_layers + 1`` tensors (B, L, D)."""
         hidden_states = [x]
         for layer in self.layers:
             hidden_states.append(layer(hidden_states[-1], mask, is_causal))

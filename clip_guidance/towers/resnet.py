@@ -1,8 +1,8 @@
 """The ResNet of CLIP, made small (He et al. 2016, arXiv:1512.03385; Radford et al. 2021, section 2.4).
 
-Kept from CLIP: a stem of three 3x3 convolutions, and average pooling in front of every stride (Zhang 2019,
-arXiv:1904.11486), which makes the gradient with respect to the pixels smooth. Changed: basic blocks, and the mean over
-positions instead of attention pooling, which at these widths costs more than it gives.
+As in CLIP there is a stem of three 3 × 3 convolutions, and average pooling in front of every stride (Zhang 2019,
+arXiv:1904.11486), which makes the gradient with respect to the pixels smooth. Unlike in CLIP the blocks are basic ones,
+and the pooled output is the mean over positions: attention pooling costs more than it gives at these widths.
 """
 
 from __future__ import annotations
@@ -12,19 +12,29 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# diffusers loads a class from a module only if it finds the class's base under its own name in that module
+# diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 
 
 class ResNetConfig(ImageConfig):
-    """Settings of the ResNet; see :class:`~clip_guidance.towers.image.ImageConfig` for the others.
+    """Configure a :class:`ResNetModel`.
+
+    The other settings are those of :class:`~clip_guidance.towers.image.ImageConfig`.
 
     Args:
-        hidden_sizes: width of each stage; the last is ``hidden_size``.
-        depths: residual blocks in each stage.
-        norm: "batch", or "group", which does not look at the other images of a batch.
+        hidden_sizes: Channels of each stage; the last one is ``hidden_size``.
+        depths: Number of residual blocks in each stage.
+        norm: "batch", or "group", with which an image's output does not depend on the other images of its batch.
+
+    Raises:
+        ValueError: ``hidden_sizes`` and ``depths`` have different lengths, or ``norm`` is something else.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> cg.towers.ResNetConfig(image_size=64, hidden_sizes=[32, 64], depths=[1, 2]).hidden_size
+        64
     """
 
     model_type = "clip_guidance_resnet"
@@ -37,7 +47,8 @@ class ResNetConfig(ImageConfig):
         self.hidden_size = self.hidden_sizes[-1]
         super().__post_init__(**kwargs)
         if len(self.hidden_sizes) != len(self.depths):
-            raise ValueError(f"expected one depth a stage, got hidden_sizes {self.hidden_sizes}, depths {self.depths}")
+            sizes = f"hidden_sizes {self.hidden_sizes}, depths {self.depths}"
+            raise ValueError(f"expected one depth per stage, got {sizes}")
         if self.norm not in ("batch", "group"):
             raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r}')
 
@@ -45,7 +56,7 @@ class ResNetConfig(ImageConfig):
 def conv_norm(
     config: ResNetConfig, inputs: int, outputs: int, kernel_size: int = 3, norm_weight: float = 1.0
 ) -> nn.Sequential:
-    """Convolution of stride 1 that keeps the size, then the norm."""
+    """Make a convolution of stride 1 that keeps the size, and the norm that follows it."""
     norm = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.GroupNorm(min(16, outputs // 4), outputs)
     nn.init.constant_(norm.weight, norm_weight)
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
@@ -54,12 +65,12 @@ def conv_norm(
 
 
 class Block(nn.Module):
-    """relu(shortcut(x) + conv(relu(conv(x)))), at half the size if ``stride`` is 2."""
+    """Compute relu(shortcut(x) + conv(relu(conv(x)))), at half the size where ``stride`` is 2."""
 
     def __init__(self, config: ResNetConfig, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.conv1 = conv_norm(config, inputs, outputs)
-        self.conv2 = conv_norm(config, outputs, outputs, norm_weight=0.0)  # begins as its shortcut (Goyal 2017, 5.1)
+        self.conv2 = conv_norm(config, outputs, outputs, norm_weight=0.0)  # at first x + 0 (Goyal 2017, 5.1)
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         changes = stride > 1 or inputs != outputs
         self.shortcut = conv_norm(config, inputs, outputs, kernel_size=1) if changes else nn.Identity()
@@ -70,7 +81,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem at half the size, stages (all but the first halve it again), mean over positions."""
+    """Compute the stem at half the size, the stages (all but the first halve it), and the mean."""
 
     def __init__(self, config: ResNetConfig):
         super().__init__()
@@ -99,15 +110,26 @@ class ResNet(nn.Module):
             hidden_states.append(x.flatten(2).transpose(1, 2))
         return ImageStates(tuple(hidden_states), hidden_states[-1], x.mean((2, 3)))
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """See :meth:`~clip_guidance.towers.image.ImageTower.by_depth`."""
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers as :meth:`~clip_guidance.towers.image.ImageTower.layer_groups` says."""
         return [[self.stem], *([block] for stage in self.stages for block in cast(nn.Sequential, stage))]
 
 
 class ResNetModel(ImageTower):
-    """CLIP's ResNet image tower.
+    """Encode images with CLIP's ResNet.
 
-    It has no gradient checkpointing: a block that runs twice would count its batch twice in BatchNorm's averages.
+    Gradient checkpointing is not supported: a block that runs twice would count its batch twice in BatchNorm's running
+    averages.
+
+    Args:
+        config: A :class:`ResNetConfig`.
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.towers import ResNetConfig, ResNetModel
+        >>> tower = ResNetModel(ResNetConfig(image_size=32, hidden_sizes=[16, 32], depths=[1, 1]))
+        >>> tower(torch.rand(2, 3, 32, 32)).pooler_output.shape
+        torch.Size([2, 32])
     """
 
     config_class = ResNetConfig

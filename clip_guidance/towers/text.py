@@ -1,8 +1,8 @@
-"""What every text tower shares: the shape that diffusers' pipelines, LoRA and textual inversion expect of one.
+"""The base of the text towers: the interface that diffusers' pipelines, LoRA and textual inversion expect.
 
-A real submodule ``text_model`` computes the hidden states; around it stands a ``PreTrainedModel`` that returns them as
-``transformers``' CLIP does: ``hidden_states[-1]`` before the final norm, ``last_hidden_state`` after it,
-``pooler_output`` one vector a text. Without ``projection_dim`` the first entry of the output is the sequence (Stable
+The submodule ``text_model`` computes the hidden states, and the ``PreTrainedModel`` around it returns them as
+``transformers``' CLIP does: ``hidden_states[-1]`` before the final norm, ``last_hidden_state`` after it, and
+``pooler_output``, one vector per text. Without ``projection_dim`` the first entry of the output is the sequence (Stable
 Diffusion 1 and 2, encoder 1 of SDXL); with it the first entry is ``text_embeds`` (encoder 2 of SDXL, Stable Diffusion
 3).
 """
@@ -22,14 +22,17 @@ from clip_guidance.towers.layers import SelfInitialised, linear
 
 
 class TextConfig(PreTrainedConfig):
-    """Settings that every text tower has.
+    """Hold the settings that every text tower has.
 
     Args:
-        vocab_size: tokens in the vocabulary.
-        hidden_size: width D of the token states.
-        max_position_embeddings: context length L; equals the tokenizer's ``model_max_length``.
-        projection_dim: size of ``text_embeds``; None for a tower that ends with the pooled state.
-        pad_token_id: distinct from ``eos_token_id``, so that the mask can be read off the ids.
+        vocab_size: Number of tokens in the vocabulary.
+        hidden_size: Width D of the token states.
+        max_position_embeddings: Context length L; equals the tokenizer's ``model_max_length``.
+        projection_dim: Size of ``text_embeds``; None for a tower that ends with the pooled state.
+        layer_norm_eps: Added to the variance in every layer norm.
+        bos_token_id: Token at the start of a text.
+        eos_token_id: Token at the end of a text.
+        pad_token_id: Token that fills a text up; differs from ``eos_token_id``, so that the mask follows from the ids.
     """
 
     vocab_size: int = 49408
@@ -47,7 +50,7 @@ class TextStates:
     """What a ``text_model`` returns.
 
     Attributes:
-        hidden_states: tensors (B, L, D), the last before the final norm.
+        hidden_states: Tensors (B, L, D), the last one before the final norm.
         last_hidden_state: (B, L, D), after the final norm.
         pooler_output: (B, D).
     """
@@ -58,7 +61,13 @@ class TextStates:
 
 
 class TextTower(SelfInitialised, PreTrainedModel):
-    """Base of the text towers: subclasses make ``text_model``, from (input_ids, attention_mask) to TextStates."""
+    """Base of the text towers.
+
+    Subclasses make ``text_model``, which maps (input_ids, attention_mask) to :class:`TextStates`.
+
+    Args:
+        config: The config of the subclass.
+    """
 
     base_model_prefix = ""
     input_modalities = ("text",)
@@ -76,12 +85,12 @@ class TextTower(SelfInitialised, PreTrainedModel):
     def make_text_model(config: Any) -> nn.Module:
         raise TypeError("TextTower is abstract: use TransformerTextModel or CBOWTextModel")
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """The parts of the tower from the input on: the embeddings or the stem, then block after block.
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers by depth: first the embeddings, then one group per block.
 
-        What stands behind the last block, a norm or a projection, is in none of them.
+        What follows the last block, a norm or a projection, is in no group.
         """
-        return self.text_model.by_depth()
+        return self.text_model.layer_groups()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embeddings.token_embedding
@@ -96,16 +105,16 @@ class TextTower(SelfInitialised, PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Hidden states of a batch of texts.
+        """Encode a batch of texts.
 
         Args:
-            input_ids: int64 (B, L), L at most ``config.max_position_embeddings``.
-            attention_mask: (B, L), 1 where there is a token; read off ``pad_token_id`` when not given.
-            output_hidden_states: return ``hidden_states`` too.
-            return_dict: False for a tuple.
+            input_ids: Int64 (B, L), L at most ``config.max_position_embeddings``.
+            attention_mask: (B, L), 1 where there is a token; by default where the id is not ``pad_token_id``.
+            output_hidden_states: Whether to return ``hidden_states`` too; by default as the config says.
+            return_dict: False returns a tuple.
 
         Returns:
-            ``BaseModelOutputWithPooling``, or ``CLIPTextModelOutput`` where the tower projects.
+            ``BaseModelOutputWithPooling``, or ``CLIPTextModelOutput`` where the tower has a projection.
 
         Raises:
             ValueError: L exceeds the context.
@@ -126,7 +135,7 @@ class TextTower(SelfInitialised, PreTrainedModel):
 
 
 class TextEmbeddings(nn.Module):
-    """Token embeddings, plus learned positions where ``positions`` is not 0."""
+    """Embed tokens, and add learned positions where ``positions`` is not 0."""
 
     def __init__(self, config: TextConfig, positions: int):
         super().__init__()
@@ -137,7 +146,7 @@ class TextEmbeddings(nn.Module):
             nn.init.normal_(self.position_embedding.weight, std=0.01)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64 (B, L) to (B, L, D)."""
+        """Map int64 (B, L) to (B, L, D)."""
         x = self.token_embedding(input_ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding.weight[: input_ids.shape[-1]]
@@ -145,7 +154,7 @@ class TextEmbeddings(nn.Module):
 
 
 def token_mask(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: int | None) -> Tensor:
-    """Bool (B, L), True where there is a token: the mask given, else whatever is not padding."""
+    """Make a bool mask (B, L): the mask given, else True for whatever is not padding."""
     if attention_mask is not None:
         return attention_mask.bool()
     if pad_token_id is None:

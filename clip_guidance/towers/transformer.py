@@ -1,8 +1,8 @@
 """The text transformer of CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4), pooled at the end-of-text token.
 
-With ``causal=True``, as in CLIP, no token sees a later one, so padding behind the end of the text changes nothing and
-:meth:`TransformerTextModel.to_clip_text_model` is an equal stock ``CLIPTextModel``, position by position. Without it
-every token sees all the others and the padding is masked.
+With ``causal=True``, as in CLIP, no token attends to a later one: padding after the end of a text changes nothing, and
+:meth:`TransformerTextModel.to_clip_text_model` returns a stock ``CLIPTextModel`` with equal outputs at every position.
+With ``causal=False`` every token attends to all the others, and the padding is masked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-# diffusers loads a class from a module only if it finds the class's base under its own name in that module
+# diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
 from clip_guidance.towers.layers import Encoder
@@ -19,11 +19,21 @@ from clip_guidance.towers.text import TextConfig, TextEmbeddings, TextStates, Te
 
 
 class TransformerTextConfig(TextConfig):
-    """Settings of the text transformer; see :class:`~clip_guidance.towers.text.TextConfig` for the others.
+    """Configure a :class:`TransformerTextModel`.
+
+    The other settings are those of :class:`~clip_guidance.towers.text.TextConfig`.
 
     Args:
-        hidden_act: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
-        causal: mask later tokens, as CLIP does.
+        intermediate_size: Hidden width of the perceptron in each block.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Number of heads; divides ``hidden_size``.
+        hidden_act: Activation of the perceptrons: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
+        causal: Whether later tokens are masked, as in CLIP.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> cg.towers.TransformerTextConfig(vocab_size=1000, num_hidden_layers=2).hidden_size
+        512
     """
 
     model_type = "clip_guidance_text_transformer"
@@ -36,7 +46,7 @@ class TransformerTextConfig(TextConfig):
 
 
 class TextTransformer(nn.Module):
-    """Embeddings, encoder, final norm: the keys of ``transformers``' ``CLIPTextModel``."""
+    """Compute embeddings, encoder and final norm, in parameter names of ``CLIPTextModel``."""
 
     def __init__(self, config: TransformerTextConfig):
         super().__init__()
@@ -52,12 +62,12 @@ class TextTransformer(nn.Module):
         pooled = last_hidden_state[torch.arange(len(end), device=end.device), end]
         return TextStates(hidden_states, last_hidden_state, pooled)
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """See :meth:`~clip_guidance.towers.text.TextTower.by_depth`."""
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers as :meth:`~clip_guidance.towers.text.TextTower.layer_groups` says."""
         return [[self.embeddings], *([layer] for layer in self.encoder.layers)]
 
     def _attention(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, bool]:
-        """The mask (B, 1, L, L) to add to attention, and whether plain causal attention says it all."""
+        """Return the attention mask (B, 1, L, L), and whether to attend causally without a mask."""
         causal = self.config.causal
         if causal and attention_mask is None:
             return None, True
@@ -65,12 +75,23 @@ class TextTransformer(nn.Module):
         length = input_ids.shape[-1]
         square = torch.ones(length, length, dtype=torch.bool, device=input_ids.device)
         mask = mask & (square.tril() if causal else square)
-        # a padded query must see something, else softmax over nothing is nan; itself is harmless
+        # A padded query must attend to something, since the softmax over nothing is NaN; itself is harmless.
         return mask | torch.eye(length, dtype=torch.bool, device=input_ids.device), False
 
 
 class TransformerTextModel(TextTower):
-    """CLIP's text tower, a drop-in ``text_encoder``."""
+    """Encode texts with CLIP's transformer; a drop-in ``text_encoder``.
+
+    Args:
+        config: A :class:`TransformerTextConfig`.
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.towers import TransformerTextConfig, TransformerTextModel
+        >>> config = TransformerTextConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, eos_token_id=99)
+        >>> TransformerTextModel(config)(torch.tensor([[98, 5, 7, 99]])).last_hidden_state.shape
+        torch.Size([1, 4, 64])
+    """
 
     config_class = TransformerTextConfig
     supports_gradient_checkpointing = True
@@ -80,23 +101,25 @@ class TransformerTextModel(TextTower):
         return TextTransformer(config)
 
     def to_clip_text_model(self) -> CLIPTextModel:
-        """A stock ``CLIPTextModel`` with copies of these weights and equal outputs, for use without this package.
+        """Copy the weights into a stock ``CLIPTextModel`` with equal outputs.
 
-        A LoRA that was trained on transformers 5's ``CLIPTextModel`` names its layers without ``text_model.``:
-        diffusers loads it into this model, and not into the tower itself.
+        The copy is used without this package. A LoRA that was trained on transformers 5's ``CLIPTextModel`` names its
+        layers without ``text_model.``: diffusers loads it into the stock model, and not into this tower.
 
         Raises:
-            ValueError: the tower is not causal, which ``CLIPTextModel`` cannot be.
+            ValueError: The tower was made with ``causal=False``, and ``CLIPTextModel`` is always causal.
         """
         model = CLIPTextModel(self._clip_text_config())
         model.load_state_dict(self.text_model.state_dict())
         return model.to(self.device, self.dtype).eval()
 
     def to_clip_text_model_with_projection(self) -> CLIPTextModelWithProjection:
-        """The same of a tower that projects: encoder 2 of SDXL, those of Stable Diffusion 3.
+        """Copy a tower with a projection into a stock ``CLIPTextModelWithProjection``.
+
+        Encoder 2 of SDXL and the CLIP encoders of Stable Diffusion 3 are such models.
 
         Raises:
-            ValueError: the tower is not causal, or has no projection.
+            ValueError: The tower was made with ``causal=False``, or has no projection.
         """
         if self.text_projection is None:
             raise ValueError("this tower has no projection; CLIP.text_encoder_with_projection() does")

@@ -1,14 +1,14 @@
 """The vision transformer of CLIP (Dosovitskiy et al. 2021, arXiv:2010.11929; Radford et al. 2021, section 2.4).
 
-One linear patch embedding, a class token whose last state is the image, and a norm before and after the encoder.
-The keys are those of ``transformers``' ``CLIPVisionModel`` (its spelling of ``pre_layrnorm`` included).
+It has a linear patch embedding, a class token whose last state represents the image, and a norm before and after the
+encoder. Parameter names are those of ``transformers``' ``CLIPVisionModel`` (its spelling of ``pre_layrnorm`` included).
 
-A small ViT learns little from little data. Two things help it, both of them choices of the config: the tokens of a
-short ResNet in place of linear patches ("hybrid architecture" of Dosovitskiy et al., section 3.1), and the mean over
-the tokens in place of the class token (Beyer et al. 2022, arXiv:2205.01580).
+A small ViT learns little from little data. Two settings of the config help: the tokens of a short ResNet in place of
+linear patches ("hybrid architecture" of Dosovitskiy et al., section 3.1), and the mean over the tokens in place of the
+class token (Beyer et al. 2022, arXiv:2205.01580).
 
-For the time of training, part of the patches can be left out (FLIP, Li et al. 2023, arXiv:2212.00794, section 3): a
-step then costs less by about that part.
+During training a share of the patches can be left out (FLIP, Li et al. 2023, arXiv:2212.00794, section 3), which makes
+a step cheaper by about that share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-# diffusers loads a class from a module only if it finds the class's base under its own name in that module
+# diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
@@ -27,14 +27,27 @@ from clip_guidance.towers.resnet import Block, ResNetConfig, conv_norm
 
 
 class ViTConfig(ImageConfig):
-    """Settings of the vision transformer; see :class:`~clip_guidance.towers.image.ImageConfig` for the others.
+    """Configure a :class:`ViTModel`.
+
+    The other settings are those of :class:`~clip_guidance.towers.image.ImageConfig`.
 
     Args:
-        patch_size: side of a patch in pixels; divides ``image_size``.
-        stem_widths: channels of the residual stages that make the tokens; None for one linear map of a patch. A stem
-            halves the side once before its first stage and before each of the others, so ``patch_size`` must be
-            2 ** stages.
-        pooling: "class" token or "mean" of all tokens.
+        patch_size: Side of a patch in pixels; divides ``image_size``.
+        intermediate_size: Hidden width of the perceptron in each block.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Number of heads; divides ``hidden_size``.
+        hidden_act: Activation of the perceptrons: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
+        stem_widths: Channels of the residual stages that make the tokens; None for one linear map per patch. A stem
+            halves the side before each stage, so ``patch_size`` must be 2 ** stages.
+        pooling: What the pooled output is: the state of the "class" token, or the "mean" of all tokens.
+
+    Raises:
+        ValueError: ``stem_widths`` and ``patch_size`` do not fit, or ``pooling`` is something else.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> cg.towers.ViTConfig(image_size=64, patch_size=8, num_hidden_layers=4).pooling
+        'class'
     """
 
     model_type = "clip_guidance_vit"
@@ -59,10 +72,7 @@ class ViTConfig(ImageConfig):
 
 
 class ConvStem(nn.Sequential):
-    """The stem and the first stages of :mod:`.resnet`, then a linear map to the encoder's width.
-
-    (B, 3, H, W) to (B, D, H / patch, W / patch).
-    """
+    """Map (B, 3, H, W) to (B, D, H / patch, W / patch) with the first stages of :mod:`.resnet`."""
 
     def __init__(self, config: ViTConfig):
         widths = list(config.stem_widths or ())
@@ -83,7 +93,7 @@ class ConvStem(nn.Sequential):
 
 
 class PatchEmbeddings(nn.Module):
-    """A class token and the embedded patches, with learned positions."""
+    """Embed the patches, prepend a class token, and add learned positions."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -99,20 +109,21 @@ class PatchEmbeddings(nn.Module):
         nn.init.normal_(self.position_embedding.weight, std=0.02)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, 1 + patches, D)."""
+        """Map (B, 3, H, W) to (B, 1 + patches, D)."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(patches), 1, -1)
         return torch.cat([class_token, patches], 1) + self.position_embedding.weight
 
 
 def drop_patches(tokens: Tensor, share: float) -> Tensor:
-    """The class token and a random subset of the others, another one for each image.
+    """Keep the class token and a random subset of the patches, drawn for each image by itself.
 
-    Draws from torch's global random state. The positions are in the tokens already, so their order is of no account.
+    The subset is drawn from torch's global random state. Its order does not matter: positions were added to the tokens
+    before.
 
     Args:
         tokens: (B, 1 + patches, D), the class token first.
-        share: of the patches that is left out, in [0, 1).
+        share: Share of the patches that is left out, in [0, 1).
 
     Returns:
         (B, 1 + kept, D), kept = (1 - share) · patches, rounded, but at least 1.
@@ -126,11 +137,11 @@ def drop_patches(tokens: Tensor, share: float) -> Tensor:
 
 
 class VisionTransformer(nn.Module):
-    """Embeddings, norm, encoder; the class token's state or the mean of all, normed, is the pooled output.
+    """Compute embeddings, norm, encoder, pooling and norm.
 
     Attributes:
-        patch_dropout: share of the patches that is left out in training mode; no part of the config, for it changes
-            what a step costs and not what the model is.
+        patch_dropout: Share of the patches that is left out in training mode, in [0, 1). It is not part of the config,
+            because it changes what a step costs and not what the model is.
     """
 
     def __init__(self, config: ViTConfig):
@@ -151,13 +162,24 @@ class VisionTransformer(nn.Module):
         pooled = self.post_layernorm(states.mean(1) if self.pooling == "mean" else states[:, 0])
         return ImageStates(hidden_states, states, pooled)
 
-    def by_depth(self) -> list[list[nn.Module]]:
-        """See :meth:`~clip_guidance.towers.image.ImageTower.by_depth`."""
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Group the layers as :meth:`~clip_guidance.towers.image.ImageTower.layer_groups` says."""
         return [[self.embeddings, self.pre_layrnorm], *([layer] for layer in self.encoder.layers)]
 
 
 class ViTModel(ImageTower):
-    """CLIP's ViT image tower."""
+    """Encode images with CLIP's vision transformer.
+
+    Args:
+        config: A :class:`ViTConfig`.
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.towers import ViTConfig, ViTModel
+        >>> tower = ViTModel(ViTConfig(image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2))
+        >>> tower(torch.rand(2, 3, 32, 32)).last_hidden_state.shape
+        torch.Size([2, 17, 48])
+    """
 
     config_class = ViTConfig
     supports_gradient_checkpointing = True

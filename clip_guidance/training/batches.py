@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from clip_guidance._threads import ordered_map
 from clip_guidance.data import Pair, Pairs
 from clip_guidance.data.dataset import CaptionedImages, Row, caption, square
 
@@ -97,22 +97,27 @@ class SampleOrder:
         return next(self.batches)[self.share]
 
 
-class Ahead(Generic[T]):
-    """What a step needs, made in a thread while the step before is computed; free when asked in order, as ``fit`` does.
+class Prefetcher(Generic[T]):
+    """Make what the next step needs in a thread while the present step is computed.
+
+    Prefetching helps where the steps are asked for in order, as ``fit`` does; any other step is made anew.
 
     Args:
-        make: of the step's number alone; called for one step at a time, and draws nothing from torch's global state.
+        make: From a step's number to what the step needs. Called for one step at a time; must not draw from torch's
+            global random state.
     """
 
     def __init__(self, make: Callable[[int], T]):
-        self.make, self.pool = make, ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self.step, self.future = -1, Future[T]()
+        self.make = make
+        self.next_step = -1
+        self.made: Iterator[T] = iter(())
 
     def __call__(self, step: int) -> T:
-        if step != self.step:
-            self.future = self.pool.submit(self.make, step)
-        made = self.future.result()
-        self.step, self.future = step + 1, self.pool.submit(self.make, step + 1)
+        if step != self.next_step:
+            self.made = ordered_map(self.make, itertools.count(step), threads=1, ahead=2)
+        self.next_step = -1  # where making the step fails, the iterator has ended
+        made = next(self.made)
+        self.next_step = step + 1
         return made
 
 

@@ -8,9 +8,7 @@ a run in float16 its loss scale: they are in the metadata of the same file, so t
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from clip_guidance._files import write_atomically
 
 BEST = "best.safetensors"
 
@@ -144,17 +144,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), key=_step)
 
     def _write(self, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        """Under another name first and on the disk before it gets its own: no kill leaves half a checkpoint."""
-        partial = self.folder / "partial.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.rename(path)
+            with write_atomically(path) as partial:
+                save_file(tensors, partial, metadata)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):  # as where the folder is none
-                partial.unlink()
             last = self.paths()[-1].name if self.paths() else "none"
             raise CheckpointError(f"cannot write {path} ({error}); the last whole checkpoint is {last}") from error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.loss.contrastive import similarity_logits
-from clip_guidance.loss.distributed import World
+from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.zero_shot.templates import TEMPLATES
 
 
@@ -69,8 +69,8 @@ class NameLoss(nn.Module):
             A scalar in nats.
         """
         own = self.losses(clip, image_embeds, numbers, seed).mean()
-        world = World()
-        return own + (world.sum(own.detach().clone()) / world.size - own.detach())
+        group = ProcessGroup()
+        return own + (group.sum(own.detach().clone()) / group.size - own.detach())
 
     def losses(self, clip: CLIP, image_embeds: Tensor, numbers: Tensor, seed: int = 0) -> Tensor:
         """Each image's own, (n,), of what :meth:`forward` is given."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clip_guidance._files import write_atomically
 from clip_guidance.clip import CLIP
 
 KEY = "image_embeds"
@@ -43,9 +44,8 @@ def cached_image_embeds(clip: CLIP, images: Tensor, path: Path, batch_size: int 
     clip.train(training)
     embeds = torch.cat(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({KEY: embeds}, partial, {"made_of": made_of})
-    partial.replace(path)  # a kill leaves no half of it
+    with write_atomically(path) as partial:
+        save_file({KEY: embeds}, partial, {"made_of": made_of})
     return embeds
 
 

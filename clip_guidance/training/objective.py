@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clip_guidance.clip import CLIP
-from clip_guidance.loss.distributed import World
+from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.loss.sigmoid import INITIAL_BIAS, sigmoid_loss
 from clip_guidance.loss.tiled import TILE, tiled_contrastive_loss
 from clip_guidance.training.adversarial import moved_against
@@ -179,7 +179,7 @@ class ContrastiveObjective(nn.Module):
     def _chunks(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Each chunk's place in the global batch, and the chunk."""
         size = self.chunk_size or len(inputs)
-        return enumerate(inputs.split(size), World().rank * len(inputs) // size)
+        return enumerate(inputs.split(size), ProcessGroup().rank * len(inputs) // size)
 
     def _check(self, count: int) -> None:
         """Refuses what would be another objective."""
@@ -188,13 +188,14 @@ class ContrastiveObjective(nn.Module):
         if self.chunk_size and count % self.chunk_size:
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)
-        if chunks * World().size == 1:
+        processes = ProcessGroup().size
+        if chunks * processes == 1:
             return
         for name, module in self.named_modules():
             across = isinstance(module, nn.SyncBatchNorm) and chunks == 1
             if isinstance(module, _BatchNorm) and module.training and not across:
                 raise ValueError(
-                    f"{name}: BatchNorm would normalise each of {chunks} chunks on {World().size} processes by itself, "
+                    f"{name}: BatchNorm would normalise each of {chunks} chunks on {processes} processes by itself, "
                     "which is another model than that of the whole batch: use GroupNorm (norm: group), "
                     "freeze_batch_norm, or one process without chunk_size"
                 )

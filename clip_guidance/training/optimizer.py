@@ -62,7 +62,7 @@ def _rate_scales(module: nn.Module, layer_decay: float) -> dict[nn.Parameter, fl
     return {
         parameter: layer_decay**distance
         for tower in towers
-        for distance, parts in enumerate(reversed(tower.by_depth()))
+        for distance, parts in enumerate(reversed(tower.layer_groups()))
         for part in parts
         for parameter in part.parameters()
     }

@@ -6,7 +6,6 @@ sample: see :mod:`clip_guidance.guidance.adapters.prediction`. Watching changes 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import queue
 import threading
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
-from clip_guidance.guidance.adapters.call_stack import running
-from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError, level_resolver, noise_level
-from clip_guidance.guidance.adapters.prediction import prediction_type
+from clip_guidance.guidance.adapters.call_stack import current_call
 from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.engine.patch import patched
 from clip_guidance.images.load import load_image
 
 if TYPE_CHECKING:
@@ -113,35 +112,26 @@ def watched(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> I
         show: is called before ``scheduler.step``; what it raises ends the run.
         share: of the time that decoding may take, in (0, 1]; the first step is always shown.
     """
-    scheduler, own = pipe.scheduler, vars(pipe.scheduler).get("step")
     try:
-        level_resolver(scheduler)
         predict = _Predictor(pipe)
-    except (ValueError, UnsupportedSchedulerError):  # guidance would say so; without it, the image can be drawn
+    except ValueError:  # guidance would say so; without it, the image can be drawn
         yield
         return
-    original, signature = scheduler.step, inspect.signature(scheduler.step)
     steps, next_time = 0, 0.0
 
-    @functools.wraps(original)  # pipelines read the signature for `eta` and `generator`
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal steps, next_time
         steps += 1
         if (began := time.monotonic()) >= next_time:
-            call = signature.bind(*args, **kwargs).arguments
+            call = inspect.signature(original).bind(*args, **kwargs).arguments
             image = predict(call["model_output"], call["timestep"], call["sample"])
             if image is not None:
                 show(Preview(image, steps))
             next_time = (now := time.monotonic()) + (now - began) * (1 / share - 1)
         return original(*args, **kwargs)
 
-    scheduler.step = step
-    try:
+    with patched(pipe.scheduler, "step", step):
         yield
-    finally:
-        del scheduler.step
-        if own is not None:
-            scheduler.step = own
 
 
 class _Predictor:
@@ -152,17 +142,16 @@ class _Predictor:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._scheduler = pipe.scheduler
-        self._kind = prediction_type(pipe.scheduler)
-        self._decode = Decoder(pipe, "image")
+        self._host = resolve(pipe)
+        self._decode = Decoder(pipe, "image", adapter=self._host.adapter)
 
     @torch.no_grad()
     def __call__(self, model_output: Any, timestep: Any, sample: Any) -> Image.Image | None:
         """The first of the batch; None where the output says nothing about x₀ (α = 0), and for videos."""
         mean = model_output[:1, : sample.shape[1]]  # some outputs predict a variance too
-        x0 = self._kind.to_x0(mean, sample[:1], noise_level(self._scheduler, timestep))
+        x0 = self._host.prediction_type.to_x0(mean, sample[:1], self._host.noise_level(timestep))
         if not x0.isfinite().all():
             return None
-        run = running()
+        run = current_call()
         pixels = self._decode(x0, run.size if run else None)
         return load_image(pixels[0]) if pixels.ndim == 4 and pixels.isfinite().all() else None

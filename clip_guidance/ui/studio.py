@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Of every event that computes: one at a time, for the models are shared; and no interface for other programs.
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
-MOST = 200  # images in a set: each is held in memory, and no more are shown
+MAX_IMAGES = 200  # images in a set: each is held in memory, and no more are shown
 
 
 @dataclass
@@ -98,11 +98,11 @@ def read(files: Sequence[tuple[str, str | None]] | None, what: str = "an image")
         what: is expected, for the error where there is none.
 
     Raises:
-        ValueError: there is none, none can be read, or there are more than ``MOST``.
+        ValueError: there is none, none can be read, or there are more than ``MAX_IMAGES``.
     """
     paths = [path for path, _ in files or ()]
-    if not paths or len(paths) > MOST:
-        raise ValueError(f"expected {what}, at most {MOST}, got {len(paths) or 'none'}")
+    if not paths or len(paths) > MAX_IMAGES:
+        raise ValueError(f"expected {what}, at most {MAX_IMAGES}, got {len(paths) or 'none'}")
     found = Images()
     for batch in load_images(paths, on_error="skip"):
         found.failed += [{"path": Path(entry.path).name, "reason": entry.reason} for entry in batch.skipped]

@@ -28,7 +28,7 @@ BAD = {
     "text.jpg": (lambda path: path.write_text("no image"), "is not an image"),
     "loop.png": (lambda path: path.symlink_to(path), f"cannot be read ({os.strerror(40)})"),
     "gone.png": (lambda path: path.symlink_to("nowhere.png"), "no such file"),
-    "pipe.png": (lambda path: os.mkfifo(path), "is no regular file"),
+    "pipe.png": (lambda path: os.mkfifo(path), "cannot be read (not a regular file)"),
 }
 
 

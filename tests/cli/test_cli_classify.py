@@ -39,9 +39,9 @@ def test_a_table_gives_the_truth_of_some_images(cli, clip, good, tmp_path):
     wrong = cli("classify", *good, "--labels", "dog,bus", "--truth", truth, "--model", clip)
     assert wrong.code == 2 and "unknown labels ['cat']; the classifier knows dog, bus" in wrong.err
     broken = write_labels(tmp_path / "broken.csv", [])
-    broken.write_text("image,label\n")
+    broken.write_text("file,label\n")
     wrong = cli("classify", *good, "--labels", "dog", "--truth", broken, "--model", clip)
-    assert wrong.code == 2 and "expected the columns image, label; it has ['image', 'label']" in wrong.err
+    assert wrong.code == 2 and "expected the columns image, label; it has ['file', 'label']" in wrong.err
 
 
 def test_below_the_threshold_there_is_no_label(cli, clip, good):

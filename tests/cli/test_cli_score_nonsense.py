@@ -52,7 +52,7 @@ def test_texts_that_are_none_cost_no_score(cli, clip, good, tmp_path, monkeypatc
     assert reasons(done) == {
         "a.png": r"its prompt is no valid text: '\ud800'",
         "a\0.png": "cannot be read (embedded null byte)",
-        r"\udcff.png": "its name is no valid text; rename it",
+        r"\udcff.png": "its name is not valid text; rename it",
     }
 
 

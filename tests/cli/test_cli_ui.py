@@ -19,6 +19,7 @@ def test_without_gradio_the_extra_is_named(cli, monkeypatch):
     assert "the page needs gradio (No module named 'gradio'): pip install 'clip-guidance[ui]'" in done.err
 
 
+@pytest.mark.slow  # the first one imports gradio
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from clip_guidance.guidance import Decoding
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 def allocated(run):
@@ -52,7 +52,7 @@ def ratio(pipe, guidance, decoding, chunk, batch):
 
     def run():
         decoder = Decoder(pipe, "image", decoding)
-        with frozen([reward, decoder.module]):
+        with freeze_parameters([reward, decoder.module]):
             reward_gradient(reward, decoder, latents)
 
     side = SIDE * 4 // factor  # the pipeline's own decoder enlarges by 4, the tiny one by 2

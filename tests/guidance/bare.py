@@ -7,8 +7,10 @@ import torch
 from tiny_pipeline import make_scheduler
 from torch import nn
 
-schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm"])
+schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", pytest.param("dpm", marks=pytest.mark.slow)])
 modes = pytest.mark.parametrize("mode", ["x0", "exact"])
+#: For what goes through both alike: "exact" does all that "x0" does, and differentiates the denoiser too.
+exact_first = pytest.mark.parametrize("mode", [pytest.param("x0", marks=pytest.mark.slow), "exact"])
 
 
 def brightness(x):
@@ -31,7 +33,7 @@ class Denoiser(nn.Module):
         return 0.5 * sample
 
 
-def bare_pipe(scheduler="ddim", **config):
+def minimal_pipeline(scheduler="ddim", **config):
     return SimpleNamespace(scheduler=make_scheduler(scheduler, **config), unet=Denoiser())
 
 

@@ -6,7 +6,7 @@ import torch
 
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 def latents(count=2, size=(8, 8), dtype=torch.float64, seed=0):
@@ -20,7 +20,7 @@ def contrast(images):
 
 def gradient(pipe, decoding, x0, reward=contrast):
     decoder = Decoder(pipe, "image", decoding)
-    with frozen([decoder.module]):
+    with freeze_parameters([decoder.module]):
         return reward_gradient(reward, decoder, x0).gradient
 
 

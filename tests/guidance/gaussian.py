@@ -122,7 +122,7 @@ def watched(scheduler, look):
     """Inside, ``look(step, output, t, x)`` stands in for ``scheduler.step``; ``step(output)`` is that itself."""
     own, signature = scheduler.step, inspect.signature(scheduler.step)
 
-    def stand_in(*args, **kwargs):
+    def replacement(*args, **kwargs):
         call = signature.bind(*args, **kwargs)
 
         def step(output):
@@ -131,7 +131,7 @@ def watched(scheduler, look):
 
         return look(step, *(call.arguments[name] for name in ("model_output", "timestep", "sample")))
 
-    scheduler.step = stand_in
+    scheduler.step = replacement
     try:
         yield
     finally:

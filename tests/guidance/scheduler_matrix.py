@@ -216,6 +216,13 @@ def summary():
 SETTINGS = list(settings())
 #: One row a scheduler.
 ONE_EACH = list({setting.scheduler: setting for setting in reversed(SETTINGS)}.values())[::-1]
+#: One row of each kind of arithmetic: a solver of one step and of several, with variance preserved or not, and a flow.
+FEW = [
+    setting
+    for setting in ONE_EACH
+    if setting.scheduler.removesuffix("Scheduler")
+    in ("DDIM", "EulerDiscrete", "DPMSolverMultistep", "FlowMatchEulerDiscrete")
+]
 
 
 def matrix(rows=SETTINGS, default=ONE_EACH):

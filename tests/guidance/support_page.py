@@ -5,8 +5,7 @@ from pathlib import Path
 from scheduler_matrix import settings
 from zoo import NO_EXACT, PIPELINES
 
-from clip_guidance.guidance.adapters.pipelines import LATENT_ONLY, UNSUPPORTED
-from clip_guidance.guidance.adapters.unsupported import UNSUPPORTED_SCHEDULERS
+from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, UNSUPPORTED_PIPELINES, UNSUPPORTED_SCHEDULERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
 DIFFUSION = {
@@ -64,7 +63,7 @@ def page(rows):
             *_pipelines(),
             *_schedulers(),
             *_reasons("Steered by a reward on latents alone", LATENT_ONLY, '`space="latent"` works; images do not.'),
-            *_reasons("Pipelines that cannot be guided", UNSUPPORTED, "`attach` says why."),
+            *_reasons("Pipelines that cannot be guided", UNSUPPORTED_PIPELINES, "`attach` says why."),
             *_reasons("Schedulers that cannot be guided", UNSUPPORTED_SCHEDULERS, "`attach` says why."),
         ]
     )

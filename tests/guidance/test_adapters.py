@@ -12,11 +12,11 @@ from diffusers.utils import DummyObject
 from torch import nn
 
 from clip_guidance.guidance.adapters.layouts import image_part
-from clip_guidance.guidance.adapters.pipelines import ADAPTERS, LATENT_ONLY, UNSUPPORTED, check_exact, find_adapter
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, check_exact, find_adapter
 from clip_guidance.guidance.adapters.size import Size
-from clip_guidance.guidance.adapters.unsupported import NO_EXACT
+from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, NO_EXACT, UNSUPPORTED_PIPELINES
 
-_TABLES = (ADAPTERS, UNSUPPORTED, LATENT_ONLY)
+_TABLES = (ADAPTERS, UNSUPPORTED_PIPELINES, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
 
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from bare import Recording, bare_pipe, brightness, loop, modes, schedulers
+from bare import Recording, brightness, loop, minimal_pipeline, modes, schedulers
 from tiny_pipeline import Recorder, generate
 
 from clip_guidance.guidance import CLIPGuidance, Guidance
@@ -78,7 +78,7 @@ def test_a_run_that_was_cut_off_does_not_disturb_the_next(tiny_pipeline, mode):
 
 @schedulers
 def test_the_signature_of_step_is_kept(scheduler):
-    pipe = bare_pipe(scheduler)
+    pipe = minimal_pipeline(scheduler)
     expected = inspect.signature(pipe.scheduler.step)
     with Guidance(brightness, space="latent").attach(pipe):
         assert inspect.signature(pipe.scheduler.step) == expected
@@ -86,7 +86,7 @@ def test_the_signature_of_step_is_kept(scheduler):
 
 
 def test_another_wrapper_of_step_is_kept():
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     recorder = Recorder(pipe.scheduler)
     wrapper = pipe.scheduler.step
     with Guidance(brightness, space="latent").attach(pipe):
@@ -99,7 +99,7 @@ def test_another_wrapper_of_step_is_kept():
 def test_step_takes_positional_and_keyword_arguments(scheduler):
     results = []
     for keywords in (True, False):
-        pipe = bare_pipe(scheduler)
+        pipe = minimal_pipeline(scheduler)
         pipe.scheduler.set_timesteps(3)
         x, t = torch.ones(1, 2, 3), pipe.scheduler.timesteps[0]
         m = pipe.unet(pipe.scheduler.scale_model_input(x, t), t)
@@ -113,7 +113,7 @@ def test_step_takes_positional_and_keyword_arguments(scheduler):
 @modes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_dtype_of_the_model_output_is_kept(dtype, mode):
-    pipe, reward = bare_pipe(), Recording()
+    pipe, reward = minimal_pipeline(), Recording()
     recorder = Recorder(pipe.scheduler)
     with Guidance(reward, mode=mode, space="latent").attach(pipe):
         loop(pipe, dtype=dtype)
@@ -212,7 +212,7 @@ WINDOWS = [
 @modes
 @schedulers
 def test_start_stop_and_every_choose_the_steps(scheduler, mode, options, expected):
-    pipe, reward = bare_pipe(scheduler), Recording()
+    pipe, reward = minimal_pipeline(scheduler), Recording()
     guidance = Guidance(reward, space="latent", mode=mode, **options)
     with guidance.attach(pipe):
         loop(pipe, steps=10)
@@ -225,7 +225,7 @@ def test_start_stop_and_every_choose_the_steps(scheduler, mode, options, expecte
 def test_outside_the_window_the_model_output_is_untouched(scheduler, mode):
     outputs = {}
     for start in (0.5, None):
-        pipe = bare_pipe(scheduler)
+        pipe = minimal_pipeline(scheduler)
         recorder = Recorder(pipe.scheduler)
         if start is None:
             loop(pipe)
@@ -242,7 +242,7 @@ def test_outside_the_window_the_model_output_is_untouched(scheduler, mode):
 
 
 def test_the_report_holds_the_latest_run():
-    pipe, guidance = bare_pipe(), Guidance(brightness, space="latent")
+    pipe, guidance = minimal_pipeline(), Guidance(brightness, space="latent")
     with guidance.attach(pipe):
         loop(pipe, steps=7)
         loop(pipe, steps=3)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bare import Denoiser, Recording, bare_pipe, brightness, loop, modes
+from bare import Denoiser, Recording, brightness, loop, minimal_pipeline, modes
 from diffusers import DDIMPipeline, UNet2DModel
 from tiny_pipeline import generate, make_scheduler
 
@@ -20,7 +20,7 @@ def test_gradients_that_are_not_finite_are_dropped_for_their_sample_alone(mode):
         return brightness(x) * torch.tensor([1.0, float("nan")])[: len(x)]
 
     guidance = Guidance(reward, space="latent", mode=mode)
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     unguided = loop(pipe)
     with pytest.warns(UserWarning, match="left out 4 shifts that were not finite"), guidance.attach(pipe):
         images = loop(pipe)
@@ -32,7 +32,7 @@ def test_gradients_that_are_not_finite_are_dropped_for_their_sample_alone(mode):
 
 
 BAD_REWARDS = [
-    (lambda x: brightness(x).mean(), r"one number a sample, shape \(2,\), got \(\)"),
+    (lambda x: brightness(x).mean(), r"one number per sample, shape \(2,\), got \(\)"),
     (lambda x: x, r"shape \(2,\), got \(2, 3, 4\)"),
     (lambda x: 1.0, r"shape \(2,\), got float"),
     (lambda x: brightness(x.detach()), "must be differentiable"),
@@ -41,13 +41,13 @@ BAD_REWARDS = [
 
 @pytest.mark.parametrize(("reward", "message"), BAD_REWARDS)
 def test_a_reward_that_is_none_is_refused(reward, message):
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     with pytest.raises(ValueError, match=message), Guidance(reward, space="latent").attach(pipe):
         loop(pipe)
 
 
 def test_a_model_output_of_another_shape_is_refused():
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     pipe.scheduler.set_timesteps(2)
     x, t = torch.ones(1, 3, 4), pipe.scheduler.timesteps[0]
     message = r"sample's shape \(1, 3, 4\), .*, got \(1, 5, 4\) at step 0"
@@ -56,7 +56,7 @@ def test_a_model_output_of_another_shape_is_refused():
 
 
 def test_exchanging_the_scheduler_is_reported():
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     with (
         pytest.warns(UserWarning, match="exchanged while guidance was attached to its DDIMScheduler"),
         Guidance(brightness, space="latent").attach(pipe),

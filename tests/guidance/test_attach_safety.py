@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bare import bare_pipe, brightness, loop, modes
+from bare import brightness, exact_first, loop, minimal_pipeline
 from diffusers import DiffusionPipeline
 from tiny_pipeline import assemble, generate, make_scheduler
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.adapters.call_stack import running
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.adapters.call_stack import current_call
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def untouched(*pipes):
 
 
 @pytest.mark.parametrize("share_scheduler", [True, False])
-@modes
+@exact_first
 def test_a_pipeline_that_shares_parts_is_not_guided(two, mode, share_scheduler):
     first, second = two(share_scheduler)
     plain = generate(first)
@@ -72,7 +72,7 @@ def test_each_pipeline_has_its_own_guidance(two, share_scheduler):
 # ---------------------------------------------------------------- threads
 
 
-@modes
+@exact_first
 def test_threads_that_share_a_unet_do_not_disturb_each_other(two, mode):
     pipes = two(share_scheduler=False)
     plain = generate(pipes[1])
@@ -137,7 +137,7 @@ class Stream(DiffusionPipeline):
 
 
 @pytest.mark.parametrize("stops", [1, 2, 3])
-@modes
+@exact_first
 def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
     unet = networks[torch.float32]["unet"]
     pipe = Stream(unet, make_scheduler("euler"))
@@ -156,7 +156,7 @@ def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
     assert [x for what, x in pipe() if what == "sample"][-1].equal(plain)
 
 
-@modes
+@exact_first
 def test_a_generator_that_holds_the_block_may_be_dropped(tiny_pipeline, mode):
     pipe = tiny_pipeline()
 
@@ -183,7 +183,10 @@ def test_an_attach_that_fails_leaves_the_outer_one(tiny_pipeline):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+ORDERS = [(2, 1, 0), (1, 0, 2), (0, 2, 1)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), *(pytest.param(o, marks=pytest.mark.slow) for o in ORDERS)])
 def test_three_blocks_end_in_any_order(tiny_pipeline, order):
     pipe = tiny_pipeline()
     plain = generate(pipe)
@@ -198,9 +201,9 @@ def test_three_blocks_end_in_any_order(tiny_pipeline, order):
     assert generate(pipe).equal(plain)
 
 
-@modes
+@exact_first
 def test_nothing_of_a_run_is_kept_alive(mode):
-    pipe, guidance = bare_pipe(), Guidance(brightness, space="latent", mode=mode)
+    pipe, guidance = minimal_pipeline(), Guidance(brightness, space="latent", mode=mode)
     with guidance.attach(pipe):
         loop(pipe)
     held = weakref.ref(guidance)
@@ -216,7 +219,7 @@ def test_weights_are_restored_by_the_last_who_froze_them():
     one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     other.weight = one.weight
     one.bias.requires_grad_(False)
-    first, second = frozen([one, other]), frozen([one])
+    first, second = freeze_parameters([one, other]), freeze_parameters([one])
     with first:
         second.__enter__()
         assert not any(p.requires_grad for p in (*one.parameters(), *other.parameters()))
@@ -227,7 +230,7 @@ def test_weights_are_restored_by_the_last_who_froze_them():
 
 def test_a_weight_that_was_exchanged_meanwhile_is_restored_too():
     layer = torch.nn.Linear(2, 2)
-    with frozen([layer]):
+    with freeze_parameters([layer]):
         layer.weight = torch.nn.Parameter(torch.zeros(2, 2), requires_grad=False)  # as offloading does
     assert layer.weight.requires_grad
 
@@ -248,20 +251,20 @@ class Probe(DiffusionPipeline):
         return run, alive()
 
     def ask(self):
-        return running()
+        return current_call()
 
 
-def test_running_is_the_innermost_pipeline_with_its_size_and_mask():
+def test_current_call_is_the_innermost_pipeline_with_its_size_and_mask():
     probe, inner = Probe(), Probe()
-    assert running() is None
+    assert current_call() is None
     run, _ = probe(width=16)
     assert run.pipe is probe and (run.size.height, run.size.width) == (8, 16) and run.mask.equal(torch.ones(1))
     run, _ = probe(width=16, inner=lambda: inner(height=4, width=4))
     assert run.pipe is inner and run.size.height == 4
     assert probe()[0].size is None
-    (run, _), outer = probe(inner=lambda: (inner(width=2), running()))
+    (run, _), outer = probe(inner=lambda: (inner(width=2), current_call()))
     assert run.pipe is inner and outer.pipe is probe
 
 
-def test_running_keeps_no_tensor_alive():
+def test_current_call_keeps_no_tensor_alive():
     assert Probe()()[1] is None

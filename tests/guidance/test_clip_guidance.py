@@ -1,5 +1,8 @@
 """CLIPGuidance on the tiny pipeline: what its arguments do, and which are refused."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from bare import modes, schedulers
@@ -122,3 +125,33 @@ def test_the_repr_is_one_line(clip):
         "CLIPGuidance(scale=2.0, mode='x0', start=0.0, stop=1.0, every=1, space='image', data_variance=None, "
         "schedule=None, cap=None, decoding=None)"
     )
+
+
+# ---------------------------------------------------------------- documentation
+
+OWN = {"clip", "prompt", "cutouts", "seed", "chunk"}
+
+
+def documented(cls):
+    """From the name of each argument to its text in the docstring."""
+    arguments = inspect.getdoc(cls).split("Args:\n")[1].split("\n\n")[0]
+    entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
+    return dict(entry.split(": ", 1) for entry in entries)
+
+
+@pytest.mark.parametrize("cls", [Guidance, CLIPGuidance])
+def test_every_argument_is_documented_in_full(cls):
+    found = documented(cls)
+    assert list(found) == list(inspect.signature(cls).parameters)
+    assert not [name for name, text in found.items() if len(text) < 30 or "As in" in text]
+
+
+def test_the_arguments_that_both_have_are_the_same_and_say_the_same():
+    """They are written twice, so that an editor shows them for both."""
+    ours, theirs = inspect.signature(CLIPGuidance).parameters, inspect.signature(Guidance).parameters
+    shared = set(theirs) - {"reward"}
+    assert set(ours) - shared == OWN
+    for name in shared:
+        assert ours[name].default == theirs[name].default, name
+        assert ours[name].annotation == theirs[name].annotation, name
+        assert documented(CLIPGuidance)[name] == documented(Guidance)[name], name

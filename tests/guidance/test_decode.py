@@ -10,7 +10,7 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate, make_pipeline
 
 from clip_guidance.guidance import Decoding, Guidance
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.memory.measure import decoder_bytes, decoder_on_meta
@@ -109,7 +109,7 @@ def test_windows_do_not_touch_the_global_generator(tiny_pipeline):
 def test_a_window_holds_whole_patches_where_the_decoder_normalises_by_patch():
     pipe, _ = importlib.import_module("pipelines.flux").PIPELINES["Flux2Pipeline"]()
     decoder = Decoder(pipe, "image", Decoding(crop=0.4))
-    decoder.adapter = replace(decoder.adapter, unpack=same)
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     sample = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(0))
     whole = decoder.adapter.denormalise(pipe.vae, sample)
     for _ in range(5):

@@ -12,7 +12,7 @@ from planned import make_tiny_decoder
 from tiny_pipeline import generate
 
 from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine.decoder import Decoder
 
 # ---------------------------------------------------------------- another decoder
@@ -49,7 +49,7 @@ def test_a_tiny_decoder_reads_latents_of_unit_variance_whatever_it_replaces(modu
     pipe, _ = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
     tiny = make_tiny_decoder()
     decoder = Decoder(pipe, "image", Decoding(tiny))
-    decoder.adapter = replace(decoder.adapter, unpack=same)
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     x0 = torch.randn(sample, generator=torch.Generator().manual_seed(0))
     images = decoder(x0)
     frames = x0.transpose(1, 2).flatten(0, 1) if x0.ndim == 5 else x0

@@ -20,7 +20,7 @@ from clip_guidance.guidance.engine.gradient import (
     vjp,
 )
 from clip_guidance.guidance.memory.measure import Meter
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 def random_images(*shape, dtype=torch.float32):
@@ -74,7 +74,7 @@ def test_one_part_is_in_memory_at_a_time():
 def test_chunks_of_cutouts_take_the_memory_of_one_chunk(weighted):
     def peak(count, chunk):
         reward = CLIPReward(make_clip(), "a red apple", Cutouts(count, smallest=1.0), chunk)
-        with Meter() as meter, frozen([reward]):
+        with Meter() as meter, freeze_parameters([reward]):
             gradient_at_images(WeightedRewards([(1.0, reward)]) if weighted else reward, random_images(1, 3, 32, 32))
         return meter.peak
 
@@ -207,7 +207,7 @@ def test_a_half_clip_gives_the_gradient_of_the_double_one(dtype, size, chunk):
 
     def found(dtype):
         reward = CLIPReward(copy.deepcopy(clip).to(dtype), "a red apple", Cutouts(5), chunk)
-        with frozen([reward]):
+        with freeze_parameters([reward]):
             leaf = images.double() if dtype == torch.float64 else images.clone()
             return gradient_at_images(WeightedRewards([(size, reward)]), leaf)
 

@@ -5,6 +5,7 @@ import functools
 import diffusers as d
 import pytest
 import torch
+from bare import exact_first
 from diffusers.guiders import ClassifierFreeGuidance
 from modular_runs import (
     GUIDERS,
@@ -70,7 +71,7 @@ def test_scale_zero_is_bit_identical_to_the_guider_inside(key, guider):
     assert run(pipe, inputs, guider=guidance).equal(expected)
 
 
-@modes
+@exact_first
 def test_both_models_of_wan_are_steered_each_by_its_guider(mode):
     first_model, inputs = video.wan(d.WanPipeline)
     second_model = parts.awaken(d.WanTransformer3DModel(in_channels=4, **video.TRANSFORMER))

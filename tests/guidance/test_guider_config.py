@@ -99,7 +99,7 @@ def test_a_clip_that_is_named_follows_the_pipeline_and_one_that_is_given_does_no
     pipe = SimpleNamespace(_execution_device=torch.device("meta"))
     for source, device in ((folder, "meta"), (clip, "cpu")):
         guidance = CLIPGuidance(source, PROMPT)
-        guidance.meet(pipe)
+        guidance.prepare(pipe)
         assert guidance.reward.clip.device.type == guidance.reward.text_embeds.device.type == device
 
 

@@ -6,10 +6,11 @@ import weakref
 
 import pytest
 import torch
+from bare import exact_first
 from diffusers import DDIMInverseScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_3.denoise import StableDiffusion3LoopAfterDenoiser
-from modular_runs import GUIDERS, SCALE, SD3, built, modes, redness, run, untouched
+from modular_runs import GUIDERS, SCALE, SD3, built, redness, run, untouched
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
 from pipelines import modular
@@ -27,7 +28,7 @@ def failing(error, like=None):
 
 @pytest.mark.parametrize("place", ["denoiser", "reward", "hooks", "guider", "scheduler"])
 @pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
-@modes
+@exact_first
 def test_a_run_that_is_cut_off_leaves_nothing(monkeypatch, mode, nested, place):
     pipe, inputs = built(SD3)
     inside = ClassifierFreeGuidance(3.0)
@@ -63,7 +64,7 @@ def cut_off(monkeypatch):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@modes
+@exact_first
 def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(cut_off, mode, nested):
     pipe, inputs = built(SD3)
     guidance = Guidance(redness, SCALE, mode=mode, guider=Guidance(redness, 1.0, mode=mode) if nested else None)
@@ -77,7 +78,7 @@ def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(cut_off, mo
     untouched(pipe)
 
 
-@modes
+@exact_first
 def test_after_a_run_that_was_cut_off_everything_may_be_exchanged(cut_off, mode):
     pipe, inputs = modular.stable_diffusion3()
     guidance, other = (Guidance(redness, SCALE, mode=each) for each in (mode, "x0"))
@@ -89,7 +90,7 @@ def test_after_a_run_that_was_cut_off_everything_may_be_exchanged(cut_off, mode)
     untouched(pipe)
 
 
-@modes
+@exact_first
 def test_after_a_run_the_pipeline_is_freed_with_its_last_reference(mode):
     pipe, inputs = modular.stable_diffusion3()
     run(pipe, inputs, guider=Guidance(redness, SCALE, mode=mode, guider=ClassifierFreeGuidance(3.0)))
@@ -109,7 +110,7 @@ def test_the_average_of_adaptive_projected_guidance_keeps_no_graph():
     assert not guider.momentum_buffer.running_average.requires_grad
 
 
-@modes
+@exact_first
 def test_shifts_that_are_not_finite_are_reported_once_a_run(mode):
     pipe, inputs = built(SD3)
     with pytest.warns(UserWarning, match="left out 3 shifts that were not finite") as warned:

@@ -18,12 +18,12 @@ from planned import SIDE, VIEWS, estimate, make_guidance, make_wide_pipeline
 from tiny import make_clip
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.memory import plan as memory
 from clip_guidance.guidance.memory.measure import Meter, decoder_bytes, decoder_on_meta
 from clip_guidance.guidance.memory.plan import plan_memory
-from clip_guidance.guidance.weights.freeze import frozen
+from clip_guidance.guidance.weights.freeze import freeze_parameters
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_decoder_keeps_what_autograd_saves(pipe, dtype):
             saved[storage.data_ptr()] = storage  # held, so that no address is used again
         return tensor
 
-    with frozen([pipe.vae]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with freeze_parameters([pipe.vae]), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         images = Decoder(pipe, "image")(latents)
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), tuple(latents.shape))
     assert found.kept - images.nbytes == pytest.approx(sum(each.nbytes() for each in saved.values()), rel=0.1)
@@ -97,7 +97,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("module", "key", "frames"), KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(module, key, frames, dtype):
     pipe, _ = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
     for part in pipe.components.values():
@@ -106,14 +106,15 @@ def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(modul
     shape = memory._Estimate(Guidance(lambda images: 0), pipe, 32, 48, 1, frames)._latents
     found = decoder_bytes(decoder_on_meta(Decoder(pipe, "image")), (1, *shape))
     decoder = Decoder(pipe, "image")
-    decoder.adapter = replace(decoder.adapter, unpack=same)
-    with frozen([decoder.module] if decoder.module is not None else []), Meter() as meter:
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
+    with freeze_parameters([decoder.module] if decoder.module is not None else []), Meter() as meter:
         latents = torch.zeros(1, *shape, requires_grad=True)
         images = decoder(latents)
     assert found.images.shape == images.shape and images.shape[-2:] == (32, 48)
     assert found.kept == pytest.approx(meter.held - latents.nbytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_it_changes_nothing(pipe, guidance):
     guidance.reward.cutouts.reset()
     first = [view(torch.rand(1, 3, 9, 9)).shape for view in guidance.reward.cutouts.views()]
@@ -128,6 +129,7 @@ def test_it_changes_nothing(pipe, guidance):
         assert id(weight) == before[name][0] and weight.equal(before[name][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level", "compiled", "compiled in place"])
 def test_offloaded_and_compiled_networks_stay_where_they_are(pipe, guidance, kind, monkeypatch):
     expected = estimate(guidance, pipe, Decoding(checkpoint=True), 1)
@@ -153,6 +155,7 @@ def test_a_reward_that_needs_data_is_refused(pipe):
         plan_memory(Guidance(reward), pipe, "1GiB", SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_rewards_in_a_sum_are_divided_into_chunks_too(pipe, guidance):
     alone = estimate(guidance, pipe, Decoding(resolution=0.25), None)
     twofold = Guidance(

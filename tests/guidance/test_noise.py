@@ -16,16 +16,14 @@ from diffusers import (
 from gaussian import make_pipe, peer_level, sample, set_timesteps, watched
 from scheduler_matrix import ONE_EACH, SETTINGS, matrix, summary
 
-from clip_guidance.guidance.adapters.noise_level import (
-    LEVELS,
-    NoiseLevel,
-    UnsupportedSchedulerError,
-    level_resolver,
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError, step_index
+from clip_guidance.guidance.adapters.schedulers import (
+    SCHEDULERS,
+    find_scheduler_adapter,
     noise_level,
     num_steps,
-    step_index,
+    prediction_type,
 )
-from clip_guidance.guidance.adapters.prediction import prediction_type
 from clip_guidance.guidance.adapters.unsupported import UNSUPPORTED_SCHEDULERS
 
 
@@ -36,18 +34,18 @@ def exported():
 
 
 def test_every_scheduler_of_diffusers_is_known_or_refused():
-    assert exported() - LEVELS.keys() - UNSUPPORTED_SCHEDULERS.keys() == set(), "decide whether these can be guided"
-    assert not LEVELS.keys() & UNSUPPORTED_SCHEDULERS.keys()
+    assert exported() - SCHEDULERS.keys() - UNSUPPORTED_SCHEDULERS.keys() == set(), "decide whether these can be guided"
+    assert not SCHEDULERS.keys() & UNSUPPORTED_SCHEDULERS.keys()
     assert all(len(reason) > 10 for reason in UNSUPPORTED_SCHEDULERS.values())
 
 
 @pytest.mark.skipif(diffusers.__version__ < "0.42", reason="the tables name what diffusers 0.42 exports")
 def test_the_tables_name_schedulers_that_exist():
-    assert (LEVELS.keys() | UNSUPPORTED_SCHEDULERS.keys()) - exported() == set()
+    assert (SCHEDULERS.keys() | UNSUPPORTED_SCHEDULERS.keys()) - exported() == set()
 
 
 def test_every_known_scheduler_is_tested():
-    assert {name for name, _, _ in summary()} == LEVELS.keys()
+    assert {name for name, _, _ in summary()} == SCHEDULERS.keys()
     assert all(predictions for _, predictions, _ in summary())
 
 
@@ -211,7 +209,7 @@ def test_a_subclass_belongs_to_the_family_of_its_base(base):
 def test_a_refused_scheduler_is_told_why(name):
     scheduler = type("Derived", (type(name, (), {}),), {})()
     with pytest.raises(UnsupportedSchedulerError) as error:
-        level_resolver(scheduler)
+        find_scheduler_adapter(scheduler)
     assert f"{name} cannot be guided: {UNSUPPORTED_SCHEDULERS[name]}. Exchange it before attaching" in str(error.value)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import ModelHook, UserCpuOffloadHook, add_hook_to_module
-from bare import modes
+from bare import exact_first
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import ModuleGroup
 from tiny import make_clip
@@ -60,8 +60,8 @@ def offloaded(twice=False):
     return pipe, sent
 
 
-@pytest.mark.parametrize("twice", [False, True])
-@modes
+@pytest.mark.parametrize("twice", [pytest.param(False, marks=pytest.mark.slow), True])
+@exact_first
 def test_a_decoder_that_wakes_at_a_step_leaves_the_denoiser_where_it_is(mode, twice):
     pipe, sent = offloaded(twice)
     check(pipe, mode)
@@ -76,7 +76,7 @@ def test_without_guidance_everything_is_offloaded_as_before():
     assert pipe.vae._hf_hook.prev_module_hook is sent
 
 
-@modes
+@exact_first
 def test_layers_whose_weights_come_one_by_one_steer_as_others(mode):
     pipe = make_pipeline()
     for name in ("unet", "vae"):
@@ -133,8 +133,8 @@ kinds = pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 
 
 @kinds
-@modes
-@pytest.mark.parametrize("checkpoint", [False, True])
+@exact_first
+@pytest.mark.parametrize("checkpoint", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_of_a_group_are_in_place_in_the_backward(counted, kind, mode, checkpoint):
     pipe = grouped(kind)
     check(pipe, mode, Decoding(checkpoint=checkpoint))
@@ -201,14 +201,14 @@ def with_tiles_larger_than_the_image(pipe):
 
 
 @pytest.mark.parametrize("save", [with_attention, with_vae_slicing, with_tiles_larger_than_the_image])
-@modes
+@exact_first
 def test_slices_give_the_same_images(save, mode):
     pipe = make_pipeline()
     save(pipe)
     check(pipe, mode, tolerance=1e-4)
 
 
-@modes
+@exact_first
 def test_tiles_are_differentiated(mode):
     """They overlap and are blended, so the image is another one; the gradient is that of the blended image."""
     pipe = make_pipeline()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from bare import Recording, bare_pipe, brightness, loop, modes, schedulers
+from bare import Recording, brightness, loop, minimal_pipeline, modes, schedulers
 from tiny_pipeline import Recorder, generate
 from torch import nn
 
@@ -40,13 +40,13 @@ def test_scales_follow_num_images_per_prompt(tiny_pipeline):
 
 def test_scales_that_do_not_fit_the_batch_are_refused():
     message = "2 scales cannot be shared out evenly among a batch of 3 images"
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     with pytest.raises(ValueError, match=message), Guidance(brightness, [1.0, 2.0], space="latent").attach(pipe):
         loop(pipe, shape=(3, 2))
 
 
 def test_scales_of_zero_attach_nothing():
-    pipe = bare_pipe()
+    pipe = minimal_pipeline()
     with Guidance(brightness, scale=[0.0, 0.0], space="latent").attach(pipe):
         assert "step" not in vars(pipe.scheduler)
 
@@ -81,17 +81,18 @@ def test_a_schedule_multiplies_the_scale(mode):
         return 0.5 if fraction < 0.5 else 2.0
 
     def first_step(**options):
-        return shifts(bare_pipe(), Guidance(brightness, space="latent", mode=mode, **options))[0]
+        return shifts(minimal_pipeline(), Guidance(brightness, space="latent", mode=mode, **options))[0]
 
     torch.testing.assert_close(first_step(schedule=half_way), first_step(scale=0.5))
     assert set(seen) == {0.0, 0.25, 0.5, 0.75}
-    twice = shifts(bare_pipe(), Guidance(brightness, space="latent", mode=mode, schedule=lambda fraction: 2.0))
-    for one, other in zip(twice, shifts(bare_pipe(), Guidance(brightness, 2.0, mode, space="latent")), strict=True):
+    twice = shifts(minimal_pipeline(), Guidance(brightness, space="latent", mode=mode, schedule=lambda fraction: 2.0))
+    doubled = shifts(minimal_pipeline(), Guidance(brightness, 2.0, mode, space="latent"))
+    for one, other in zip(twice, doubled, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_no_work_is_done_where_the_schedule_is_zero():
-    pipe, reward = bare_pipe(), Recording()
+    pipe, reward = minimal_pipeline(), Recording()
     guidance = Guidance(reward, space="latent", schedule=lambda fraction: float(fraction >= 0.5))
     with guidance.attach(pipe):
         loop(pipe, steps=10)
@@ -141,7 +142,7 @@ def test_the_correction_of_classifier_free_guidance_is_found(layout, kind, cfg):
         else:
             denoiser(torch.cat([cond, uncond] if layout == "cond first" else [uncond, cond]))
         sign = -1 if layout == "negated" else 1
-        found = seen.rms(Prediction(sign * guided, 0, x, level, kind))
+        found = seen.rms(Prediction(sign * guided, x, level, kind))
     expected = rms(kind.to_x0(guided, x, level) - kind.to_x0(uncond, x, level))
     torch.testing.assert_close(found, expected)
     assert not seen.outputs and not denoiser._forward_hooks
@@ -152,7 +153,7 @@ def test_without_classifier_free_guidance_there_is_no_correction():
     x = torch.ones(2, 3)
     with seen.watch([denoiser]):
         denoiser(x)
-        assert seen.rms(Prediction(x, 0, x, NoiseLevel(0.6, 0.8), PREDICTION_TYPES["epsilon"])) is None
+        assert seen.rms(Prediction(x, x, NoiseLevel(0.6, 0.8), PREDICTION_TYPES["epsilon"])) is None
 
 
 @pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])

@@ -2,7 +2,7 @@
 
 import pytest
 from gaussian import STD, centered, guided, make_pipe, sample, tilt
-from scheduler_matrix import ONE_EACH, SETTINGS, matrix
+from scheduler_matrix import FEW, ONE_EACH, SETTINGS, matrix
 
 from clip_guidance.guidance import Guidance
 
@@ -11,7 +11,7 @@ PLAIN = {setting.name: setting for setting in SETTINGS if not setting.note}
 three = matrix([PLAIN["DDIM epsilon"], PLAIN["EulerDiscrete epsilon"], PLAIN["DPMSolverMultistep epsilon"]])
 
 
-@matrix(ONE_EACH)
+@matrix(ONE_EACH, default=FEW)
 def test_strength_does_not_depend_on_every(setting):
     pipe = make_pipe(setting)
     means = [guided(pipe, 12, every=every).mean().item() for every in (1, 2, 7)]

@@ -207,5 +207,5 @@ def test_bad_sums_are_refused(rewards, error, message):
 
 def test_a_part_that_is_no_number_an_image_is_refused():
     reward = WeightedRewards([(1.0, brightness), (1.0, lambda images: images.mean())])
-    with pytest.raises(ValueError, match=r"must return one number a sample, shape \(2,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"must return one number per sample, shape \(2,\), got \(\)"):
         gradient_at_images(reward, random_images(2))

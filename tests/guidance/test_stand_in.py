@@ -10,7 +10,7 @@ from tiny import make_clip
 from tiny_pipeline import make_pipeline
 from torch import nn
 
-from clip_guidance.guidance.weights.clone import stand_in
+from clip_guidance.guidance.weights.clone import clone
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def as_it_is(weight):
 
 def test_a_copy_computes_the_same_from_weights_of_its_own():
     network, x = Tied(), torch.randn(2, 3)
-    found = stand_in(network, as_it_is)
+    found = clone(network, as_it_is)
     assert found(x).equal(network(x)) and type(found) is Tied
     assert found.again is found.first and found.second.weight is found.first.weight
     with torch.no_grad():
@@ -47,13 +47,13 @@ def test_a_copy_computes_the_same_from_weights_of_its_own():
 
 def test_each_weight_and_buffer_is_made_once():
     made = []
-    stand_in(Tied(), lambda weight: made.append(weight) or weight)
+    clone(Tied(), lambda weight: made.append(weight) or weight)
     assert len(made) == 4  # a weight, two biases, the buffer
 
 
 @pytest.mark.parametrize("network", [make_pipeline().vae, make_pipeline().unet, make_clip().image_encoder])
 def test_a_copy_without_data_has_the_same_shapes(network):
-    found = stand_in(network, lambda weight: torch.empty_like(weight, device="meta"))
+    found = clone(network, lambda weight: torch.empty_like(weight, device="meta"))
     assert {name: w.shape for name, w in found.state_dict().items()} == {
         name: w.shape for name, w in network.state_dict().items()
     }
@@ -79,7 +79,7 @@ def test_hooks_and_compiled_code_stay_with_the_original(hook):
     latents = torch.randn(1, 4, 8, 8)
     expected = copy.deepcopy(vae).decode(latents).sample
     hook(vae)
-    found = stand_in(vae, as_it_is)
+    found = clone(vae, as_it_is)
     assert found.decode(latents).sample.equal(expected)
     left = ("_hf_hook", "_diffusers_hook", "_old_forward", "forward", "_compiled_call_impl")
     assert not any(name in vars(module) for module in found.modules() for name in left)
@@ -89,4 +89,4 @@ def test_hooks_and_compiled_code_stay_with_the_original(hook):
 def test_a_forward_that_someone_put_in_place_is_kept():
     network = nn.Linear(2, 2)
     network.forward = lambda x: x + 1
-    assert stand_in(network, as_it_is)(torch.zeros(2)).tolist() == [1, 1]
+    assert clone(network, as_it_is)(torch.zeros(2)).tolist() == [1, 1]

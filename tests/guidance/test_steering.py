@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from bare import bare_pipe, brightness, loop, modes
+from bare import brightness, loop, minimal_pipeline, modes
 from diffusers import DDPMScheduler
 from tiny_pipeline import Recorder
 from torch import nn
@@ -61,8 +61,8 @@ class WithVariance(nn.Module):
 @modes
 def test_a_predicted_variance_stays_as_it_is(mode):
     pipes = []
-    for variance_type, unet in (("learned_range", WithVariance()), ("fixed_small", bare_pipe().unet)):
-        pipe = bare_pipe()
+    for variance_type, unet in (("learned_range", WithVariance()), ("fixed_small", minimal_pipeline().unet)):
+        pipe = minimal_pipeline()
         pipe.scheduler, pipe.unet = DDPMScheduler(variance_type=variance_type, clip_sample=False), unet
         pipes.append(pipe)
     calls = []
@@ -111,7 +111,7 @@ def test_where_the_scheduler_clips_a_stronger_shift_does_not_turn_back(mode, sca
         return x.flatten(1).sum(1)
 
     def mean(**options):
-        pipe = bare_pipe(clip_sample=True)
+        pipe = minimal_pipeline(clip_sample=True)
         with Guidance(upwards, mode=mode, space="latent", **options).attach(pipe):
             return loop(pipe, steps=6).mean().item()
 
@@ -120,7 +120,7 @@ def test_where_the_scheduler_clips_a_stronger_shift_does_not_turn_back(mode, sca
 
 @modes
 def test_a_shift_of_a_sample_that_is_beyond_the_range_may_only_lead_back(mode):
-    pipe = bare_pipe(clip_sample=True, clip_sample_range=0.5)
+    pipe = minimal_pipeline(clip_sample=True, clip_sample_range=0.5)
     pipe.scheduler.set_timesteps(2)
     t, x = pipe.scheduler.timesteps[0], torch.tensor([[0.1, 3.0, -3.0]])
     recorder = Recorder(pipe.scheduler)

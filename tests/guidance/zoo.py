@@ -22,10 +22,8 @@ NO_LATENTS, NO_EXACT = (
     for name in ("NO_LATENTS", "NO_EXACT")
 )
 
-#: The first pipeline of each module for each row of the adapters' table: the default run has these, --full has all.
-DEFAULT = {
-    (module, ADAPTERS.get(key.split(" + ")[0])): key for module in BUILDERS for key in reversed(module.PIPELINES)
-}.values()
+#: The first pipeline of each row of the adapters' table: the default run has these, --full has all.
+DEFAULT = {ADAPTERS.get(key.split(" + ")[0]): key for key in reversed(PIPELINES)}.values()
 
 
 def each_pipeline():

@@ -25,7 +25,7 @@ def test_broken_images_are_named_and_the_others_added(index, images, encoded):
     assert reasons.keys() == {"empty.png", "text.jpg", "cut.png", "pipe.png", "gone.png", "gone"}
     assert reasons["empty.png"] == "is empty (0 bytes)" and reasons["text.jpg"] == "is not an image"
     assert reasons["gone.png"] == reasons["gone"] == "no such file"
-    assert "cannot be read" in reasons["cut.png"] and reasons["pipe.png"] == "is no regular file"
+    assert "cannot be read" in reasons["cut.png"] and reasons["pipe.png"] == "cannot be read (not a regular file)"
 
 
 def test_names_that_are_no_text_are_skipped(index, images):
@@ -33,7 +33,7 @@ def test_names_that_are_no_text_are_skipped(index, images):
     shutil.copy(images[0], odd)
     changes = index.add(images[0].parent)
     assert len(changes.added) == 6
-    assert [skipped.reason for skipped in changes.skipped] == ["its name is no valid text; rename it"]
+    assert [skipped.reason for skipped in changes.skipped] == ["its name is not valid text; rename it"]
 
 
 def test_embeddings_that_are_no_numbers_are_skipped(clip, index, images, monkeypatch):

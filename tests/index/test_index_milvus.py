@@ -195,6 +195,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
     assert "secret" not in str(failure.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_loses_nothing(tmp_path):
     port = free_port()
     process = start_server(tmp_path / "server", port)

@@ -6,7 +6,7 @@ import pytest
 from corpus import encode, noise, number
 
 from clip_guidance.data import Policy, open_pairs
-from clip_guidance.data.sources.folder import PART, FolderSource, Listing
+from clip_guidance.data.sources.folder import PART_IMAGES, FolderSource, Listing
 
 ANY = Policy(max_bad_share=1)
 
@@ -43,7 +43,7 @@ def test_where_one_image_has_a_text_the_folder_is_no_class(tmp_path):
     put(tmp_path / "photos/a.txt", b"a caption")
     pairs = open_pairs(tmp_path, policy=ANY)
     assert {pair.key: pair.captions for pair in pairs} == {"photos/a.png": ("a caption",), "cat/c.png": ("cat",)}
-    assert pairs.ledger.examples["no_caption"][0]["detail"] == "there is no b.txt beside it"
+    assert pairs.counters.examples["no_caption"][0]["detail"] == "there is no b.txt beside it"
 
 
 def test_the_opened_folder_itself_is_no_class(tmp_path):
@@ -66,7 +66,7 @@ def test_a_name_that_is_not_unicode(tmp_path):
     put(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"))
     put(tmp_path / "cat" / os.fsdecode(b"caf\xe8.png"), b"")
     pairs = open_pairs(tmp_path, policy=ANY, quarantine=tmp_path / "bad.jsonl")
-    assert [pair.captions for pair in pairs] == [("cat",)] and pairs.ledger.bad == {"empty": 1}
+    assert [pair.captions for pair in pairs] == [("cat",)] and pairs.counters.bad == {"empty": 1}
 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path):
@@ -91,7 +91,7 @@ def test_links_are_followed_and_broken_ones_are_missing(tmp_path):
     (folder / "cat/loop.png").symlink_to(folder / "cat/loop.png")
     pairs = open_pairs(folder, policy=ANY)
     assert [pair.key for pair in pairs] == ["dog/a.png"]
-    assert pairs.ledger.bad == {"missing": 1, "unreadable": 1}
+    assert pairs.counters.bad == {"missing": 1, "unreadable": 1}
 
 
 def test_a_folder_that_may_not_be_listed_is_one_bad_row(tmp_path, monkeypatch):
@@ -107,13 +107,13 @@ def test_a_folder_that_may_not_be_listed_is_one_bad_row(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", guarded)
     pairs = open_pairs(tmp_path, policy=ANY)
     assert [pair.key for pair in pairs] == ["cat/a.png"]
-    assert pairs.ledger.examples["unreadable"][0]["detail"] == "folder dog: Permission denied"
+    assert pairs.counters.examples["unreadable"][0]["detail"] == "folder dog: Permission denied"
 
 
 def test_parts_are_files_in_order(tmp_path):
-    files = [f"cat/{i:04d}.png" for i in range(2 * PART + 3)]
+    files = [f"cat/{i:04d}.png" for i in range(2 * PART_IMAGES + 3)]
     source = FolderSource(Listing(tmp_path, files, []))
-    assert [part.rows for part in source.parts] == [PART, PART, 3]
+    assert [part.rows for part in source.parts] == [PART_IMAGES, PART_IMAGES, 3]
     assert [record.key for index in range(3) for record in source.read(index)] == files
 
 

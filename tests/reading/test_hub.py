@@ -36,7 +36,7 @@ def folder(tmp_path):
 def test_a_broken_image_does_not_end_the_stream(folder, streaming):
     pairs = Pairs(HubSource(str(folder), streaming=streaming), policy=ANY)
     assert [read_number(pair.image) for pair in pairs] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
-    assert pairs.ledger.bad == {"empty": 1}
+    assert pairs.counters.bad == {"empty": 1}
 
 
 def test_streamed_files_are_parts_that_processes_share(folder):
@@ -75,7 +75,7 @@ def test_a_saved_data_set_is_recognised_and_its_image_column_found_by_type(tmp_p
     datasets.DatasetDict({"train": saved(tmp_path), "test": saved(tmp_path)}).save_to_disk(str(tmp_path / "two"))
     for path, options in ((tmp_path / "one", {}), (tmp_path / "two", {}), (tmp_path / "two", {"split": "test"})):
         pairs = open_pairs(path, policy=ANY, **options)
-        assert [pair.captions for pair in pairs] == [("a",), ("c",)] and pairs.ledger.bad == {"no_caption": 1}
+        assert [pair.captions for pair in pairs] == [("a",), ("c",)] and pairs.counters.bad == {"no_caption": 1}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves the table open
@@ -92,7 +92,7 @@ def test_an_image_folder_streams_by_path(tmp_path):
 def test_tars_of_a_data_set_keep_their_keys(tmp_path):
     write_members(tmp_path / "0.tar", [("k1.jpg", number(1)), ("k1.txt", b"one"), ("k2.jpg", b""), ("k2.txt", b"two")])
     pairs = Pairs(HubSource(str(tmp_path)), policy=ANY)
-    assert [(pair.key, pair.captions) for pair in pairs] == [("k1", ("one",))] and pairs.ledger.bad == {"empty": 1}
+    assert [(pair.key, pair.captions) for pair in pairs] == [("k1", ("one",))] and pairs.counters.bad == {"empty": 1}
 
 
 def test_a_stream_that_fails_for_good_is_a_bad_row(folder):
@@ -104,8 +104,8 @@ def test_a_stream_that_fails_for_good_is_a_bad_row(folder):
 
     source._rows = failing
     pairs = Pairs(source, policy=ANY)
-    assert [read_number(pair.image) for pair in pairs] == [0, 3, 6, 9] and pairs.ledger.bad == {"broken_file": 4}
-    assert pairs.ledger.examples["broken_file"][0]["detail"] == "after row 1: the Hub is away"
+    assert [read_number(pair.image) for pair in pairs] == [0, 3, 6, 9] and pairs.counters.bad == {"broken_file": 4}
+    assert pairs.counters.examples["broken_file"][0]["detail"] == "after row 1: the Hub is away"
 
 
 def test_a_name_on_the_hub_is_opened_there(monkeypatch):

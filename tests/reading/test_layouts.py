@@ -34,9 +34,9 @@ def test_every_bad_kind_ends_under_its_reason_and_the_others_arrive(write, tmp_p
     expected = [reason for _, reason, _ in BAD_IMAGES.values()] + ["no_caption"]
     listed = [json.loads(line) for line in quarantine.read_text("utf-8").splitlines()]
     assert sorted(line["reason"] for line in listed) == sorted(expected)
-    assert pairs.ledger.bad == {reason: expected.count(reason) for reason in expected}
+    assert pairs.counters.bad == {reason: expected.count(reason) for reason in expected}
     notes = [note for _, note in ODD_IMAGES.values()] + ["palette"]  # an animated GIF has a palette, too
-    assert {note: pairs.ledger.notes[note] for note in notes} == {note: notes.count(note) for note in notes}
+    assert {note: pairs.counters.notes[note] for note in notes} == {note: notes.count(note) for note in notes}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -66,7 +66,7 @@ def test_resume_at_every_position_is_the_undisturbed_order(write):
         done = [next(started).key for _ in range(position)]
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert done + [pair.key for pair in second] == undisturbed
-        assert second.ledger.rows == 11 and second.ledger.bad == {"empty": 2}
+        assert second.counters.rows == 11 and second.counters.bad == {"empty": 2}
 
 
 def test_check_counts_what_reading_would(write):

@@ -18,17 +18,17 @@ def become(image, captions=("a thing",), **policy):
 @pytest.mark.parametrize("name", BAD_IMAGES)
 def test_bad_images_have_one_reason(name):
     data, reason, detail = BAD_IMAGES[name]
-    outcome = become(data)
-    assert outcome.pair is None and outcome.bad.reason == reason
-    assert detail in outcome.bad.detail
+    result = become(data)
+    assert result.pair is None and result.bad.reason == reason
+    assert detail in result.bad.detail
 
 
 @pytest.mark.parametrize("name", ODD_IMAGES)
 def test_odd_images_arrive_as_the_image_loader_makes_them(name):
     data, note = ODD_IMAGES[name]
-    outcome = become(data)
-    assert outcome.bad is None and note in outcome.notes
-    assert outcome.pair.image.mode == "RGB" and outcome.pair.image.tobytes() == load_image(data).tobytes()
+    result = become(data)
+    assert result.bad is None and note in result.notes
+    assert result.pair.image.mode == "RGB" and result.pair.image.tobytes() == load_image(data).tobytes()
 
 
 def test_rotation_is_applied():
@@ -38,9 +38,9 @@ def test_rotation_is_applied():
 
 @pytest.mark.parametrize("orientation", range(10))
 def test_every_orientation_but_upright_is_noted(orientation):
-    outcome = become(rotated(orientation))
-    turned = outcome.pair.image.getpixel((0, 0)) != (0, 0, 0)  # the black pixel has left its corner
-    assert ("rotated" in outcome.notes) == (2 <= orientation <= 8)
+    result = become(rotated(orientation))
+    turned = result.pair.image.getpixel((0, 0)) != (0, 0, 0)  # the black pixel has left its corner
+    assert ("rotated" in result.notes) == (2 <= orientation <= 8)
     assert turned == (2 <= orientation <= 8 and orientation != 5)  # 5 mirrors at the diagonal
 
 
@@ -50,8 +50,8 @@ def test_plain_images_have_no_notes():
 
 def test_an_animation_broken_after_its_first_frame_gives_that_frame():
     whole = animation()
-    outcome = become(whole[: whole.rindex(b"\x2c") + 20])
-    assert outcome.pair.image.tobytes() == load_image(whole).tobytes()
+    result = become(whole[: whole.rindex(b"\x2c") + 20])
+    assert result.pair.image.tobytes() == load_image(whole).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_an_animation_broken_after_its_first_frame_gives_that_frame():
 def test_limits_are_the_policys(limits, reason, detail, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(noise()))
     for image in (encode(noise()), StoredFile(tmp_path / "a.png")):
-        outcome = become(image, **limits)
-        assert outcome.bad.reason == reason and detail in outcome.bad.detail
+        result = become(image, **limits)
+        assert result.bad.reason == reason and detail in result.bad.detail
     exact = {"max_pixels": 96, "min_side": 8, "max_bytes": len(encode(noise()))}
     assert become(encode(noise()), **exact).bad is None
 
@@ -97,8 +97,8 @@ def test_captions_are_cleaned(values, kept, dropped):
     ],
 )
 def test_rows_without_a_caption_are_bad(values, reason, detail):
-    outcome = become(encode(noise()), values)
-    assert outcome.bad.reason == reason and detail in outcome.bad.detail
+    result = become(encode(noise()), values)
+    assert result.bad.reason == reason and detail in result.bad.detail
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_caption_values_are_found_in_lists_and_objects(value, captions):
     ("make", "reason", "detail"),
     [
         (lambda folder: folder / "none.png", "missing", "no file .*none.png"),
-        (lambda folder: folder, "unreadable", "is not a file"),
+        (lambda folder: folder, "unreadable", "a folder, not a file"),
         (lambda folder: folder / "null\0.png", "unreadable", "null"),
         (lambda folder: folder / ("x" * 300), "unreadable", "name too long"),
     ],
@@ -130,7 +130,7 @@ def test_files_that_cannot_be_read(make, reason, detail, tmp_path):
 
 
 def test_a_device_is_never_read():
-    with pytest.raises(BadRow, match="unreadable: /dev/zero is not a file"):
+    with pytest.raises(BadRow, match="unreadable: /dev/zero: not a regular file"):
         StoredFile(Path("/dev/zero")).read(1 << 20)
 
 
@@ -142,8 +142,8 @@ def test_a_denied_file_is_unreadable(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "open", denied)  # for root no mode of a file denies anything
-    outcome = become(StoredFile(path))
-    assert outcome.bad.reason == "unreadable" and "a.png: Permission denied" in outcome.bad.detail
+    result = become(StoredFile(path))
+    assert result.bad.reason == "unreadable" and "a.png: Permission denied" in result.bad.detail
 
 
 def test_reasons_are_known():
@@ -153,7 +153,7 @@ def test_reasons_are_known():
 
 
 def test_a_transform_makes_the_image():
-    outcome = decode(Record("k", "o", encode(noise()), ["a"]), Policy(), lambda image: image.size)
-    assert outcome.pair.image == (12, 8)
+    result = decode(Record("k", "o", encode(noise()), ["a"]), Policy(), lambda image: image.size)
+    assert result.pair.image == (12, 8)
     with pytest.raises(ZeroDivisionError):  # a mistake of the caller, not of the row
         decode(Record("k", "o", encode(noise()), ["a"]), Policy(), lambda image: 1 / 0)

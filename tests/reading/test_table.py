@@ -29,7 +29,7 @@ def write(path, text, encoding="utf-8"):
 
 def read(path, **options):
     pairs = open_pairs(path, policy=ANY, **options)
-    return {read_number(pair.image): pair.captions for pair in pairs}, pairs.ledger
+    return {read_number(pair.image): pair.captions for pair in pairs}, pairs.counters
 
 
 def test_quotes_commas_and_line_breaks_in_a_caption(folder):
@@ -87,39 +87,39 @@ def test_captions_may_be_dispensed_with():
 
 def test_a_bad_first_line_of_a_jsonl_does_not_name_the_columns(folder):
     rows = ['{"alt": "x"}', '{"caption": "y"}', '{"image": "0.png", "caption": "zero"}']
-    found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
-    assert found == {0: ("zero",)} and ledger.bad == {"no_image": 1, "no_caption": 1}
+    found, counters = read(write(folder / "a.jsonl", "\n".join(rows)))
+    assert found == {0: ("zero",)} and counters.bad == {"no_image": 1, "no_caption": 1}
 
 
 def test_bad_lines_of_a_csv_cost_their_row_alone(folder):
     lines = [b"image,caption", b"0.png,zero", b"1.png", b"1.png,one,more", b"", b"caf\xe9.png,gone", b"2.png,caf\xe9"]
     lines += [b",no image", b"3.png,", b"http://example.org/a.png,remote", b"3.png,three"]
-    found, ledger = read(write(folder / "a.csv", b"\n".join(lines)))
+    found, counters = read(write(folder / "a.csv", b"\n".join(lines)))
     assert found == {0: ("zero",), 3: ("three",)}
     expected = {"malformed_row": 2, "missing": 2, "caption_not_text": 1, "no_image": 1, "no_caption": 1}
-    assert ledger.bad == expected
-    details = [line["detail"] for line in ledger.examples["malformed_row"]]
+    assert counters.bad == expected
+    details = [line["detail"] for line in counters.examples["malformed_row"]]
     assert details == ["1 fields, the header has 2", "3 fields, the header has 2"]
-    assert "is an address; download the images first" in ledger.examples["missing"][1]["detail"]
+    assert "is an address; download the images first" in counters.examples["missing"][1]["detail"]
 
 
 def test_a_quote_that_is_never_closed_ends_in_a_bad_row(folder):
     text = 'image,caption\n0.png,zero\n1.png,"open\n' + "x\n" * 70_000 + "2.png,two\n"
-    found, ledger = read(write(folder / "a.csv", text))
+    found, counters = read(write(folder / "a.csv", text))
     assert found[0] == ("zero",) and found[2] == ("two",)
-    assert "field larger than field limit" in ledger.examples["malformed_row"][0]["detail"]
+    assert "field larger than field limit" in counters.examples["malformed_row"][0]["detail"]
 
 
 def test_bad_lines_of_a_jsonl_cost_their_row_alone(folder):
     rows = ['{"image": "0.png", "caption": "zero"}', "{broken", "[1]", "", '{"image": 7, "caption": "x"}']
     rows += ['{"image": "1.png", "caption": 7}', '{"image": "1.png"}', '{"caption": "x"}', "[" * 100_000]
     rows += ['{"image": "1.png", "caption": ["one", "eins"]}']
-    found, ledger = read(write(folder / "a.jsonl", "\n".join(rows)))
+    found, counters = read(write(folder / "a.jsonl", "\n".join(rows)))
     assert found == {0: ("zero",), 1: ("one", "eins")}
-    assert ledger.bad == {"malformed_row": 3, "no_image": 2, "caption_not_text": 1, "no_caption": 1}
-    details = [line["detail"] for line in ledger.examples["malformed_row"]]
+    assert counters.bad == {"malformed_row": 3, "no_image": 2, "caption_not_text": 1, "no_caption": 1}
+    details = [line["detail"] for line in counters.examples["malformed_row"]]
     assert "expected an object, got list" in details and details[0].startswith("not JSON: ")
-    assert [line["key"] for line in ledger.examples["malformed_row"]] == ["row 2", "row 3", "row 8"]
+    assert [line["key"] for line in counters.examples["malformed_row"]] == ["row 2", "row 3", "row 8"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
@@ -137,9 +137,9 @@ def test_a_table_without_rows_says_so(tmp_path):
 def test_one_broken_table_does_not_stop_the_others(folder):
     write_parquet(folder, [("0", number(0), ["zero"])])
     write(folder / "zzz.parquet", (folder / "rows.parquet").read_bytes()[:-20])
-    found, ledger = read(f"{folder}/*.parquet")
-    assert found == {0: ("zero",)} and ledger.bad == {"broken_file": 1}
-    assert "zzz.parquet" in ledger.examples["broken_file"][0]["detail"]
+    found, counters = read(f"{folder}/*.parquet")
+    assert found == {0: ("zero",)} and counters.bad == {"broken_file": 1}
+    assert "zzz.parquet" in counters.examples["broken_file"][0]["detail"]
 
 
 def test_a_row_group_that_breaks_off_keeps_the_others(tmp_path):
@@ -149,15 +149,15 @@ def test_a_row_group_that_breaks_off_keeps_the_others(tmp_path):
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(data)
-    found, ledger = read(path)
+    found, counters = read(path)
     assert list(found) == [0, 1, 2, 6, 7, 8]
-    assert ledger.bad == {"broken_file": 3} and ledger.rows == 9  # as many as the file's metadata promises
-    assert [line["key"] for line in ledger.examples["broken_file"]] == ["row 4", "row 5", "row 6"]
+    assert counters.bad == {"broken_file": 3} and counters.rows == 9  # as many as the file's metadata promises
+    assert [line["key"] for line in counters.examples["broken_file"]] == ["row 4", "row 5", "row 6"]
 
 
 def test_a_row_group_that_breaks_off_in_its_middle_loses_the_rest_of_it(tmp_path, monkeypatch):
     """What was read before stays, and another place in the file is another place for a resumed reader too."""
-    monkeypatch.setattr(table, "BATCH", 2)
+    monkeypatch.setattr(table, "BATCH_ROWS", 2)
     path = write_parquet(tmp_path, [(str(i), number(i), [f"caption {i}"]) for i in range(12)], row_group_size=6)
     read_batches = pq.ParquetFile.iter_batches
 
@@ -168,17 +168,17 @@ def test_a_row_group_that_breaks_off_in_its_middle_loses_the_rest_of_it(tmp_path
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", breaking)
-    found, ledger = read(path)
-    assert list(found) == [0, 1, *range(6, 12)] and ledger.bad == {"broken_file": 4} and ledger.rows == 12
-    assert ledger.bad_share == pytest.approx(4 / 12)
-    assert "page 2 is garbled" in ledger.examples["broken_file"][0]["detail"]
+    found, counters = read(path)
+    assert list(found) == [0, 1, *range(6, 12)] and counters.bad == {"broken_file": 4} and counters.rows == 12
+    assert counters.bad_share == pytest.approx(4 / 12)
+    assert "page 2 is garbled" in counters.examples["broken_file"][0]["detail"]
     resumed = open_pairs(path, policy=ANY)
     resumed.row = 4  # two read, two lost
     assert [read_number(pair.image) for pair in resumed] == list(range(6, 12))
 
 
 def test_parquet_is_read_by_batches_of_a_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "BATCH", 2)
+    monkeypatch.setattr(table, "BATCH_ROWS", 2)
     path = write_parquet(tmp_path, [(str(i), number(i), ["a"]) for i in range(10)], row_group_size=5)
     read_batches, taken = pq.ParquetFile.iter_batches, []
 
@@ -200,7 +200,7 @@ def test_parquet_rows_are_numbered_through_and_paths_start_at_the_table(folder):
     pq.write_table(pa.table(rows), folder / "a.parquet", row_group_size=3)
     pairs = open_pairs(folder / "a.parquet", policy=ANY)
     assert [(pair.key, pair.captions) for pair in pairs] == [("row 1", ("a",)), ("row 2", ("b",)), ("row 4", ("d",))]
-    assert pairs.ledger.bad == {"missing": 1}
+    assert pairs.counters.bad == {"missing": 1}
 
 
 @pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([[1.5], [2.5]])])
@@ -233,6 +233,6 @@ def test_numbers_of_classes_are_read_as_their_names(tmp_path, label):
     )
     rows = pa.table({"image": [number(0), number(1)], "label": pa.array([label, 1], pa.int64())})
     pq.write_table(rows.cast(features.arrow_schema), tmp_path / "a.parquet")
-    found, ledger = read(tmp_path / "a.parquet")
+    found, counters = read(tmp_path / "a.parquet")
     named = {0: {0: ("cat",)}, 1: {0: ("red fox",)}}.get(label, {})
-    assert found == {**named, 1: ("red fox",)} and ledger.bad == ({} if named else {"caption_not_text": 1})
+    assert found == {**named, 1: ("red fox",)} and counters.bad == ({} if named else {"caption_not_text": 1})

@@ -19,15 +19,15 @@ def sample(key, value=0, caption="a caption"):
 
 def read(path, **options):
     pairs = open_pairs(path, policy=ANY, **options)
-    return {pair.key: pair.captions for pair in pairs}, pairs.ledger
+    return {pair.key: pair.captions for pair in pairs}, pairs.counters
 
 
 def test_members_in_any_order_and_case_make_one_sample(tmp_path):
     members = [("a/1.json", b'{"caption": "of json"}'), ("a/1.txt", b"of txt\nsecond"), ("a/1.JPG", number(1))]
     members += [("a/2.png", number(2)), ("a/2.json", b'{"captions": ["x", "y"], "url": "z"}'), ("a/3.seg.png", b"?")]
-    found, ledger = read(write_members(tmp_path / "a.tar", members))
+    found, counters = read(write_members(tmp_path / "a.tar", members))
     assert found == {"a/1": ("of txt", "second"), "a/2": ("x", "y")}
-    assert ledger.rows == 3 and ledger.bad == {"no_caption": 1}
+    assert counters.rows == 3 and counters.bad == {"no_caption": 1}
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_sample_without_an_image(tmp_path):
 
 @pytest.mark.parametrize("key", ["../1", "/etc/1", "a/../../1"])
 def test_names_outside_of_the_archive_are_refused(tmp_path, key):
-    found, ledger = read(write_members(tmp_path / "a.tar", [*sample(key), *sample("2")]))
-    assert set(found) == {"2"} and ledger.bad == {"unsafe_name": 1}
-    assert ledger.examples["unsafe_name"][0]["detail"] == f"the archive names {key}"
+    found, counters = read(write_members(tmp_path / "a.tar", [*sample(key), *sample("2")]))
+    assert set(found) == {"2"} and counters.bad == {"unsafe_name": 1}
+    assert counters.examples["unsafe_name"][0]["detail"] == f"the archive names {key}"
 
 
 def test_nothing_is_unpacked_and_no_pickle_is_loaded(tmp_path):
@@ -87,13 +87,13 @@ def test_links_and_devices_are_passed_over(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    found, ledger = read(tmp_path / "a.tar")
-    assert set(found) == {"4"} and ledger.rows == 1
+    found, counters = read(tmp_path / "a.tar")
+    assert set(found) == {"4"} and counters.rows == 1
 
 
 def test_mac_leftovers_are_no_samples(tmp_path):
-    found, ledger = read(write_members(tmp_path / "a.tar", [("._1.jpg", b"mac"), (".DS_Store", b""), *sample("1")]))
-    assert set(found) == {"1"} and ledger.rows == 1
+    found, counters = read(write_members(tmp_path / "a.tar", [("._1.jpg", b"mac"), (".DS_Store", b""), *sample("1")]))
+    assert set(found) == {"1"} and counters.rows == 1
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
@@ -107,7 +107,7 @@ def test_large_members_are_refused_unread(tmp_path, mode):
     members = [("1.jpg", bytes(100_000)), ("1.txt", b"x"), *sample("2")]
     path = write_members(tmp_path / f"a.tar{mode[1:].replace(':', '.')}", members, mode)
     pairs = open_pairs(path, policy=Policy(max_bad_share=1, max_bytes=99_999))
-    assert [pair.key for pair in pairs] == ["2"] and pairs.ledger.bad == {"too_many_bytes": 1}
+    assert [pair.key for pair in pairs] == ["2"] and pairs.counters.bad == {"too_many_bytes": 1}
 
 
 def truncated(data):
@@ -122,17 +122,17 @@ def garbled(data):
 def test_a_broken_archive_keeps_what_came_before(tmp_path, harm):
     path = write_members(tmp_path / "a.tar", [*sample("1"), *sample("2"), *sample("3"), *sample("4")])
     path.write_bytes(harm(path.read_bytes()))
-    found, ledger = read(path)
+    found, counters = read(path)
     assert "1" in found and "4" not in found
-    assert ledger.examples["broken_file"][-1]["detail"].startswith(f"{path}")
+    assert counters.examples["broken_file"][-1]["detail"].startswith(f"{path}")
 
 
 @pytest.mark.parametrize("data", [b"", b"this is no archive" * 100, bytes(300)])
 def test_what_is_no_archive_is_one_bad_row(tmp_path, data):
     (tmp_path / "b.tar").write_bytes(data)
     write_members(tmp_path / "a.tar", sample("1"))
-    found, ledger = read(tmp_path)
-    assert set(found) == {"1"} and ledger.bad == {"broken_file": 1}
+    found, counters = read(tmp_path)
+    assert set(found) == {"1"} and counters.bad == {"broken_file": 1}
 
 
 def test_images_are_read_when_it_is_their_turn(tmp_path, monkeypatch):
@@ -155,6 +155,6 @@ def test_img2dataset_folder(tmp_path):
         (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
     (tmp_path / "preview.png").write_bytes(encode(noise()))
     pairs = open_pairs(tmp_path)
-    assert [read_number(pair.image) for pair in pairs] == [0, 1] and pairs.ledger.bad_share == 0
+    assert [read_number(pair.image) for pair in pairs] == [0, 1] and pairs.counters.bad_share == 0
     braces = open_pairs(f"{tmp_path}/{{00000..00001}}.tar")
     assert [pair.key for pair in braces] == ["000000000", "000010000"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scoring_helpers import count_calls, judges_of, score_all
 
-from clip_guidance._threads import in_threads
+from clip_guidance._threads import ordered_map
 from clip_guidance.clip.embed_cache import EmbedCache
 from clip_guidance.metrics.job.items import read_work
 from clip_guidance.metrics.job.judge import Judge
@@ -194,7 +194,7 @@ def test_threads_keep_the_order_and_a_bounded_window():
             peak.append(number - taken)
             yield number
 
-    for number in in_threads(lambda number: running.release() or number, source(), threads=3, ahead=5):
+    for number in ordered_map(lambda number: running.release() or number, source(), threads=3, ahead=5):
         assert number == taken
         taken += 1
     assert taken == 50 and max(peak) <= 6
@@ -205,7 +205,7 @@ def test_an_error_of_the_work_is_not_lost():
         raise RuntimeError(f"item {number}")
 
     with pytest.raises(RuntimeError, match="item 0"):
-        list(in_threads(broken, range(10), 2, 3))
+        list(ordered_map(broken, range(10), 2, 3))
 
 
 @pytest.mark.slow

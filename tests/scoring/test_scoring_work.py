@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_guidance.data.sources.table import LOOKED_AT
+from clip_guidance.data.sources.table import COLUMN_SEARCH_ROWS
 from clip_guidance.images.load import find_images
 from clip_guidance.metrics.job import items as work
 from clip_guidance.metrics.job.items import Item, check_table, read_work
@@ -197,7 +197,7 @@ def test_the_prompt_for_all_is_that_of_rows_without_one(tmp_path):
 
 
 def test_a_line_may_have_a_prompt_that_those_before_have_not(tmp_path):
-    lines = ['{"image": "a.png"}'] * (LOOKED_AT + 1) + ['{"image": "b.png", "prompt": "a dog"}']
+    lines = ['{"image": "a.png"}'] * (COLUMN_SEARCH_ROWS + 1) + ['{"image": "b.png", "prompt": "a dog"}']
     *others, last = read_work([text_table(tmp_path, "jsonl", *lines)], "a cat")
     assert last.prompt == "a dog" and {item.prompt for item in others} == {"a cat"}
 

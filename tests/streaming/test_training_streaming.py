@@ -180,8 +180,8 @@ def test_excluded_rows_are_passed_over_and_are_not_bad(workers, data):
         states.append(json.loads(json.dumps(batches.state_dict())))
         expected.append(batches(step))
     drawn = {caption for batch in expected for caption in batch.captions}
-    assert drawn == {f"thing {i}" for i in range(30, 60)} and batches.pairs.ledger.bad_share == 0
-    assert batches.pairs.ledger.rows + batches.pairs.ledger.excluded <= ROWS
+    assert drawn == {f"thing {i}" for i in range(30, 60)} and batches.pairs.counters.bad_share == 0
+    assert batches.pairs.counters.rows + batches.pairs.counters.excluded <= ROWS
     assert {text for texts in batches.pairs.captions() for text in texts} == drawn  # the vocabulary too
     resumed = streamed(data, exclude="left")
     resumed.load_state_dict(states[9])
@@ -192,9 +192,9 @@ def test_excluded_rows_are_passed_over_and_are_not_bad(workers, data):
 def test_what_is_excluded_changes_no_count_of_bad_rows(data):
     pairs = open_pairs(data, exclude="thing 1", seed=3)  # ten rows of the teens and row 1, one of the former broken
     assert len(list(pairs)) == ROWS - 11
-    assert (pairs.ledger.rows, pairs.ledger.excluded, pairs.ledger.bad.total()) == (ROWS - 11, 11, 0)
+    assert (pairs.counters.rows, pairs.counters.excluded, pairs.counters.bad.total()) == (ROWS - 11, 11, 0)
     pairs = open_pairs(data, exclude="thing 2", seed=3)  # eleven others
-    assert len(list(pairs)) == ROWS - 12 and pairs.ledger.bad_share == 1 / (ROWS - 11)
+    assert len(list(pairs)) == ROWS - 12 and pairs.counters.bad_share == 1 / (ROWS - 11)
     with pytest.raises(TooManyBadRows, match="there is no row to read; all 60 are excluded"):
         list(open_pairs(data, exclude="thing"))
     with pytest.raises(ValueError, match="exclude is 'left' here and None in the state"):

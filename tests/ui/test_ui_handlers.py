@@ -20,7 +20,7 @@ from clip_guidance.ui.compare import compare  # noqa: E402
 from clip_guidance.ui.generate import draw  # noqa: E402
 from clip_guidance.ui.preview import Finished, drawn  # noqa: E402
 from clip_guidance.ui.search import build, search  # noqa: E402
-from clip_guidance.ui.studio import MOST  # noqa: E402
+from clip_guidance.ui.studio import MAX_IMAGES  # noqa: E402
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
@@ -122,15 +122,15 @@ def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(
 @pytest.mark.parametrize(
     ("labels", "chosen", "message"),
     [
-        ("rocket", None, f"expected an image, at most {MOST}, got none"),
+        ("rocket", None, f"expected an image, at most {MAX_IMAGES}, got none"),
         (" , ", "all", "expected at least one label, got none"),
         ("a, b, a", "all", html.escape("label 'a' is given twice")),
         ("rocket", "broken", r"z broken\.png: is empty \(0 bytes\)"),
-        ("rocket", "many", f"at most {MOST}, got {MOST + 1}"),
+        ("rocket", "many", f"at most {MAX_IMAGES}, got {MAX_IMAGES + 1}"),
     ],
 )
 def test_what_cannot_be_classified_is_told(studio, files, labels, chosen, message):
-    chosen = {"all": files, "broken": files[-1:], "many": files[:1] * (MOST + 1), None: None}[chosen]
+    chosen = {"all": files, "broken": files[-1:], "many": files[:1] * (MAX_IMAGES + 1), None: None}[chosen]
     with refused(message):
         classify(studio, chosen, labels, False, "emoji")
 

@@ -1,1 +1,1 @@
-"""Where image-caption pairs come from: folders, tables, tars and data sets of the Hub."""
+"""Sources of image-caption pairs: folders, tables, tars and data sets of the Hub."""

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the image and its captions, and the record that a row makes."""
+"""Find the columns of a table that hold the image and its captions, and turn its rows into records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_guidance.data.records import BadRow, Record, SourceError, Stored, Stor
 
 # In order of preference: the first name that a table has is taken.
 IMAGES = (
-    "image", "img", "image", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
+    "image", "img", "picture", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
     "image_file", "path", "file", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
 CAPTIONS = ("caption", "text", "txt", "sentence", "description", "title", "prompt", "json", "name", "label")
@@ -23,12 +23,12 @@ Remote: TypeAlias = Callable[[str], Stored]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read.
+    """The columns of a table that are read.
 
     Attributes:
-        image: holds paths, bytes, or ``{"bytes", "path"}`` as in ``datasets``.
-        captions: each holds a caption or a list of them.
-        classes: of a column that holds numbers of classes, their names (``ClassLabel`` of ``datasets``).
+        image: Name of the column that holds paths, bytes, or ``{"bytes", "path"}`` as in ``datasets``.
+        captions: Names of the columns that hold a caption or a list of captions each.
+        classes: For each column of class numbers, the names of the classes (``ClassLabel`` of ``datasets``).
     """
 
     image: str
@@ -45,12 +45,21 @@ class Columns:
         classes: Mapping[str, Sequence[str]] | None = None,
         need_captions: bool = True,
     ) -> Columns:
-        """The columns asked for, or else those with a customary name: ``text``; ``captions``; ``caption_0``, ...
+        """Find the columns asked for, or else those with a customary name.
 
-        Without ``need_captions`` there may be none, and those asked for are read of the rows that have them.
+        Customary are, for captions, ``text``, ``captions``, or ``caption_0``, ``caption_1`` and so on.
+
+        Args:
+            names: The columns that the table has.
+            where: What the table is called in a message.
+            image: The column of images; by default the first with a customary name.
+            captions: The columns of captions; by default those with a customary name.
+            classes: See the attribute.
+            need_captions: Whether the table must have captions; otherwise the columns asked for are read from the rows
+                that have them.
 
         Raises:
-            SourceError: there is none; the message names the columns there are.
+            SourceError: A column is missing; the message names the columns there are.
         """
         needed = (image, *captions) if need_captions else (image,)
         if absent := [name for name in needed if name and name not in names]:
@@ -68,13 +77,13 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """List all columns that are read, each once."""
         return list(dict.fromkeys((self.image, *self.captions)))
 
     def record(
         self, row: Mapping[str, Any], key: str, origin: str, folder: Path, remote: Remote | None = None
     ) -> Record:
-        """The record of a row; relative paths start at ``folder``, and ``remote`` opens addresses."""
+        """Make the record of a row; paths start at ``folder``, and ``remote`` opens addresses."""
         captions = [found for name in self.captions for found in caption_values(self._named(name, row.get(name)))]
         try:
             return Record(key, origin, stored_image(row.get(self.image), folder, remote), captions)
@@ -82,7 +91,7 @@ class Columns:
             return Record(key, origin, problem=bad)
 
     def _named(self, column: str, value: Any) -> Any:
-        """The name of a class in place of its number; as for folders, a low line stands for a space."""
+        """Replace the number of a class by its name, in which an underscore stands for a space."""
         names = self.classes.get(column, ())
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
             return names[value].replace("_", " ")
@@ -90,10 +99,10 @@ class Columns:
 
 
 def stored_image(value: Any, folder: Path, remote: Remote | None = None) -> bytes | Stored | None:
-    """Where the image is that a cell names or holds.
+    """Return the image that a cell holds or names, unread; None where the cell is empty.
 
     Raises:
-        BadRow: the cell holds neither path nor bytes, or the address of an image that is not here.
+        BadRow: The cell holds neither a path nor bytes, or the address of an image that was not downloaded.
     """
     inside = isinstance(value, Mapping) and bool({"bytes", "path"} & set(value))
     if inside:
@@ -112,7 +121,7 @@ def stored_image(value: Any, folder: Path, remote: Remote | None = None) -> byte
 
 
 def _numbered(stem: str, names: Sequence[str]) -> list[str]:
-    """The columns called ``stem``, ``stems`` or ``stem_1``, ``stem_2``, ... in the order of their numbers."""
+    """Find the columns ``stem``, ``stems`` or ``stem_1``, ``stem_2``, ..., ordered by number."""
     matches = {name: re.fullmatch(rf"{stem}s?(?:[_ ]?(\d+))?", name, re.IGNORECASE) for name in names}
     found = {name: int(match[1] or -1) for name, match in matches.items() if match}
     return sorted(found, key=lambda name: found[name])

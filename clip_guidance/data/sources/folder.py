@@ -1,8 +1,8 @@
-"""A folder of images: each captioned by the .txt beside it, or by the name of its folder as a class label.
+"""Read a folder of images, each captioned by the .txt beside it or by the name of its folder as a class label.
 
-Only names are held, some 100 bytes an image; sets of very many images are better kept in tars. Which folders hold
-captions is decided folder by folder: where one image has its .txt, one without it is bad rather than labelled by the
-folder's name.
+Only names are in memory, some 100 bytes per image; very large sets are better stored as tars. Whether an image is
+captioned by a text or by the folder's name is decided folder by folder: where one image has a .txt, an image without
+one is a bad row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from clip_guidance.data.records import BadRow, Part, Record, StoredFile, read_lines
 from clip_guidance.images.load import EXTENSIONS
 
-PART = 256  # images; small, so that shuffled parts mix the classes
+PART_IMAGES = 256  # small, so that shuffled parts mix the classes
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Listing:
     """The files under a folder.
 
     Attributes:
-        root: the folder.
-        files: relative paths, folder by folder, sorted; hidden ones left out.
-        denied: (relative path, reason) of folders that may not be listed.
+        root: The folder.
+        files: Relative paths, folder by folder, sorted; hidden files are left out.
+        denied: (Relative path, reason) of the folders that may not be listed.
     """
 
     root: Path
@@ -34,12 +34,16 @@ class Listing:
     denied: list[tuple[str, str]]
 
     def with_suffix(self, *suffixes: str) -> list[str]:
-        """The files that end so; suffixes in lower case with their dot."""
+        """List the files with one of these suffixes, given in lower case with their dot."""
         return [file for file in self.files if PurePath(file).suffix.lower() in suffixes]
 
 
 def list_files(root: Path) -> Listing:
-    """Lists a folder; links are followed, and a folder reached twice (a loop of links) is listed once."""
+    """List the files of all kinds under a folder, and the folders that may not be listed.
+
+    Links are followed, and a folder reached twice (a loop of links) is listed once. The order of training depends on
+    this order, a folder's files before its subfolders; :func:`clip_guidance.images.find.walk_images` has another.
+    """
     files: list[str] = []
     denied: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
@@ -60,7 +64,11 @@ def list_files(root: Path) -> Listing:
 
 
 class FolderSource:
-    """Images of a folder and their captions; a :class:`~clip_guidance.data.records.Source`."""
+    """Read the images of a folder and their captions, as a :class:`.Source`.
+
+    Args:
+        listing: The files of the folder.
+    """
 
     kind = "image folder"
 
@@ -70,18 +78,18 @@ class FolderSource:
         texts = set(listing.with_suffix(".txt"))
         self.texts = {image: text for image in self.images if (text := _beside(image)) in texts}
         self.captioned = {os.path.dirname(image) for image in self.texts}
-        starts = range(0, len(self.images), PART)
-        self.parts = [Part(self.images[start], min(PART, len(self.images) - start)) for start in starts]
+        starts = range(0, len(self.images), PART_IMAGES)
+        self.parts = [Part(self.images[start], min(PART_IMAGES, len(self.images) - start)) for start in starts]
         if self.denied:
             self.parts.append(Part("denied", len(self.denied)))
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of a part; the last part may be the folders that may not be listed."""
-        if index * PART >= len(self.images):
+        """Yield the records of a part; the last part may be the folders that may not be listed."""
+        if index * PART_IMAGES >= len(self.images):
             for name, reason in self.denied:
                 yield Record(name, self.name, problem=BadRow("unreadable", f"folder {name}: {reason}"))
             return
-        for image in self.images[index * PART : (index + 1) * PART]:
+        for image in self.images[index * PART_IMAGES : (index + 1) * PART_IMAGES]:
             yield self._record(image)
 
     def _record(self, image: str) -> Record:

@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face Hub, streamed or downloaded, and those that ``datasets`` saved to disk.
+"""Read data sets of the Hugging Face Hub, streamed or downloaded, and those that ``datasets`` saved to disk.
 
-``datasets`` finds and downloads the files; images are left encoded (``decode=False``), since its own decoding ends an
-iteration at the first truncated image. Needs the extra ``data``.
+The package ``datasets`` finds and downloads the files; images stay encoded (``decode=False``), because its own decoding
+ends the iteration at the first truncated image. Needs the extra ``data``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from typing import Any
 from clip_guidance.data.records import BadRow, Part, Record, SourceError
 from clip_guidance.data.sources.columns import Columns
 
-PART = 1000  # rows of a downloaded data set; a streamed one has its own files
+PART_ROWS = 1000  # of a downloaded data set; the parts of a streamed one are its files
 
 
 class HubSource:
-    """Rows of a data set; a :class:`~clip_guidance.data.records.Source`.
+    """Read the rows of a data set, as a :class:`.Source`.
 
     Args:
         name: ``owner/name`` on the Hub, ``owner/name:config``, or a folder that ``datasets`` can load or has saved.
-        split: of the data set.
-        streaming: read while downloading, a file at a time, instead of downloading everything first.
-        image_column: of the image; by default the one whose type is Image, or with a customary name.
-        caption_columns: of the captions; by default those with a customary name.
+        split: Split of the data set, such as "train".
+        streaming: Whether to read while downloading, a file at a time, instead of downloading everything first.
+        image_column: Column of the image; by default the one whose type is Image, or with a customary name.
+        caption_columns: Columns of the captions; by default those with a customary name.
 
     Raises:
-        SourceError: ``datasets`` is not installed, there is no such data set or split, or no column of images or
-            captions.
+        SourceError: The package ``datasets`` is not installed, or there is no such data set, split or column.
     """
 
     kind = "datasets"
@@ -66,10 +65,11 @@ class HubSource:
         if isinstance(self.rows, datasets.IterableDataset):
             self.parts = [Part(f"file {i}", None) for i in range(self.rows.num_shards)]
         else:
-            self.parts = [Part(f"rows {i}", min(PART, len(self.rows) - i)) for i in range(0, len(self.rows), PART)]
+            count = len(self.rows)
+            self.parts = [Part(f"rows {i}", min(PART_ROWS, count - i)) for i in range(0, count, PART_ROWS)]
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of a part; where the data set breaks off, the last record says so."""
+        """Yield the records of a part; where the data set breaks off, the last record says so."""
         part = self.parts[index]
         origin = f"{self.name}[{self.split}] {part.name}"
         number = 0
@@ -85,17 +85,17 @@ class HubSource:
         part = self.parts[index]
         if part.rows is None:
             return self.rows.shard(num_shards=len(self.parts), index=index)
-        return self.rows.select(range(index * PART, index * PART + part.rows))
+        return self.rows.select(range(index * PART_ROWS, index * PART_ROWS + part.rows))
 
 
 @dataclass(frozen=True)
 class StoredRemote:
-    """A file that ``datasets`` names by address (``hf://``, ``zip://``), read when it is its turn."""
+    """A file that ``datasets`` names by address (``hf://``, ``zip://``) read when it is decoded."""
 
     address: str
 
     def read(self, max_bytes: int) -> bytes:
-        """As :class:`~clip_guidance.data.records.Stored` says."""
+        """Read the bytes, as :class:`~clip_guidance.data.records.Stored` says."""
         import fsspec
 
         try:

@@ -1,4 +1,4 @@
-"""Several sources as one: their parts, one source after the other; shuffling mixes them."""
+"""Join several sources into one: their parts follow one another, and shuffling mixes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from clip_guidance.data.records import Part, Record, Source
 
 
 class JoinedSource:
-    """All of some sources; a :class:`~clip_guidance.data.records.Source`."""
+    """Read several sources as one :class:`.Source`.
+
+    Args:
+        sources: The sources, in order.
+    """
 
     kind = "several sources"
 
@@ -18,6 +22,6 @@ class JoinedSource:
         self.parts: list[Part] = [source.parts[index] for source, index in self._places]
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of a part."""
+        """Yield the records of a part."""
         source, place = self._places[index]
         return source.read(place)

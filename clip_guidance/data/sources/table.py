@@ -1,4 +1,4 @@
-"""Tables with a row an image: CSV, TSV, JSONL, and parquet by row groups."""
+"""Read tables with one row per image: CSV, TSV, JSONL, and parquet by row groups."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from clip_guidance.data.records import BadRow, Part, Record, SourceError
 from clip_guidance.data.sources.columns import Columns
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-BATCH = 64  # rows of a parquet file in memory at once
-LOOKED_AT = 1000  # objects of a JSONL file whose keys are its columns: the first one may be a bad row
+BATCH_ROWS = 64  # of a parquet file in memory at once
+COLUMN_SEARCH_ROWS = 1000  # of a JSONL file, whose keys are its columns: the first row may be a bad one
 
 
 class TableSource:
-    """Rows of one or more tables; a :class:`~clip_guidance.data.records.Source`.
+    """Read the rows of one or more tables, as a :class:`.Source`.
 
     A part is a row group of a parquet file, or a whole text file. Relative paths start at the table's folder.
 
     Args:
-        paths: the tables.
-        name: what the user asked for.
-        image_column: of the image; by default the first with a customary name.
-        caption_columns: of the captions; by default those with a customary name.
-        need_captions: whether a table must have a column of captions; see :meth:`Columns.find`.
+        paths: The tables.
+        name: What the user asked for.
+        image_column: Column of the image; by default the first with a customary name.
+        caption_columns: Columns of the captions; by default those with a customary name.
+        need_captions: Whether a table must have a column of captions; see :meth:`Columns.find`.
 
     Raises:
-        SourceError: a table has no column of images, or of captions where it must have one.
+        SourceError: A table has no column of images, or no column of captions where it must have one.
     """
 
     kind = "table"
@@ -53,11 +53,11 @@ class TableSource:
                 names, groups, classes = _layout(path)
             except SourceError:
                 raise
-            except (OSError, ValueError, csv.Error) as error:  # not a table at all: one bad row names it
+            except (OSError, ValueError, csv.Error) as error:  # the file is not a table: one bad row names it
                 self._broken[path], groups = f"{path}: {error}", [1]
             else:
-                asked = (image_column, caption_columns, classes, need_captions)
-                self._columns[path] = Columns.find(names, str(path), *asked)
+                options = (image_column, caption_columns, classes, need_captions)
+                self._columns[path] = Columns.find(names, str(path), *options)
             first = 1
             for group, rows in enumerate(groups):
                 self.parts.append(Part(f"{path.name}/{group}", rows))
@@ -65,11 +65,11 @@ class TableSource:
                 first += rows or 0
 
     def columns(self, path: Path) -> Columns | None:
-        """Which columns of a table are read; None where it is no table."""
+        """Return the columns of a table that are read; None where the file is not a table."""
         return self._columns.get(path)
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of a part; where a row group breaks off, each row that its file promises is a bad one."""
+        """Yield the records of a part; where a row group breaks off, its remaining rows are bad."""
         path, group, first = self._places[index]
         origin = str(path)
         if path in self._broken:
@@ -93,7 +93,7 @@ class TableSource:
 
 
 def _layout(path: Path) -> tuple[list[str], list[int | None], dict[str, list[str]]]:
-    """Column names, the number of rows of each part where it is known, and the names of classes by column."""
+    """Return column names, the rows of each part where known, and class names by column."""
     if path.suffix.lower() != ".parquet":
         return *_text_layout(path), {}
     with _parquet(path) as file:
@@ -103,7 +103,7 @@ def _layout(path: Path) -> tuple[list[str], list[int | None], dict[str, list[str
 
 
 def _class_names(described: bytes) -> dict[str, list[str]]:
-    """Names of classes by column, from what ``datasets`` writes into a parquet file; without it there are none."""
+    """Read class names by column from the schema that ``datasets`` writes into a parquet file."""
     try:
         features = json.loads(described)["info"]["features"]
         kinds = {column: kind for column, kind in features.items() if isinstance(kind, dict)}
@@ -114,7 +114,7 @@ def _class_names(described: bytes) -> dict[str, list[str]]:
 
 def _parquet_rows(path: Path, group: int, columns: Columns) -> Iterator[Any]:
     with _parquet(path) as file:
-        for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns.names):
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns.names):
             yield from batch.to_pylist()
 
 
@@ -127,16 +127,16 @@ def _parquet(path: Path) -> Any:
 
 
 def _text_layout(path: Path) -> tuple[list[str], list[int | None]]:
-    """Column names, and one part of unknown length.
+    """Return column names, and one part of unknown length.
 
     Raises:
-        ValueError: the file has no first row.
+        ValueError: The file has no first row.
     """
     if path.suffix.lower() == ".jsonl":
-        rows = itertools.islice((row for row in _text_rows(path) if isinstance(row, dict)), LOOKED_AT)
+        rows = itertools.islice((row for row in _text_rows(path) if isinstance(row, dict)), COLUMN_SEARCH_ROWS)
         names = dict.fromkeys(name for row in rows for name in row)
         if not names:
-            raise ValueError("expected JSON objects, one a line; found none")
+            raise ValueError("expected JSON objects, one per line; found none")
         return list(names), [None]
     with _open(path) as file:
         header = next(csv.reader(file, delimiter=_delimiter(path)), None)
@@ -157,7 +157,7 @@ def _text_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
                 fields = next(lines)
             except StopIteration:
                 return
-            except csv.Error as error:  # a quote that is never closed ends in a field above csv's limit
+            except csv.Error as error:  # an unclosed quote makes a field above csv's limit
                 yield BadRow("malformed_row", str(error))
                 continue
             if len(fields) == len(header):
@@ -175,12 +175,12 @@ def _json_row(line: str) -> dict[str, Any] | BadRow:
 
 
 def _open(path: Path) -> Any:
-    """As text; bytes that are not UTF-8 are carried through, so that they cost their row and not the table."""
+    """Open a table as text; bytes that are not UTF-8 make their row bad and not the whole table."""
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _delimiter(path: Path) -> str:
-    """A tab in a .tsv; else whichever of comma, semicolon and tab the first line has most of."""
+    """Return a tab for a .tsv, else the most frequent separator of the first line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     with _open(path) as file:

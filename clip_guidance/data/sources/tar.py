@@ -1,9 +1,9 @@
-"""WebDataset tars as img2dataset writes them: ``000017.jpg``, ``000017.txt`` and ``000017.json`` make one sample.
+"""Read WebDataset tars as img2dataset writes them: ``000017.jpg``, ``000017.txt`` and ``000017.json`` are one sample.
 
-Files with the same name up to the first dot, one after the other, are a sample
-(https://github.com/webdataset/webdataset#the-webdataset-format). Only images, .txt and .json are opened: no pickle,
-array or module is, and nothing is unpacked to disk. Going over an archive reads its headers; an image is read when it
-is its turn.
+Consecutive files with the same name up to the first dot are a sample
+(https://github.com/webdataset/webdataset#the-webdataset-format). Only images, .txt and .json are opened, never a
+pickle, an array or a module, and nothing is unpacked to disk. Iterating over an archive reads its headers; an image is
+read when its record is decoded.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from clip_guidance.data.records import BadRow, Part, Record, Stored, StoredFile,
 from clip_guidance.images.load import EXTENSIONS
 
 SUFFIXES = (".tar", ".tgz")
-TEXT_BYTES = 1 << 20  # of a caption or its metadata
-HELD_BYTES = 64 << 20  # of one member of a compressed archive
+MAX_TEXT_BYTES = 1 << 20  # of a caption or its metadata
+MAX_MEMBER_BYTES = 64 << 20  # of a member of a compressed archive, which is read into memory
 _BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 
 
 class TarSource:
-    """Samples of one or more archives, each a part; a :class:`~clip_guidance.data.records.Source`."""
+    """Read the samples of archives, each of which is a part, as a :class:`.Source`.
+
+    Args:
+        paths: The archives.
+        name: What the user asked for.
+    """
 
     kind = "WebDataset tars"
 
@@ -37,7 +42,7 @@ class TarSource:
         self.parts = [Part(path.name, None) for path in self.paths]
 
     def read(self, index: int) -> Iterator[Record]:
-        """The records of an archive; where it ends early or is none, the last record says so."""
+        """Yield the records of an archive; where it is cut or no tar, the last record says so."""
         path = self.paths[index]
         key = ""
         members: dict[str, Stored] = {}
@@ -59,8 +64,8 @@ class TarSource:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A member of a compressed archive: it cannot be found again, so it is held."""
+class _InMemory:
+    """A member of a compressed archive: there is no way back to it, so its bytes are in memory."""
 
     data: bytes
     size: int
@@ -72,7 +77,7 @@ class _Held:
 
 
 def _members(path: Path) -> Iterator[tuple[str, Stored]]:
-    """Name and bytes of each regular file in the archive."""
+    """Yield name and bytes of each regular file in the archive that may belong to a sample."""
     compressed = not _is_plain(path)
     with tarfile.open(path, "r|*" if compressed else "r:", errors="surrogateescape") as archive:
         while (member := archive.next()) is not None:
@@ -82,13 +87,19 @@ def _members(path: Path) -> Iterator[tuple[str, Stored]]:
             if not compressed:
                 yield member.name, StoredFile(path, member.offset_data, member.size)
             elif (file := archive.extractfile(member)) is not None:
-                yield member.name, _Held(file.read(HELD_BYTES), member.size)
+                yield member.name, _InMemory(file.read(MAX_MEMBER_BYTES), member.size)
     if not compressed:
         _check_end(path, archive.offset)
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """tarfile takes a garbled header for the end, which is a block of zeros (or nothing, where tars were joined)."""
+    """Check that the archive ends in a block of zeros, or in nothing as concatenated tars do.
+
+    ``tarfile`` takes a garbled header for the end.
+
+    Raises:
+        tarfile.ReadError: There is something else.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -106,18 +117,18 @@ def _is_wanted(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """``images/0001.seg.png`` is the member ``seg.png`` of the sample ``images/0001``."""
+    """Split ``images/0001.seg.png`` into the sample ``images/0001`` and its member ``seg.png``."""
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     return folder + slash + stem, suffix.lower()
 
 
 def _record(key: str, origin: str, members: dict[str, Stored]) -> Record:
-    if key.startswith("/") or ".." in PurePosixPath(key).parts:  # a user may name files after keys
+    if key.startswith("/") or ".." in PurePosixPath(key).parts:  # programs may name files after keys
         return Record(key, origin, problem=BadRow("unsafe_name", f"the archive names {key}"))
     image = next((stored for suffix, stored in members.items() if f".{suffix}" in EXTENSIONS), None)
     if "txt" in members:
-        return Record(key, origin, image, functools.partial(read_lines, members["txt"], TEXT_BYTES))
+        return Record(key, origin, image, functools.partial(read_lines, members["txt"], MAX_TEXT_BYTES))
     if "json" in members:
         return Record(key, origin, image, functools.partial(_read_json, members["json"]))
     return Record(key, origin, image)
@@ -125,6 +136,6 @@ def _record(key: str, origin: str, members: dict[str, Stored]) -> Record:
 
 def _read_json(stored: Stored) -> list[Any]:
     try:
-        return caption_values(json.loads(decode_text(stored.read(TEXT_BYTES))))
+        return caption_values(json.loads(decode_text(stored.read(MAX_TEXT_BYTES))))
     except (ValueError, RecursionError) as error:
         raise BadRow("malformed_row", f"not JSON: {error}") from None

@@ -25,7 +25,7 @@ _STATES = ("block_state", "state")
 
 
 @dataclass(frozen=True)
-class Run:
+class PipelineCall:
     """The innermost pipeline that is running in this thread.
 
     Attributes:
@@ -41,7 +41,7 @@ class Run:
     latents: Tensor | None = None
 
 
-def running() -> Run | None:
+def current_call() -> PipelineCall | None:
     """The run that the caller belongs to; None outside of any pipeline, as in a loop written by hand."""
     frame: FrameType | None = sys._getframe(1)
     pipe: Any = None
@@ -59,7 +59,7 @@ def running() -> Run | None:
     if pipe is None:
         return None
     tensors = {name: found.get(name) for name in ("mask", "latents")}
-    return Run(pipe, _size(found), **{k: v if isinstance(v, Tensor) else None for k, v in tensors.items()})
+    return PipelineCall(pipe, _size(found), **{k: v if isinstance(v, Tensor) else None for k, v in tensors.items()})
 
 
 def _size(found: dict[str, Any]) -> Size | None:

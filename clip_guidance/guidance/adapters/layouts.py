@@ -1,45 +1,52 @@
-"""How pipelines lay out their samples: the moves of an adapter that are not the default ones.
+"""The moves from a pipeline's sample to its image: unpack, denormalise, decode.
 
-Each copies what the pipeline itself does between its last step and its image.
+Each repeats what the pipeline does between its last step and its image. :mod:`.pipelines` says which pipeline needs
+which moves.
 """
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-if TYPE_CHECKING:
-    from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.adapters.size import Size
+
+# Unpack: the scheduler's sample to latents (B, C, h, w).
 
 
-def patches(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """Tokens (B, h/2 * w/2, 4C), each a patch of 2 x 2 as Flux packs them, to latents (B, C, h, w)."""
+def already_latents(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Return the sample, which needs no unpacking."""
+    return sample
+
+
+def patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack tokens (B, h/2 * w/2, 4C), each a patch of 2 x 2 as Flux packs them, to latents (B, C, h, w)."""
     return pixel_shuffle(tokens(pipe, sample, size, patch=2), 2)
 
 
-def bria_patches(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """As :func:`patches`, for a ``vae_scale_factor`` that counts the patch in."""
+def bria_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack patches as :func:`patches` does, for a ``vae_scale_factor`` that includes the patch."""
     return pixel_shuffle(tokens(pipe, sample, size), 2)
 
 
-def fibo_patches(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """Bria Fibo's tokens: of one latent, or of 2 x 2 with ``do_patching``."""
+def fibo_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack Bria Fibo's tokens: of one latent each, or of 2 x 2 with ``do_patching``."""
     return (tokens if sample.shape[-1] == pipe.vae.config.z_dim else patches)(pipe, sample, size)
 
 
-def shuffled(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """Patches of 2 x 2 in the channels, (B, 4C, h/2, w/2), to latents (B, C, h, w)."""
+def channel_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack patches of 2 x 2 that lie in the channels, (B, 4C, h/2, w/2), to latents (B, C, h, w)."""
     return pixel_shuffle(sample, 2)
 
 
-def tokens(pipe: Any, sample: Tensor, size: "Size | None", patch: int = 1) -> Tensor:
-    """Tokens (B, h * w, C) in rows, each of ``patch`` x ``patch`` latents, to (B, C, h, w).
+def tokens(pipe: Any, sample: Tensor, size: Size | None, patch: int = 1) -> Tensor:
+    """Unpack rows of tokens (B, h * w, C), each of ``patch`` x ``patch`` latents, to (B, C, h, w).
 
     Raises:
-        ValueError: The size of the image is unknown, or is not that of the sample.
+        ValueError: The size of the image is unknown, or does not fit the number of tokens.
     """
     if size is None:
         raise ValueError(
@@ -56,18 +63,18 @@ def tokens(pipe: Any, sample: Tensor, size: "Size | None", patch: int = 1) -> Te
     return sample.transpose(1, 2).unflatten(2, (height, width))
 
 
-def channels_last(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """Kandinsky 5's (B, 1, h, w, C) to (B, C, h, w)."""
+def channels_last(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack Kandinsky 5's (B, 1, h, w, C) to (B, C, h, w)."""
     return sample.squeeze(1).permute(0, 3, 1, 2)
 
 
-def frames_first(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """Stable Video Diffusion's (B, F, C, h, w) to (B, C, F, h, w)."""
+def frames_first(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack Stable Video Diffusion's (B, F, C, h, w) to (B, C, F, h, w)."""
     return sample.transpose(1, 2)
 
 
-def image_part(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
-    """UniDiffuser's rows (B, C * h * w + ...), of latents and embeddings one after the other, to (B, C, h, w).
+def image_part(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+    """Unpack the latents (B, C, h, w) from UniDiffuser's rows (B, C * h * w + ...), which end with embeddings.
 
     Raises:
         ValueError: The size of the image is unknown, or the sample is a text.
@@ -81,49 +88,80 @@ def image_part(pipe: Any, sample: Tensor, size: "Size | None") -> Tensor:
     return sample[:, : math.prod(shape)].unflatten(1, shape)
 
 
-def as_it_is(decoder: Any, latents: Tensor) -> Tensor:
-    """Nothing to do."""
+# Denormalise: latents of unit variance to what the decoder reads.
+
+
+def identity(decoder: Any, latents: Tensor) -> Tensor:
+    """Return the latents: the decoder reads them, or they are pixels."""
     return latents
 
 
+def by_config(decoder: Any, latents: Tensor) -> Tensor:
+    """Denormalise by the mean and standard deviation of each channel in the config, or by one scale and shift."""
+    config = decoder.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        mean, std = (_per_channel(each, latents) for each in (mean, std))
+    else:
+        mean, std = getattr(config, "shift_factor", None) or 0, 1
+    return latents * std / (getattr(config, "scaling_factor", None) or 1) + mean
+
+
 def by_scale(decoder: Any, latents: Tensor) -> Tensor:
-    """Latents to the decoder's units by its scale alone, for pipelines that pass over its shift."""
+    """Denormalise by the scale in the config alone, for pipelines that ignore the shift."""
     return latents / decoder.config.scaling_factor
 
 
 def by_scale_factor(decoder: Any, latents: Tensor) -> Tensor:
-    """Latents to the units of Wuerstchen's decoder."""
+    """Denormalise for Wuerstchen's decoder."""
     return latents * decoder.config.scale_factor
 
 
 def by_statistics(decoder: Any, latents: Tensor) -> Tensor:
-    """Latents to the decoder's units by the mean and standard deviation of a channel, for any scale in its config."""
-    shape = (1, -1, *[1] * (latents.ndim - 2))
-    config = decoder.config
-    mean, std = (torch.tensor(each).to(latents).view(shape) for each in (config.latents_mean, config.latents_std))
+    """Denormalise by the mean and standard deviation of each channel, whatever scale the config has."""
+    mean, std = (_per_channel(each, latents) for each in (decoder.config.latents_mean, decoder.config.latents_std))
     return latents * std + mean
 
 
+def _per_channel(values: Any, latents: Tensor) -> Tensor:
+    """View one number per channel, (C,), as (1, C, 1, ...) with as many dimensions as ``latents``."""
+    return torch.as_tensor(values).to(latents).view(1, -1, *[1] * (latents.ndim - 2))
+
+
 def by_batch_norm(decoder: Any, latents: Tensor, eps: float | None = None) -> Tensor:
-    """Latents (B, C, h, w) to the decoder's units by the statistics of Flux 2's batch norm over patches of 2 x 2."""
+    """Denormalise latents (B, C, h, w) by the statistics of Flux 2's batch norm over patches of 2 x 2.
+
+    Args:
+        decoder: The decoder, which holds the batch norm.
+        latents: The latents.
+        eps: Added to the variance; None for the value in the config.
+    """
     norm = decoder.bn
     variance = norm.running_var + (decoder.config.batch_norm_eps if eps is None else eps)
     std, mean = (each.view(1, -1, 1, 1).to(latents) for each in (torch.sqrt(variance), norm.running_mean))
     return pixel_shuffle(pixel_unshuffle(latents, 2) * std + mean, 2)
 
 
+# Decode: to pixels (B, 3, H, W), or (B, 3, F, H, W) of a video, in [-1, 1].
+
+
+def vae_decode(decoder: Any, latents: Tensor) -> Tensor:
+    """Decode with any diffusers autoencoder."""
+    return decoder.decode(latents, return_dict=False)[0]
+
+
 def one_frame_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A video decoder's image: of one frame, without its opacity."""
+    """Decode one frame with a video decoder, without the opacity."""
     return decoder.decode(latents.unsqueeze(2), return_dict=False)[0][:, :3, 0]
 
 
 def frames_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """An image decoder's frames (B, 3, F, H, W), or (B, 3, H, W) of single frames."""
+    """Decode frames (B, 3, F, H, W), or images (B, 3, H, W), with an image decoder."""
     return _by_frame(lambda frames: decoder.decode(frames, return_dict=False)[0], latents)
 
 
 def temporal_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """Frames (B, 3, F, H, W) of a decoder that is told how many belong together."""
+    """Decode frames (B, 3, F, H, W) with a decoder that is told how many frames belong together."""
     count = latents.shape[2]
     return _by_frame(lambda frames: decoder.decode(frames, num_frames=count, return_dict=False)[0], latents)
 
@@ -136,15 +174,15 @@ def _by_frame(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
 
 
 def unquantised_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A vector-quantised decoder that is to skip its quantiser."""
+    """Decode with a vector-quantised decoder, past its quantiser."""
     return decoder.decode(latents, force_not_quantize=True, return_dict=False)[0]
 
 
 def unit_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A decoder whose pixels are in [0, 1]."""
+    """Decode with a decoder whose pixels are in [0, 1]."""
     return decoder.decode(latents, return_dict=False)[0] * 2 - 1
 
 
 def colour_decode(decoder: Any, latents: Tensor) -> Tensor:
-    """A decoder of colours and depth: the colours."""
+    """Decode the colours with a decoder of colours and depth."""
     return decoder.decode(latents, return_dict=False)[0][:, :3]

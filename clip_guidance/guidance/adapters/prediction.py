@@ -19,9 +19,11 @@ boundary condition stands between the prediction and what the step goes on with.
 Epsilon: Ho et al. 2020 (arXiv:2006.11239). v: Salimans & Ho 2022 (arXiv:2202.00512), with the normalisation
 by N that makes it hold for Euler's α = 1 too. Flow: Lipman et al. 2023 (arXiv:2210.02747). EDM: Karras et al. 2022
 (arXiv:2206.00364), equation 7. CM: Song et al. 2023 (arXiv:2303.01469). LCM: Luo et al. 2023 (arXiv:2310.04378).
-TrigFlow: Lu & Song 2025 (arXiv:2410.11081), where m carries N = σ_d as x does. Everything is
-computed in float32 or better; the shifted output has the dtype of the output. A shift has no place to go
-where the write-back divides by σ = 0: the sample is clean already, and the output is returned as it is.
+TrigFlow: Lu & Song 2025 (arXiv:2410.11081), where m carries N = σ_d as x does. Everything is computed in float32 or
+better; the shifted output has the dtype of the output. Where the write-back would divide by σ = 0 the sample is
+clean already, and the output is returned unchanged.
+
+Which scheduler follows which rule is in :data:`.schedulers.SCHEDULERS`.
 """
 
 import math
@@ -30,20 +32,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is if it is float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class PredictionType:
-    """One row of the table; x̂₀ = sample_weight·x + output_weight·m gives both of its columns.
+    """Hold one row of the table: x̂₀ = sample_weight·x + output_weight·m gives both of its columns.
 
     Attributes:
         sample_weight: Weight of the noisy sample in x̂₀ at a noise level.
@@ -54,12 +51,12 @@ class PredictionType:
     output_weight: Callable[[NoiseLevel], float]
 
     def to_x0(self, model_output: Tensor, sample: Tensor, level: NoiseLevel) -> Tensor:
-        """Predicted clean sample, of the shape of ``sample``, differentiable in both tensors."""
+        """Compute the predicted clean sample, of the shape of ``sample``, differentiable in both tensors."""
         sample, model_output = at_least_float32(sample), at_least_float32(model_output)
         return self.sample_weight(level) * sample + self.output_weight(level) * model_output
 
     def write_back(self, model_output: Tensor, delta: Tensor, level: NoiseLevel) -> Tensor:
-        """The model output whose predicted clean sample is that of ``model_output`` plus ``delta``.
+        """Compute the model output whose x̂₀ is larger by ``delta`` than the x̂₀ of ``model_output``.
 
         The result has the dtype of ``model_output``.
         """
@@ -70,29 +67,41 @@ class PredictionType:
 
 
 def _ratio(numerator: float, denominator: float) -> float:
-    """Quotient that is infinite, not an error, at α = 0: there epsilon says nothing about x₀."""
+    """Divide; at α = 0, where epsilon says nothing about x₀, the quotient is infinite."""
     return numerator / denominator if denominator else math.copysign(math.inf, numerator)
 
 
-_EPSILON = PredictionType(lambda n: _ratio(1, n.alpha), lambda n: -_ratio(n.sigma, n.alpha))
-_V = PredictionType(lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / math.hypot(n.alpha, n.sigma))
-_FLOW = PredictionType(lambda n: 1.0, lambda n: -n.sigma)
-_REVERSED_FLOW = PredictionType(lambda n: 1.0, lambda n: n.sigma)  # m = x₀ − ε
-_SAMPLE = PredictionType(lambda n: 0.0, lambda n: 1.0)
-_TRIGFLOW = PredictionType(
-    lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / (n.alpha**2 + n.sigma**2)
-)
+EPSILON = PredictionType(lambda n: _ratio(1, n.alpha), lambda n: -_ratio(n.sigma, n.alpha))
+V = PredictionType(lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / math.hypot(n.alpha, n.sigma))
+FLOW = PredictionType(lambda n: 1.0, lambda n: -n.sigma)
+REVERSED_FLOW = PredictionType(lambda n: 1.0, lambda n: n.sigma)  # m = x₀ − ε
+SAMPLE = PredictionType(lambda n: 0.0, lambda n: 1.0)
+TRIGFLOW = PredictionType(lambda n: n.alpha / (n.alpha**2 + n.sigma**2), lambda n: -n.sigma / (n.alpha**2 + n.sigma**2))
 
+#: Name in a scheduler's config -> its prediction type.
 PREDICTION_TYPES = {
-    "epsilon": _EPSILON,
-    "v_prediction": _V,
-    "flow_prediction": _FLOW,
-    "sample": _SAMPLE,
-    "original_sample": _SAMPLE,  # Euler's other name for it
+    "epsilon": EPSILON,
+    "v_prediction": V,
+    "flow_prediction": FLOW,
+    "sample": SAMPLE,
+    "original_sample": SAMPLE,  # Euler's other name for it
 }
 
+#: From a scheduler to what it takes the model output to be.
+PredictionRule = Callable[[Any], PredictionType]
 
-def _by_config(scheduler: Any, known: Collection[str] = tuple(PREDICTION_TYPES)) -> PredictionType:
+
+def always(kind: PredictionType) -> PredictionRule:
+    """Make the rule of a scheduler class with one prediction type, whatever its config says."""
+    return lambda scheduler: kind
+
+
+def by_config(scheduler: Any, known: Collection[str] = tuple(PREDICTION_TYPES)) -> PredictionType:
+    """Return the prediction type that the config names.
+
+    Raises:
+        UnsupportedSchedulerError: The config names none, or one that is not among ``known``.
+    """
     name: Any = getattr(scheduler.config, "prediction_type", None)
     if name not in known:
         raise UnsupportedSchedulerError(
@@ -102,55 +111,80 @@ def _by_config(scheduler: Any, known: Collection[str] = tuple(PREDICTION_TYPES))
     return PREDICTION_TYPES[name]
 
 
-def _dpm_solver(scheduler: Any) -> PredictionType:
-    """By config, except where the scheduler's formula and its noise levels belong to different families."""
+def dpm_solver(scheduler: Any) -> PredictionType:
+    """Return the prediction type that the config names, of the same family as the noise levels.
+
+    Raises:
+        UnsupportedSchedulerError: The prediction type belongs to one family and the noise levels to another.
+    """
     flow_sigmas, name = scheduler.config.use_flow_sigmas, scheduler.config.prediction_type
     if (name == "flow_prediction" and not flow_sigmas) or (name == "v_prediction" and flow_sigmas):
         raise UnsupportedSchedulerError(
             f"{type(scheduler).__name__} with prediction_type={name!r} and use_flow_sigmas={flow_sigmas} computes no "
             "clean sample: flow_prediction needs flow sigmas, v_prediction must be without"
         )
-    return _by_config(scheduler)
+    return by_config(scheduler)
 
 
-def _flow(scheduler: Any) -> PredictionType:
+def flow(scheduler: Any) -> PredictionType:
+    """Return flow prediction; reversed with inverted sigmas.
+
+    Raises:
+        UnsupportedSchedulerError: The scheduler inverts its sigmas and draws noise at every step.
+    """
     if not getattr(scheduler.config, "invert_sigmas", False):
-        return _FLOW
+        return FLOW
     if getattr(scheduler.config, "stochastic_sampling", True):
         # Of diffusers' schedulers only the deterministic Euler follows the inverted flow; the others' x₀ is x − σm.
         raise UnsupportedSchedulerError(
             f"{type(scheduler).__name__} that draws noise at every step computes no clean sample from inverted sigmas"
         )
-    return _REVERSED_FLOW
+    return REVERSED_FLOW
 
 
-def _trigflow(scheduler: Any) -> PredictionType:
+def trigflow(scheduler: Any) -> PredictionType:
+    """Return the prediction of TrigFlow.
+
+    Raises:
+        UnsupportedSchedulerError: The config names another one.
+    """
     if scheduler.config.prediction_type != "trigflow":
         raise UnsupportedSchedulerError(
             f"guidance knows the prediction type trigflow of {type(scheduler).__name__}; "
             f"its config.prediction_type is {scheduler.config.prediction_type!r}"
         )
-    return _TRIGFLOW
+    return TRIGFLOW
 
 
-def _preconditioned(scheduler: Any) -> PredictionType:
-    """EDM: c_skip and c_out as the scheduler's own ``precondition_outputs`` applies them."""
-    _by_config(scheduler, ("epsilon", "v_prediction"))
+def preconditioned(scheduler: Any) -> PredictionType:
+    """Return EDM's prediction, with c_skip and c_out from the scheduler's ``precondition_outputs``.
+
+    Raises:
+        UnsupportedSchedulerError: The config names neither epsilon nor v_prediction.
+    """
+    by_config(scheduler, ("epsilon", "v_prediction"))
     return PredictionType(
         lambda n: scheduler.precondition_outputs(1.0, 0.0, n.sigma),
         lambda n: scheduler.precondition_outputs(0.0, 1.0, n.sigma),
     )
 
 
-def _consistency(scheduler: Any) -> PredictionType:
+def consistency(scheduler: Any) -> PredictionType:
+    """Return CM's prediction, with c_skip and c_out from the scheduler's boundary condition."""
+
     def scaling(level: NoiseLevel, which: int) -> float:
         return float(scheduler.get_scalings_for_boundary_condition(level.sigma)[which])
 
     return PredictionType(lambda n: scaling(n, 0), lambda n: scaling(n, 1))
 
 
-def _latent_consistency(scheduler: Any) -> PredictionType:
-    inner = _by_config(scheduler)
+def latent_consistency(scheduler: Any) -> PredictionType:
+    """Return LCM's prediction: the boundary condition applied to the prediction that the config names.
+
+    Raises:
+        UnsupportedSchedulerError: The config names no known prediction type.
+    """
+    inner = by_config(scheduler)
 
     def scalings(level: NoiseLevel) -> tuple[float, float]:
         return scheduler.get_scalings_for_boundary_condition_discrete(level.timestep)
@@ -162,70 +196,23 @@ def _latent_consistency(scheduler: Any) -> PredictionType:
     return PredictionType(sample_weight, lambda n: scalings(n)[1] * inner.output_weight(n))
 
 
-#: Schedulers whose config does not say all.
-_SPECIAL: dict[str, Callable[[Any], PredictionType]] = {
-    "IPNDMScheduler": lambda scheduler: _V,
-    "DDPMWuerstchenScheduler": lambda scheduler: _EPSILON,
-    "LCMScheduler": _latent_consistency,
-    "CMStochasticIterativeScheduler": _consistency,
-    "EDMEulerScheduler": _preconditioned,
-    "EDMDPMSolverMultistepScheduler": _preconditioned,
-    "CosineDPMSolverMultistepScheduler": _preconditioned,
-    "DPMSolverMultistepScheduler": _dpm_solver,
-    "DPMSolverSinglestepScheduler": _dpm_solver,
-    "UniPCMultistepScheduler": _dpm_solver,
-    "DEISMultistepScheduler": _dpm_solver,
-    "SASolverScheduler": _dpm_solver,
-    "FlowMatchEulerDiscreteScheduler": _flow,
-    "FlowMatchHeunDiscreteScheduler": _flow,
-    "FlowMatchLCMScheduler": _flow,
-    "LTXEulerAncestralRFScheduler": lambda scheduler: _FLOW,
-    "MiniMaxH3Scheduler": lambda scheduler: _REVERSED_FLOW,
-    "SCMScheduler": _trigflow,
-}
-
-
-def prediction_type(scheduler: Any) -> PredictionType:
-    """What the scheduler takes the model output to be, by its class and config.
-
-    Raises:
-        UnsupportedSchedulerError: ``scheduler.config.prediction_type`` is none that the scheduler computes a clean
-            sample from, or none of :data:`PREDICTION_TYPES`.
-    """
-    for cls in type(scheduler).__mro__:
-        if cls.__name__ in _SPECIAL:
-            return _SPECIAL[cls.__name__](scheduler)
-    return _by_config(scheduler)
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """A model output on its way into ``scheduler.step``, after classifier-free guidance.
+    """Hold a model output on its way into ``scheduler.step``, after classifier-free guidance.
 
     Attributes:
         model_output: What the scheduler is about to read, (B, ...).
-        timestep: The timestep of the step.
         sample: The noisy sample x, of the same shape.
         level: The noise level of ``sample``.
         kind: What ``model_output`` predicts.
-        scheduler: Whose step it goes into.
-        eta: η that goes into the step with it, where the scheduler takes one (DDIM).
-        correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where
-            nothing asked for it.
-        strength: Scale (B,) of the guidance at this step; None where there is none.
     """
 
     model_output: Tensor
-    timestep: float | Tensor
     sample: Tensor
     level: NoiseLevel
     kind: PredictionType
-    scheduler: Any = None
-    eta: float = 0.0
-    correction: Tensor | None = None
-    strength: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:
-        """The predicted clean sample, (B, ...), detached and in float32 or better."""
+        """Compute the predicted clean sample, (B, ...), detached and in float32 or better."""
         return self.kind.to_x0(self.model_output.detach(), self.sample.detach(), self.level)

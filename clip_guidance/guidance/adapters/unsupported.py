@@ -1,21 +1,19 @@
 """The pipelines and schedulers of diffusers that cannot be guided, or not in every way, and why.
 
-A shift of the predicted clean sample needs a ``scheduler.step(model_output, timestep, sample)`` at noise levels that
-the scheduler knows; an image of it, a differentiable map from samples to images. Reasons are the ends of
-sentences about the pipeline or the scheduler.
-
-A scheduler needs a step from (model_output, timestep, sample), a continuous sample x = α·x₀ + σ·ε, and a model output
-that x̂₀ depends on linearly. Each of the unsupported ones lacks one of them.
+Guidance needs a pipeline that calls ``scheduler.step(model_output, timestep, sample)`` at noise levels that the
+scheduler knows, and, for rewards on images, a differentiable map from samples to images. It needs a scheduler with a
+step from (model_output, timestep, sample), a continuous sample x = α·x₀ + σ·ε, and a model output on which x̂₀
+depends linearly. Each unsupported class lacks one of these. A reason completes a sentence about the class, "it ...".
 """
 
 
 def _by_name(groups: dict[str, str]) -> dict[str, str]:
-    """From {reason: names} to {name: reason}."""
+    """Turn {reason: names} into {name: reason}."""
     return {name: reason for reason, names in groups.items() for name in names.split()}
 
 
 #: Pipelines of diffusers that cannot be guided, with the reason.
-UNSUPPORTED: dict[str, str] = _by_name(
+UNSUPPORTED_PIPELINES: dict[str, str] = _by_name(
     {
         "its samples are discrete tokens, which cannot be shifted": "AmusedPipeline AmusedImg2ImgPipeline "
         "AmusedInpaintPipeline VQDiffusionPipeline DiffusionGemmaPipeline LLaDA2Pipeline",
@@ -60,7 +58,7 @@ UNSUPPORTED: dict[str, str] = _by_name(
     }
 )
 
-#: Pipelines of diffusers whose samples can be steered, by a reward that reads latents, but not seen, with the reason.
+#: Pipelines of diffusers that only a reward on latents can guide, with the reason.
 LATENT_ONLY: dict[str, str] = _by_name(
     {
         "its samples are sound": "AceStepPipeline LongCatAudioDiTPipeline StableAudioPipeline StableAudio3Pipeline "

@@ -1,102 +1,138 @@
-"""One guidance on one pipeline: what is known of the pipeline, and what is remembered during a run."""
+"""One guidance on one pipeline: its facts, and what it remembers during a run."""
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import PIPELINES, Run
-from clip_guidance.guidance.adapters.noise_level import level_resolver
-from clip_guidance.guidance.adapters.pipelines import check_exact, describe, find_adapter
-from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
+from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
+from clip_guidance.guidance.adapters.pipelines import check_exact
+from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.cap import Corrections, capped
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.guidance.engine.gradient import RewardGradient, reward_gradient
+from clip_guidance.guidance.engine.gradient import reward_gradient
+from clip_guidance.guidance.engine.host import resolve
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
-from clip_guidance.guidance.modes.base import find_mode
+from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.options import GuidanceOptions
+from clip_guidance.guidance.per_sample import per_sample
 
-if TYPE_CHECKING:
-    from clip_guidance.guidance.guidance import Guidance
+
+@dataclass(frozen=True)
+class Step:
+    """Hold what all guidances share at one step.
+
+    Attributes:
+        prediction: The unguided model output, and what it says about x₀.
+        timestep: The timestep of the step.
+        eta: η that goes into the scheduler's step.
+        index: Position of the step in the run.
+        done: Fraction of the run that is done before the step, in [0, 1).
+        call: The pipeline's call that the step belongs to; None in a loop written by hand.
+        tape: The recorded forwards of the denoiser.
+        corrections: The denoiser's outputs.
+    """
+
+    prediction: Prediction
+    timestep: float | Tensor
+    eta: float
+    index: int
+    done: float
+    call: PipelineCall | None
+    tape: DenoiserTape
+    corrections: Corrections
 
 
 class Attachment:
-    """What one guidance needs to steer one pipeline.
+    """Hold what one guidance needs to steer one pipeline.
+
+    Args:
+        guidance: The guidance's options.
+        pipe: The pipeline.
 
     Raises:
         UnsupportedSchedulerError: The scheduler's noise levels are not known, or the mode is not defined for it.
         ValueError: ``pipe`` has no scheduler or denoiser, or its samples cannot be decoded or not recorded.
     """
 
-    def __init__(self, guidance: "Guidance", pipe: Any) -> None:
+    def __init__(self, guidance: GuidanceOptions, pipe: Any) -> None:
         self.guidance = guidance
-        self.pipe = pipe
-        self.scheduler: Any = getattr(pipe, "scheduler", None)
-        if self.scheduler is None:
-            raise ValueError(f"guidance needs a pipeline with a scheduler; {describe(pipe)}")
-        level_resolver(self.scheduler)
-        prediction_type(self.scheduler)
-        adapter = find_adapter(pipe)
+        self.host = resolve(pipe)
         self.mode = find_mode(guidance.mode)
-        self.mode.check(self.scheduler)
-        self.doubled, self.repainted = adapter.doubled, adapter.repainted
-        self.denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
-        #: What reads the noisy sample besides: "exact" differentiates through these too.
-        self.readers = [*self.denoisers, *_modules(pipe, "controlnet")]
-        self.decoder = Decoder(pipe, guidance.space, guidance.decoding)
-        self.data_variance = guidance.data_variance or adapter.data_variance
+        self.mode.check(self.host.scheduler)
+        self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter)
+        self.data_variance = guidance.data_variance or self.host.adapter.data_variance
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
         self.needs_correction = self.mode.needs_correction or guidance.cap is not None
         self.dropped = 0
         self._last_index: int | None = None
-        self._held: tuple[Tensor, float] | None = None  # the latest shift, its step's posterior variance
+        self._held: tuple[Tensor, float] | None = None  # the latest shift, and its step's posterior variance
         if self.mode.needs_tape:
             check_exact(pipe)
-            check_recordable(self.scheduler)
-        taped = self.readers if self.mode.needs_tape else []
+            check_recordable(self.host.scheduler)
+        #: The networks whose forwards are recorded: "exact" differentiates through all that read the noisy sample.
+        self.recorded = self.host.readers if self.mode.needs_tape else []
         #: The networks that a gradient passes through.
-        self.networks = [m for m in (guidance.reward, self.decoder.module, *taped) if isinstance(m, nn.Module)]
+        self.networks = [m for m in (guidance.reward, self.decoder.module, *self.recorded) if isinstance(m, nn.Module)]
 
-    def owns(self, run: Run | None) -> bool:
-        """Whether what is running is the pipeline that this guidance is attached to, or a loop written by hand."""
-        return run is None or run.pipe is self.pipe or not isinstance(self.pipe, PIPELINES)
+    def applies_to(self, call: PipelineCall | None) -> bool:
+        """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""
+        return call is None or call.pipe is self.host.pipe or not isinstance(self.host.pipe, PIPELINES)
 
-    def enter_step(self, index: int, done: float) -> bool:
-        """Note that step ``index``, before which this fraction of the run is done, begins; True if it is guided."""
+    def begin_step(self, index: int, done: float) -> bool:
+        """Begin a step; return whether it is guided.
+
+        Args:
+            index: Position of the step in the run; one that does not rise begins another run.
+            done: Fraction of the run that is done before the step, in [0, 1).
+        """
         if self._last_index is None or index <= self._last_index:
             self._held = None
             self.decoder.start_run()
             self.guidance.start_run()
         self._last_index = index
-        return self.guidance.acts(done)
+        return self.guidance.is_active(done)
 
-    def shift(
-        self, prediction: Prediction, index: int, done: float, run: Run | None, tape: DenoiserTape, seen: Corrections
-    ) -> Tensor:
-        """Scaled shift of the clean sample predicted at step ``index``, (B, ...)."""
-        guidance, report = self.guidance, self.guidance.report
-        if self.needs_correction:
-            prediction = replace(prediction, correction=seen.rms(prediction))
-        strength = guidance.strength(done, len(prediction.sample))
-        prediction = replace(prediction, strength=strength)
+    def shift(self, step: Step) -> Tensor:
+        """Compute the scaled shift of the predicted clean sample, (B, ...)."""
+        guidance, prediction = self.guidance, step.prediction
+        correction = step.corrections.rms(prediction) if self.needs_correction else None
+        scale = guidance.strength(step.done, len(prediction.sample))
         variance = posterior_variance(prediction.level, self.data_variance)
-        if self._held is None or index % guidance.every == 0:
-
-            def gradient(x0: Tensor) -> RewardGradient:
-                found = reward_gradient(guidance.reward, self.decoder, x0, run.size if run else None)
-                if len(report.rewards) == len(report.steps):  # the first of those that a method asks for in a step
-                    report.rewards.append(found.rewards)
-                return found
-
-            shift = self.mode.shift(prediction, gradient, self.data_variance, tape)
-            self._held = self._without_non_finite(shift), variance
-            report.steps.append(index)
+        if self._held is None or step.index % guidance.every == 0:
+            state = self._state(step, scale, correction)
+            self._held = self._without_non_finite(self.mode.shift(state)), variance
+            guidance.report.steps.append(step.index)
         shift, held_variance = self._held
-        strength = strength.to(shift).view(-1, *[1] * (shift.ndim - 1))
-        shift = (variance / held_variance) * strength * shift
-        return self._capped(shift, prediction.correction, variance)
+        shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
+        return self._capped(shift, correction, variance)
+
+    def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
+        report, size = self.guidance.report, step.call.size if step.call else None
+
+        def gradient(x0: Tensor) -> RewardGradient:
+            found = reward_gradient(self.guidance.reward, self.decoder, x0, size)
+            if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
+                report.rewards.append(found.rewards)
+            return found
+
+        return StepState(
+            prediction=step.prediction,
+            timestep=step.timestep,
+            scheduler=self.host.scheduler,
+            scale=scale,
+            data_variance=self.data_variance,
+            reward_gradient=gradient,
+            vjp=partial(step.tape.vjp, step.prediction),
+            eta=step.eta,
+            correction=correction,
+        )
 
     def _capped(self, shift: Tensor, correction: Tensor | None, variance: float) -> Tensor:
         cap = self.guidance.cap
@@ -112,9 +148,15 @@ class Attachment:
         dropped = int((~finite).sum())
         self.dropped += dropped
         self.guidance.report.dropped += dropped
-        return torch.where(finite.view(-1, *[1] * (shift.ndim - 1)), shift, 0)
+        return torch.where(per_sample(finite, shift), shift, 0)
 
 
-def _modules(pipe: Any, *names: str) -> list[nn.Module]:
-    found = (getattr(pipe, name, None) for name in names)
-    return [module for module in found if isinstance(module, nn.Module)]
+def warn_of_dropped(attachments: Sequence[Attachment], stacklevel: int) -> None:
+    """Warn once of all shifts that were left out because they were not finite."""
+    dropped = sum(attachment.dropped for attachment in attachments)
+    if dropped:
+        warnings.warn(
+            f"guidance left out {dropped} shifts that were not finite; these images were steered less. A "
+            "reward, decoder or denoiser in float16 is the usual cause",
+            stacklevel=stacklevel + 1,
+        )

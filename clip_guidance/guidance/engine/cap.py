@@ -1,7 +1,7 @@
 """A cap on the shift, relative to the correction that classifier-free guidance makes.
 
 FreeDoM (Yu et al. 2023, arXiv:2303.09833, section 4.4) makes the guidance step as long as a share of the
-classifier-free correction ε̂_cfg − ε̂_uncond; here that is the bound, of each sample on its own:
+classifier-free correction ε̂_cfg − ε̂_uncond; here that length is the bound, for each sample on its own:
 
     rms(Δ) ≤ cap · rms(x̂₀_cfg − x̂₀_uncond).
 
@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.per_sample import per_sample, rms
 
 
 class Corrections:
-    """Keeps the denoiser's outputs of the step that is going on, for the cap.
+    """Find the correction of classifier-free guidance in the denoiser's outputs of a step.
 
     Args:
-        wanted: Whether the forward that happens right now belongs to the guided pipeline.
+        wanted: Returns whether the forward that happens right now belongs to the guided pipeline.
     """
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
@@ -55,7 +57,7 @@ class Corrections:
         self.outputs.clear()
 
     def rms(self, prediction: Prediction) -> Tensor | None:
-        """Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None if there was no classifier-free guidance.
+        """Return the root mean square of x̂₀_cfg − x̂₀_uncond, (B,); None without such guidance.
 
         With cfg = u + s(c − u), the farthest of the denoiser's predictions from cfg is u, for s > 1/2, in whatever
         order they come. Some pipelines negate the prediction before the step; cfg lies on the line through the
@@ -66,12 +68,12 @@ class Corrections:
         if len(found) < 2:
             return None
         sign = min((1, -1), key=lambda sign: float(_off_the_line(sign * output, found)))
-        correction = torch.stack([_rms(sign * output - each) for each in found]).amax(0)
+        correction = torch.stack([rms(sign * output - each) for each in found]).amax(0)
         return abs(prediction.kind.output_weight(prediction.level)) * correction
 
 
 def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
-    """Sum of the squared distances of ``output`` from the line (the plane) through each sample's predictions."""
+    """Sum the squared distances of ``output`` from the line through each sample's predictions."""
     first, *others = (each.flatten(1) for each in predictions)
     ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
     gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
@@ -80,11 +82,11 @@ def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Capped:
-    """What :func:`capped` returns.
+    """Hold shifts after the cap.
 
     Attributes:
-        shift: (B, ...).
-        count: Number of samples whose shift was longer.
+        shift: The shifts (B, ...).
+        count: Number of samples whose shift was longer than its limit.
     """
 
     shift: Tensor
@@ -92,19 +94,15 @@ class Capped:
 
 
 def capped(shift: Tensor, limit: Tensor) -> Capped:
-    """Shifts (B, ...) made no longer than the root mean square ``limit`` (B,), and no other way changed."""
-    length = _rms(shift)
+    """Shorten shifts (B, ...) to a root mean square of at most ``limit``, (B,)."""
+    length = rms(shift)
     longer = length > limit
     factor = torch.where(longer, limit / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
-    return Capped(shift * factor.view(-1, *[1] * (shift.ndim - 1)), int(longer.sum()))
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.flatten(1).square().mean(1).sqrt()
+    return Capped(shift * per_sample(factor, shift), int(longer.sum()))
 
 
 def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:
-    """The outputs as tensors of the shape of ``like``: split along the batch, without predicted variances."""
+    """Bring outputs to the shape of ``like``: split along the batch, without variances."""
     found = []
     for output in outputs:
         if output.ndim == like.ndim and output.shape[1] > like.shape[1]:

@@ -1,14 +1,14 @@
 """From the predicted clean sample to the image that the reward reads, as cheaply as it should be.
 
 At 1024 x 1024 the activations that the decoder keeps for its backward are larger than those of most denoisers
-(SDXL's autoencoder: 11 GiB in half precision), so :class:`Decoding` offers a smaller decoder, a smaller image,
-a part of the image, recomputation, and one image at a time.
+(SDXL's autoencoder: 11 GiB in half precision), so :class:`~clip_guidance.guidance.decoding.Decoding` offers a smaller
+decoder, a smaller image, a part of the image, recomputation, and one image at a time.
 """
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,49 +16,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters import layouts as unpack
-from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, by_config, find_adapter
-from clip_guidance.guidance.adapters.prediction import at_least_float32
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters import layouts
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_adapter
 from clip_guidance.guidance.adapters.size import Size
-from clip_guidance.guidance.weights.clone import stand_in
-from clip_guidance.guidance.weights.offload import brought_in, neighbours_stay, weights_stay
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the image for the reward is decoded; the image that the pipeline returns is not concerned.
-
-    Args:
-        decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
-            TAESD: a tenth of the memory). Wherever it is, it works where the sample is.
-        resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
-        crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
-            window at each step. Memory falls with its square, and the reward never sees the whole image.
-        checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174).
-        images: Decode and differentiate this many images of a batch at a time, for one more forward of the
-            decoder; None for all.
-        dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
-            overflows (``force_upcast``, as SDXL's). Another one than its own takes a copy of its weights.
-        seed: Seed of the windows; each run starts from it.
-
-    Raises:
-        ValueError: A share is outside (0, 1] or ``images`` is below 1.
-    """
-
-    decoder: nn.Module | None = None
-    resolution: float = 1.0
-    crop: float = 1.0
-    checkpoint: bool = False
-    images: int | None = None
-    dtype: torch.dtype | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
+from clip_guidance.guidance.decoding import Decoding as Decoding
+from clip_guidance.guidance.weights.clone import clone
+from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
 
 
 class Decoder:
@@ -68,16 +32,19 @@ class Decoder:
         pipe: The pipeline.
         space: "image" for decoded images, "latent" for the sample as it is.
         decoding: How to decode.
+        adapter: The pipeline's row of the table; None to look it up.
 
     Raises:
         ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples; or the decoder
             that is to recompute its blocks cannot, or reads other latents than the pipeline's.
     """
 
-    def __init__(self, pipe: Any, space: str, decoding: Decoding | None = None) -> None:
+    def __init__(
+        self, pipe: Any, space: str, decoding: Decoding | None = None, adapter: Adapter | None = None
+    ) -> None:
         self.decoding = decoding or Decoding()
         self.space = space
-        self.adapter = find_adapter(pipe)
+        self.adapter = adapter or find_adapter(pipe)
         #: The network that a gradient passes through, if any.
         self.module: Any = None
         self._pipe = pipe
@@ -125,7 +92,7 @@ class Decoder:
             return _to_unit_range(decode(None, latents))
         network = self._network(latents.device)
         latents = self.adapter.denormalise(network, latents).to(_dtype(network))
-        with neighbours_stay(network):
+        with no_neighbour_offload(network):
             return _to_unit_range(decode(network, latents))
 
     @contextmanager
@@ -135,7 +102,7 @@ class Decoder:
             yield
             return
         network = self._network(device)
-        with weights_stay(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
+        with keep_onloaded(network), _recomputed(network) if self.decoding.checkpoint else nullcontext():
             yield
 
     def _network(self, device: torch.device) -> Any:
@@ -181,8 +148,8 @@ def _copied(decoder: nn.Module, device: torch.device, dtype: torch.dtype | None)
             f"the decoder {type(decoder).__name__} is to compute in {dtype}, in a copy of its weights, but these are "
             "on the meta device, as enable_sequential_cpu_offload leaves them. Convert the decoder before that"
         )
-    with brought_in(decoder):
-        return stand_in(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
+    with onloaded(decoder):
+        return clone(decoder, lambda w: w.to(device, dtype if w.is_floating_point() else None))
 
 
 def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) -> Adapter:
@@ -194,7 +161,7 @@ def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) 
             f"{expected}"
         )
     if isinstance(decoder, AutoencoderTiny):  # image by image, from latents of unit variance
-        return replace(adapter, denormalise=by_config, decode=unpack.frames_decode)
+        return replace(adapter, denormalise=layouts.by_config, decode=layouts.frames_decode)
     return adapter
 
 

@@ -1,6 +1,6 @@
 """The gradient of each sample's reward with respect to its predicted clean sample.
 
-The image cuts the way into two: the reward's gradient at the image is gathered first, in parts where the
+The image divides the chain into two: the reward's gradient at the image is gathered first, in parts where the
 reward has parts (cutouts in chunks, several rewards), and goes through the decoder once,
 
     g = (∂image/∂x̂₀)ᵀ Σ_parts ∂r_part/∂image,
@@ -16,7 +16,6 @@ in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,31 +23,26 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
+from clip_guidance.guidance.modes.base import RewardGradient
+from clip_guidance.guidance.per_sample import per_sample
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 _ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
 
 
-@dataclass(frozen=True)
-class RewardGradient:
-    """What :func:`reward_gradient` returns.
-
-    Attributes:
-        gradient: Of the shape of the clean sample, float32 or better.
-        rewards: (B,), detached.
-    """
-
-    gradient: Tensor
-    rewards: Tensor
-
-
 def reward_gradient(
     reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, size: Size | None = None
 ) -> RewardGradient:
-    """Gradient of each sample's reward at the clean sample ``x0``, (B, ...).
+    """Compute the gradient of each sample's reward at the clean sample ``x0``, (B, ...).
+
+    Args:
+        reward: Maps what the decoder returns to one number per sample, (B,).
+        decoder: Maps the clean sample to what the reward reads.
+        x0: The clean sample.
+        size: Size of the image that the pipeline makes; None where it is not known.
 
     Raises:
-        ValueError: The reward does not return one differentiable number a sample.
+        ValueError: The reward does not return one differentiable number per sample.
     """
     decoder.start_step()
     count = at_a_time(decoder.decoding, len(x0))
@@ -70,29 +64,33 @@ def reward_gradient(
 
 
 def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_graph: bool = False) -> list[Tensor]:
-    """(∂output/∂input)ᵀ cotangent for inputs that have the batch of the output as their first dimension.
+    """Compute (∂output/∂input)ᵀ cotangent for each input.
 
-    Where a network of half precision may lie between, each sample's cotangent is brought to a largest element
-    around 1 on the way and its gradient back to its size, in float32 or better.
+    Inputs and output have the batch as their first dimension. Where a network of half precision may lie between, each
+    sample's cotangent is brought to a largest element around 1 on the way and its gradient back to its size, in
+    float32 or better.
     """
     if cotangent.dtype == output.dtype and output.dtype == torch.float64:
         return list(torch.autograd.grad(output, inputs, cotangent, retain_graph=retain_graph))
     factor = power_of_two(cotangent)
     gradients = torch.autograd.grad(output, inputs, (cotangent * factor).to(output.dtype), retain_graph=retain_graph)
-    return [gradient.to(cotangent.dtype) / factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+    return [gradient.to(cotangent.dtype) / per_sample(factor, gradient) for gradient in gradients]
 
 
 def power_of_two(cotangent: Tensor) -> Tensor:
-    """Of each sample, the power of two that brings its largest element into (1/2, 1], or 1."""
+    """Return the power of two that brings a sample's largest element into (1/2, 1].
+
+    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
+    """
     largest = cotangent.detach().flatten(1).abs().amax(1)
     factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
     factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
-    return factor.view(-1, *[1] * (cotangent.ndim - 1))
+    return per_sample(factor, cotangent)
 
 
 def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``network(x)`` of float32 in and out, (B, ...), through which gradients pass at a size that float16 holds."""
-    x = x.view_as(x)  # whose gradient is the network's alone
+    """Run ``network(x)``, float32 in and out, with gradients of a size that float16 holds."""
+    x = x.view_as(x)  # a view of its own, whose gradient comes from this network alone
     output = network(x)
     if not (x.requires_grad and output.requires_grad):
         return output
@@ -103,14 +101,14 @@ def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return gradient * factors[-1]
 
     output.register_hook(enlarged)
-    x.register_hook(lambda gradient: gradient / factors.pop().view(-1, *[1] * (gradient.ndim - 1)))
+    x.register_hook(lambda gradient: gradient / per_sample(factors.pop(), gradient))
     return output
 
 
 def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
-    """The reward's gradient at images (B, 3, H, W), a video's frames (B, 3, F, H, W) as images, or latents.
+    """Compute the reward's gradient at images (B, 3, H, W), videos (B, 3, F, H, W) or latents.
 
-    A video's reward is the mean of its frames'.
+    A video's reward is the mean of its frames' rewards.
     """
     if images.ndim == 5:
         frames = images.transpose(1, 2)
@@ -128,7 +126,10 @@ def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> Re
 
 
 def parts(reward: Callable[[Tensor], Tensor], images: Tensor) -> Iterable[Tensor]:
-    """Rewards (B,) whose sum is the reward: of a reward that has ``parts``, each computed when it is asked for."""
+    """Iterate over rewards (B,) whose sum is the reward.
+
+    A reward that has ``parts`` computes each when it is asked for.
+    """
     divide: Any = getattr(reward, "parts", None)
     return divide(images) if divide is not None else iter([reward(images)])
 
@@ -140,7 +141,7 @@ def _has_float16(reward: Any) -> bool:
 def _check_rewards(rewards: Any, batch: int) -> None:
     if not isinstance(rewards, Tensor) or rewards.shape != (batch,):
         found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ValueError(f"the reward must return one number a sample, shape ({batch},), got {found}")
+        raise ValueError(f"the reward must return one number per sample, shape ({batch},), got {found}")
     if not rewards.requires_grad:
         raise ValueError(
             "the reward must be differentiable in its input; the tensor it returned has no gradient (was it "

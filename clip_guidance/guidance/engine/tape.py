@@ -1,4 +1,4 @@
-"""Recording the denoiser's forwards of one step, for the vector-Jacobian product of mode "exact"."""
+"""Record the denoiser's forwards of a step, for the vector-Jacobian product of mode "exact"."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.prediction import Prediction, at_least_float32
+from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.gradient import power_of_two
-from clip_guidance.guidance.weights.offload import weights_stay
+from clip_guidance.guidance.weights.offload import keep_onloaded
 
 _SAMPLE_KEYWORDS = ("sample", "hidden_states", "x")  # the first argument of UNets, of transformers, of Z-Image's
 _SAME = 0.02  # relative error up to which an input counts as a multiple of the sample; bfloat16 rounds by 0.004
@@ -24,9 +26,9 @@ def check_recordable(scheduler: Any) -> None:
     """Refuse a scheduler whose pipeline computes with the sample where the tape does not see it.
 
     Raises:
-        UnsupportedSchedulerError: For that reason.
+        UnsupportedSchedulerError: The scheduler is an ``SCMScheduler``.
     """
-    if any(cls.__name__ == "SCMScheduler" for cls in type(scheduler).__mro__):
+    if by_class({"SCMScheduler"}, scheduler) is not None:
         raise UnsupportedSchedulerError(
             f"the pipeline of {type(scheduler).__name__} computes the model output from its own copy of the noisy "
             "sample beside the denoiser's, where no gradient is recorded. Use mode='x0'"
@@ -35,11 +37,11 @@ def check_recordable(scheduler: Any) -> None:
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that the denoiser was given.
+    """Hold one tensor that the denoiser read.
 
     Attributes:
-        leaf: What it read in its place, (kB, ...), or (...) of one sample.
-        sample: Index of that one sample, where the denoiser takes a list of them.
+        leaf: The leaf that the denoiser read in place of the tensor, (kB, ...), or (...) of one sample.
+        sample: Index of that one sample, where the denoiser takes a list of samples; None otherwise.
     """
 
     leaf: Tensor
@@ -47,7 +49,7 @@ class Input:
 
 
 class DenoiserTape:
-    """Records the denoiser's forwards of one step, and whatever the pipeline computes from their outputs.
+    """Record the denoiser's forwards of one step, and what is computed from their outputs.
 
     A forward-pre-hook makes the denoiser's input a leaf and turns gradients on, also inside a pipeline's
     ``no_grad``; they stay on through classifier-free guidance until :meth:`clear`. Every step starts from a
@@ -55,7 +57,7 @@ class DenoiserTape:
     of the same step, as in self-attention guidance, is on the tape already and stays as it is.
 
     Args:
-        wanted: Whether the forward that happens right now belongs to the guided pipeline.
+        wanted: Returns whether the forward that happens right now belongs to the guided pipeline.
     """
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
@@ -63,7 +65,7 @@ class DenoiserTape:
         self.retain_graph = False
         self._wanted = wanted
         self._outer_grad_mode: bool | None = None
-        self._outer_graph = False  # the pipeline itself is differentiated by someone
+        self._outer_graph = False  # whether somebody differentiates through the pipeline itself
         self._thread = 0
         self._during_step = ExitStack()
 
@@ -97,13 +99,13 @@ class DenoiserTape:
         if self._outer_grad_mode is None:
             self._outer_grad_mode, self._thread = torch.is_grad_enabled(), threading.get_ident()
         torch.set_grad_enabled(True)
-        self._during_step.enter_context(weights_stay(network))
+        self._during_step.enter_context(keep_onloaded(network))
         self._during_step.enter_context(_differentiable(network))
         leaves = self._leaves(given)
         return ((leaves, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: leaves})
 
     def _leaves(self, given: Any, sample: int | None = None) -> Any:
-        """``given``, a tensor or lists of tensors, with leaves in place of its tensors."""
+        """Put leaves in place of the tensors of ``given``, a tensor or lists of tensors."""
         if isinstance(given, (list, tuple)):
             indices = range(len(given)) if sample is None else [sample] * len(given)
             return type(given)(self._leaves(each, i) for each, i in zip(given, indices, strict=True))
@@ -117,11 +119,13 @@ class DenoiserTape:
         return leaf
 
     def vjp(self, prediction: Prediction, cotangent: Tensor) -> Tensor:
-        """(∂x̂₀/∂x)ᵀ cotangent, where x̂₀ = a·x + b·m and m depends on x through the recorded forwards.
+        """Compute (∂x̂₀/∂x)ᵀ cotangent through the recorded forwards.
+
+        x̂₀ is a·x + b·m, where the model output m depends on x.
 
         Args:
             prediction: The step's prediction, its ``model_output`` still on the tape.
-            cotangent: Of the shape of the sample, in float32 or better.
+            cotangent: The vector, of the shape of the sample, in float32 or better.
 
         Raises:
             RuntimeError: The model output that reached ``scheduler.step`` does not depend on the recorded
@@ -135,7 +139,7 @@ class DenoiserTape:
                 f" what reached scheduler.step carries none: since the last step the "
                 f"denoiser was called {len(self.inputs)} times, or it runs without gradients. Use mode='x0'"
             )
-        # Through a network of half precision gradients pass at a size that it can hold.
+        # The gradients that pass through a network of half precision must have a size that it can hold.
         factor = power_of_two(cotangent)
         grads = torch.autograd.grad(
             output,
@@ -158,7 +162,7 @@ class DenoiserTape:
         return kind.sample_weight(level) * cotangent + total / factor
 
     def clear(self) -> None:
-        """Forget the recorded inputs and put the grad mode back to what it was before the first of them."""
+        """Forget the recorded inputs and put the grad mode back to what it was before them."""
         self.inputs.clear()
         self._during_step.close()
         if self._outer_grad_mode is not None:
@@ -176,10 +180,10 @@ def _tensors(given: Any) -> Iterator[Tensor]:
 
 
 def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) -> bool:
-    """Add a gradient at the denoiser's input to that at the sample: the transpose of tile, concatenate, scale.
+    """Add a gradient at the denoiser's input to the one at the sample.
 
-    Where the sample stands in the input, and by how much it was scaled, is read off their values. False if it does
-    not stand there.
+    This is the transpose of tile, concatenate and scale. Where the sample stands in the input, and by how much it was
+    scaled, is read off their values. Returns False if the sample does not stand there.
     """
     leaf, rows = given.leaf.detach(), slice(None)
     if given.sample is not None:
@@ -198,7 +202,7 @@ def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) ->
 
 
 def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Ways to cut something as large as a sample out of an input: the whole, or a range of channels or tokens."""
+    """Iterate over cuts of a sample's size: the whole input, or a range of channels or tokens."""
     if shape[1:].numel() == target[1:].numel():
         yield lambda x: x
         return
@@ -220,7 +224,7 @@ def _squeezed(x: Tensor, axis: int, part: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _multiple(copies: Tensor, sample: Tensor) -> float | None:
-    """c for copies (k, *sample.shape) that are c·sample, else None."""
+    """Return c if the copies (k, *sample.shape) are c·sample, else None."""
     copies, sample = at_least_float32(copies), at_least_float32(sample)
     norm = sample.square().sum()
     if norm == 0:
@@ -231,11 +235,11 @@ def _multiple(copies: Tensor, sample: Tensor) -> float | None:
 
 @contextmanager
 def _differentiable(network: nn.Module) -> Iterator[None]:
-    """Inside, layers that keep no gradients unless they are trained do, and a gradient may pass where none ever did."""
+    """Let gradients through layers that stop them outside of training, inside the block."""
     layers = [m for m in network.modules() if type(m).__name__ in _GRADS_IN_TRAINING and not m.training]
     for layer in layers:
         layer.training = True  # not its children's
-    incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel asks for it, and has none
+    incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel reads it, and lacks it
     if incomplete:
         network.gradient_checkpointing = False  # type: ignore[assignment]
     try:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clip_guidance.guidance.adapters.pipelines import same
+from clip_guidance.guidance.adapters.layouts import already_latents
 from clip_guidance.guidance.engine import gradient
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.rewards import CLIPReward
-from clip_guidance.guidance.weights.clone import stand_in
+from clip_guidance.guidance.weights.clone import clone
 
 
 class Meter(TorchDispatchMode):
@@ -91,7 +91,7 @@ def reward_bytes(reward: Any, images: Tensor, chunk: int | None) -> int:
     Raises:
         ValueError: The reward does not run on the meta device.
     """
-    reward = stand_in(reward, _on_meta) if isinstance(reward, nn.Module) else reward
+    reward = clone(reward, _on_meta) if isinstance(reward, nn.Module) else reward
     for each in clip_rewards(reward):
         each.cutouts, each.chunk = replace(each.cutouts), chunk  # draws of its own
     try:
@@ -112,9 +112,9 @@ def clip_rewards(reward: Any) -> list[CLIPReward]:
 
 def decoder_on_meta(decoder: Decoder) -> Decoder:
     """``decoder`` itself, with weights on the meta device, for latents that are unpacked already."""
-    decoder.adapter = replace(decoder.adapter, unpack=same)
+    decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     if decoder.module is not None:
-        decoder.module = stand_in(decoder.module, _on_meta)
+        decoder.module = clone(decoder.module, _on_meta)
     return decoder
 
 

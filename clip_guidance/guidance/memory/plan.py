@@ -25,7 +25,7 @@ from clip_guidance.guidance.memory.measure import (
     decoder_on_meta,
     reward_bytes,
 )
-from clip_guidance.guidance.modes.base import Mode, find_mode
+from clip_guidance.guidance.modes import Mode, find_mode
 
 if TYPE_CHECKING:
     from clip_guidance.guidance.guidance import Guidance

@@ -1,12 +1,12 @@
-"""Published guidance methods as presets of the same parts, to be compared fairly. One file a method.
+"""Published guidance methods as presets of the same parts, to be compared fairly.
 
-Each is a small frozen dataclass with its paper's parameters that ``Guidance(mode=...)`` takes for a mode:
+Each is a small frozen dataclass in a file of its own, with its paper's parameters, that ``Guidance(mode=...)`` takes:
 
     with CLIPGuidance(clip, "a red apple", mode=FreeDoM(rho=0.2)).attach(pipe):
         pipe("an apple", eta=1.0)
 
 The papers write their updates for DDIM, and most add to x_{t−1}; :mod:`.ddim` says how that is a shift of x̂₀. η is the
-pipeline's own argument; most papers' is 1. A ``scale`` of 1 is the paper's update. :func:`recurrent` adds the time
+pipeline's own argument; most papers use 1. A ``scale`` of 1 is the paper's update. :func:`recurrent` adds the time
 travel that some of them use. :class:`Tilt` is our own: mode "x0" in several steps.
 """
 

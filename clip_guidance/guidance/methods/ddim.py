@@ -1,6 +1,7 @@
-"""One step of DDIM (Song et al. 2021, arXiv:2010.02502, equations 12 and 16), and what a shift of x̂₀ does to it.
+"""One step of DDIM, and what a shift of x̂₀ does to it.
 
-With (α, σ) before the step and (α', σ') after it,
+The step is that of Song et al. 2021 (arXiv:2010.02502), equations 12 and 16. With (α, σ) before the step and
+(α', σ') after it,
 
     x_{t−1} = α'x̂₀ + √(σ'² − τ²)·ε̂ + τz,    τ = η(σ'/σ)√(1 − α²/α'²),
 
@@ -21,49 +22,56 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.next_level import check_ddim, is_ddpm
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.modes.base import StepState
 
-_KNOWN = ("DDIMScheduler", "DDPMScheduler")
 _NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise ratio of zero as 0 or as α/σ = 2⁻¹²
 _STILL = 1e-9  # the smallest response of 1000 steps is 4e-4
 
 
 @dataclass(frozen=True)
-class Step:
-    """From one noise level to the following, both variance preserving: α² is the papers' ᾱ_t, α'² their ᾱ_{t−1}."""
+class DDIMStep:
+    """Describe the step from one noise level to the next, both variance preserving.
+
+    Attributes:
+        level: (α, σ) before the step; α² is the papers' ᾱ_t.
+        next_level: (α', σ') after the step; α'² is the papers' ᾱ_{t−1}.
+        eta: η, 0 for DDIM's deterministic step and 1 for DDPM.
+    """
 
     level: NoiseLevel
-    following: NoiseLevel
+    next_level: NoiseLevel
     eta: float
 
     @property
     def alpha_t(self) -> float:
         """The papers' α_t = ᾱ_t/ᾱ_{t−1}."""
-        return (self.level.alpha / self.following.alpha) ** 2
+        return (self.level.alpha / self.next_level.alpha) ** 2
 
     @property
     def has_signal(self) -> bool:
-        """Whether x_t holds anything of x₀; at a terminal signal-to-noise ratio of zero what is divided by α rests."""
+        """Whether x_t holds anything of x₀; if not, what a method divides by α is left out."""
         return self.level.alpha > _NO_SIGNAL * self.level.sigma
 
     @property
     def response(self) -> float:
-        """∂x_{t−1}/∂Δ."""
-        noise = self.eta**2 * (self.following.sigma / self.level.sigma) ** 2 * (1 - self.alpha_t)
-        direction = math.sqrt(max(self.following.sigma**2 - noise, 0.0))
-        return self.following.alpha - self.level.alpha / self.level.sigma * direction
+        """The derivative ∂x_{t−1}/∂Δ."""
+        noise = self.eta**2 * (self.next_level.sigma / self.level.sigma) ** 2 * (1 - self.alpha_t)
+        direction = math.sqrt(max(self.next_level.sigma**2 - noise, 0.0))
+        return self.next_level.alpha - self.level.alpha / self.level.sigma * direction
 
     def shift(self, added: Tensor) -> Tensor:
-        """Δ by which x_{t−1} moves by ``added``; 0 in a step that stays at its level, where no x̂₀ can move it.
+        """Return the Δ by which x_{t−1} moves by ``added``.
 
-        DDIM's last step is such a one if ``set_alpha_to_one`` is off and its timestep is 0.
+        Δ is 0 in a step that stays at its level, where no x̂₀ moves x_{t−1}. DDIM's last step is such a step if
+        ``set_alpha_to_one`` is off and its timestep is 0.
         """
         return added / self.response if self.response > _STILL else torch.zeros_like(added)
 
 
 class OnDDIM:
-    """What the methods share that are written for DDIM."""
+    """Share what the methods have in common that are written for DDIM."""
 
     needs_correction: ClassVar[bool] = False
 
@@ -71,48 +79,11 @@ class OnDDIM:
         """Refuse a scheduler that takes no steps of DDIM.
 
         Raises:
-            UnsupportedSchedulerError: For that reason.
+            UnsupportedSchedulerError: The scheduler is neither a ``DDIMScheduler`` nor a ``DDPMScheduler``.
         """
         check_ddim(scheduler, type(self).__name__)
 
 
-def step_of(prediction: Prediction) -> Step:
-    """The step that ``prediction`` is about to enter; DDPM's η is always 1."""
-    scheduler, level = prediction.scheduler, prediction.level
-    eta = 1.0 if _is(scheduler, "DDPMScheduler") else prediction.eta
-    return Step(level, following_level(scheduler, level), eta)
-
-
-def check_ddim(scheduler: Any, what: str) -> None:
-    """Refuse a scheduler that takes no steps of DDIM.
-
-    Raises:
-        UnsupportedSchedulerError: For that reason.
-    """
-    if not any(_is(scheduler, name) for name in _KNOWN):
-        raise UnsupportedSchedulerError(
-            f"{what} is defined by its paper on the steps of {' or '.join(_KNOWN)}; the pipeline's scheduler is a "
-            f"{type(scheduler).__name__}. Exchange it with `DDIMScheduler.from_config(pipe.scheduler.config)`"
-        )
-
-
-def following_level(scheduler: Any, level: NoiseLevel) -> NoiseLevel:
-    """The noise level at which the step from ``level`` ends."""
-    timestep = level.timestep
-    if timestep is None:
-        raise ValueError("expected a noise level that knows its timestep, as noise_level() returns it for DDIM")
-    if hasattr(scheduler, "previous_timestep"):
-        following = int(scheduler.previous_timestep(timestep))
-    else:
-        following = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    alpha_prod = float(scheduler.alphas_cumprod[following] if following >= 0 else final_alpha_prod(scheduler))
-    return NoiseLevel(math.sqrt(alpha_prod), math.sqrt(1 - alpha_prod), following)
-
-
-def final_alpha_prod(scheduler: Any) -> float:
-    """ᾱ at which a run ends: DDPM's is 1."""
-    return float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-
-
-def _is(scheduler: Any, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(scheduler).__mro__)
+def step_of(state: StepState) -> DDIMStep:
+    """Return the step that is about to be taken; DDPM's η is always 1."""
+    return DDIMStep(state.level, state.next_level, 1.0 if is_ddpm(state.scheduler) else state.eta)

@@ -13,26 +13,28 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
-from clip_guidance.guidance.modes.base import GradientOf
+from clip_guidance.guidance.modes.base import StepState
 
 
 @dataclass(frozen=True)
 class DPS(OnDDIM):
-    """DPS as a mode.
+    """Add the reward's gradient at the noisy sample to each step of DDIM or DDPM, as DPS does.
 
     Args:
-        zeta: Step size ζ; the paper's are 0.3 to 1.
+        zeta: Step size ζ, the factor of the gradient; the paper's values are 0.3 to 1.
+
+    Example:
+        >>> from clip_guidance.guidance import Guidance
+        >>> from clip_guidance.guidance.methods import DPS
+        >>> Guidance(lambda images: images.mean((1, 2, 3)), mode=DPS(zeta=0.5)).mode
+        DPS(zeta=0.5)
     """
 
     zeta: float = 1.0
     needs_tape: ClassVar[bool] = True
 
-    def shift(
-        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
-    ) -> Tensor:
-        """Δ for a scale of 1, of the shape of the sample."""
-        gradient = tape.vjp(prediction, reward_gradient(prediction.x0).gradient)
-        return step_of(prediction).shift(self.zeta * gradient)
+    def shift(self, state: StepState) -> Tensor:
+        """Return Δ for a scale of 1, of the shape of the sample."""
+        gradient = state.vjp(state.gradient(state.x0))
+        return step_of(state).shift(self.zeta * gradient)

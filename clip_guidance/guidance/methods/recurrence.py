@@ -1,4 +1,4 @@
-"""Recurrence, or time travel: a step is taken several times, with the noise put back in between.
+"""Recurrence, or time travel: a step is taken several times, noised again in between.
 
     x_t ← √α_t·x_{t−1} + √(1 − α_t)·n,    n ~ N(0, I),    α_t = ᾱ_t/ᾱ_{t−1}
 
@@ -7,18 +7,19 @@ Lugmayr et al. 2022, arXiv:2201.09865). This is no shift of x̂₀. The schedule
 so that any stock pipeline calls its denoiser again by itself, and all but the last step of it return the noisy sample.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.noise_level import noise_level
-from clip_guidance.guidance.methods.ddim import Step, check_ddim, following_level
+from clip_guidance.guidance.adapters.next_level import check_ddim, next_noise_level
+from clip_guidance.guidance.adapters.schedulers import noise_level
+from clip_guidance.guidance.engine.patch import patched
+from clip_guidance.guidance.methods.ddim import DDIMStep
 
 
 @contextmanager
@@ -31,11 +32,20 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
         scheduler: A ``DDIMScheduler`` or ``DDPMScheduler``. The pipeline must run through all of its timesteps.
         times: How often each step is taken; 1 changes nothing.
         window: Fractions (start, stop) of the steps that are repeated, start included.
-        seed: Of the noise that is put back, which comes from a generator of its own; each run starts from it.
+        seed: Seed of the noise that is put back, which comes from a generator of its own; each run starts from it.
 
     Raises:
         UnsupportedSchedulerError: The scheduler takes no steps of DDIM.
-        ValueError: ``times`` is not a positive whole number, or ``window`` no part of a run.
+        ValueError: ``times`` is not a positive whole number, or ``window`` is not a part of a run.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> from clip_guidance.guidance.methods import recurrent
+        >>> scheduler = DDIMScheduler()
+        >>> with recurrent(scheduler, 2, window=(0.0, 0.5)):
+        ...     scheduler.set_timesteps(4)
+        ...     scheduler.timesteps.tolist()
+        [750, 750, 500, 500, 250, 0]
     """
     check_ddim(scheduler, "recurrence")
     if times != int(times) or times < 1:
@@ -44,10 +54,11 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
     if not 0 <= start < stop <= 1:
         raise ValueError(f"expected a window 0 <= start < stop <= 1, got {window}")
     recurrence = _Recurrence(scheduler, int(times), window, seed)
-    methods = {"set_timesteps": recurrence.set_timesteps, "step": recurrence.step}
-    if hasattr(scheduler, "previous_timestep"):  # DDPM looks it up in the list
-        methods["previous_timestep"] = recurrence.previous_timestep
-    with _replaced(scheduler, methods):
+    with ExitStack() as stack:
+        stack.enter_context(patched(scheduler, "set_timesteps", recurrence.set_timesteps))
+        stack.enter_context(patched(scheduler, "step", recurrence.step))
+        if hasattr(scheduler, "previous_timestep"):  # DDPM looks it up in the list
+            stack.enter_context(patched(scheduler, "previous_timestep", recurrence.previous_timestep))
         try:
             yield
         finally:
@@ -55,17 +66,15 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
 
 
 class _Recurrence:
-    """The methods that stand in for a scheduler's own."""
+    """Wrap a scheduler's own methods: each is given the original and its arguments."""
 
     def __init__(self, scheduler: Any, times: int, window: tuple[float, float], seed: int) -> None:
         self._scheduler, self._times, self._window, self._seed = scheduler, times, window, seed
         self._generator = torch.Generator()
-        self._set_timesteps, self._step = scheduler.set_timesteps, scheduler.step
-        self._signature = inspect.signature(self._step)
         self._timesteps: Tensor | None = None  # each of them once
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        self._set_timesteps(*args, **kwargs)
+    def set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
         self._timesteps = timesteps = self._scheduler.timesteps
         (start, stop), count = self._window, len(timesteps)
         repeats = torch.tensor([self._times if start <= i / count < stop else 1 for i in range(count)])
@@ -75,9 +84,9 @@ class _Recurrence:
         self._scheduler.fractions_done = [i / count for i, times in enumerate(repeats.tolist()) for _ in range(times)]
         self._generator.manual_seed(self._seed)
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._signature.bind(*args, **kwargs)
-        timestep, sample = call.arguments["timestep"], call.arguments["sample"]
+    def step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        timestep, sample = given["timestep"], given["sample"]
         index, timesteps = getattr(self._scheduler, "step_index", None), self._scheduler.timesteps
         if index is None:
             raise RuntimeError("recurrence expected set_timesteps() to be called inside its `with` block before step()")
@@ -87,7 +96,7 @@ class _Recurrence:
                 f"recurrence expected step {index} of {len(timesteps)} at timestep {expected}, got {int(timestep)}: "
                 "the pipeline must run through all of scheduler.timesteps, from the first on"
             )
-        output = self._step(*args, **kwargs)
+        output = original(*args, **kwargs)
         self._scheduler.step_index = index + 1
         if index + 1 == len(timesteps) or timesteps[index + 1] != timesteps[index]:
             return output
@@ -98,11 +107,11 @@ class _Recurrence:
 
     def _noised(self, following: Tensor, timestep: int | Tensor, sample: Tensor) -> Tensor:
         level = noise_level(self._scheduler, timestep)
-        alpha_t = Step(level, following_level(self._scheduler, level), eta=1.0).alpha_t
+        alpha_t = DDIMStep(level, next_noise_level(self._scheduler, level), eta=1.0).alpha_t
         noise = torch.randn(sample.shape, generator=self._generator).to(following)
         return math.sqrt(alpha_t) * following + math.sqrt(1 - alpha_t) * noise
 
-    def previous_timestep(self, timestep: int | Tensor) -> Tensor:
+    def previous_timestep(self, original: Callable, timestep: int | Tensor) -> Tensor:
         timesteps = self._timesteps if self._timesteps is not None else self._scheduler.timesteps
         following = timesteps[int((timesteps == timestep).nonzero()[0]) + 1 :]
         return following[0] if len(following) else torch.tensor(-1)
@@ -113,17 +122,3 @@ class _Recurrence:
             self._scheduler.timesteps = self._timesteps
         for name in ("step_index", "fractions_done"):
             vars(self._scheduler).pop(name, None)
-
-
-@contextmanager
-def _replaced(scheduler: Any, methods: dict[str, Callable]) -> Iterator[None]:
-    """Inside, ``methods`` stand in for those of the one instance, with their signatures."""
-    own = {name: vars(scheduler)[name] for name in methods if name in vars(scheduler)}
-    for name, method in methods.items():
-        setattr(scheduler, name, functools.wraps(getattr(scheduler, name))(functools.partial(method)))
-    try:
-        yield
-    finally:
-        for name in methods:
-            vars(scheduler).pop(name, None)
-        vars(scheduler).update(own)

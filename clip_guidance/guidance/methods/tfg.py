@@ -1,4 +1,6 @@
-"""TFG, training-free guidance (Ye et al. 2024, arXiv:2409.15761, algorithm 1), which holds the others as special cases.
+"""TFG, training-free guidance (Ye et al. 2024, arXiv:2409.15761, algorithm 1).
+
+It holds the other methods as special cases:
 
     r̃(x₀) = log (1/n)·Σ_j exp r(x₀ + σ̄_t ε_j),    σ̄_t = σ̄·√(1 − ᾱ_t)
     Δ_t = ρ_t·∇_{x_t} r̃(x̂₀(x_t))                         variance guidance, through the denoiser
@@ -17,31 +19,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.tape import DenoiserTape
-from clip_guidance.guidance.methods.ddim import OnDDIM, Step, final_alpha_prod, step_of
+from clip_guidance.guidance.adapters.next_level import final_alpha_prod
+from clip_guidance.guidance.methods.ddim import DDIMStep, OnDDIM, step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
-from clip_guidance.guidance.modes.base import GradientOf
+from clip_guidance.guidance.modes.base import StepState
 
 SCHEDULES = ("increase", "decrease", "constant")
 
 
 @dataclass(frozen=True)
 class TFG(OnDDIM):
-    """TFG as a mode.
+    """Combine variance guidance, through the denoiser, and mean guidance, at x̂₀, as TFG does.
 
     Args:
-        rho: ρ of variance guidance; 0 turns it off, and with it the backward through the denoiser.
-        mu: μ of mean guidance; 0 turns it off.
-        sigma: σ̄ of the noise that smooths the reward.
+        rho: Strength ρ of variance guidance; 0 turns it off, and with it the backward through the denoiser.
+        mu: Strength μ of mean guidance; 0 turns it off.
+        sigma: Standard deviation σ̄ of the noise that smooths the reward; 0 for none.
         samples: Number n of noisy copies. The authors' programs run with 1, their library's default is 4.
-        iterations: N_iter, steps of mean guidance.
-        rho_schedule: One of :data:`SCHEDULES`.
-        mu_schedule: One of :data:`SCHEDULES`.
-        seed: Of the noise.
+        iterations: Number N_iter of steps of mean guidance.
+        rho_schedule: How ρ_t goes over the steps, one of :data:`SCHEDULES`.
+        mu_schedule: How μ_t goes over the steps, one of :data:`SCHEDULES`.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: ``samples`` or ``iterations`` is not a positive whole number, or a schedule is not known.
+
+    Example:
+        >>> from clip_guidance.guidance import Guidance
+        >>> from clip_guidance.guidance.methods import TFG
+        >>> mode = TFG(rho=0.0, mu=0.5, iterations=2)
+        >>> mode.needs_tape  # without variance guidance there is no backward through the denoiser
+        False
+        >>> guidance = Guidance(lambda images: images.mean((1, 2, 3)), mode=mode)
     """
 
     rho: float = 1.0
@@ -66,31 +75,31 @@ class TFG(OnDDIM):
         """Whether the denoiser's forward must be recorded."""
         return self.rho != 0
 
-    def shift(
-        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
-    ) -> Tensor:
-        """Δ for a scale of 1, of the shape of the sample."""
-        step, x0, scheduler = step_of(prediction), prediction.x0, prediction.scheduler
-        smoothing = Smoothing(self.samples, self.seed)
+    def shift(self, state: StepState) -> Tensor:
+        """Return Δ for a scale of 1, of the shape of the sample."""
+        step, x0 = step_of(state), state.x0
+        smoothing, sigma = Smoothing(self.samples, self.seed), self.sigma * step.level.sigma
         generator = smoothing.generator(step.level.timestep)
-        sigma = self.sigma * step.level.sigma
 
-        at_x0 = smoothing.gradient(reward_gradient, x0, sigma, generator)
+        def smoothed(x: Tensor) -> Tensor:
+            return smoothing.gradient(state.reward_gradient, x, sigma, generator)
+
+        at_x0 = smoothed(x0)
         added = torch.zeros_like(x0)
         if self.rho and step.has_signal:
-            delta_t = self.rho * share(self.rho_schedule, step, scheduler) * tape.vjp(prediction, at_x0)
+            delta_t = self.rho * share(self.rho_schedule, step, state.scheduler) * state.vjp(at_x0)
             added += delta_t / math.sqrt(step.alpha_t)
         if self.mu:
-            mu_t = self.mu * share(self.mu_schedule, step, scheduler)
+            mu_t = self.mu * share(self.mu_schedule, step, state.scheduler)
             z = x0 + mu_t * at_x0
             for _ in range(self.iterations - 1):
-                z = z + mu_t * smoothing.gradient(reward_gradient, z, sigma, generator)
-            added += step.following.alpha * (z - x0)
+                z = z + mu_t * smoothed(z)
+            added += step.next_level.alpha * (z - x0)
         return step.shift(added)
 
 
-def share(schedule: str, step: Step, scheduler: Any) -> float:
-    """T·s_t/Σs of a schedule at a step of the run."""
+def share(schedule: str, step: DDIMStep, scheduler: Any) -> float:
+    """Return T·s_t/Σs of a schedule at a step of the run."""
     if schedule == "constant":
         return 1.0
     timesteps = torch.unique(scheduler.timesteps.cpu().long()).flip(0)  # recurrence repeats them

@@ -12,24 +12,28 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.modes import exact
-from clip_guidance.guidance.modes.base import GradientOf
+from clip_guidance.guidance.modes.base import StepState
 
 
 @dataclass(frozen=True)
 class UniversalGuidance:
-    """Universal guidance as a mode.
+    """Steer the noise forward, through the denoiser, and backward, by gradient steps on x̂₀.
 
     Args:
         forward: Weight s of forward guidance; the paper's goes from 2 to 20000 by task. 0 turns it off, and with it
             the backward through the denoiser.
         backward_steps: Number m of gradient steps of backward guidance; 0 turns it off.
-        rate: Length of each of them.
+        rate: Length of each of these steps, as a factor of the gradient.
 
     Raises:
         ValueError: ``backward_steps`` is not a whole number, at least 0.
+
+    Example:
+        >>> from clip_guidance.guidance import Guidance
+        >>> from clip_guidance.guidance.methods import UniversalGuidance
+        >>> Guidance(lambda images: images.mean((1, 2, 3)), mode=UniversalGuidance(forward=2.0)).mode
+        UniversalGuidance(forward=2.0, backward_steps=0, rate=0.1)
     """
 
     forward: float = 1.0
@@ -47,16 +51,14 @@ class UniversalGuidance:
         return self.forward != 0
 
     def check(self, scheduler: Any) -> None:
-        """Nothing is refused."""
+        """Refuse nothing: both parts are defined at any scheduler."""
 
-    def shift(
-        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
-    ) -> Tensor:
-        """Δ for a scale of 1, of the shape of the sample."""
-        x0 = prediction.x0
+    def shift(self, state: StepState) -> Tensor:
+        """Return Δ for a scale of 1, of the shape of the sample."""
+        z = state.x0
         for _ in range(self.backward_steps):
-            x0 = x0 + self.rate * reward_gradient(x0).gradient
-        backward = x0 - prediction.x0
+            z = z + self.rate * state.gradient(z)
+        backward = z - state.x0
         if not self.forward:
             return backward
-        return self.forward * exact.shift(prediction, reward_gradient, data_variance, tape) + backward
+        return self.forward * exact.shift(state) + backward

@@ -1,75 +1,107 @@
-"""What a guidance mode is, and the table of those with a name."""
+"""What a guidance mode is, and what it is given at a step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from clip_guidance.guidance.adapters.next_level import next_noise_level
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.gradient import RewardGradient
-from clip_guidance.guidance.engine.tape import DenoiserTape
-from clip_guidance.guidance.modes import exact, x0
 
-#: Clean samples (B, ...) -> the reward's gradient there, with the rewards.
-GradientOf = Callable[[Tensor], RewardGradient]
+
+@dataclass(frozen=True)
+class RewardGradient:
+    """Hold the gradient of each sample's reward, with the rewards.
+
+    Attributes:
+        gradient: The gradient, of the shape of the clean sample, in float32 or better.
+        rewards: The rewards (B,), detached.
+    """
+
+    gradient: Tensor
+    rewards: Tensor
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Hold what a mode may read at one step, where the noisy sample is x = αx₀ + σε.
+
+    Attributes:
+        prediction: The model output after classifier-free guidance, and what it says about x₀.
+        timestep: The timestep of the step.
+        scheduler: The pipeline's scheduler.
+        scale: The guidance's scale at this step for each image, (B,). The engine multiplies the mode's shift by it.
+        data_variance: Variance s² of an element of the clean sample.
+        reward_gradient: From clean samples (B, ...) to the reward's gradient there, with the rewards.
+        vjp: From a cotangent (B, ...) to (∂x̂₀/∂x)ᵀ cotangent, by one backward through the denoiser; works only where
+            the mode's ``needs_tape`` asks for it.
+        eta: η that goes into the scheduler's step, where the scheduler takes one (DDIM).
+        correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where the
+            mode's ``needs_correction`` does not ask for it.
+    """
+
+    prediction: Prediction
+    timestep: float | Tensor
+    scheduler: Any
+    scale: Tensor
+    data_variance: float
+    reward_gradient: Callable[[Tensor], RewardGradient]
+    vjp: Callable[[Tensor], Tensor]
+    eta: float = 0.0
+    correction: Tensor | None = None
+
+    @property
+    def sample(self) -> Tensor:
+        """The noisy sample x, (B, ...)."""
+        return self.prediction.sample
+
+    @property
+    def x0(self) -> Tensor:
+        """The predicted clean sample x̂₀, (B, ...), detached and in float32 or better."""
+        return self.prediction.x0
+
+    @property
+    def level(self) -> NoiseLevel:
+        """The noise level (α, σ) of the sample."""
+        return self.prediction.level
+
+    @cached_property
+    def next_level(self) -> NoiseLevel:
+        """The noise level (α', σ') after the step, known for DDIM and DDPM.
+
+        Raises:
+            UnsupportedSchedulerError: The scheduler is another one.
+        """
+        return next_noise_level(self.scheduler, self.level)
+
+    def gradient(self, x0: Tensor) -> Tensor:
+        """Return the reward's gradient ∇r at clean samples, (B, ...).
+
+        It costs a decode and a pass through the reward, forward and backward.
+        """
+        return self.reward_gradient(x0).gradient
 
 
 @runtime_checkable
 class Mode(Protocol):
-    """What ``Guidance(mode=...)`` takes beside a name. It is asked anew at every step, and keeps nothing."""
+    """Turn a reward into a shift; this is what ``Guidance(mode=...)`` takes beside a name.
+
+    A mode is asked anew at every step, and keeps nothing.
+    """
 
     @property
     def needs_tape(self) -> bool:
-        """Whether the denoiser's forward must be recorded for ``tape``."""
+        """Whether the denoiser's forward must be recorded for ``StepState.vjp``."""
 
     @property
     def needs_correction(self) -> bool:
-        """Whether the denoiser's outputs must be watched for ``prediction.correction``."""
+        """Whether the denoiser's outputs must be watched for ``StepState.correction``."""
 
     def check(self, scheduler: Any) -> None:
-        """Called before anything is attached, to refuse a scheduler with an UnsupportedSchedulerError."""
+        """Refuse a scheduler with an UnsupportedSchedulerError, before anything is attached."""
 
-    def shift(
-        self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: DenoiserTape
-    ) -> Tensor:
-        """Δ for a scale of 1, (B, ...)."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A row of the table of modes, each defined at any scheduler; the attributes are :class:`Mode`'s."""
-
-    shift: Callable[[Prediction, GradientOf, float, DenoiserTape], Tensor]
-    needs_tape: bool
-    needs_correction: ClassVar[bool] = False
-
-    def check(self, scheduler: Any) -> None:
-        """Nothing is refused."""
-
-
-MODES: dict[str, Mode] = {
-    "x0": Named(x0.shift, needs_tape=False),
-    "exact": Named(exact.shift, needs_tape=True),
-}
-
-
-def find_mode(mode: "str | Mode") -> Mode:
-    """A mode by its name, or the mode itself.
-
-    Raises:
-        TypeError: It is not a mode.
-        ValueError: No mode has this name.
-    """
-    if isinstance(mode, str):
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, or a method such as FreeDoM(), got {mode!r}")
-        return MODES[mode]
-    if isinstance(mode, type):
-        raise TypeError(f"mode must be an object, got the class {mode.__name__}: write mode={mode.__name__}()")
-    if not isinstance(mode, Mode):
-        raise TypeError(
-            f"mode must be one of {', '.join(MODES)}, or an object with shift, check, needs_tape and needs_correction, "
-            f"such as clip_guidance.guidance.methods.FreeDoM(); got {type(mode).__name__}"
-        )
-    return mode
+    def shift(self, state: StepState) -> Tensor:
+        """Return Δ for a scale of 1, of the shape of the sample, (B, ...)."""

@@ -10,29 +10,37 @@ with the posterior variance w held, and n of Euler's steps go from 0 to the scal
     Δ_{i+1} = Δ_i + (w/n)·∇r(x̂₀ + scale·Δ_i),    Δ_0 = 0.
 
 n = 1 is mode "x0"; a linear reward gives the same for every n. The mean guidance of TFG (Ye et al. 2024,
-arXiv:2409.15761, algorithm 1) takes such steps too, each of a size that it is told.
+arXiv:2409.15761, algorithm 1) takes such steps too, each of a size that is a parameter.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.modes.base import GradientOf
+from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.per_sample import per_sample
 
 
 @dataclass(frozen=True)
 class Tilt:
-    """Mode "x0" in several steps, as a mode; each costs a decode and a pass through CLIP, forward and backward.
+    """Take mode "x0" in several steps, as a mode.
+
+    Each step costs a decode and a pass through the reward, forward and backward.
 
     Args:
-        steps: How many, at least 1.
+        steps: Number n of Euler's steps, at least 1. 1 is mode "x0"; more follow a reward whose gradient changes along
+            the way, and overshoot less.
 
     Raises:
-        ValueError: ``steps`` is no such number.
+        ValueError: ``steps`` is not a whole number of at least 1.
+
+    Example:
+        >>> from clip_guidance.guidance import Guidance
+        >>> from clip_guidance.guidance.methods import Tilt
+        >>> Guidance(lambda images: images.mean((1, 2, 3)), mode=Tilt(3)).mode
+        Tilt(steps=3)
     """
 
     steps: int = 2
@@ -44,14 +52,13 @@ class Tilt:
             raise ValueError(f"steps must be a whole number, at least 1, got {self.steps}")
 
     def check(self, scheduler: Any) -> None:
-        """Nothing is refused: as mode "x0" it is defined at any scheduler."""
+        """Refuse nothing: as mode "x0" it is defined at any scheduler."""
 
-    def shift(self, prediction: Prediction, reward_gradient: GradientOf, data_variance: float, tape: object) -> Tensor:
-        """Δ for a scale of 1, of the shape of the sample, where ``prediction.strength`` is the scale."""
-        x0, weight = prediction.x0, posterior_variance(prediction.level, data_variance) / self.steps
-        scale = torch.ones(1) if prediction.strength is None else prediction.strength
-        scale = scale.to(x0).view(-1, *[1] * (x0.ndim - 1))
-        shift = weight * reward_gradient(x0).gradient
+    def shift(self, state: StepState) -> Tensor:
+        """Return Δ for a scale of 1, of the shape of the sample."""
+        x0, scale = state.x0, per_sample(state.scale.to(state.x0), state.x0)
+        weight = posterior_variance(state.level, state.data_variance) / self.steps
+        shift = weight * state.gradient(x0)
         for _ in range(self.steps - 1):
-            shift = shift + weight * reward_gradient(x0 + scale * shift).gradient
+            shift = shift + weight * state.gradient(x0 + scale * shift)
         return shift

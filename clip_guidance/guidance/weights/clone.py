@@ -13,7 +13,7 @@ _HOOKS = ("_hf_hook", "_diffusers_hook")  # accelerate's and diffusers', which p
 _NOT_COPIED = (*_HOOKS, "forward", "_old_forward")
 
 
-def stand_in(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+def clone(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of ``network`` that shares everything with it but its weights and buffers.
 
     Hooks of offloading and compiled code are left behind. No weight of the copy takes a gradient.

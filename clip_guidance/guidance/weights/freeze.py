@@ -16,7 +16,7 @@ _holds: dict[tuple[int, str], int] = {}  # (id of a module, name of its paramete
 
 
 @contextmanager
-def frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
+def freeze_parameters(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, no parameter of ``networks`` requires a gradient; those that were frozen before stay it afterwards."""
     held: list[tuple[nn.Module, str]] = []
     modules = {id(module): module for network in networks for module in network.modules()}

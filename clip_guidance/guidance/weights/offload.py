@@ -12,7 +12,7 @@ from torch import nn
 
 
 @contextmanager
-def weights_stay(module: nn.Module) -> Iterator[None]:
+def keep_onloaded(module: nn.Module) -> Iterator[None]:
     """Inside, weights of ``module`` that diffusers' group offloading brings in stay until the end."""
     groups = [group for group in _groups(module) if "offload_" not in vars(group)]  # others are held already
     for group in groups:
@@ -26,9 +26,9 @@ def weights_stay(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def brought_in(module: nn.Module) -> Iterator[None]:
+def onloaded(module: nn.Module) -> Iterator[None]:
     """Inside, weights of ``module`` that group offloading keeps elsewhere, perhaps on a disk, are here to be read."""
-    with weights_stay(module):
+    with keep_onloaded(module):
         for group in _groups(module):
             group.onload_()
             if group.stream is not None:
@@ -37,7 +37,7 @@ def brought_in(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def neighbours_stay(module: nn.Module) -> Iterator[None]:
+def no_neighbour_offload(module: nn.Module) -> Iterator[None]:
     """Inside, ``module`` sends no other network away when it wakes under ``enable_model_cpu_offload``.
 
     A decoder that wakes sends away the denoiser. In the middle of a run it would have to move out and in again at

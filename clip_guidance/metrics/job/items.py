@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 from clip_guidance.data.decode import clean_captions
 from clip_guidance.data.records import BadRow, Record, SourceError, StoredFile
 from clip_guidance.data.sources.table import SUFFIXES, TableSource
-from clip_guidance.images.load import EXTENSIONS, find_images
+from clip_guidance.images.find import find_images, walk_images
 
 STDIN = "-"
 
@@ -80,26 +79,6 @@ def check_table(path: Path) -> None:
     raise ValueError(f"{path}: each of its {bad} rows is bad; the first is {first}" if bad else f"{path}: has no row")
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """The visible images under a folder, holding one folder's names at a time.
-
-    As with ``find_images`` broken links, pipes and closed folders are among them, and fail by name.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        path = folder / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(path)
-        elif path.suffix.lower() in EXTENSIONS:
-            yield path
-
-
 def _items(given: str | Path, lines: Iterable[str]) -> Iterator[Item]:
     path = Path(given)
     if given == STDIN:  # the text alone: as a path, ./- is the same as -
@@ -111,7 +90,7 @@ def _items(given: str | Path, lines: Iterable[str]) -> Iterator[Item]:
                 yield from _of_record(record, path)
     else:
         none = True
-        for image in walk(path) if path.is_dir() else find_images([path]):
+        for image in walk_images(path) if path.is_dir() else find_images([path]):
             none = False
             yield Item(str(image), str(image))
         if none:  # fails by name instead of passing unnoticed

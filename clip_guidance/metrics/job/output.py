@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from clip_guidance._files import sync_file, sync_folder
+from clip_guidance._files import write_atomically
 from clip_guidance.images.metadata import METADATA_KEY
 from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
 
@@ -46,18 +46,12 @@ def write_scores(path: Path, scores: Scores, records: Sequence[Mapping[str, Any]
     """
     columns = list(dict.fromkeys([*OWN, *(name for record in records for name in record)]))
     rows = (as_dict(row, record) for row, record in scores)
-    partial = path.with_name(path.name + ".writing")
-    try:
+    with write_atomically(path) as partial:
         if path.suffix == ".parquet":
             _write_parquet(partial, rows, columns, records)
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
                 (_write_csv if path.suffix == ".csv" else _write_jsonl)(file, rows, columns)
-                sync_file(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
@@ -144,8 +138,6 @@ def _write_parquet(
             for row in group:  # where records disagree on a column's type, it is text
                 row.update({name: str(row[name]) for name in texts if row.get(name) is not None})
             writer.write_table(pa.Table.from_pylist(group, schema))
-    with path.open("rb+") as file:
-        sync_file(file)
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:

@@ -14,13 +14,14 @@ from itertools import groupby
 from PIL import Image
 from torch import Tensor
 
+from clip_guidance._files import is_valid_text
 from clip_guidance.clip.embed_cache import EmbedCache
-from clip_guidance.images.files import content_hash, read_bytes
+from clip_guidance.images.files import check_name, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, load_image
 from clip_guidance.images.metadata import read_record
 from clip_guidance.metrics.job.items import Item
 from clip_guidance.metrics.job.judge import Judge
-from clip_guidance.metrics.job.store import ScoreRow, WorkFile, is_text
+from clip_guidance.metrics.job.store import ScoreRow, WorkFile
 
 NO_PROMPT = "holds no prompt; give --prompt or --prompts-file"
 NO_PROMPT_IN_ROW = "holds no prompt, and {} has none; give --prompt"
@@ -75,14 +76,16 @@ class Preparer:
         prepared = Prepared(item, item.problem)
         if item.source is not None and item.problem is None:
             try:
-                self._prepare(prepared, item.source if isinstance(item.source, bytes) else read_bytes(item.source))
+                if isinstance(item.source, str):
+                    check_name(item.source)
+                self._prepare(prepared, read_bytes(item.source) if isinstance(item.source, str) else item.source)
             except ImageError as error:
                 prepared.failure = error.reason
         return prepared
 
     def _prepare(self, prepared: Prepared, data: bytes) -> None:
         item = prepared.item
-        record = read_record(io.BytesIO(data)) or {}  # type: ignore[arg-type] # PIL opens both
+        record = read_record(io.BytesIO(data)) or {}
         prepared.hash = content_hash(data)
         guide, settings = record.get("guide"), record.get("settings", {})
         prepared.guide = guide.get("fingerprint") if isinstance(guide, dict) else None
@@ -92,7 +95,7 @@ class Preparer:
         if self.needs_prompt and not prepared.prompt:
             load_image(data, item.name)  # that it is no image is the better reason
             raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
-        if not is_text(prepared.prompt):
+        if not is_valid_text(prepared.prompt):
             raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
         prepared.known = self.known.known(item.name, prepared.prompt, prepared.hash)
         missing = [

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from clip_guidance._threads import in_threads
+from clip_guidance._threads import ordered_map
 from clip_guidance.clip.embed_cache import EmbedCache
 from clip_guidance.metrics.job.items import Item
 from clip_guidance.metrics.job.judge import Judge, Scored
@@ -167,7 +167,7 @@ def score_items(items: Iterable[Item], judges: Sequence[Judge], work: Work, opti
     with WorkFile(work.base, read_only=True) as known, WorkFile(work.own) as own:
         mine = own_blocks(items, options.batch_size, processes.rank, processes.count)
         preparer = Preparer(judges, known, options.cache, options.draft)
-        prepared = in_threads(preparer, mine, options.threads, options.threads + 2 * options.batch_size)
+        prepared = ordered_map(preparer, mine, options.threads, options.threads + 2 * options.batch_size)
         for block in in_blocks(prepared, options.batch_size):
             failures = {each.item.position: each.failure for each in block if each.failure is not None}
             rows = _rows([each for each in block if each.failure is None], judges, options.cache, failures)

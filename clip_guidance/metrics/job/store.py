@@ -104,11 +104,6 @@ def record_id(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
-def is_text(text: str) -> bool:
-    """Whether a text can be written: not one that carries bytes that are no UTF-8 (PEP 383), or half a character."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 class WorkFile:
     """Rows and failures in a file.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from clip_guidance._files import write_atomically
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -53,13 +55,9 @@ class Page:
         path = Path(path)
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".report-{os.getpid()}.part")
-        try:
+        with write_atomically(path) as partial:
             # names of files may hold bytes that are no text: Python's stand-ins for them are no UTF-8
-            part.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            partial.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
         return path
 
 

@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.noise_level import noise_level
-from clip_guidance.guidance.adapters.prediction import Prediction, prediction_type
-from clip_guidance.guidance.engine.gradient import RewardGradient
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.methods.tfg import share
+from clip_guidance.guidance.modes import RewardGradient, StepState
 
 CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
 
@@ -27,18 +27,14 @@ def scheduler_of(cls=DDIMScheduler, steps=10, **config):
     return scheduler
 
 
-def prediction_at(scheduler, index, shape=(2, 3, 4), **options):
+def state_at(scheduler, index, shape=(2, 3, 4), reward_gradient=reward_gradient, **options):
+    """What a mode is given at one step of a run: a random sample and model output, a denoiser of Jacobian ½."""
     generator = torch.Generator().manual_seed(index)
     output, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     t = scheduler.timesteps[index]
-    return Prediction(output, t, x, noise_level(scheduler, t), prediction_type(scheduler), scheduler, **options)
-
-
-class Tape:
-    """A denoiser of Jacobian ½."""
-
-    def vjp(self, prediction, cotangent):
-        return 0.5 * cotangent
+    prediction = Prediction(output, x, noise_level(scheduler, t), prediction_type(scheduler))
+    state = StepState(prediction, t, scheduler, torch.ones(len(x)), 1.0, reward_gradient, vjp=lambda g: 0.5 * g)
+    return replace(state, **options)
 
 
 # ---------------------------------------------------------------- a shift of x̂₀, and what DDIM makes of it
@@ -61,12 +57,13 @@ def test_response_is_how_far_ddpm_moves_whatever_eta(index, eta):
 
 
 def assert_moves(scheduler, index, given, **options):
-    prediction = prediction_at(scheduler, index, eta=given)
-    step, delta = step_of(prediction), torch.full((2, 3, 4), 0.3, dtype=torch.float64)
+    state = state_at(scheduler, index, eta=given)
+    prediction, step = state.prediction, step_of(state)
+    delta = torch.full((2, 3, 4), 0.3, dtype=torch.float64)
     moved = prediction.kind.write_back(prediction.model_output, delta, prediction.level)
     before, after = (
         scheduler.step(
-            output, prediction.timestep, prediction.sample, generator=torch.Generator().manual_seed(0), **options
+            output, state.timestep, state.sample, generator=torch.Generator().manual_seed(0), **options
         ).prev_sample
         for output in (prediction.model_output, moved)
     )
@@ -77,10 +74,10 @@ def assert_moves(scheduler, index, given, **options):
 @pytest.mark.parametrize("method", [DPS(), LGDMC(), FreeDoM(), MPGD(0.1), TFG()])
 def test_a_step_that_stays_where_it_is_cannot_be_shifted(method):
     scheduler = scheduler_of(set_alpha_to_one=False)
-    prediction = prediction_at(scheduler, 9)
-    still = scheduler.step(prediction.model_output, prediction.timestep, prediction.sample).prev_sample
-    torch.testing.assert_close(still, prediction.sample)
-    assert not method.shift(prediction, reward_gradient, 1.0, Tape()).any()
+    state = state_at(scheduler, 9)
+    still = scheduler.step(state.prediction.model_output, state.timestep, state.sample).prev_sample
+    torch.testing.assert_close(still, state.sample)
+    assert not method.shift(state).any()
 
 
 @pytest.mark.parametrize("correction", [None, torch.ones(2)])
@@ -89,8 +86,7 @@ def test_what_is_divided_by_alpha_rests_without_a_signal(method, correction):
     scheduler = scheduler_of(
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True
     )
-    predictions = [prediction_at(scheduler, i, correction=correction) for i in (0, 1)]
-    shifts = [method.shift(each, reward_gradient, 1.0, Tape()) for each in predictions]
+    shifts = [method.shift(state_at(scheduler, i, correction=correction)) for i in (0, 1)]
     assert scheduler.alphas_cumprod[scheduler.timesteps[0]] == 0
     assert not shifts[0].any() and shifts[1].isfinite().all() and shifts[1].all()
 
@@ -100,19 +96,14 @@ def test_what_is_divided_by_alpha_rests_without_a_signal(method, correction):
 
 @pytest.mark.parametrize("index", [0, 5, 9])
 def test_tfg_of_rho_alone_is_dps_with_a_step_size_of_rho_over_root_alpha(index):
-    scheduler = scheduler_of()
-    prediction = prediction_at(scheduler, index)
-    method = TFG(0.3, 0.0, sigma=0.0, **CONSTANT)
-    zeta = 0.3 / math.sqrt(step_of(prediction).alpha_t)
-    expected = DPS(zeta).shift(prediction, reward_gradient, 1.0, Tape())
-    torch.testing.assert_close(method.shift(prediction, reward_gradient, 1.0, Tape()), expected)
+    state = state_at(scheduler_of(), index)
+    zeta = 0.3 / math.sqrt(step_of(state).alpha_t)
+    torch.testing.assert_close(TFG(0.3, 0.0, sigma=0.0, **CONSTANT).shift(state), DPS(zeta).shift(state))
 
 
 def test_tfg_of_rho_alone_has_the_direction_of_freedom():
-    scheduler = scheduler_of()
-    prediction = prediction_at(scheduler, 3)
-    methods = TFG(0.3, 0.0, sigma=0.0), FreeDoM()
-    shifts = [method.shift(prediction, reward_gradient, 1.0, Tape()).flatten(1) for method in methods]
+    state = state_at(scheduler_of(), 3)
+    shifts = [method.shift(state).flatten(1) for method in (TFG(0.3, 0.0, sigma=0.0), FreeDoM())]
     cosines = torch.nn.functional.cosine_similarity(*shifts)
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
@@ -126,7 +117,7 @@ def test_tfg_of_mu_alone_in_one_iteration_is_mpgd():
 @pytest.mark.parametrize("schedule", ["increase", "decrease"])
 def test_tfg_schedules_have_mean_1_and_the_direction_of_their_name(schedule):
     scheduler = scheduler_of()
-    shares = [share(schedule, step_of(prediction_at(scheduler, i)), scheduler) for i in range(10)]
+    shares = [share(schedule, step_of(state_at(scheduler, i)), scheduler) for i in range(10)]
     assert sum(shares) / 10 == pytest.approx(1, rel=1e-6)
     assert shares == sorted(shares, reverse=schedule == "decrease")
     assert shares[0] != pytest.approx(shares[-1], rel=1e-3)
@@ -138,9 +129,9 @@ def test_universal_without_backward_is_mode_exact():
 
 
 def test_universal_is_the_sum_of_its_parts():
-    prediction = prediction_at(scheduler_of(), 3)
+    state = state_at(scheduler_of(), 3)
     whole, forward, backward = (
-        method.shift(prediction, reward_gradient, 1.0, Tape())
+        method.shift(state)
         for method in (UniversalGuidance(0.4, 2), UniversalGuidance(0.4), UniversalGuidance(0.0, 2))
     )
     torch.testing.assert_close(whole, forward + backward)
@@ -148,9 +139,9 @@ def test_universal_is_the_sum_of_its_parts():
 
 
 def test_universal_backward_of_many_steps_finds_the_best_image():
-    prediction = prediction_at(scheduler_of(), 3)
-    shift = UniversalGuidance(0.0, 200, 0.5).shift(prediction, reward_gradient, 1.0, Tape())
-    assert_close(gradient(prediction.x0 + shift), torch.zeros_like(shift))
+    state = state_at(scheduler_of(), 3)
+    shift = UniversalGuidance(0.0, 200, 0.5).shift(state)
+    assert_close(gradient(state.x0 + shift), torch.zeros_like(shift))
 
 
 @pytest.mark.parametrize("cls", [FreeDoM, MPGD])
@@ -163,19 +154,16 @@ def test_relative_steps_do_not_see_the_size_of_the_reward(cls):
 def test_step_is_a_share_of_the_classifier_free_correction(method):
     """ρ·rms(ε̂_cfg − ε̂_uncond), of each sample on its own: of x_{t−1} for FreeDoM, of α'x̂₀ for MPGD."""
     scheduler, correction = scheduler_of(), torch.tensor([0.5, 2.0], dtype=torch.float64)
-    alone = prediction_at(scheduler, 3)
-    level = alone.level
-    prediction = replace(alone, correction=level.sigma / level.alpha * correction)  # that of x̂₀
-    shift = method.shift(prediction, reward_gradient, 1.0, Tape())
-    step = step_of(prediction)
-    moved = (step.response if isinstance(method, FreeDoM) else step.following.alpha) * shift
+    level = state_at(scheduler, 3).level
+    state = state_at(scheduler, 3, correction=level.sigma / level.alpha * correction)  # of x̂₀
+    moved = (step_of(state).response if isinstance(method, FreeDoM) else state.next_level.alpha) * method.shift(state)
     torch.testing.assert_close(moved.flatten(1).square().mean(1).sqrt(), 0.2 * correction)
 
 
 @pytest.mark.parametrize("cls", [FreeDoM, MPGD])
 def test_no_gradient_is_no_shift(cls):
     none = lambda x: RewardGradient(torch.zeros_like(x), x.new_zeros(len(x)))  # noqa: E731
-    assert not cls().shift(prediction_at(scheduler_of(), 3), none, 1.0, Tape()).any()
+    assert not cls().shift(state_at(scheduler_of(), 3, reward_gradient=none)).any()
 
 
 # ---------------------------------------------------------------- the smoothed reward
@@ -201,12 +189,13 @@ def test_noise_is_that_of_the_seed_and_the_timestep_for_every_sample():
 @pytest.mark.parametrize("method", [LGDMC(samples=2), TFG(sigma=0.5)])
 def test_a_sample_does_not_see_its_neighbours_and_the_samplers_noise_stays(method):
     scheduler = scheduler_of()
-    both = prediction_at(scheduler, 3)
-    one = replace(both, model_output=both.model_output[1:], sample=both.sample[1:])
-    state = torch.random.get_rng_state()
-    shifts = [method.shift(each, reward_gradient, 1.0, Tape()) for each in (both, one)]
+    both = state_at(scheduler, 3)
+    of_both = both.prediction
+    one = replace(both, prediction=replace(of_both, model_output=of_both.model_output[1:], sample=of_both.sample[1:]))
+    random_state = torch.random.get_rng_state()
+    shifts = [method.shift(each) for each in (both, one)]
     torch.testing.assert_close(shifts[0][1:], shifts[1])
-    assert torch.random.get_rng_state().equal(state)
+    assert torch.random.get_rng_state().equal(random_state)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -252,7 +241,13 @@ def test_arguments_out_of_range(make, message):
 
 
 def test_a_level_must_know_its_timestep():
-    prediction = prediction_at(scheduler_of(), 0)
-    level = replace(prediction.level, timestep=None)
+    state = state_at(scheduler_of(), 0)
+    prediction = replace(state.prediction, level=replace(state.level, timestep=None))
     with pytest.raises(ValueError, match="expected a noise level that knows its timestep"):
-        step_of(replace(prediction, level=level))
+        step_of(replace(state, prediction=prediction))
+
+
+def test_the_next_level_is_known_for_the_steps_of_ddim_alone():
+    state = replace(state_at(scheduler_of(), 3), scheduler=EulerDiscreteScheduler())
+    with pytest.raises(UnsupportedSchedulerError, match="the noise level after a step is defined.*EulerDiscrete"):
+        assert state.next_level

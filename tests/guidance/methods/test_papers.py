@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from gaussian import STD, TILT, tilt
-from written_out import SHAPE, STEPS, assert_close, gradient, guided, make_pipe, quadratic, run, written_out
+from written_out import SHAPE, STEPS, assert_close, gradient, guided, make_pipe, quadratic, reference_samples, run
 
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 
@@ -80,14 +80,15 @@ PAPERS = {
 @pytest.mark.parametrize("name", PAPERS)
 def test_method_is_its_papers_algorithm(name, eta, prediction, ddpm):
     method, update = PAPERS[name]
-    expected = written_out(update, eta)
-    assert (expected - written_out(lambda s: s.ddim(), eta)).abs().max() > 0.01, "the comparison would see nothing"
+    expected = reference_samples(update, eta)
+    unguided = reference_samples(lambda s: s.ddim(), eta)
+    assert (expected - unguided).abs().max() > 0.01, "the comparison would see nothing"
     assert_close(guided(make_pipe(eta, prediction, ddpm), method), expected)
 
 
 @settings
 def test_unguided_run_is_ddim_written_out(eta, prediction, ddpm):
-    assert_close(run(make_pipe(eta, prediction, ddpm)), written_out(lambda s: s.ddim(), eta))
+    assert_close(run(make_pipe(eta, prediction, ddpm)), reference_samples(lambda s: s.ddim(), eta))
 
 
 def test_the_released_mpgd_is_ddpm_with_a_shifted_clean_sample():
@@ -98,7 +99,7 @@ def test_the_released_mpgd_is_ddpm_with_a_shifted_clean_sample():
         c_t = rms(s.eps) * math.sqrt((1 - s.bar) / s.bar) * c1 / rms(g) / math.sqrt(s.bar_next)
         return c1 * (s.x0 + c_t * g) + c2 * s.x + s.tau * s.z
 
-    assert_close(guided(make_pipe(), MPGD()), written_out(released))
+    assert_close(guided(make_pipe(), MPGD()), reference_samples(released))
 
 
 def test_ddim_at_eta_1_is_ddpm():
@@ -108,7 +109,7 @@ def test_ddim_at_eta_1_is_ddpm():
         c1, c2 = ddpm_weights(s)
         return c1 * s.x0 + c2 * s.x + s.tau * s.z
 
-    torch.testing.assert_close(written_out(ddpm), written_out(lambda s: s.ddim()))
+    torch.testing.assert_close(reference_samples(ddpm), reference_samples(lambda s: s.ddim()))
 
 
 def test_tfg_with_schedules_and_noise_is_its_paper():
@@ -119,7 +120,7 @@ def test_tfg_with_schedules_and_noise_is_its_paper():
         bars.append(s.bar / s.bar_next)
         return s.ddim()
 
-    written_out(record)
+    reference_samples(record)
     rho = {alpha: 0.2 * STEPS * alpha / sum(bars) for alpha in bars}
     mu = {alpha: 0.05 * STEPS * (1 - alpha) / sum(1 - each for each in bars) for alpha in bars}
     timesteps = iter(range(1000 - 1000 // STEPS, -1, -(1000 // STEPS)))
@@ -138,7 +139,7 @@ def test_tfg_with_schedules_and_noise_is_its_paper():
         return s.ddim() + rho[alpha] * s.jacobian * first / math.sqrt(alpha) + math.sqrt(s.bar_next) * (z - s.x0)
 
     method = TFG(0.2, 0.05, sigma=0.3, iterations=2, mu_schedule="decrease", seed=5)
-    assert_close(guided(make_pipe(), method), written_out(update))
+    assert_close(guided(make_pipe(), method), reference_samples(update))
 
 
 def test_lgd_of_several_copies_is_the_gradient_of_the_log_of_the_mean():
@@ -154,7 +155,7 @@ def test_lgd_of_several_copies_is_the_gradient_of_the_log_of_the_mean():
         (g,) = torch.autograd.grad(torch.stack(rewards).exp().mean(0).log().sum(), x0)
         return s.ddim() + 0.3 * s.jacobian * g
 
-    assert_close(guided(make_pipe(), LGDMC(0.3, samples=4)), written_out(update))
+    assert_close(guided(make_pipe(), LGDMC(0.3, samples=4)), reference_samples(update))
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -163,7 +164,7 @@ def test_lgd_of_a_linear_reward_is_dps(samples):
     pipe = make_pipe()
     found = guided(pipe, LGDMC(0.3, samples=samples), tilt)
     assert_close(found, guided(pipe, DPS(0.3), tilt))
-    assert_close(found, written_out(lambda s: s.ddim() + 0.3 * s.jacobian * TILT))
+    assert_close(found, reference_samples(lambda s: s.ddim() + 0.3 * s.jacobian * TILT))
 
 
 def test_universal_forward_at_weight_1_turns_the_denoiser_into_that_of_the_tilted_data():
@@ -173,4 +174,4 @@ def test_universal_forward_at_weight_1_turns_the_denoiser_into_that_of_the_tilte
         x0 = s.x0 + (1 - math.sqrt(s.bar) * s.jacobian) * TILT * STD**2
         return s.ddim(x0, (s.x - math.sqrt(s.bar) * x0) / math.sqrt(1 - s.bar))
 
-    assert_close(guided(make_pipe(), UniversalGuidance(), tilt), written_out(tilted))
+    assert_close(guided(make_pipe(), UniversalGuidance(), tilt), reference_samples(tilted))

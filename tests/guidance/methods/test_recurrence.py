@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from diffusers import DDIMPipeline, EulerDiscreteScheduler, UNet2DModel
-from written_out import STEPS, assert_close, gradient, guided, make_pipe, quadratic, run, written_out
+from written_out import STEPS, assert_close, gradient, guided, make_pipe, quadratic, reference_samples, run
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
 from clip_guidance.guidance.methods import DPS, TFG, UniversalGuidance, recurrent, tfg
@@ -33,7 +33,7 @@ def test_unguided_run_is_written_out(eta, ddpm):
     pipe = make_pipe(eta, ddpm=ddpm)
     with recurrent(pipe.scheduler, 3, (0.25, 0.75), seed=7):
         found = run(pipe)
-    assert_close(found, written_out(lambda s: s.ddim(), eta, times=3, window=(0.25, 0.75), seed=7))
+    assert_close(found, reference_samples(lambda s: s.ddim(), eta, times=3, window=(0.25, 0.75), seed=7))
     assert (found - run(pipe)).abs().max() > 0.1
 
 
@@ -42,7 +42,7 @@ def test_guided_run_is_written_out(eta, ddpm):
     pipe = make_pipe(eta, ddpm=ddpm)
     with recurrent(pipe.scheduler, 2):
         found = guided(pipe, DPS(0.3))
-    assert_close(found, written_out(dps, eta, times=2))
+    assert_close(found, reference_samples(dps, eta, times=2))
 
 
 def test_tfg_schedules_count_a_repeated_step_once(monkeypatch):

@@ -11,18 +11,18 @@ from tiny_pipeline import generate
 from clip_guidance.guidance import CLIPGuidance
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
-from clip_guidance.guidance.engine.gradient import RewardGradient
 from clip_guidance.guidance.methods import Tilt
-from clip_guidance.guidance.modes import x0
+from clip_guidance.guidance.modes import RewardGradient, StepState, x0
 
 LEVEL, VARIANCE = NoiseLevel(0.6, 0.8), 0.64
-STRENGTH = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64)
+SCALE = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64)
 
 
-def prediction(strength=STRENGTH):
+def state_of(reward_gradient, scale=SCALE):
     generator = torch.Generator().manual_seed(0)
     output, x = (torch.randn(3, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    return Prediction(output, 500, x, LEVEL, PREDICTION_TYPES["epsilon"], strength=strength)
+    prediction = Prediction(output, x, LEVEL, PREDICTION_TYPES["epsilon"])
+    return StepState(prediction, 500, None, scale, VARIANCE, reward_gradient, vjp=None)
 
 
 def linear(x):
@@ -36,14 +36,11 @@ def quadratic(x):
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_linear_reward_does_not_feel_the_steps(steps):
-    expected = x0.shift(prediction(), linear, VARIANCE, None)
-    torch.testing.assert_close(Tilt(steps).shift(prediction(), linear, VARIANCE, None), expected)
+    torch.testing.assert_close(Tilt(steps).shift(state_of(linear)), x0.shift(state_of(linear)))
 
 
 def test_one_step_is_mode_x0():
-    assert (
-        Tilt(1).shift(prediction(), quadratic, VARIANCE, None).equal(x0.shift(prediction(), quadratic, VARIANCE, None))
-    )
+    assert Tilt(1).shift(state_of(quadratic)).equal(x0.shift(state_of(quadratic)))
 
 
 @matrix(ONE_EACH)
@@ -56,35 +53,28 @@ def test_on_the_oracle_every_scheduler_lands_where_one_step_does(setting):
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
 def test_a_quadratic_reward_shrinks_step_by_step(steps):
     """dz/ds = −w z: n of Euler's steps leave (1 − s w/n)^n of x̂₀."""
-    given = prediction()
-    weight = x0.posterior_variance(LEVEL, VARIANCE)
-    moved = given.x0 + STRENGTH.view(3, 1, 1) * Tilt(steps).shift(given, quadratic, VARIANCE, None)
-    left = (1 - STRENGTH * weight / steps) ** steps
-    torch.testing.assert_close(moved, left.view(3, 1, 1) * given.x0)
+    state, weight = state_of(quadratic), x0.posterior_variance(LEVEL, VARIANCE)
+    moved = state.x0 + SCALE.view(3, 1, 1) * Tilt(steps).shift(state)
+    left = (1 - SCALE * weight / steps) ** steps
+    torch.testing.assert_close(moved, left.view(3, 1, 1) * state.x0)
 
 
 def test_many_steps_are_the_exact_path():
-    given, weight = prediction(), x0.posterior_variance(LEVEL, VARIANCE)
-    moved = given.x0 + STRENGTH.view(3, 1, 1) * Tilt(2000).shift(given, quadratic, VARIANCE, None)
-    torch.testing.assert_close(moved, (-STRENGTH * weight).exp().view(3, 1, 1) * given.x0, rtol=2e-3, atol=0)
+    state, weight = state_of(quadratic), x0.posterior_variance(LEVEL, VARIANCE)
+    moved = state.x0 + SCALE.view(3, 1, 1) * Tilt(2000).shift(state)
+    torch.testing.assert_close(moved, (-SCALE * weight).exp().view(3, 1, 1) * state.x0, rtol=2e-3, atol=0)
 
 
 def test_a_strong_tilt_does_not_overshoot_in_several_steps():
     """One step of s w > 2 jumps over the reward's maximum and beyond; in as many as s w it never does."""
-    given, weight = prediction(torch.full((3,), 10.0, dtype=torch.float64)), x0.posterior_variance(LEVEL, VARIANCE)
+    weight = x0.posterior_variance(LEVEL, VARIANCE)
+    state = state_of(quadratic, torch.full((3,), 10.0, dtype=torch.float64))
     assert 10 * weight > 2
 
     def largest(steps):
-        return (given.x0 + 10 * Tilt(steps).shift(given, quadratic, VARIANCE, None)).abs().max() / given.x0.abs().max()
+        return (state.x0 + 10 * Tilt(steps).shift(state)).abs().max() / state.x0.abs().max()
 
     assert largest(1) > 1 > largest(math.ceil(10 * weight))
-
-
-def test_without_a_strength_it_is_that_of_scale_one():
-    torch.testing.assert_close(
-        Tilt(3).shift(prediction(None), quadratic, VARIANCE, None),
-        Tilt(3).shift(prediction(torch.ones(3)), quadratic, VARIANCE, None),
-    )
 
 
 def test_scales_schedule_and_every_reach_it(tiny_pipeline, clip):

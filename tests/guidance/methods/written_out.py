@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from gaussian import MEAN, STD, GaussianDenoiser
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.engine.gradient import RewardGradient
+from clip_guidance.guidance.modes import RewardGradient
 
 STEPS, SHAPE = 8, (2, 3, 4)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -72,7 +72,7 @@ class State:
         return math.sqrt(self.bar_next) * x0 + direction * eps + self.tau * self.z
 
 
-def written_out(update, eta=1.0, steps=STEPS, times=1, window=(0, 1), seed=0):
+def reference_samples(update, eta=1.0, steps=STEPS, times=1, window=(0, 1), seed=0):
     """x₀ by ``update(state) -> x_{t−1}``, with each step in the window taken ``times`` times."""
     betas = torch.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
     bars = (1 - betas).cumprod(0).tolist()

@@ -1,0 +1,203 @@
+"""What the subcommands share: loading the CLIP, naming failed inputs, exit codes, and what is printed where."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from clip_guidance.clip import CLIP
+    from clip_guidance.clip.embed_cache import EncodedBatch
+    from clip_guidance.report.html.page import Page
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
+
+
+def narrate(kind: str, message: str) -> None:
+    """Print one line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
+    style = _STYLES.get(kind, "cyan")
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()  # a file name need not be valid text
+    stderr.print(f"[{style}]{kind}:[/] {escape(line)}")
+
+
+def warn_once() -> Callable[..., None]:
+    """Make a ``warnings.showwarning`` that prints no source lines and no message twice in a run."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            narrate("warning", str(message))
+
+    return show
+
+
+class Job:
+    """Run over many inputs: name each one that failed and end with the right exit code.
+
+    As a context manager it catches Ctrl-C, so that what was done so far can still be printed.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[dict[str, str]] = []
+        self.interrupted = False
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        self.interrupted = kind is KeyboardInterrupt
+        return self.interrupted
+
+    def fail(self, name: str, reason: str) -> None:
+        """Record and name one input that failed."""
+        self.failures.append({"path": name, "reason": reason})
+        narrate("failed", f"{name}: {reason}")
+
+    def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
+        """Yield the embeddings of the readable images in batches; the other images fail by name."""
+        from clip_guidance.clip.embed_cache import encode_files
+
+        with progress() as bar:
+            task = bar.add_task("images", total=len(paths))
+            for batch in encode_files(clip, paths, batch_size):
+                for skipped in batch.skipped:
+                    self.fail(skipped.path, skipped.reason)
+                if batch.names:
+                    yield batch
+                bar.advance(task, len(batch.names) + len(batch.skipped))
+
+    def finish(self) -> None:
+        """End the command with exit code 0, 1 or 130."""
+        raise typer.Exit(130 if self.interrupted else 1 if self.failures else 0)
+
+
+def progress() -> Progress:
+    """Make a progress bar on stderr; it shows nothing where stderr is not a terminal."""
+    from rich.progress import Progress
+
+    return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+def load_clip(name: str, device: str | None) -> CLIP:
+    """Load the CLIP of this name onto the device.
+
+    Raises:
+        ValueError: There is no such model or device.
+    """
+    with _no_collection():
+        quiet("transformers")
+        from clip_guidance.clip import CLIP
+
+        return CLIP.from_pretrained(name).to(resolve_device(device))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switch garbage collection off while the libraries are imported.
+
+    The first import makes a million objects that live as long as the process. Looking for garbage among them, now,
+    later and at exit, is a third of the computing time of a command on one image.
+    """
+    if "clip_guidance.clip" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
+    """Yield the CLIP; where a folder is given, wrapped so that cached embeddings are read from it."""
+    if folder is None:
+        yield clip
+        return
+    from clip_guidance.clip.embed_cache import CachedCLIP, EmbedCache
+
+    with EmbedCache(folder) as cache:
+        yield cast("CLIP", CachedCLIP(clip, cache))
+
+
+def resolve_device(device: str | None) -> str:
+    """Return the device asked for, or the best one there is.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the name is unknown, or torch was built without it
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def quiet(*libraries: str) -> None:
+    """Silence the progress bars and the advice of other libraries."""
+    for library in libraries:
+        logging = importlib.import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def save_report(page: Page, path: Path) -> None:
+    """Write the page that --report asks for; call it after the results are printed, since it may fail."""
+    narrate("report", str(page.save(path)))
+
+
+def as_json(document: Any, indent: int | None = None) -> str:
+    """Format JSON for stdout, in ASCII where stdout is not UTF-8, whose codec would add escapes of its own."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(document, indent=indent, ensure_ascii=not utf8)
+
+
+def print_json(document: Any) -> None:
+    """Print a JSON document on stdout."""
+    print(as_json(document, indent=2))
+
+
+def print_lines(rows: Iterable[Iterable[Any]]) -> None:
+    """Print tab-separated lines; a text that holds a tab, a quote or a line break stands in quotes."""
+    writer = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
+    writer.writerows(map(_cells, rows))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table on stdout: framed on a terminal, tab-separated lines for other programs."""
+    if not sys.stdout.isatty():
+        print_lines([columns, *rows])
+        return
+    table = Table()
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and isinstance(rows[0][index], (int, float))
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, _cells(row)))
+    Console().print(table)
+
+
+def _cells(row: Iterable[Any]) -> list[str]:
+    return [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]

@@ -1,0 +1,53 @@
+"""Options of how the image for the reward is decoded."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Say how the image for the reward is decoded, to save memory and time.
+
+    The image that the pipeline returns is not concerned.
+
+    Args:
+        decoder: A module in place of the pipeline's own decoder, such as ``AutoencoderTiny`` of its family (Bohan's
+            TAESD: a tenth of the memory). It works on the device of the sample, wherever it is itself; None for the
+            pipeline's own.
+        resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
+        crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
+            window at each step. Memory falls with its square, and the reward never sees the whole image.
+        checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174), which takes
+            less memory and more time.
+        images: Decode and differentiate this many images of a batch at a time, for one more forward of the
+            decoder; None for all.
+        dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
+            overflows (``force_upcast``, as SDXL's). A precision other than its own takes a copy of its weights.
+        seed: Seed of the random windows; each run starts from it.
+
+    Raises:
+        ValueError: A share is outside (0, 1] or ``images`` is below 1.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> decoding = cg.Decoding(resolution=0.5, images=1)  # a quarter of the memory, one image at a time
+        >>> cg.CLIPGuidance("emoji", "a red apple", decoding=decoding).decoding.resolution
+        0.5
+    """
+
+    decoder: nn.Module | None = None
+    resolution: float = 1.0
+    crop: float = 1.0
+    checkpoint: bool = False
+    images: int | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "crop"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
