@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,8 +75,19 @@ def link_tables(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^]]+)\]\(((?:\.\./)+benchmarks/\S+\.md)\)", r"{download}`\1 <\2>`", source[0])
 
 
+def describe_once(app: Any, page: str, source: list[str]) -> None:
+    """Leave out of a module what its package exports: it is described there, under the name that users import."""
+
+    def without_exports(directive: re.Match[str]) -> str:
+        package = import_module(directive[1].rpartition(".")[0])
+        return f"{directive[0]}\n   :exclude-members: {', '.join(getattr(package, '__all__', ()))}"
+
+    source[0] = re.sub(r"^\.\. automodule:: (clip_guidance\.\w+\.\S+)$", without_exports, source[0], flags=re.M)
+
+
 def setup(app: Any) -> None:
-    """Connect the two."""
+    """Connect the three."""
+    app.connect("source-read", describe_once)
     app.connect("source-read", link_tables)
     app.connect("doctree-read", mark_doctests)
 
