@@ -85,7 +85,7 @@ def test_python_is_valid_and_its_names_are_public(page: Path) -> None:
 def test_every_training_option_exists() -> None:
     from clip_guidance.training.clip_settings import Settings
 
-    others = {"config", "exclude", "fsdp_version", "mixed_precision", "models", "nproc_per_node", "use_fsdp"}  # not ours
+    others = {"config", "exclude", "fsdp_version", "mixed_precision", "models", "nproc_per_node", "use_fsdp"}
     typed = re.findall(r"--([a-z]\w+)", (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8"))
     assert not sorted(set(typed) - others - {field.name for field in fields(Settings)})
 
