@@ -75,19 +75,22 @@ def link_tables(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^]]+)\]\(((?:\.\./)+benchmarks/\S+\.md)\)", r"{download}`\1 <\2>`", source[0])
 
 
-def describe_once(app: Any, page: str, source: list[str]) -> None:
-    """Leave out of a module what its package exports: it is described there, under the name that users import."""
+def complete_automodules(app: Any, page: str, source: list[str]) -> None:
+    """Complete each ``automodule``: its examples may use its names, and what its package exports is described there."""
 
-    def without_exports(directive: re.Match[str]) -> str:
-        package = import_module(directive[1].rpartition(".")[0])
-        return f"{directive[0]}\n   :exclude-members: {', '.join(getattr(package, '__all__', ()))}"
+    def completed(directive: re.Match[str]) -> str:
+        module = directive[1]
+        package = module.rpartition(".")[0]
+        exported = () if package == "clip_guidance" else getattr(import_module(package), "__all__", ())
+        exclude = f"\n   :exclude-members: {', '.join(exported)}" if exported else ""
+        return f".. testsetup::\n\n   from {module} import *\n\n{directive[0]}{exclude}"
 
-    source[0] = re.sub(r"^\.\. automodule:: (clip_guidance\.\w+\.\S+)$", without_exports, source[0], flags=re.M)
+    source[0] = re.sub(r"^\.\. automodule:: (\S+)$", completed, source[0], flags=re.M)
 
 
 def setup(app: Any) -> None:
     """Connect the three."""
-    app.connect("source-read", describe_once)
+    app.connect("source-read", complete_automodules)
     app.connect("source-read", link_tables)
     app.connect("doctree-read", mark_doctests)
 
