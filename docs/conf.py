@@ -27,8 +27,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-nitpicky = True  # a function, method or module that a docstring refers to must be described on some page
-nitpick_ignore_regex = [(r"py:(class|data|exc|obj)", r".*")]  # annotations name what other packages describe
 
 # Pages in Markdown
 
