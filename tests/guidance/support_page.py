@@ -80,7 +80,7 @@ def _head():
         exact=len(guided - x0_alone),
         x0=len(guided & x0_alone),
         latent=len(LATENT_ONLY),
-        refused=len(UNSUPPORTED),
+        refused=len(UNSUPPORTED_PIPELINES),
         schedulers=len({setting.scheduler for setting in settings()}),
         refused_schedulers=len(UNSUPPORTED_SCHEDULERS),
     )
