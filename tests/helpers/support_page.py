@@ -38,8 +38,8 @@ COLUMNS = [*DIFFUSION, *(name for name in FLOW if name not in DIFFUSION)]
 
 HEAD = """# What can be guided
 
-Written by `pytest tests/guidance/adapters/test_support.py --full --write-docs` with diffusers {version}; the tests fail when it
-is not what they find. Every pipeline below is built from tiny random parts and run unguided, with `scale=0`
+Written by `pytest tests/guidance/adapters/test_support.py --full --write-docs` with diffusers {version}; the tests fail
+when it is not what they find. Every pipeline below is built from tiny random parts and run unguided, with `scale=0`
 (bit-identical) and guided in both modes by a simple reward, which must rise.
 
 | | pipelines | schedulers |

@@ -20,7 +20,7 @@ def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):
     work = Job(tmp_path / "scores.jsonl", Processes())
     work.begin(judges)
     files = [str(path) for path in sorted(many.iterdir())]
-    items = (ScoreItem(files[i % 8], files[i % 8], f"prompt {'ab'[i % 2]}", position=i) for i in range(400))
+    items = (ScoreItem(files[i % 8], files[i % 8], f"prompt {'ab'[i % 2]}", position=i) for i in range(80))
     window = options.threads + 2 * options.batch_size
     before = Counter(map(type, gc.get_objects()))  # other tests may have left some
     for done in score_items(items, judges, work, options):
