@@ -70,8 +70,9 @@ def top1(clip: cg.CLIP, rows: list[dict[str, Any]], labels: list[str]) -> tuple[
 @torch.no_grad()
 def emoji_recall(clip: cg.CLIP, data: CaptionedImages) -> tuple[int, int]:
     names, targets = unique([row.name for row in data.rows])
-    similarity = clip.encode_image(data.images) @ clip.encode_text([f"a picture of a {name}" for name in names]).T
-    return round(recall_at_k(similarity, targets, ks=(1,))["R@1"] * len(data)), len(data)
+    text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
+    recall = recall_at_k(clip.encode_image(data.images), text_embeds, targets.to(text_embeds.device), ks=(1,))
+    return round(recall["R@1"] * len(data)), len(data)
 
 
 def share(right: int, count: int, z: float = 1.96) -> str:

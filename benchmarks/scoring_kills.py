@@ -32,7 +32,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from clip_guidance.cli.main import run as command_line
 from clip_guidance.metrics.job.judge import Judge
-from clip_guidance.metrics.job.store import WorkFile
+from clip_guidance.metrics.job.store import ScoreStore
 from clip_guidance.training.settings import parse_settings
 
 
@@ -135,7 +135,7 @@ def acknowledged(output: Path) -> int:
     """Rows that the files of a run hold."""
     held: set[tuple[str, str, str]] = set()
     for path in (path for path in output.parent.iterdir() if re.search(r"resumed.*\.partial(-\d+)?$", path.name)):
-        with WorkFile(path) as file:
+        with ScoreStore(path) as file:
             held |= set(file._db.execute("SELECT image, prompt, record FROM rows").fetchall())
     return len(held)
 

@@ -38,10 +38,10 @@ from transformers.utils import logging
 
 from clip_guidance._threads import ordered_map
 from clip_guidance.clip import CLIP
-from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.items import ScoreItem
 from clip_guidance.metrics.job.judge import Judge, make_judge
 from clip_guidance.metrics.job.processes import Processes
-from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.run import Job, Options, score_items
 from clip_guidance.training.settings import parse_settings
 
 
@@ -120,14 +120,18 @@ def by_us(
     def loop() -> list[float]:
         judge.texts._known.clear()
         with tempfile.TemporaryDirectory() as scratch:
-            work = Work(Path(scratch) / "scores.jsonl", Processes())
-            items = (Item(path, path, prompt_of(i, settings.per_prompt), position=i) for i, path in enumerate(files))
+            work = Job(Path(scratch) / "scores.jsonl", Processes())
+            prompts = (prompt_of(i, settings.per_prompt) for i in range(len(files)))
+            given = zip(files, prompts, strict=True)
+            items = (ScoreItem(path, path, prompt, position=i) for i, (path, prompt) in enumerate(given))
             return scores_of(score_all(items, [judge], work, settings, draft))
 
     return loop
 
 
-def score_all(items: Iterator[Item], judges: list[Judge], work: Work, settings: Settings, draft: bool = False) -> Work:
+def score_all(
+    items: Iterator[ScoreItem], judges: list[Judge], work: Job, settings: Settings, draft: bool = False
+) -> Job:
     """Scores and writes the output."""
     work.begin(judges)
     options = Options(settings.batch_size, settings.decode_threads, draft)
@@ -139,7 +143,7 @@ def score_all(items: Iterator[Item], judges: list[Judge], work: Work, settings: 
     return work
 
 
-def scores_of(work: Work) -> list[float]:
+def scores_of(work: Job) -> list[float]:
     return [json.loads(line)["score"] for line in work.output.read_text().splitlines()]
 
 
@@ -244,11 +248,11 @@ def score_small(settings: Settings, folder: Path) -> float:
     for number in range(50, count):
         (folder / "images" / f"{number:06}.jpg").hardlink_to(files[number % 50])
     items = (
-        Item(path, path, prompt_of(i, 8), position=i)
+        ScoreItem(path, path, prompt_of(i, 8), position=i)
         for i in range(count)
         if (path := str(folder / "images" / f"{i:06}.jpg"))
     )
-    work = score_all(items, [judge], Work(folder / "scores.jsonl", Processes()), settings)
+    work = score_all(items, [judge], Job(folder / "scores.jsonl", Processes()), settings)
     if work.output.read_bytes().count(b"\n") != count:
         raise SystemExit(f"expected {count} rows")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

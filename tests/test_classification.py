@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
+from clip_guidance.metrics import retrieval
 from clip_guidance.metrics.classification import (
     average_precision,
     calibration_error,
     classification_metrics,
     fit_temperature,
 )
-from clip_guidance.metrics.retrieval import hit_rate
+from clip_guidance.metrics.retrieval import recall_at_k
 
 
 def test_metrics_of_a_case_counted_by_hand():
@@ -87,5 +88,20 @@ def test_average_precision_is_the_mean_over_positives():
 def test_a_query_is_hit_by_any_of_its_right_answers():
     similarity = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.5, 0.5], [0.3, 0.2, 0.1]])
     positives = torch.tensor([[False, True, True], [False, True, False], [False, False, False]])
-    assert hit_rate(similarity, positives, (1, 2)) == {"R@1": 0.0, "R@2": 1.0}  # the tie of the second is no hit
-    assert hit_rate(similarity[:1], positives[:1] | True, (1,)) == {"R@1": 1.0}
+    found = recall_at_k(similarity, torch.eye(3), positives.nonzero(), (1, 2))
+    assert found == {"R@1": 0.0, "R@2": 1.0}  # the tie of the second is no hit, the third has no right answer
+    assert recall_at_k(similarity[:1], torch.eye(3), torch.tensor([[0, 0], [0, 1], [0, 2]]), (1,)) == {"R@1": 1.0}
+
+
+def test_recall_is_the_same_in_blocks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(50, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    targets = torch.randint(30, (50,), generator=generator)
+    pairs = torch.stack([torch.arange(50), targets], 1)
+    found = recall_at_k(queries, candidates, targets, (1, 5, 10))
+    ahead = (queries @ candidates.T >= (queries @ candidates.T).gather(1, targets[:, None])).sum(1) - 1
+    assert found == {f"R@{k}": (ahead < k).double().mean().item() for k in (1, 5, 10)}
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    assert found == recall_at_k(queries, candidates, targets, (1, 5, 10))
+    assert found == recall_at_k(queries, candidates, pairs, (1, 5, 10))
+    assert all(map(math.isnan, recall_at_k(queries, candidates, pairs[:0]).values()))

@@ -8,7 +8,7 @@ from tiny import make_clip
 
 from clip_guidance.training.class_name_loss import ClassNameLoss
 from clip_guidance.training.objective import ContrastiveObjective
-from clip_guidance.zero_shot.templates import TEMPLATES
+from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
 NAMES = ["apple", "cat", "table", "red cat"]
 
@@ -25,7 +25,7 @@ def test_it_is_the_cross_entropy_over_all_names():
     embeds = torch.randn(3, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scale = float(clip.logit_scale.detach().exp())
     loss = ClassNameLoss(clip, NAMES, batch_size=3)
-    for seed, template in enumerate(TEMPLATES):
+    for seed, template in enumerate(TRAINING_TEMPLATES):
         texts = clip.encode_text([template.format(text) for text in NAMES])
         expected = 0.0
         for image, index in zip(embeds, indices, strict=True):

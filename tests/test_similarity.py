@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from clip_guidance.clip import CLIP
 from clip_guidance.images.load import ImageError
-from clip_guidance.metrics.similarity import duplicate_images, image_similarity, paired_similarity
+from clip_guidance.metrics.similarity import duplicate_images, image_similarity
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,6 @@ def test_sources_may_be_mixed(clip, images, tmp_path):
 def test_a_bad_image_is_named(clip, tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         image_similarity(clip, tmp_path / "gone.png")
-
-
-def test_pairs_are_the_diagonal_of_the_matrix(clip, images):
-    pairs = paired_similarity(clip, images, images[::-1], batch_size=2)
-    assert pairs.shape == (5,)
-    torch.testing.assert_close(pairs, image_similarity(clip, images, images[::-1]).diagonal())
-    with pytest.raises(ValueError, match="expected as many images in both lists, got 5 and 2"):
-        paired_similarity(clip, images, images[:2])
 
 
 def test_duplicates_are_found_wherever_they_stand(clip, images):

@@ -13,8 +13,8 @@ from tiny import make_clip
 
 from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages, Row
+from clip_guidance.metrics import retrieval
 from clip_guidance.metrics.statistics import wilson_interval
-from clip_guidance.training import evaluation
 from clip_guidance.training.evaluation import evaluating, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective
@@ -56,7 +56,7 @@ def images(count):
 
 def test_recall_where_images_share_captions_and_have_several(monkeypatch):
     """Three directions; the third image looks like the second, and one caption is right for two images."""
-    monkeypatch.setattr(evaluation, "BLOCK", 2)
+    monkeypatch.setattr(retrieval, "BLOCK", 2)
     embeds = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.9, 0.1]]), dim=-1)
     rows = [Row("a", "", (), ("a", "first")), Row("b", "", (), ("b",)), Row("b", "", (), ("b", "c"))]
     clip = Ideal({"a": 0, "first": 0, "b": 1, "c": 2}, embeds)

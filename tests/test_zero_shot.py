@@ -159,9 +159,9 @@ def test_mistakes_in_calibration_are_named(clip, images):
     classifier = ZeroShotClassifier(clip, LABELS)
     with pytest.raises(ValueError, match=r"unknown labels \['dog'\]; the classifier knows cat, guinea pig"):
         classifier.calibrate(images, ["cat", "dog", "apple"])
-    with pytest.raises(ValueError, match="expected one label an image, got 2 labels and 3 images"):
+    with pytest.raises(ValueError, match="expected one label per image, got 2 labels and 3 images"):
         classifier.calibrate(images, ["cat", "cat"])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         ZeroShotClassifier(clip, LABELS, temperature=0.0)
-    with pytest.raises(ValueError, match="one label an image to calibrate, got multi_label=True"):
+    with pytest.raises(ValueError, match="one label per image to calibrate, got multi_label=True"):
         ZeroShotClassifier(clip, LABELS, multi_label=True).calibrate(images, ["cat"] * 3)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_guidance import __version__
+from clip_guidance._display import DisplayMixin
 from clip_guidance._files import write_atomically
 from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.images.metadata import png_with_record
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class GeneratedImage:
+class GeneratedImage(DisplayMixin):
     """One image and the record that is stored in its file.
 
     Attributes:
@@ -74,11 +75,6 @@ class GeneratedImage:
             if path.read_bytes() == data:
                 return path
         raise AssertionError("unreachable: the suffixes are endless")
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.generated import generated
-
-        return generated([{"image": self.image, **self.record()}])._repr_html_()
 
 
 def _versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from clip_guidance.clip import CLIP
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.loss.contrastive import similarity_logits
 from clip_guidance.loss.distributed import ProcessGroup
-from clip_guidance.zero_shot.templates import TEMPLATES
+from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
 
 class ClassNameLoss(nn.Module):
@@ -46,7 +46,7 @@ class ClassNameLoss(nn.Module):
             raise ValueError(f"expected distinct names, got {len(names)} of which {len(set(names))} are distinct")
         training = clip.text_encoder.training
         clip.text_encoder.eval()
-        texts = [template.format(name) for template in TEMPLATES for name in names]
+        texts = [template.format(name) for template in TRAINING_TEMPLATES for name in names]
         with torch.no_grad():
             parts = [
                 clip.text_encoder(tokenize(clip.tokenizer, texts[i : i + batch_size]).to(clip.device)).pooler_output
@@ -54,7 +54,8 @@ class ClassNameLoss(nn.Module):
             ]
         clip.text_encoder.train(training)
         # each launch computes these anew, so checkpoints need not hold them
-        self.register_buffer("pooled", torch.cat(parts).unflatten(0, (len(TEMPLATES), len(names))), persistent=False)
+        pooled = torch.cat(parts).unflatten(0, (len(TRAINING_TEMPLATES), len(names)))
+        self.register_buffer("pooled", pooled, persistent=False)
 
     def forward(self, clip: CLIP, image_embeds: Tensor, name_indices: Tensor, seed: int = 0) -> Tensor:
         """Return the loss of the global batch.
@@ -70,7 +71,7 @@ class ClassNameLoss(nn.Module):
         Returns:
             A scalar in nats.
         """
-        name_embeds = clip.text_projection(self.pooled[seed % len(TEMPLATES)])
+        name_embeds = clip.text_projection(self.pooled[seed % len(TRAINING_TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
         own = F.cross_entropy(logits, name_indices, reduction="none").mean()  # "mean" would round in another order
         group = ProcessGroup()

@@ -16,14 +16,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from clip_guidance.metrics.classification import classification_metrics
-from clip_guidance.metrics.retrieval import hit_rate, recall_at_k, unique
+from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.metrics.statistics import with_intervals
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
-from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES, Template
+from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES, NAME_TEMPLATE, Template
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from clip_guidance.training.objective import ContrastiveObjective
 
 KS = (1, 5, 10)
-BLOCK = 1024  # number of queries whose similarities to all candidates are held at a time
 
 
 @contextlib.contextmanager
@@ -54,8 +52,8 @@ def name_recall(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
     """Return ``R@1`` and ``R@5`` of the images among all distinct names of the data."""
     names, targets = unique([row.name for row in data.rows])
     image_embeds = clip.encode_image(data.images, batch_size=256)
-    text_embeds = clip.encode_text([f"a picture of a {name}" for name in names])
-    return recall_at_k(image_embeds @ text_embeds.T, targets.to(image_embeds.device))
+    text_embeds = clip.encode_text([NAME_TEMPLATE.format(name) for name in names])
+    return recall_at_k(image_embeds, text_embeds, targets.to(image_embeds.device))
 
 
 @torch.no_grad()
@@ -99,20 +97,7 @@ def retrieval_metrics(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
     images = torch.arange(len(data)).repeat_interleave(torch.tensor([len(own) for own in captions]))
     image_embeds = clip.encode_image(data.images, batch_size=256).cpu()
     text_embeds = clip.encode_text(texts).cpu()
-    text = _recall(image_embeds, text_embeds, images, numbers)
-    image = _recall(text_embeds, image_embeds, numbers, images)
+    text = recall_at_k(image_embeds, text_embeds, torch.stack([images, numbers], 1), KS)
+    image = recall_at_k(text_embeds, image_embeds, torch.stack([numbers, images], 1), KS)
     shares = {f"retrieval_text_{k}": share for k, share in text.items()}
     return with_intervals(shares | {f"retrieval_image_{k}": share for k, share in image.items()}, len(data))
-
-
-def _recall(queries: Tensor, candidates: Tensor, query: Tensor, candidate: Tensor) -> dict[str, float]:
-    """Compute R@k, a block of queries at a time; ``candidate[i]`` is right for ``query[i]``."""
-    hits = {f"R@{k}": 0.0 for k in KS}
-    for start in range(0, len(queries), BLOCK):
-        block = queries[start : start + BLOCK]
-        positives = torch.zeros(len(block), len(candidates), dtype=torch.bool)
-        here = (query >= start) & (query < start + len(block))
-        positives[query[here] - start, candidate[here]] = True
-        for name, share in hit_rate(block @ candidates.T, positives, KS).items():
-            hits[name] += share * len(block)
-    return {name: total / len(queries) for name, total in hits.items()}

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from clip_guidance.metrics.job import processes
-from clip_guidance.metrics.job.store import WorkFile
+from clip_guidance.metrics.job.store import ScoreStore
 
 
 def with_record(path: Path, record: object) -> Path:
@@ -100,10 +100,10 @@ def test_a_process_that_is_not_the_first_ends_well_for_the_launcher(cli, clip, g
     """A launcher that sees a process fail ends the others, of which the first is still writing."""
     monkeypatch.setattr(processes, "find_processes", lambda device: processes.Processes(1, 2, "cpu"))
     good[1].write_bytes(b"")
-    with WorkFile(tmp_path / "x.csv.partial"):  # as the first process has begun it
+    with ScoreStore(tmp_path / "x.csv.partial"):  # as the first process has begun it
         pass
     words = ["--prompt", "a cat", "--model", clip, "--output", tmp_path / "x.csv", "--batch-size", 1]
     done = cli("score", *good, *words)
     assert (done.code, done.out) == (0, "") and "b.png: is empty" in done.err
-    with WorkFile(tmp_path / "x.csv.partial-1") as own:
+    with ScoreStore(tmp_path / "x.csv.partial-1") as own:
         assert [Path(failure.image).name for failure in own.failures()] == ["b.png"]

@@ -38,13 +38,13 @@ def test_a_pipeline_is_looked_up_once(monkeypatch, mode):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args: calls.append(name) or original(*args))
 
-    for name in ("level_resolver", "prediction_type", "find_adapter"):
+    for name in ("find_scheduler_adapter", "find_adapter"):
         counted(host, name)
     counted(decoder, "find_adapter")
     pipe = minimal_pipeline()
     with Guidance(brightness, mode=mode, space="latent").attach(pipe):
         loop(pipe)
-    assert sorted(calls) == ["find_adapter", "level_resolver", "prediction_type"]
+    assert sorted(calls) == ["find_adapter", "find_scheduler_adapter"]
 
 
 @pytest.mark.parametrize(

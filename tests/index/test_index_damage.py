@@ -1,9 +1,9 @@
 """The catalogue refuses what it cannot open: nothing there, other files, another version, damage."""
 
 import pytest
-from clip_guidance.index.schema import FILE
 from index_helpers import held, make_store, put, unit_vectors
 
+from clip_guidance.index.schema import FILE
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, VectorFile
 

@@ -55,13 +55,13 @@ def check_equals_exact(store: MilvusStore, condition=ALL, k: int = 10) -> list[s
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """The methods of Milvus that are called."""
-    calls, ask = [], MilvusStore._ask
+    calls, ask = [], MilvusStore._request
 
     def noting(self, method, *arguments, **options):
         calls.append(method)
         return ask(self, method, *arguments, **options)
 
-    monkeypatch.setattr(MilvusStore, "_ask", noting)
+    monkeypatch.setattr(MilvusStore, "_request", noting)
     return calls
 
 
@@ -77,7 +77,7 @@ def test_search_add_change_delete(store, asked):
     put(store, [before[5]], -unit_vectors(1, seed=9))  # the opposite of the query
     assert before[5] not in check_equals_exact(store)
     store.flush()
-    assert len(check_equals_exact(store, k=100)) == 57 == store._held()
+    assert len(check_equals_exact(store, k=100)) == 57 == store._size()
     assert store.search(unit_vectors(1)[:0], 5) == []
 
 
@@ -116,10 +116,10 @@ def test_what_could_not_be_sent_is_sent_later(address, tmp_path, store, monkeypa
     with pytest.raises(KeyboardInterrupt):
         store.delete(exactly("a"))
     monkeypatch.undo()
-    assert store._held() == 2 and store._pending()
+    assert store._size() == 2 and store._pending()
     assert sorted(check_equals_exact(store)) == list("bcd")  # from the catalogue meanwhile
     again = make(address, tmp_path)
-    assert not again._pending() and again._held() == 3
+    assert not again._pending() and again._size() == 3
     assert sorted(check_equals_exact(again)) == list("bcd")
     again.close()
 
@@ -129,13 +129,13 @@ def test_a_collection_that_is_not_the_catalogue_is_made_anew(address, tmp_path, 
     put(store, [f"/{n}" for n in range(30)], unit_vectors(30))
     before = check_equals_exact(store)
     if damage == "dropped":
-        store._ask("drop_collection", store.collection)
+        store._request("drop_collection", store.collection)
     elif damage == "emptied":
-        store._ask("delete", store.collection, ids=[1, 2, 3])
+        store._request("delete", store.collection, ids=[1, 2, 3])
     else:
-        store._ask("upsert", store.collection, [{"id": 999, "embeds": unit_vectors(1, seed=9)[0]}])
+        store._request("upsert", store.collection, [{"id": 999, "embeds": unit_vectors(1, seed=9)[0]}])
     again = make(address, tmp_path)
-    assert again._held() == 30 and check_equals_exact(again) == before
+    assert again._size() == 30 and check_equals_exact(again) == before
     again.close()
 
 
@@ -160,7 +160,7 @@ def test_the_catalogue_may_change_without_milvus(address, tmp_path, clip):
         expected = [hit.path for hit in folder.search("apple")]
     with cg.ImageIndex.open(address, clip, catalogue=catalogue) as index:
         assert [hit.path for hit in index.search("apple")] == expected
-        assert index._store._held() == 3
+        assert index._store._size() == 3
 
 
 def test_the_index_is_used_as_a_folder_is(address, tmp_path, clip, other_clip, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_server_that_dies_loses_nothing(tmp_path):
     process = start_server(tmp_path / "server", port)
     try:
         again = make(f"http://127.0.0.1:{port}", tmp_path)
-        assert again._held() == 3 and not again._pending() and sorted(check_equals_exact(again)) == list("abc")
+        assert again._size() == 3 and not again._pending() and sorted(check_equals_exact(again)) == list("abc")
         again.close()
     finally:
         process.terminate()

@@ -99,7 +99,7 @@ def test_several_labels_may_be_given(photos):
 
 
 def test_a_page_says_how_many_of_many_it_shows(photos, result, monkeypatch):
-    monkeypatch.setattr(parts, "IMAGES", 2)
+    monkeypatch.setattr(parts, "MAX_IMAGES", 2)
     page = report.classification(result, photos)
     assert [card.all("img")[0].attributes["title"] for card in cards(page)] == [str(path) for path in photos[:2]]
     assert "The first 2 of 5 images. Probabilities are rounded to 0.1 %." in html_pages.read(page.to_html()).text

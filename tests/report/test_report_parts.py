@@ -40,7 +40,7 @@ def test_a_heat_map_shows_each_cosine_the_bluer_the_higher(photos, matrix):
 def test_a_heat_map_of_two_lists_and_of_many(photos, matrix, monkeypatch):
     page = html_pages.read(report.similarity(matrix[:2], photos[:2], photos).to_html())
     assert "2 images in rows, 5 images in columns." in page.text and len(cells(page)[0]) == 5
-    monkeypatch.setattr(parts, "SIDE", 3)
+    monkeypatch.setattr(parts, "MAX_SIDE", 3)
     page = html_pages.read(report.similarity(matrix, photos).to_html())
     assert "The first 3 of 5 images." in page.text and len(cells(page)) == len(cells(page)[0]) == 3
     with pytest.raises(ValueError, match=r"expected a matrix \(5, 5\) for these images, got \(2, 5\)"):
@@ -70,7 +70,7 @@ def test_hits_are_shown_with_their_metadata_on_the_page_and_in_a_notebook(photos
     assert card.all("img")[0].attributes["title"] == str(photos[3])
     assert [line.text for line in card.all("p", "line")] == ["<i>album</i>: <script>", "year: 2020"]
     assert page.title == "Search: 2 * <b> - x" and "where" not in html_pages.read(page.parts[0]).text
-    monkeypatch.setattr(parts, "IMAGES", 4)
+    monkeypatch.setattr(parts, "MAX_IMAGES", 4)
     assert "The first 4 of 5 images, best first" in html_pages.read(hits._repr_html_()).text
 
 
@@ -78,7 +78,7 @@ def test_duplicates_are_shown_group_by_group_as_long_as_there_is_room(photos, mo
     groups = [photos[:2], photos[2:]]
     page = html_pages.read(report.duplicates(groups).to_html())
     assert [len(section.all("img")) for section in page.all("section")] == [2, 3]
-    monkeypatch.setattr(parts, "IMAGES", 3)
+    monkeypatch.setattr(parts, "MAX_IMAGES", 3)
     page = html_pages.read(report.duplicates(groups).to_html())
     assert [len(section.all("img")) for section in page.all("section")] == [2, 1]
     assert "the first 3 of 5 images" in page.text and "The first 1 of 3 images" in page.text
@@ -108,7 +108,7 @@ def test_no_finite_value_makes_no_histogram():
 def test_failures_are_bounded_and_named(monkeypatch):
     assert parts.failures([]) == ()
     failed = [{"path": f"{number}.png", "reason": "<empty>"} for number in range(5)]
-    monkeypatch.setattr(parts, "LINES", 2)
+    monkeypatch.setattr(parts, "MAX_LINES", 2)
     (part,) = parts.failures(failed)
     assert cells(html_pages.read(part), str) == [["0.png", "<empty>"], ["1.png", "<empty>"]]
     assert "The first 2 of 5 inputs" in html_pages.read(part).text

@@ -1,5 +1,6 @@
 """Pages of scores and of runs compared: every number counted, the extremes shown, in one pass."""
 
+import importlib
 import math
 
 import html_pages
@@ -7,7 +8,8 @@ import numpy as np
 
 from clip_guidance import report
 from clip_guidance.metrics.comparison import compare_scores
-from clip_guidance.report import scores as scored
+
+scored = importlib.import_module("clip_guidance.report.scores")  # the package exports a function of this name
 
 
 def shown(section):

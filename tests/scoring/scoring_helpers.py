@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from clip_guidance.metrics.job.items import read_work
+from clip_guidance.metrics.job.items import read_items
 from clip_guidance.metrics.job.judge import make_judge
 from clip_guidance.metrics.job.processes import Processes
-from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.run import Job, Options, score_items
 
 
 def count_calls(monkeypatch, owner, name: str) -> list[tuple]:
@@ -26,11 +26,11 @@ def judges_of(*clips, scores=("torchmetrics",), **options):
 
 def score_all(output: Path, folder, judges, prompt="a cat", processes: int = 1, batch_size: int = 4, **options):
     """Scores a folder, process after process, and writes the output; gives all that was done."""
-    shares = [Work(output, Processes(rank, processes)) for rank in range(processes)]
+    shares = [Job(output, Processes(rank, processes)) for rank in range(processes)]
     done = []
     for work in shares:
         work.begin(judges)
-        done += score_items(read_work([folder], prompt), judges, work, Options(batch_size, threads=2, **options))
+        done += score_items(read_items([folder], prompt), judges, work, Options(batch_size, threads=2, **options))
     for work in shares:
         work.finish()
     shares[0].write()

@@ -7,25 +7,25 @@ from collections import Counter
 import pytest
 from scoring_helpers import judges_of
 
-from clip_guidance.metrics.job.items import Item
-from clip_guidance.metrics.job.prepare import Prepared
+from clip_guidance.metrics.job.items import ScoreItem
+from clip_guidance.metrics.job.prepare import PreparedItem
 from clip_guidance.metrics.job.processes import Processes
-from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.run import Job, Options, score_items
 from clip_guidance.metrics.job.store import ScoreRow
 from clip_guidance.training.settings import parse_settings
 
 
 def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):
     judges, options = judges_of(tiny_clip), Options(batch_size=4, threads=2)
-    work = Work(tmp_path / "scores.jsonl", Processes())
+    work = Job(tmp_path / "scores.jsonl", Processes())
     work.begin(judges)
     files = [str(path) for path in sorted(many.iterdir())]
-    items = (Item(files[i % 8], files[i % 8], f"prompt {'ab'[i % 2]}", position=i) for i in range(400))
+    items = (ScoreItem(files[i % 8], files[i % 8], f"prompt {'ab'[i % 2]}", position=i) for i in range(400))
     window = options.threads + 2 * options.batch_size
     before = Counter(map(type, gc.get_objects()))  # other tests may have left some
     for done in score_items(items, judges, work, options):
         held = Counter(map(type, gc.get_objects())) - before
-        assert held[Prepared] <= window + 2 * options.batch_size + 1
+        assert held[PreparedItem] <= window + 2 * options.batch_size + 1
         assert held[ScoreRow] <= 2 * options.batch_size
         assert done.items == 4
 

@@ -17,11 +17,11 @@ from scoring_helpers import count_calls, judges_of, score_all
 
 from clip_guidance._threads import ordered_map
 from clip_guidance.clip.embed_cache import EmbedCache
-from clip_guidance.metrics.job.items import read_work
+from clip_guidance.metrics.job.items import read_items
 from clip_guidance.metrics.job.judge import Judge
 from clip_guidance.metrics.job.output import read_scores
 from clip_guidance.metrics.job.processes import Processes
-from clip_guidance.metrics.job.run import Options, Work, score_items
+from clip_guidance.metrics.job.run import Job, Options, score_items
 from clip_guidance.metrics.job.store import Failure, ScoresError
 from clip_guidance.metrics.registry import score_images
 
@@ -94,7 +94,7 @@ def test_a_torn_last_line_costs_its_row_only(tiny_clip, many, tmp_path, monkeypa
     score_all(output, many, judges_of(tiny_clip))
     whole = output.read_bytes()
     output.write_bytes(whole[:-9])
-    assert Work(output, Processes()).torn()
+    assert Job(output, Processes()).torn()
     encoded = count_calls(monkeypatch, Judge, "encode")
     score_all(output, many, judges_of(tiny_clip), batch_size=1)
     assert sum(len(pixels) for (pixels,) in encoded) == 1
@@ -112,9 +112,9 @@ def test_rows_of_images_that_are_not_given_again_stay(tiny_clip, many, tmp_path)
 
 def test_a_pair_given_twice_is_scored_once(tiny_clip, many, tmp_path):
     output, judges = tmp_path / "scores.jsonl", judges_of(tiny_clip)
-    work = Work(output, Processes())
+    work = Job(output, Processes())
     work.begin(judges)
-    items = read_work([many / "00.png", many / "01.png", many / "00.png"], "a cat")
+    items = read_items([many / "00.png", many / "01.png", many / "00.png"], "a cat")
     done = list(score_items(items, judges, work, Options(2)))
     assert [block.repeated for block in done] == [0, 1]
 
@@ -178,7 +178,7 @@ def test_a_score_that_is_not_finite_fails_by_name(tiny_clip, many, tmp_path, mon
 
 
 def test_two_runs_do_not_write_one_output(tmp_path):
-    first, second = Work(tmp_path / "scores.csv", Processes()), Work(tmp_path / "scores.csv", Processes())
+    first, second = Job(tmp_path / "scores.csv", Processes()), Job(tmp_path / "scores.csv", Processes())
     with first.locked(), pytest.raises(ScoresError, match=r"scores.csv: another run is writing it"), second.locked():
         pass
     with second.locked():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, WorkFile, record_id
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, ScoreStore, record_id
 
 RECORDS = [{"definition": "cosine", "weight": 1.0, "clip": "never"}, {"definition": "hessel", "weight": 2.5}]
 FIRST, SECOND = map(record_id, RECORDS)
@@ -22,26 +22,26 @@ def test_a_record_is_the_same_when_its_numbers_have_become_texts():
 
 
 def test_rows_are_known_by_image_bytes_and_text(path):
-    with WorkFile(path) as file:
+    with ScoreStore(path) as file:
         assert file.put([ROW]) == 1
-    with WorkFile(path, read_only=True) as file:
+    with ScoreStore(path, read_only=True) as file:
         assert file.known("a.png", "a cat", "00ff") == {FIRST: ROW}
         for name, prompt, content in (("b.png", "a cat", "00ff"), ("a.png", "x", "00ff"), ("a.png", "a cat", "11")):
             assert file.known(name, prompt, content) == {}
 
 
 def test_of_a_pair_given_twice_the_first_counts(path):
-    with WorkFile(path) as file:
+    with ScoreStore(path) as file:
         assert file.put([ROW, replace(ROW, position=7)]) == 1
         file.begin(RECORDS)
         assert [row.position for row, _ in file.rows()] == [-1]
 
 
 def test_rows_come_in_the_order_of_this_run_after_those_of_earlier_ones(path, tmp_path):
-    with WorkFile(path) as base:
+    with ScoreStore(path) as base:
         base.put([replace(ROW, image=f"{name}.png", position=i) for i, name in enumerate("ab")])
         base.begin(RECORDS)
-        with WorkFile(tmp_path / "shard") as shard:  # meets b again, and c before it, by two definitions
+        with ScoreStore(tmp_path / "shard") as shard:  # meets b again, and c before it, by two definitions
             rows = [
                 replace(ROW, image=f"{name}.png", position=i, record=record)
                 for i, name in enumerate("cb")
@@ -59,7 +59,7 @@ def test_rows_come_in_the_order_of_this_run_after_those_of_earlier_ones(path, tm
 
 def test_the_mean_is_of_the_exact_sum(path):
     numbers = [1e16, 1.0, -1e16, 3.0]  # added one after the other they give 3
-    with WorkFile(path) as file:
+    with ScoreStore(path) as file:
         file.begin(RECORDS)
         file.put([replace(ROW, image=f"{i}", score=number, guided=i < 2) for i, number in enumerate(numbers)])
         summary = file.summary(FIRST)
@@ -72,14 +72,14 @@ def test_a_row_half_put_is_not_there(path):
         yield ROW
         raise KeyboardInterrupt
 
-    with WorkFile(path) as file:
+    with ScoreStore(path) as file:
         with pytest.raises(KeyboardInterrupt):
             file.put(broken())
         assert file.put([ROW]) == 1
 
 
 def test_a_full_disk_is_told_with_the_file(path):
-    with WorkFile(path) as file:
+    with ScoreStore(path) as file:
         file.put([ROW])
         file._db.execute("PRAGMA max_page_count = 8")
         with pytest.raises(ScoresError, match=r"scores.csv.partial: .*full; what was acknowledged before is kept"):
@@ -90,8 +90,8 @@ def test_a_full_disk_is_told_with_the_file(path):
 def test_other_files_are_refused(path):
     path.write_bytes(b"precious" * 100)
     with pytest.raises(ScoresError, match=r"scores.csv.partial: file is not a database"):
-        WorkFile(path)
+        ScoreStore(path)
     path.unlink()
     sqlite3.connect(path).execute("PRAGMA user_version = 9").connection.close()
     with pytest.raises(ScoresError, match="expected scores of version 1, got 9; delete it"):
-        WorkFile(path)
+        ScoreStore(path)
