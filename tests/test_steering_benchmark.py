@@ -266,7 +266,7 @@ def test_a_page_gets_the_table_between_its_markers():
     entry["named"] = None  # of prompts that no real image has
     report = {"held-out": [entry | {"cost": {}}, entry | {"cost": {"seconds": 1.5}, "named": interval}]}
     page = filled(f"before {BEGIN} old {END} after", report)
-    assert page.startswith(f"before {BEGIN}\n7 prompts a row") and page.endswith(f"{END} after") and "old" not in page
+    assert page.startswith(f"before {BEGIN}\n7 prompts per row") and page.endswith(f"{END} after") and "old" not in page
     assert "| CFG, 3 | 50.0 (40–60) | 50.0 (40–60) | 2.0 | 0.500 (0.400–0.600) | 0.25 | 1.50 |" in page
     assert "| CFG, 3 | 50.0 (40–60) |  | 2.0 |" in page
     assert filled(page, report) == page
@@ -274,11 +274,11 @@ def test_a_page_gets_the_table_between_its_markers():
         filled("nothing", report)
 
 
-def test_the_readme_says_what_the_report_says(root):
+def test_the_page_says_what_the_report_says(root):
     from readme import filled
 
     report = json.loads((root / "benchmarks" / "steering" / "results" / "report.json").read_text())
-    page = (root / "README.md").read_text()
+    page = (root / "docs" / "results" / "steering.md").read_text()
     assert filled(page, report) == page
 
 

@@ -42,16 +42,23 @@ HEAD = """# What can be guided
 Written by `pytest tests/guidance/test_support.py --full --write-docs` with diffusers {version}; the tests fail when it
 is not what they find. Every pipeline below is built from tiny random parts and run unguided, with `scale=0`
 (bit-identical) and guided in both modes by a simple reward, which must rise.
+
+| | pipelines | schedulers |
+| --- | --- | --- |
+| guided in modes `"x0"` and `"exact"` | {exact} | {schedulers} |
+| guided in mode `"x0"` alone | {x0} | |
+| guided by rewards on latents alone, with `space="latent"` | {latent} | |
+| refused, with the reason | {refused} | {refused_schedulers} |
+
+A pipeline that is tested in several variants, such as with a LoRA or an IP-Adapter, is counted once.
 """
 
 
 def page(rows):
     """The whole page."""
-    import diffusers
-
     return "\n".join(
         [
-            HEAD.format(version=".".join(diffusers.__version__.split(".")[:2])),
+            _head(),
             *_matrix(rows),
             *_pipelines(),
             *_schedulers(),
@@ -59,6 +66,23 @@ def page(rows):
             *_reasons("Pipelines that cannot be guided", UNSUPPORTED_PIPELINES, "`attach` says why."),
             *_reasons("Schedulers that cannot be guided", UNSUPPORTED_SCHEDULERS, "`attach` says why."),
         ]
+    )
+
+
+def _head():
+    """What the page is, and the numbers of classes that its tables list."""
+    import diffusers
+
+    guided = {key.split(" + ")[0] for key in PIPELINES}
+    x0_alone = {key.split(" + ")[0] for key in NO_EXACT}
+    return HEAD.format(
+        version=".".join(diffusers.__version__.split(".")[:2]),
+        exact=len(guided - x0_alone),
+        x0=len(guided & x0_alone),
+        latent=len(LATENT_ONLY),
+        refused=len(UNSUPPORTED_PIPELINES),
+        schedulers=len({setting.scheduler for setting in settings()}),
+        refused_schedulers=len(UNSUPPORTED_SCHEDULERS),
     )
 
 
