@@ -15,11 +15,11 @@ from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
-    from clip_guidance.metrics.job.items import Item
+    from clip_guidance.metrics.job.items import ScoreItem
     from clip_guidance.metrics.job.judge import Judge
     from clip_guidance.metrics.job.processes import Processes
-    from clip_guidance.metrics.job.run import Options, Work
-    from clip_guidance.metrics.job.store import WorkFile
+    from clip_guidance.metrics.job.run import Job, Options
+    from clip_guidance.metrics.job.store import ScoreStore
     from clip_guidance.report import Page
 
 SHOWN = 200  # rows of the table on a terminal
@@ -72,13 +72,13 @@ def _processes(device: str | None) -> Processes:
 
 
 @contextmanager
-def _work(output: Path | None, processes: Processes, resume: bool) -> Iterator[Work]:
+def _work(output: Path | None, processes: Processes, resume: bool) -> Iterator[Job]:
     """Lock the output, or a temporary one, so that no other run writes it."""
-    from clip_guidance.metrics.job.run import Work
+    from clip_guidance.metrics.job.run import Job
 
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
-        work = Work(place, processes)
+        work = Job(place, processes)
         work.check(resume)
         stack.enter_context(work.locked())
         yield work
@@ -96,7 +96,7 @@ def _run_options(cache: Path | None, batch_size: int, threads: int | None, draft
 
 
 def _write(
-    work: Work, judges: list[Judge], output: Path | None, report: Path | None, json: bool, job: common.Job
+    work: Job, judges: list[Judge], output: Path | None, report: Path | None, json: bool, job: common.Job
 ) -> None:
     """Write the output, print the rows and the means, and then the report, which may fail."""
     if output:
@@ -127,10 +127,10 @@ def _check_input(
             check_table(path)
 
 
-def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[Item]:
-    from clip_guidance.metrics.job.items import read_work
+def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreItem]:
+    from clip_guidance.metrics.job.items import read_items
 
-    return read_work(given, prompt, sys.stdin)
+    return read_items(given, prompt, sys.stdin)
 
 
 def _judges(
@@ -146,7 +146,7 @@ def _judges(
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
 
 
-def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Options, job: common.Job) -> None:
+def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: Options, job: common.Job) -> None:
     """Score until all is done or Ctrl-C is pressed; the scores computed by then are kept."""
     from clip_guidance.metrics.job.run import score_items
 
@@ -165,14 +165,14 @@ def _score(items: Iterator[Item], judges: list[Judge], work: Work, options: Opti
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 
 
-def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None:
+def _print(work: Job, judges: list[Judge], json: bool, job: common.Job) -> None:
     """Print the rows and the means of all processes."""
     import torch
 
-    from clip_guidance.metrics.job.store import WorkFile
+    from clip_guidance.metrics.job.store import ScoreStore
 
     summaries = []
-    with WorkFile(work.base) as base:
+    with ScoreStore(work.base) as base:
         for definition in (definition for judge in judges for definition in judge.definitions):
             summary = base.summary(definition.id)
             mean = None
@@ -192,19 +192,19 @@ def _print(work: Work, judges: list[Judge], json: bool, job: common.Job) -> None
     _narrate_marks([summary for summary, _ in summaries])
 
 
-def _page(work: Work, failed: list[dict[str, str]]) -> Page:
-    from clip_guidance.metrics.job.store import WorkFile
+def _page(work: Job, failed: list[dict[str, str]]) -> Page:
+    from clip_guidance.metrics.job.store import ScoreStore
     from clip_guidance.report import Scores, scores
 
     def rows(wanted: str) -> Iterator[tuple[str, str, float]]:
         return ((row.image, row.prompt, row.score) for row, _ in base.rows() if row.record == wanted)
 
-    with WorkFile(work.base) as base:
+    with ScoreStore(work.base) as base:
         records = base.records().items()
         return scores(*(Scores(rows(key), record["definition"], record) for key, record in records), failed=failed)
 
 
-def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
+def _print_json(base: ScoreStore, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
     """Print one document, whose rows are printed as they are read."""
     head: dict[str, Any] = {"scores": means}
     if len(means) == 1:
@@ -220,7 +220,7 @@ def _print_json(base: WorkFile, means: list[dict[str, Any]], failures: list[dict
     print('\n  ],\n  "failed": ' + common.as_json(failures) + "\n}")
 
 
-def _print_table(base: WorkFile, several: bool) -> None:
+def _print_table(base: ScoreStore, several: bool) -> None:
     """Print all rows for other programs, the first ones on a terminal."""
     columns = ["image", "prompt", "score", *(["definition", "model"] if several else [])]
     rows = (

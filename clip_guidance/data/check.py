@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.data.pairs import Pairs
 from clip_guidance.data.records import REASONS
 
@@ -25,7 +26,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(DisplayMixin):
     """What :func:`check` found in a source; shows itself in a notebook.
 
     Attributes:
@@ -117,12 +118,6 @@ class Report:
             share = f"{self.duplicate_captions / self.captions:.1%} of captions"
             lines.append(("duplicate captions", self.duplicate_captions, share, "an earlier image has the same"))
         return lines
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.data import data_parts
-        from clip_guidance.report.html.page import fragment
-
-        return fragment(*data_parts(self))
 
     def _share(self, count: int) -> str:
         return f"{count / max(1, self.rows):.1%}"

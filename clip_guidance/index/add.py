@@ -1,7 +1,8 @@
-"""From files to a batch of the catalogue: what is new, changed, moved or as before, and the vectors of the first two.
+"""From files to a batch of the catalogue: which images are new, changed, moved or unchanged, and the new vectors.
 
-A file whose size and time are those of the catalogue is not read. One that is read is known by the hash of its bytes:
-at the same place it is unchanged, at a new place while the old one is gone it has moved. Neither is encoded.
+A file whose size and time are those of the catalogue is not read. A file that is read is known by the hash of its
+bytes: at the same place it is unchanged; at a new place, while the file at the old place is gone, it has moved. Neither
+is encoded again.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
     from clip_guidance.index.store import Store
 
-_UNSETTLED = 2_000_000_000  # ns: a file may be written again within the tick of its time, so a younger time is not kept
+_UNSETTLED = 2_000_000_000  # ns; a file may change again within one tick of its clock, so a younger time is not kept
 
 
 @dataclass
 class _Plan:
     batch: Batch = field(default_factory=Batch)
     changes: Changes = field(default_factory=Changes)
-    prepared: list[Prepared] = field(default_factory=list)  # of batch.put
-    new: list[bool] = field(default_factory=list)  # whether it is an addition, of batch.put
+    prepared: list[Prepared] = field(default_factory=list)  # for each image of batch.put
+    new: list[bool] = field(default_factory=list)  # for each image of batch.put, whether it is an addition
     taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
 
 
 def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable[[Path], str]) -> Changes:
-    """Reads, encodes and acknowledges some files.
+    """Read, encode and acknowledge some files.
 
     Args:
-        store: the catalogue.
-        clip: encodes what is new, but for what its cache holds if it is a ``CachedCLIP``.
-        paths: absolute, no two the same.
-        patch_of: what is to be changed in the metadata of a path, JSON.
+        store: The catalogue.
+        clip: Encodes what is new, except for what its cache holds if it is a ``CachedCLIP``.
+        paths: Absolute paths, no two the same.
+        patch_of: Returns what is to be changed in the metadata of a path, as JSON.
     """
     plan = _Plan()
     for path in paths:
         try:
-            _look(store, clip, path, patch_of, plan)
+            _examine(store, clip, path, patch_of, plan)
         except ImageError as error:
             plan.changes.skipped.append(Skipped(path, error.reason))
     _encode(clip, plan)
@@ -61,8 +62,8 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
     return plan.changes
 
 
-def as_known(entry: Entry) -> bool:
-    """Whether the file is there with the size and time that the catalogue knows, so that it need not be read."""
+def is_unchanged(entry: Entry) -> bool:
+    """Say whether a file has the size and time that the catalogue knows, so that it need not be read."""
     try:
         return _same(entry, stat_image(entry.path))
     except ImageError:
@@ -73,7 +74,7 @@ def _same(entry: Entry, found: os.stat_result) -> bool:
     return (entry.size, entry.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
-def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
+def _examine(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
     check_name(path)
     found, patch, entry = stat_image(path), patch_of(Path(path)), store.by_path(path)
     settled = time.time_ns() - found.st_mtime_ns > _UNSETTLED
@@ -88,7 +89,7 @@ def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], 
         plan.changes.unchanged += 1
         plan.batch.moved.append((entry.id, seen))
         return
-    old = None if entry is not None else _gone(store, seen.hash, plan.taken)
+    old = None if entry is not None else _find_moved(store, seen.hash, plan.taken)
     if old is not None:
         plan.taken.add(old.id)
         plan.changes.moved.append(Moved(old.path, path))
@@ -99,8 +100,8 @@ def _look(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], 
     plan.new.append(entry is None)
 
 
-def _gone(store: Store, content: str, taken: set[int]) -> Entry | None:
-    """An image of the same bytes whose file is not where it was."""
+def _find_moved(store: Store, content: str, taken: set[int]) -> Entry | None:
+    """Find an image of the same bytes whose file is not where it was."""
     alike = (entry for entry in store.by_hash(content) if entry.id not in taken)
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 

@@ -1,4 +1,4 @@
-"""Drops the vectors of deleted and replaced images: the living ones are copied to a new file, then it takes over."""
+"""Drop the vectors of deleted and replaced images: the others are copied to a new file, which then takes over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def compact(store: Store) -> int:
-    """Rewrites the vector file without dead rows; killed at any moment, the index is as before or as after.
+    """Rewrite the vector file without dead rows; killed at any moment, the index is as before or as after.
 
     Returns:
         The number of rows dropped.
@@ -25,7 +25,7 @@ def compact(store: Store) -> int:
         for start, block in blocks(old.read(total), rows):
             new.write(start, block)
         store.renumber(rows, name)
-    with store.writing():  # so that nobody makes a file or changes which one is used
+    with store.writing():  # no other process may make a file or change which one is used
         for path in store.folder.glob("vectors-*"):  # the old one, and what earlier kills left
             if path.name != store.get("vectors"):
                 path.unlink()

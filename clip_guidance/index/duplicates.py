@@ -1,6 +1,6 @@
 """Near-duplicates: the connected components of the graph that joins vectors whose cosine reaches a threshold.
 
-All pairs are compared, a block against a block, so that memory stays constant; a disjoint-set forest (Galler & Fischer
+All pairs are compared, a block against a block, so that memory stays constant. A disjoint-set forest (Galler & Fischer
 1964) holds the components found so far.
 """
 
@@ -14,24 +14,24 @@ from clip_guidance.index.vectors import blocks
 def duplicate_groups(
     embeds: np.ndarray, threshold: float = 0.95, rows: np.ndarray | None = None, block: int = 2048
 ) -> list[list[int]]:
-    """Groups of vectors that are joined by a chain of cosines of at least ``threshold``.
+    """Group vectors that are joined by a chain of cosines of at least ``threshold``.
 
     Args:
-        embeds: (n, d) unit vectors, an array or a memory map.
-        threshold: cosine in (0, 1].
-        rows: which of them are compared, ascending int64; all by default.
-        block: vectors compared at once with as many others.
+        embeds: Unit vectors (n, d), an array or a memory map.
+        threshold: Cosine in (0, 1].
+        rows: Rows that are compared, ascending int64; all by default.
+        block: Vectors compared at once with as many others.
 
     Returns:
-        Groups of at least two row numbers, ascending; groups by their first.
+        Groups of at least two row numbers, ascending; groups are ordered by their first row.
 
     Raises:
-        ValueError: the threshold is out of range.
+        ValueError: The threshold is out of range.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: expected a cosine in (0, 1], got {threshold}")
     rows = np.arange(len(embeds)) if rows is None else rows
-    least = threshold - max(1e-6, np.finfo(embeds.dtype).eps)  # by which a vector's with itself may fall short of 1
+    least = threshold - max(1e-6, np.finfo(embeds.dtype).eps)  # a rounded cosine of 1
     parent = np.arange(len(rows))
     for start, part in blocks(embeds, rows, block):
         for offset, other in blocks(embeds, rows[start:], block):
@@ -47,13 +47,13 @@ def duplicate_groups(
 
 
 def _join(parent: np.ndarray, members: np.ndarray) -> None:
-    """Makes one component of several vectors'; its root is the smallest number in it."""
+    """Join the components of several vectors; the root is the smallest number in the component."""
     roots = _roots(parent, members)
     parent[roots] = parent[members] = roots.min()
 
 
 def _roots(parent: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The root of each one's component."""
+    """Find the root of each member's component."""
     roots = parent[members]
     while not np.array_equal(above := parent[roots], roots):
         roots = above

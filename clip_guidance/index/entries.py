@@ -1,18 +1,21 @@
-"""What the catalogue holds, and how images are chosen by their place."""
+"""What the catalogue holds, and how images are chosen by their path."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from clip_guidance.index.where import Condition
+from clip_guidance.index.where import Condition, both, compile_where
 
-# both parts are looked up in the index of paths, however many are asked for
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Where: TypeAlias = str | Mapping[str, Any] | None
+
+# Both parts use SQLite's index of paths, however many paths are asked for.
 _INSIDE = f"""id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS found ON found.path = asked.value)
     OR id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS found
     ON found.path >= asked.value || '{os.sep}' AND found.path < asked.value || '{chr(ord(os.sep) + 1)}')"""
@@ -20,16 +23,16 @@ _INSIDE = f"""id IN (SELECT found.id FROM json_each(?) AS asked JOIN entries AS 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of the index.
+    """Describe an image of the index.
 
     Attributes:
-        id: number that no other image of this index ever has.
-        path: absolute.
+        id: Number that no other image of this index ever has.
+        path: Absolute path.
         hash: BLAKE2b-128 of the file's bytes, hexadecimal.
-        size: of the file, in bytes.
-        mtime_ns: when the file was last changed; 0 where that was too close to the reading to be relied on.
-        row: of the vector file.
-        metadata: given by the user.
+        size: Size of the file, in bytes.
+        mtime_ns: Time when the file was last changed; 0 where that was too close to the reading to be relied on.
+        row: Row of the vector file.
+        metadata: JSON values given by the user.
     """
 
     id: int
@@ -43,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it was found, and what is to be changed in the metadata (JSON merge patch, RFC 7396)."""
+    """Describe a file as it was found, and the patch of its metadata (JSON merge patch, RFC 7396)."""
 
     path: str
     hash: str
@@ -54,12 +57,12 @@ class Seen:
 
 @dataclass
 class Batch:
-    """What one transaction acknowledges.
+    """Collect what one transaction acknowledges.
 
     Attributes:
-        put: new or changed images.
-        embeds: their vectors (len(put), d).
-        moved: number and new place of images that lie elsewhere now; also their old place, with a new time or patch.
+        put: New or changed images.
+        embeds: Vectors of these images (len(put), d).
+        moved: Number and new place of images that have moved; also the old place, with a new time or patch.
     """
 
     put: list[Seen] = field(default_factory=list)
@@ -71,11 +74,31 @@ class Batch:
 
 
 def inside(paths: Iterable[str | os.PathLike[str]]) -> Condition:
-    """The images of these paths, and those in them where they are folders (which need not exist any more)."""
+    """Choose the images of these paths, and those below them where they are folders.
+
+    The folders need not exist any more.
+    """
     asked = json.dumps([os.path.abspath(path).rstrip(os.sep) for path in paths])
     return Condition(_INSIDE, (asked, asked))
 
 
 def exactly(paths: Iterable[str]) -> Condition:
-    """The images of these absolute paths."""
+    """Choose the images of these absolute paths."""
     return Condition("path IN (SELECT value FROM json_each(?))", (json.dumps(list(paths)),))
+
+
+def chosen(paths: Paths | None, where: Where) -> Condition:
+    """Choose the images of some paths that pass a filter; either may be None.
+
+    Raises:
+        ValueError: Both are None, or the filter cannot be read.
+    """
+    if paths is None and where is None:
+        raise ValueError("expected paths, where or both: which images are meant?")
+    condition = compile_where(where)
+    return condition if paths is None else both(inside(as_paths(paths)), condition)
+
+
+def as_paths(paths: Paths) -> Iterable[str | os.PathLike[str]]:
+    """Return the paths as an iterable, where a single path may have been given."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths

@@ -1,4 +1,4 @@
-"""Writes an index in formats that anything reads: vectors as safetensors, the rest as a JSON line an image."""
+"""Export of an index to formats that anything reads: vectors as safetensors, the rest as one JSON line per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMBEDS, ENTRIES = "embeds.safetensors", "entries.jsonl"
 
 
 def export(store: Store, folder: Path) -> int:
-    """Writes ``embeds.safetensors`` and ``entries.jsonl``, in the same order; returns the number of images."""
+    """Write ``embeds.safetensors`` and ``entries.jsonl``, in the same order; return the number of images."""
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / EMBEDS) as embeds, write_atomically(folder / ENTRIES) as entries:  # noqa: SIM117
         with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
@@ -34,7 +34,7 @@ def export(store: Store, folder: Path) -> int:
 
 
 def _header(count: int, store: Store) -> bytes:
-    """The head of a safetensors file with one tensor: written by hand because the library wants all of it in memory.
+    """Build the head of a safetensors file with one tensor, by hand: the library wants all of it in memory.
 
     Format: the length of what follows (uint64), then JSON, padded so that the numbers are aligned
     (https://huggingface.co/docs/safetensors, "Format").

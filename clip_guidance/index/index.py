@@ -1,11 +1,5 @@
 """An index of images: add files, search them by text, image or a weighted sum of both, filter by metadata.
 
-::
-
-    with ImageIndex.open("photos.index", clip) as index:
-        index.add(["photos/"], metadata={"album": "summer"})
-        index.search('2 * red apple - "a worm" + ./orchard.png', k=5, where="album = summer")
-
 Search in a folder is exact: every vector is compared, a block at a time, through a memory map. The same calls on the
 address of a Milvus search there.
 """
@@ -14,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from clip_guidance.images.files import content_hash, read_bytes
 from clip_guidance.images.load import ImageError, find_images
-from clip_guidance.index.add import add_batch, as_known
+from clip_guidance.index.add import add_batch, is_unchanged
 from clip_guidance.index.compact import compact
 from clip_guidance.index.duplicates import duplicate_groups
-from clip_guidance.index.entries import Entry, exactly, inside
+from clip_guidance.index.entries import Entry, Paths, Where, as_paths, chosen, exactly
 from clip_guidance.index.export import export
 from clip_guidance.index.metadata import Metadata, patch, patches
 from clip_guidance.index.open import open_store, other_model
@@ -35,20 +29,34 @@ from clip_guidance.index.query import Query, query_embeds
 from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
-from clip_guidance.index.where import Condition, both, compile_where
+from clip_guidance.index.where import compile_where
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
-Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-Where: TypeAlias = str | Mapping[str, Any] | None
-
 
 class ImageIndex:
-    """Images by meaning. Made by :meth:`open`; usable as a context manager.
+    """Search images by meaning; made by :meth:`open`, usable as a context manager.
 
     Any number of processes may read while one writes; a second writer waits for the first, batch by batch. What a
-    method that changes the index has returned is on the disk and survives a kill.
+    method
+    that changes the index has returned is on the disk and survives a kill.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> for colour in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), colour).save(Path(folder.name, f"{colour}.png"))
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> with cg.ImageIndex.open(Path(folder.name, "index"), clip) as index:
+        ...     changes = index.add(folder.name, metadata={"album": "summer"})
+        ...     hits = index.search("2 * a blue square - red", k=1, where="album = summer")
+        >>> len(changes.added), Path(hits[0].path).name
+        (2, 'blue.png')
+        >>> folder.cleanup()
     """
 
     def __init__(self, store: Store, clip: CLIP | None = None) -> None:
@@ -64,120 +72,127 @@ class ImageIndex:
         dtype: str = "float32",
         catalogue: str | os.PathLike[str] | None = None,
     ) -> ImageIndex:
-        """Opens an index, or makes it.
+        """Open an index, or make it.
 
         Args:
-            address: a folder, new or empty or made by this method; or Milvus, embedded (``./x.db``) or a server
+            address: A folder, new or empty or made by this method; or Milvus, embedded (``./x.db``) or a server
                 (``http://host:19530``), which searches approximately and needs the extra ``index``.
-            clip: the CLIP whose vectors it holds. Without one all but adding and searching works.
-            create: whether to make an index where there is none.
-            dtype: of a new index's vectors: "float32", or "float16" for half the disk and cosines within 0.001.
-            catalogue: with Milvus, the folder of what it does not hold: paths, metadata, and the vectors themselves, of
-                which it can be made anew. By default ``./x.db.catalogue``, or one named after the server among the
-                user's data (``$XDG_DATA_HOME``). This folder is an index too, and can be opened as such.
+            clip: The CLIP whose vectors it holds. Without a CLIP everything but adding and searching works.
+            create: Whether to make an index where there is none.
+            dtype: Precision of a new index's vectors: "float32", or "float16" for half the disk and cosines within
+                0.001.
+            catalogue: With Milvus, the folder of what Milvus does not hold: paths, metadata, and the vectors
+                themselves, from
+                which the collection can be made anew. By default ``./x.db.catalogue``, or a folder named after the
+                server
+                among the user's data (``$XDG_DATA_HOME``). This folder is an index too, and can be opened as such.
 
         Raises:
-            ImageIndexError: there is no index and none shall or can be made, it is damaged, the folder holds other
-                files, Milvus cannot be reached, or the index was made with another CLIP.
+            ImageIndexError: There is no index and none shall or can be made, the index is damaged or was made with
+                another
+                CLIP, the folder holds other files, or Milvus cannot be reached.
         """
         return cls(open_store(os.fspath(address), clip, create, dtype, catalogue), clip)
 
-    # Changing it
+    # Changing the index
 
     def add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Changes:
-        """Adds images, and brings those it holds up to date. See :meth:`iter_add`."""
+        """Add images, and bring those that the index holds up to date; see :meth:`iter_add`."""
         return sum(self.iter_add(paths, metadata, batch_size), Changes())
 
     def iter_add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Iterator[Changes]:
-        """Adds images, a batch at a time.
+        """Add images, a batch at a time.
 
-        Unchanged files are not read again, moved ones not encoded again; one that cannot be read is reported and the
+        Unchanged files are not read again, moved files not encoded again. A file that cannot be read is reported, and
+        the
         others are added.
 
         Args:
-            paths: files, folders (recursively) and globs.
-            metadata: JSON values by key for every image, or a function of its absolute path; put over what an
-                image has already, where None removes a key.
-            batch_size: files read, encoded and acknowledged at once.
+            paths: Files, folders (recursively) and globs.
+            metadata: JSON values by key for every image, or a function of its absolute path; put over what an image has
+                already, where None removes a key.
+            batch_size: Files read, encoded and acknowledged at once.
 
         Yields:
-            What each batch changed. It is then on the disk, whatever happens to this process.
+            What each batch changed. The change is then on the disk, whatever happens to this process.
 
         Raises:
-            ImageIndexError: the index was opened without a CLIP, or another process does not stop writing.
-            ValueError: metadata is no JSON.
+            ImageIndexError: The index was opened without a CLIP, or another process does not stop writing.
+            ValueError: The metadata is no JSON.
         """
         clip, patch_of = self._clip(), patches(metadata)
-        files = list(dict.fromkeys(os.path.abspath(path) for path in find_images(_listed(paths))))
+        files = list(dict.fromkeys(os.path.abspath(path) for path in find_images(as_paths(paths))))
         for start in range(0, len(files), batch_size):
             yield add_batch(self._store, clip, files[start : start + batch_size], patch_of)
         self._store.flush()
 
     def sync(self, paths: Paths = (), metadata: Metadata = None, batch_size: int = 64) -> Changes:
-        """Makes the index what the files are: adds ``paths``, renews what has changed, removes what is gone.
+        """Make the index what the files are: add ``paths``, renew what has changed, remove what is gone.
 
-        An image that has moved keeps its metadata if its new place is among ``paths``; otherwise it is gone. So is one
-        on a drive that is not there: :meth:`verify` tells what is missing without changing anything.
+        An image that has moved keeps its metadata if its new place is among ``paths``; otherwise it is gone. An image
+        on a
+        drive that is not there is gone too: :meth:`verify` tells what is missing without changing anything.
         """
         clip = self._clip()
         changes = self.add(paths, metadata, batch_size)
         entries = self._store.entries()
         while page := list(itertools.islice(entries, batch_size)):
             gone = [entry.path for entry in page if not os.path.exists(entry.path)]
-            other = [entry.path for entry in page if entry.path not in gone and not as_known(entry)]
+            other = [entry.path for entry in page if entry.path not in gone and not is_unchanged(entry)]
             renewed = add_batch(self._store, clip, other, patches(None))
-            renewed.unchanged = 0  # counted for those that were asked for
+            renewed.unchanged = 0  # add has counted these already
             changes += renewed
             changes.removed += self._store.delete(exactly(gone)) if gone else []
         self._store.flush()
         return changes
 
     def delete(self, paths: Paths | None = None, *, where: Where = None) -> list[str]:
-        """Removes images from the index; their files stay.
+        """Remove images from the index; their files stay.
 
         Args:
-            paths: images, and folders with all that the index holds of them.
-            where: a filter of metadata (:mod:`clip_guidance.index.where`); with ``paths``, both must hold.
+            paths: Images, and folders with all that the index holds of them.
+            where: A filter of metadata (:mod:`clip_guidance.index.where`); with ``paths``, both must hold.
 
         Returns:
             The paths removed.
         """
-        return self._store.delete(_chosen(paths, where))
+        return self._store.delete(chosen(paths, where))
 
     def update_metadata(self, metadata: Mapping[str, Any], paths: Paths | None = None, *, where: Where = None) -> int:
-        """Puts metadata over that of chosen images (as for :meth:`delete`), where None removes a key.
+        """Put metadata over that of chosen images (as for :meth:`delete`); None removes a key.
 
         Returns:
             The number of images chosen.
         """
-        return self._store.patch(_chosen(paths, where), patch(metadata))
+        return self._store.patch(chosen(paths, where), patch(metadata))
 
     def compact(self) -> int:
-        """Frees the disk of deleted and replaced vectors; returns their number."""
+        """Free the disk of deleted and replaced vectors; return their number."""
         return compact(self._store)
 
-    # Asking it
+    # Reading the index
 
     def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> Hits:
-        """The images that match best.
+        """Search the images that match a query best.
 
         Args:
-            query: a text, an image, or a weighted sum in words: ``2 * red apple - ./b.png``
+            query: A text, an image, or a weighted sum in words: ``2 * red apple - ./b.png``
                 (:mod:`clip_guidance.index.query`); or a list of :class:`~clip_guidance.index.query.Term`.
-            k: how many at most.
-            where: a filter: ``year >= 2020 and album in (a, b)`` (:mod:`clip_guidance.index.where`), or a mapping of
-                keys to a value or a list of them.
-            exact: compare every vector, also where Milvus could answer approximately. Filters are always exact.
+            k: Number of images at most.
+            where: A filter: ``year >= 2020 and album in (a, b)`` (:mod:`clip_guidance.index.where`), or a mapping of
+                keys to
+                a value or a list of values.
+            exact: Compare every vector, also where Milvus could answer approximately. Filters are always exact.
 
         Returns:
-            At most ``k``, best first: a list, which a notebook shows as images.
+            At most ``k`` hits, best first: a list, which a notebook shows as images.
 
         Raises:
-            ImageIndexError: the index was opened without a CLIP.
-            ImageError: an image of the query cannot be read.
-            ValueError: the query or the filter cannot be read.
+            ImageIndexError: The index was opened without a CLIP.
+            ImageError: An image of the query cannot be read.
+            ValueError: The query or the filter cannot be read.
         """
-        condition = compile_where(where)  # before the model works
+        condition = compile_where(where)  # a bad filter fails before the model is run
         embeds = query_embeds(self._clip(), query)
         return Hits(self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0])
 
@@ -190,18 +205,18 @@ class ImageIndex:
         *,
         exact: bool = False,
     ) -> list[list[Hit]]:
-        """:meth:`search` for many queries at once that are vectors already.
+        """Search for many queries at once that are vectors already.
 
         Args:
-            embeds: (q, d) unit vectors.
-            fingerprint: of the CLIP they come from, ``CLIP.fingerprint()``.
-            k: how many for each at most.
-            where: as for ``search``.
-            exact: as for ``search``.
+            embeds: Unit vectors (q, d).
+            fingerprint: Fingerprint of the CLIP they come from, ``CLIP.fingerprint()``.
+            k: Number of images for each query at most.
+            where: As for :meth:`search`.
+            exact: As for :meth:`search`.
 
         Raises:
-            ImageIndexError: they come from another CLIP.
-            ValueError: their shape does not fit.
+            ImageIndexError: The vectors come from another CLIP.
+            ValueError: The shape does not fit, or the vectors are not of unit length.
         """
         if fingerprint != self.fingerprint:
             raise other_model(self._store, fingerprint)
@@ -213,7 +228,7 @@ class ImageIndex:
         return self._store.search(queries, k, compile_where(where), exact=exact)
 
     def duplicates(self, threshold: float = 0.95, where: Where = None) -> list[list[str]]:
-        """Groups of images that are alike: chains of cosines of at least ``threshold``; every pair is compared.
+        """Group images that are alike: chains of cosines of at least ``threshold``; every pair is compared.
 
         Returns:
             Groups of at least two paths, the longest in the index first.
@@ -224,15 +239,15 @@ class ImageIndex:
             return [[entry.path for entry in self._store.by_rows(rows)] for rows in groups]
 
     def verify(self, *, full: bool = False) -> Verification:
-        """Compares the files with the index and changes nothing; :meth:`sync` puts right what it finds.
+        """Compare the files with the index and change nothing; :meth:`sync` repairs what this finds.
 
         Args:
-            full: read every file; otherwise those whose size and time are as known pass for intact.
+            full: Read every file; otherwise files whose size and time are as known pass for intact.
         """
         result = Verification()
         for entry in self._store.entries():
             try:
-                same = (as_known(entry) and not full) or content_hash(read_bytes(entry.path)) == entry.hash
+                same = (is_unchanged(entry) and not full) or content_hash(read_bytes(entry.path)) == entry.hash
             except ImageError:
                 result.missing.append(entry.path)
                 continue
@@ -242,7 +257,7 @@ class ImageIndex:
         return result
 
     def export(self, folder: str | os.PathLike[str]) -> int:
-        """Writes ``embeds.safetensors`` ("embeds", float32 (n, d)) and ``entries.jsonl`` in the same order.
+        """Write ``embeds.safetensors`` ("embeds", float32 (n, d)) and ``entries.jsonl`` in the same order.
 
         Returns:
             The number of images.
@@ -250,17 +265,17 @@ class ImageIndex:
         return export(self._store, Path(folder))
 
     def entries(self, where: Where = None) -> Iterator[Entry]:
-        """All images that pass a filter, by age."""
+        """List all images that pass a filter, by age."""
         return self._store.entries(compile_where(where))
 
     @property
     def fingerprint(self) -> str:
-        """Of the CLIP whose vectors it holds."""
+        """Return the fingerprint of the CLIP whose vectors the index holds."""
         return str(self._store.meta["fingerprint"])
 
     @property
     def model(self) -> str:
-        """Name of the CLIP that it was made with."""
+        """Return the name of the CLIP that the index was made with."""
         return str(self._store.meta["model"])
 
     def __len__(self) -> int:
@@ -270,7 +285,7 @@ class ImageIndex:
         return self._store.by_path(os.path.abspath(path)) is not None
 
     def close(self) -> None:
-        """Ends the use of the index."""
+        """Close the index; the object is of no use afterwards."""
         self._store.close()
 
     def __enter__(self) -> ImageIndex:
@@ -283,14 +298,3 @@ class ImageIndex:
         if self.clip is None:
             raise ImageIndexError(f"{self._store.folder}: was opened without a CLIP: ImageIndex.open(address, clip)")
         return self.clip
-
-
-def _listed(paths: Paths) -> Iterable[str | os.PathLike[str]]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
-
-
-def _chosen(paths: Paths | None, where: Where) -> Condition:
-    if paths is None and where is None:
-        raise ValueError("expected paths, where or both: which images are meant?")
-    condition = compile_where(where)
-    return condition if paths is None else both(inside(_listed(paths)), condition)

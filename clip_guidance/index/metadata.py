@@ -11,10 +11,10 @@ Metadata: TypeAlias = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | 
 
 
 def patch(metadata: Mapping[str, Any]) -> str:
-    """The metadata as JSON.
+    """Encode metadata as JSON.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The metadata is no JSON.
     """
     try:
         return json.dumps(dict(metadata), allow_nan=False)
@@ -23,7 +23,7 @@ def patch(metadata: Mapping[str, Any]) -> str:
 
 
 def patches(metadata: Metadata) -> Callable[[Path], str]:
-    """The patch of each path: the same for all, or what a function says."""
+    """Return the patch of each path: the same for all, or what a function says."""
     if callable(metadata):
         return lambda path: patch(metadata(path))
     same = patch(metadata or {})

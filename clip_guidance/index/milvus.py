@@ -1,9 +1,10 @@
-"""A Milvus collection beside the catalogue, for approximate search at a scale where comparing every vector is too slow.
+"""A Milvus collection beside the catalogue, for approximate search where comparing every vector is too slow.
 
-The catalogue and its vector file stay the truth. Triggers note in the table ``pending`` whose vector is new, another or
-gone (an outbox); pushing sends them and crosses them out in one transaction, so that a kill at any moment is made good
-by the next push, and a collection that lost something is made anew. Milvus holds numbers and vectors only: what it
-finds is looked up, and filtered, in the catalogue. So filters are exact here too, and metadata changes send nothing.
+The catalogue and its vector file stay the truth. Triggers note in the table ``pending`` whose vector is new, changed or
+gone (an outbox). Sending brings these to Milvus and crosses them out in one transaction, so that the next sending makes
+good a kill at any moment, and a collection that lost something is made anew. Milvus holds numbers and vectors only:
+what it finds is looked up, and filtered, in the catalogue. So filters are exact here too, and metadata changes send
+nothing.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ _embedded: Counter[str] = Counter()  # stores of this process that use a file; i
 
 
 class MilvusStore(Store):
-    """A catalogue with a Milvus collection.
+    """Keep a catalogue with a Milvus collection.
 
     Args:
-        folder: of the catalogue.
-        meta: as for :class:`Store`.
+        folder: Folder of the catalogue.
+        meta: As for :class:`Store`.
         uri: ``http://host:19530`` (with ``user:password@`` if needed), or a file ``x.db`` for milvus-lite.
-        timeout: how long to wait for another process that is writing, in seconds.
+        timeout: Seconds to wait for another process that is writing.
 
     Raises:
-        ImageIndexError: pymilvus is not installed, or Milvus cannot be reached.
+        ImageIndexError: Pymilvus is not installed, or Milvus cannot be reached.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, uri: str, timeout: float = 60.0) -> None:
@@ -68,56 +69,57 @@ class MilvusStore(Store):
     # Keeping the collection what the catalogue is
 
     def _reconcile(self) -> None:
-        """Sends what an earlier process could not; makes the collection anew if that is not enough."""
+        """Send what an earlier process could not; make the collection anew if that is not enough."""
         with self.writing():
             if not self._fetch("SELECT 1 FROM sqlite_master WHERE name = 'pending'", ()):
                 for statement in _OUTBOX:
                     self._run(statement)
                 self._mark_all()
-            if self._ask("has_collection", self.collection):
-                self._ask("load_collection", self.collection)
+            if self._request("has_collection", self.collection):
+                self._request("load_collection", self.collection)
                 self._send()
-                if self._held() == self.count():
+                if self._size() == self.count():
                     return
             self._mark_all()
-        with self.writing():  # the marks are kept: until all are crossed out, everyone searches exactly
-            if self._pending():  # nobody else has done it meanwhile
+        with self.writing():  # While marks are left, every process searches exactly.
+            if self._pending():  # no other process has done it meanwhile
                 self._make()
                 self._send()
 
     def _mark_all(self) -> None:
         self._run("INSERT OR IGNORE INTO pending SELECT id FROM entries")
-        self._run("INSERT OR IGNORE INTO pending VALUES (0)")  # nobody's, so that an empty index is marked too
+        self._run("INSERT OR IGNORE INTO pending VALUES (0)")  # no image has this id; it marks an empty index too
 
     def _make(self) -> None:
         from pymilvus import DataType
 
-        self._ask("drop_collection", self.collection)
+        self._request("drop_collection", self.collection)
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embeds", DataType.FLOAT_VECTOR, dim=self.meta["dim"])
         index = self._client.prepare_index_params()
         index.add_index("embeds", index_type="AUTOINDEX", metric_type="COSINE")
-        self._ask("create_collection", self.collection, schema=schema, index_params=index, consistency_level="Strong")
+        options = {"schema": schema, "index_params": index, "consistency_level": "Strong"}
+        self._request("create_collection", self.collection, **options)
 
     def _pending(self) -> bool:
         return bool(self._fetch("SELECT 1 FROM pending LIMIT 1", ()))
 
-    def _held(self) -> int:
-        rows = self._ask("query", self.collection, filter="", output_fields=["count(*)"])
+    def _size(self) -> int:
+        rows = self._request("query", self.collection, filter="", output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
     def _send(self) -> None:
-        """Within ``writing``: brings the collection up to date; a second time is harmless."""
+        """Bring the collection up to date, within ``writing``; a second time is harmless."""
         vectors = self._file().read(self.get("rows"))
         while numbers := [number for (number,) in self._fetch(f"SELECT id FROM pending LIMIT {_PAGE}", ())]:
             entries = self._entries(_AMONG, (json.dumps(numbers),))
             gone = sorted(set(numbers) - {entry.id for entry in entries})
             rows = [{"id": entry.id, "embeds": np.asarray(vectors[entry.row], np.float32)} for entry in entries]
             if rows:
-                self._ask("upsert", self.collection, rows)
+                self._request("upsert", self.collection, rows)
             if gone:
-                self._ask("delete", self.collection, ids=gone)
+                self._request("delete", self.collection, ids=gone)
             self._run(f"DELETE FROM pending WHERE {_AMONG}", (json.dumps(numbers),))
             self._unflushed = True
 
@@ -132,27 +134,27 @@ class MilvusStore(Store):
     # What differs from a folder
 
     def apply(self, batch: Batch) -> list[str]:
-        """As ``Store.apply``; then sent to Milvus."""
+        """Apply a batch as ``Store.apply`` does, then send it to Milvus."""
         lost = super().apply(batch)
         self._push()
         return lost
 
     def delete(self, condition: Condition) -> list[str]:
-        """As ``Store.delete``; then sent to Milvus."""
+        """Delete images as ``Store.delete`` does, then send that to Milvus."""
         paths = super().delete(condition)
         self._push()
         return paths
 
     def flush(self) -> None:
-        """Ends an ingest: until then Milvus searches what is new without an index, which is slow."""
+        """End an ingest: until then Milvus searches what is new without an index, which is slow."""
         if self._unflushed:
-            self._ask("flush", self.collection)
+            self._request("flush", self.collection)
             self._unflushed = False
 
     def close(self) -> None:
-        """Closes catalogue and connection, and lets a file go for other processes."""
+        """Close the catalogue and the connection, and release a file for other processes."""
         if self._client is not None:
-            with suppress(ImageIndexError):  # a server that is gone keeps nobody from closing
+            with suppress(ImageIndexError):  # a server that is gone must not prevent closing
                 self.flush()
             self._client.close()
             self._client = None
@@ -162,14 +164,17 @@ class MilvusStore(Store):
     def search(
         self, queries: np.ndarray, k: int, condition: Condition = ALL, *, exact: bool = False
     ) -> list[list[Hit]]:
-        """As ``Store.search``, without a filter or with a wide one by Milvus; a query that it cannot fill, exactly."""
+        """Search as ``Store.search`` does, by Milvus where there is no filter or a wide one.
+
+        A query for which Milvus finds too few images is answered exactly.
+        """
         total, count = self.count(), self.count(condition)
         wanted = k if condition == ALL else math.ceil(1.5 * k * total / max(1, count)) + 10
         narrow = condition != ALL and count <= SELECTIVE * total
         if exact or narrow or k < 1 or not len(queries) or wanted > MAX_HITS or self._pending():
             return super().search(queries, k, condition)
         vectors = np.asarray(queries, np.float32)
-        found = self._ask("search", self.collection, vectors, limit=wanted, anns_field="embeds")
+        found = self._request("search", self.collection, vectors, limit=wanted, anns_field="embeds")
         hits = [self._hits(row, condition)[:k] for row in found]
         for i, row in enumerate(hits):
             if len(row) < min(k, count):
@@ -177,15 +182,15 @@ class MilvusStore(Store):
         return hits
 
     def _hits(self, found: list[Mapping[str, Any]], condition: Condition) -> list[Hit]:
-        """What Milvus found, if the catalogue knows it and it meets the condition."""
+        """Look up what Milvus found: images that the catalogue knows and that meet the condition."""
         numbers = Condition(_AMONG, (json.dumps([row["id"] for row in found]),))
         chosen = both(numbers, condition)
         known = {entry.id: entry for entry in self._entries(chosen.sql, chosen.parameters)}
         pairs = [(known[row["id"]], row["distance"]) for row in found if row["id"] in known]
         return [Hit(entry.path, min(1.0, max(-1.0, float(cosine))), entry.metadata) for entry, cosine in pairs]
 
-    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Calls a method of the client."""
+    def _request(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the client."""
         from pymilvus.exceptions import MilvusException
 
         try:

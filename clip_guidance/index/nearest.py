@@ -11,11 +11,11 @@ from clip_guidance.index.vectors import BLOCK, blocks
 
 @dataclass(frozen=True)
 class Nearest:
-    """The best rows for each of q queries, best first.
+    """Hold the best rows for each of q queries, best first.
 
     Attributes:
-        scores: (q, k) cosines in [-1, 1].
-        rows: (q, k) int64.
+        scores: Cosines (q, k) in [-1, 1].
+        rows: Row numbers (q, k), int64.
     """
 
     scores: np.ndarray
@@ -23,14 +23,14 @@ class Nearest:
 
 
 def nearest(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int, block: int = BLOCK) -> Nearest:
-    """The k rows with the largest cosine to each query; of equal ones the earlier row first.
+    """Find the k rows with the largest cosine to each query; of equal ones the earlier row comes first.
 
     Args:
-        vectors: (n, d) unit vectors, usually a memory map.
-        rows: which of them are searched, ascending int64 (m,).
-        queries: (q, d) unit vectors.
-        k: how many; min(k, m) are returned.
-        block: rows held in memory at once.
+        vectors: Unit vectors (n, d), usually a memory map.
+        rows: Rows that are searched, ascending int64 (m,).
+        queries: Unit vectors (q, d).
+        k: Number of rows for each query; min(k, m) are returned.
+        block: Rows held in memory at once.
     """
     found = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, part in blocks(vectors, rows, block):
@@ -45,21 +45,24 @@ def nearest(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int, 
 
 
 def _cosines(queries: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """(q, n). BLAS reads a matrix once for one vector; as a product of matrices it would first copy it in tiles."""
+    """Compute the cosines (q, n).
+
+    For one vector BLAS reads the matrix once; for a product of matrices it would first copy the matrix in tiles.
+    """
     return (part @ queries[0])[None] if len(queries) == 1 else queries @ part.T
 
 
 def _best(
     best: np.ndarray, best_rows: np.ndarray, scores: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of those found before, best first, and a block's."""
-    if len(best) == k:  # most of a block cannot be among them; equals can, for the order of rows decides
+    """Merge the k best rows found before, best first, with the rows of a block."""
+    if len(best) == k:  # most of a block cannot be among the best; equal scores can: the row decides
         near = np.flatnonzero(scores >= best[-1])
         scores, rows = scores[near], rows[near]
     scores, rows = np.concatenate([best, scores]), np.concatenate([best_rows, rows])
     if len(scores) > k:
         least = np.partition(scores, -k)[-k]
-        kept = scores >= least  # with all that equal the k-th, so that which one stays is not left to chance
+        kept = scores >= least  # keeps all that equal the k-th, so that the row decides and not chance
         scores, rows = scores[kept], rows[kept]
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]

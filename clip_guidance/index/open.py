@@ -1,4 +1,4 @@
-"""Which store an address means, and that its vectors come from the CLIP at hand."""
+"""Opening an index: which store an address means, and whether its vectors come from the CLIP at hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def open_store(
     address: str, clip: CLIP | None, create: bool, dtype: str, catalogue: str | os.PathLike[str] | None
 ) -> Store:
-    """Opens a store, or makes it; see :meth:`ImageIndex.open`."""
+    """Open a store, or make it; see :meth:`ImageIndex.open`."""
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
     meta: dict[str, Any] | None = None
@@ -33,7 +33,7 @@ def open_store(
 
 
 def other_model(store: Store, fingerprint: str) -> ImageIndexError:
-    """The refusal of vectors of another CLIP."""
+    """Build the error that refuses vectors of another CLIP."""
     made = f"was made with the CLIP {store.meta['model']} (fingerprint {store.meta['fingerprint']})"
     return ImageIndexError(
         f"{store.folder}: {made}, this one's is {fingerprint}: their vectors cannot be compared; use that CLIP, or "
@@ -42,7 +42,7 @@ def other_model(store: Store, fingerprint: str) -> ImageIndexError:
 
 
 def _store(address: str, meta: dict[str, Any] | None, catalogue: str | os.PathLike[str] | None) -> Store:
-    """The address decides."""
+    """Open the store that the address names."""
     if not _is_milvus(address):
         if catalogue is not None:
             raise ValueError(f"catalogue: goes with Milvus; the folder {address} is its own")
@@ -57,7 +57,7 @@ def _is_milvus(address: str) -> bool:
 
 
 def _default_catalogue(address: str) -> Path:
-    """Where the catalogue lies if the user does not say: beside the file, or among the user's data."""
+    """Choose where the catalogue lies by default: beside the file, or among the user's data."""
     if address.endswith(".db"):
         return Path(f"{address}.catalogue")
     parts = urlsplit(address)
@@ -67,6 +67,6 @@ def _default_catalogue(address: str) -> Path:
 
 
 def _name(clip: CLIP) -> str:
-    """What the CLIP can be loaded by from anywhere."""
+    """Name the CLIP so that it can be loaded from anywhere."""
     name = str(clip.name_or_path)
     return os.path.abspath(name) if os.sep in name and os.path.isdir(name) else name

@@ -26,18 +26,21 @@ from clip_guidance.images.load import EXTENSIONS, ImageSource
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
-_SIGN = re.compile(r'(?:(?<=[\s*])|^)"[^"]*"(?=\s|$)|(?:(?<=\s)|^)[+-](?=\s|$)')  # and quotes, to pass over
+_SIGN = re.compile(r'(?:(?<=[\s*])|^)"[^"]*"(?=\s|$)|(?:(?<=\s)|^)[+-](?=\s|$)')  # quotes are passed over
 _WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)\s*\*\s*")
 _FOLDER = ("./", "../", "/", "~/", ".\\", "..\\")
 
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of a query.
+    """Describe a summand of a query.
 
     Attributes:
-        source: a text (``str``), or an image: a ``Path`` or anything else that ``CLIP.encode_image`` takes.
-        weight: finite; negative for what is to be avoided.
+        source: A text (``str``), or an image: a ``Path`` or anything else that ``CLIP.encode_image`` takes.
+        weight: Finite weight; negative for what is to be avoided.
+
+    Raises:
+        ValueError: The weight is not finite.
     """
 
     source: Any
@@ -52,10 +55,14 @@ Query: TypeAlias = str | ImageSource | Term | Iterable[Term]
 
 
 def parse_query(query: str) -> list[Term]:
-    """Reads a query; ``Term.source`` of the result is a text or an existing ``Path``.
+    """Read a query into terms; each ``Term.source`` is a text or an existing ``Path``.
 
     Raises:
-        ValueError: a term is missing, a quote is open, or an image does not exist; says where.
+        ValueError: A term is missing, a quote is open, or an image does not exist; the message says where.
+
+    Example:
+        >>> parse_query('2 * red apple - "a worm"')
+        [Term(source='red apple', weight=2.0), Term(source='a worm', weight=-1.0)]
     """
     signs = [match for match in _SIGN.finditer(query) if match[0] in "+-"]
     starts = [0, *(sign.end() for sign in signs)]
@@ -67,15 +74,15 @@ def parse_query(query: str) -> list[Term]:
 
 
 def query_embeds(clip: CLIP, query: Query) -> torch.Tensor:
-    """The unit vector (d,) of a query.
+    """Encode a query to its unit vector (d,).
 
     Args:
-        clip: encodes the terms.
-        query: as described above; or an image (``Path``, PIL and so on), or terms.
+        clip: The CLIP that encodes the terms.
+        query: A text as described above; or an image (``Path``, PIL and so on), or terms.
 
     Raises:
-        ValueError: it cannot be read, it has no term, or its terms cancel out.
-        ImageError: an image cannot be read.
+        ValueError: The query cannot be read, has no term, or its terms cancel out.
+        ImageError: An image cannot be read.
     """
     terms = _terms(query)
     texts = [term for term in terms if isinstance(term.source, str)]
@@ -126,7 +133,7 @@ def _weight(text: str) -> tuple[float, str]:
 
 
 def _path(text: str, where: str) -> Path | None:
-    """The image that a term names, if it does."""
+    """Return the path of the image that a term names; None for a text."""
     if text.startswith(("http://", "https://")):
         raise ValueError(f"query: {text} is an address; download the image and give its path, {where}")
     path = Path(text).expanduser()

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.images.load import Skipped
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found.
+    """Describe an image that was found.
 
     Attributes:
-        path: absolute.
-        score: cosine with the query, in [-1, 1].
-        metadata: given when it was added, or later.
+        path: Absolute path.
+        score: Cosine with the query, in [-1, 1].
+        metadata: JSON values given when the image was added, or later.
     """
 
     path: str
@@ -23,24 +24,18 @@ class Hit:
     metadata: dict[str, Any]
 
 
-class Hits(list[Hit]):
-    """Images that were found, best first; a notebook shows them."""
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.html.page import fragment
-        from clip_guidance.report.similarity import hits_html
-
-        return fragment(hits_html(self))
+class Hits(DisplayMixin, list[Hit]):
+    """List the images that were found, best first; a notebook shows them."""
 
 
 @dataclass
 class Verification:
-    """What became of the files of an index.
+    """Report what became of the files of an index.
 
     Attributes:
-        intact: number that are as they were indexed.
-        changed: paths whose content is another now.
-        missing: paths where there is no file any more; also those that cannot be read.
+        intact: Number of files that are as they were indexed.
+        changed: Paths whose content is another now.
+        missing: Paths where there is no file any more, or a file that cannot be read.
     """
 
     intact: int = 0
@@ -50,7 +45,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Moved:
-    """An image that lies elsewhere now."""
+    """Report an image that lies elsewhere now."""
 
     old: str
     new: str
@@ -58,15 +53,17 @@ class Moved:
 
 @dataclass
 class Changes:
-    """What adding or synchronising did; everything in it is on the disk.
+    """Report what adding or synchronising did; everything in the report is on the disk.
+
+    Reports are added with ``+``.
 
     Attributes:
-        added: paths of new images.
-        updated: paths whose content is another now.
-        moved: images found at a new path, gone from the old one.
-        unchanged: number of images that were as the index knew them.
-        removed: paths taken out because there is no file any more (``ImageIndex.sync`` only).
-        skipped: what could not be read, and why. An image that the index already holds stays as it was.
+        added: Paths of new images.
+        updated: Paths whose content is another now.
+        moved: Images found at a new path, gone from the old one.
+        unchanged: Number of images that were as the index knew them.
+        removed: Paths taken out because there is no file any more (``ImageIndex.sync`` only).
+        skipped: Files that could not be read, and why. An image that the index already holds stays as it was.
     """
 
     added: list[str] = field(default_factory=list)

@@ -2,8 +2,8 @@
 
 Crash safety is the order of writing. Vectors are appended to their file and fsynced; then one transaction (write-ahead
 log, synchronous=FULL) names their rows and so acknowledges them. A kill before the commit leaves rows that nothing
-names, and the next writer overwrites them; after it nothing is lost. Readers see the state at the start of their own
-transaction: rows that it names are never overwritten, and a compacted file has another name.
+names, and the next writer overwrites them; after the commit nothing is lost. Readers see the state at the start of
+their own transaction: rows that this state names are never overwritten, and a compacted file has another name.
 """
 
 from __future__ import annotations
@@ -23,44 +23,23 @@ import numpy as np
 from clip_guidance.index.entries import Batch, Entry
 from clip_guidance.index.nearest import nearest
 from clip_guidance.index.results import Hit
+from clip_guidance.index.schema import COLUMNS, FILE, MOVE, PUT, SCHEMA, VERSION
 from clip_guidance.index.vectors import ImageIndexError, VectorFile
 from clip_guidance.index.where import ALL, Condition
 
-VERSION = 1
-FILE = "index.sqlite"
-_ANSWERS = 4  # of rows, remembered: 8 bytes an image each
-_SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    """CREATE TABLE entries (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice
-        path TEXT NOT NULL UNIQUE,
-        hash TEXT NOT NULL,
-        size INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL,
-        row INTEGER NOT NULL UNIQUE,
-        metadata TEXT NOT NULL
-    )""",
-    "CREATE INDEX entries_hash ON entries (hash)",
-)
-_COLUMNS = "id, path, hash, size, mtime_ns, row, metadata"
-_PUT = """INSERT INTO entries (path, hash, size, mtime_ns, row, metadata)
-    VALUES (:path, :hash, :size, :mtime_ns, :row, json_patch('{}', :patch))
-    ON CONFLICT (path) DO UPDATE SET hash = :hash, size = :size, mtime_ns = :mtime_ns, row = :row,
-    metadata = json_patch(metadata, :patch)"""
-_MOVE = """UPDATE entries SET path = :path, size = :size, mtime_ns = :mtime_ns, metadata = json_patch(metadata, :patch)
-    WHERE id = :id AND hash = :hash"""
+_CACHED = 4  # answers of rows: 8 bytes per image each
 
 
 class Store:
-    """Catalogue and vectors of an index in a folder.
+    """Keep the catalogue and vectors of an index in a folder.
 
     Args:
-        folder: of the index.
-        meta: fingerprint, dim, dtype and model of an index that is to be made where there is none.
-        timeout: how long to wait for another process that is writing, in seconds.
+        folder: Folder of the index.
+        meta: Fingerprint, dim, dtype and model of an index that is to be made where there is none.
+        timeout: Seconds to wait for another process that is writing.
 
     Raises:
-        ImageIndexError: there is no index and ``meta`` is None, the folder holds other things, or it is damaged.
+        ImageIndexError: There is no index and ``meta`` is None, the folder holds other things, or the index is damaged.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, timeout: float = 60.0) -> None:
@@ -76,8 +55,8 @@ class Store:
         self._lock = threading.RLock()  # a connection serves one thread at a time
         self._db = sqlite3.connect(folder / FILE, timeout=timeout, isolation_level=None, check_same_thread=False)
         self._vectors: VectorFile | None = None
-        self._answers: dict[Condition, np.ndarray] = {}
-        self._answers_at = -1
+        self._cached_rows: dict[Condition, np.ndarray] = {}
+        self._cached_at = -1
         try:
             self._prepare(meta)
         except BaseException:
@@ -85,10 +64,10 @@ class Store:
             raise
 
     def _prepare(self, meta: Mapping[str, Any] | None) -> None:
-        self._log_ahead()
+        self._use_write_ahead_log()
         self._run("PRAGMA synchronous = FULL")
         if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            if meta is None:  # its making was cut short
+            if meta is None:  # its creation was cut short
                 raise ImageIndexError(f"{self.folder}: there is no image index")
             self._create(meta)
         self.meta: dict[str, Any] = dict(self._run("SELECT key, value FROM meta").fetchall())
@@ -96,7 +75,7 @@ class Store:
             found = self.meta.get("version")
             raise ImageIndexError(f"{self.folder}: expected an index of version {VERSION}, got {found}")
 
-    def _log_ahead(self) -> None:
+    def _use_write_ahead_log(self) -> None:
         end = time.monotonic() + self.timeout
         while True:
             try:
@@ -110,10 +89,10 @@ class Store:
     def _create(self, meta: Mapping[str, Any]) -> None:
         self._run("BEGIN IMMEDIATE")
         try:
-            if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # nobody was quicker
+            if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # no other process was quicker
                 name = f"vectors-{uuid.uuid4().hex[:8]}"
                 VectorFile.create(self.folder / name, meta["dim"], meta["dtype"])
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     self._run(statement)
                 rows = {**meta, "version": VERSION, "id": uuid.uuid4().hex, "vectors": name, "rows": 0, "changes": 0}
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
@@ -126,7 +105,11 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[np.ndarray]:
-        """One state of the index, whatever others write meanwhile; gives the vectors (rows, d), some of them dead."""
+        """Read one state of the index, whatever others write meanwhile.
+
+        Yields:
+            The vectors (rows, d), some of which belong to no image.
+        """
         with self._lock:
             vectors = self._snapshot()
             try:
@@ -149,7 +132,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The only writer, in this process and all others; everything or nothing is kept."""
+        """Write as the only writer, in this process and all others; everything or nothing is kept."""
         with self._lock:
             self._run("BEGIN IMMEDIATE")
             try:
@@ -161,7 +144,7 @@ class Store:
                     self._run("ROLLBACK")
 
     def close(self) -> None:
-        """Closes the connection; the object is of no use after it."""
+        """Close the connection; the object is of no use afterwards."""
         with self._lock:
             self._vectors = None
             self._db.close()
@@ -169,41 +152,44 @@ class Store:
     # Reading
 
     def get(self, key: str) -> Any:
-        """A value of the table ``meta`` as it is now."""
+        """Return the current value of a key of the table ``meta``."""
         return self._fetch("SELECT value FROM meta WHERE key = ?", (key,))[0][0]
 
     def count(self, condition: Condition = ALL) -> int:
-        """How many images meet a condition."""
+        """Count the images that meet a condition."""
         return int(self._fetch(f"SELECT count(*) FROM entries WHERE {condition.sql}", condition.parameters)[0][0])
 
     def rows(self, condition: Condition = ALL) -> np.ndarray:
-        """Rows of the images that meet a condition, ascending int64; the last few answers serve until a change."""
+        """Return the rows of images that meet a condition, ascending int64.
+
+        The last few answers are cached until a change.
+        """
         with self._lock:
             changes = self.get("changes")
-            if self._answers_at != changes:
-                self._answers, self._answers_at = {}, changes
-            if condition not in self._answers:
-                if len(self._answers) == _ANSWERS:
-                    del self._answers[next(iter(self._answers))]
+            if self._cached_at != changes:
+                self._cached_rows, self._cached_at = {}, changes
+            if condition not in self._cached_rows:
+                if len(self._cached_rows) == _CACHED:
+                    del self._cached_rows[next(iter(self._cached_rows))]
                 sql = f"SELECT row FROM entries WHERE {condition.sql} ORDER BY row"
                 found = self._run(sql, condition.parameters)
-                self._answers[condition] = np.fromiter((row for (row,) in found), np.int64)
-            return self._answers[condition]
+                self._cached_rows[condition] = np.fromiter((row for (row,) in found), np.int64)
+            return self._cached_rows[condition]
 
     def by_path(self, path: str) -> Entry | None:
-        """The image of a path."""
+        """Find the image of a path."""
         return next(iter(self._entries("path = ?", (path,))), None)
 
     def by_hash(self, content: str) -> list[Entry]:
-        """Images of the same bytes."""
+        """Find images of the same bytes."""
         return self._entries("hash = ?", (content,))
 
     def by_rows(self, rows: Iterable[int]) -> list[Entry]:
-        """Images by the rows of their vectors, in the order given."""
+        """Find images by the rows of their vectors, in the order given."""
         return [entry for row in rows for entry in self._entries("row = ?", (int(row),))]
 
     def search(self, queries: np.ndarray, k: int, condition: Condition = ALL, *, exact: bool = True) -> list[list[Hit]]:
-        """The best images for each query (q, d), among those that meet a condition; always exact in a folder."""
+        """Find the best images for each query (q, d), among those that meet a condition; always exact in a folder."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
         with self.reading() as vectors:
@@ -214,7 +200,7 @@ class Store:
             ]
 
     def entries(self, condition: Condition = ALL, page: int = 1000) -> Iterator[Entry]:
-        """All images that meet a condition, by age, read a page at a time."""
+        """Yield all images that meet a condition, by age, read a page at a time."""
         last = 0
         while True:
             sql = f"({condition.sql}) AND id > ? ORDER BY id LIMIT {page}"
@@ -225,7 +211,7 @@ class Store:
             last = entries[-1].id
 
     def _entries(self, sql: str, parameters: Sequence[Any]) -> list[Entry]:
-        found = self._fetch(f"SELECT {_COLUMNS} FROM entries WHERE {sql}", parameters)
+        found = self._fetch(f"SELECT {COLUMNS} FROM entries WHERE {sql}", parameters)
         return [
             Entry(number, path, content, size, mtime_ns, row, json.loads(metadata))
             for number, path, content, size, mtime_ns, row, metadata in found
@@ -238,7 +224,7 @@ class Store:
     # Writing
 
     def apply(self, batch: Batch) -> list[str]:
-        """Acknowledges a batch: when this returns, it is on the disk.
+        """Acknowledge a batch: when this returns, it is on the disk.
 
         Returns:
             Paths of moved images that another process removed or changed meanwhile; they are not in the index.
@@ -249,35 +235,35 @@ class Store:
                 row = self.get("rows")
                 self._file().write(row, np.stack(list(batch.embeds)))
                 rows = [{**vars(seen), "row": row + i} for i, seen in enumerate(batch.put)]
-                self._db.executemany(_PUT, rows)
+                self._db.executemany(PUT, rows)
                 self._run("UPDATE meta SET value = ? WHERE key = 'rows'", (row + len(rows),))
             for number, seen in batch.moved:
                 self._run("DELETE FROM entries WHERE path = ? AND id != ?", (seen.path, number))
-                if not self._run(_MOVE, {**vars(seen), "id": number}).rowcount:
+                if not self._run(MOVE, {**vars(seen), "id": number}).rowcount:
                     lost.append(seen.path)
         return lost
 
     def delete(self, condition: Condition) -> list[str]:
-        """Removes the images that meet a condition; returns their paths."""
+        """Remove the images that meet a condition; return their paths."""
         with self.writing():
             found = self._fetch(f"SELECT path FROM entries WHERE {condition.sql}", condition.parameters)
             self._run(f"DELETE FROM entries WHERE {condition.sql}", condition.parameters)
         return [path for (path,) in found]
 
     def patch(self, condition: Condition, patch: str) -> int:
-        """Changes the metadata of the images that meet a condition; returns their number."""
+        """Change the metadata of the images that meet a condition; return their number."""
         sql = f"UPDATE entries SET metadata = json_patch(metadata, ?) WHERE {condition.sql}"
         with self.writing():
             return self._run(sql, (patch, *condition.parameters)).rowcount
 
     def renumber(self, rows: np.ndarray, vectors: str) -> None:
-        """Within ``writing``: the vectors of ``rows``, ascending, are now rows 0, 1, 2, ... of the file ``vectors``."""
+        """Make the vectors of ``rows``, ascending, rows 0, 1, 2, ... of the file ``vectors``; within ``writing``."""
         pairs = ((new, old) for new, old in enumerate(rows.tolist()) if new != old)
         self._db.executemany("UPDATE entries SET row = ? WHERE row = ?", pairs)  # ascending: a new number is free
         self._db.executemany("UPDATE meta SET value = ? WHERE key = ?", [(len(rows), "rows"), (vectors, "vectors")])
 
     def flush(self) -> None:
-        """Ends a number of changes; in a folder each is complete in itself."""
+        """End a number of changes; in a folder each change is complete in itself."""
 
     def _file(self) -> VectorFile:
         path = self.folder / self.get("vectors")
@@ -298,4 +284,4 @@ class Store:
 
 
 def _is_foreign(path: Path) -> bool:
-    return not path.name.startswith((FILE, "vectors-"))  # these another process has just made
+    return not path.name.startswith((FILE, "vectors-"))  # another process may just have made these files

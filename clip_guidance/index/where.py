@@ -3,7 +3,7 @@
     filter    = condition, {"and", condition}
     condition = key, ("=" | "!=" | "<" | "<=" | ">" | ">=" | "~"), value | key, "in", "(", value, {",", value}, ")"
 
-A bare key with dots is nested (``camera.model``), a quoted one is taken as it stands; ``path`` is the image's own.
+A bare key with dots is nested (``camera.model``), a quoted key is taken as it stands; ``path`` is the image's own.
 Values are numbers, ``true``, ``false``, ``null``, bare words or quoted texts. A number is compared with numbers only, a
 text with texts only (character by character, so dates written 2024-05-01 are in order), and an image without the key
 matches nothing but ``key = null``. ``~`` matches a text with the wildcards ``*``, ``?`` and ``[a-z]``.
@@ -29,7 +29,7 @@ _SQL = {"=": "=", "==": "=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "~": "G
 
 @dataclass(frozen=True)
 class Condition:
-    """A part of an SQL statement over the table of entries, and the values of its question marks."""
+    """Hold a part of an SQL statement over the table of entries, and the values of its question marks."""
 
     sql: str
     parameters: tuple[Any, ...]
@@ -39,18 +39,18 @@ ALL = Condition("1", ())
 
 
 def both(one: Condition, other: Condition) -> Condition:
-    """What meets two conditions."""
+    """Join two conditions: images must meet both."""
     return _all([one, other])
 
 
 def compile_where(where: str | Mapping[str, Any] | None) -> Condition:
-    """Translates a filter.
+    """Translate a filter.
 
     Args:
-        where: as above; or keys, as they stand, with the value or list of values that each must have.
+        where: A text as above; or keys, as they stand, with the value or list of values that each must have.
 
     Raises:
-        ValueError: the filter cannot be read; says where.
+        ValueError: The filter cannot be read; the message says where.
     """
     if where is None:
         return ALL
@@ -65,7 +65,7 @@ def compile_where(where: str | Mapping[str, Any] | None) -> Condition:
 
 @dataclass(frozen=True)
 class _Key:
-    """Where a value is found: the names from the outermost to the innermost."""
+    """Locate a value: the names from the outermost to the innermost."""
 
     names: tuple[str, ...]
 
@@ -84,7 +84,10 @@ class _Key:
 
 
 def _compare(key: _Key, operator: str, value: Any) -> Condition:
-    """One comparison. ``json_type`` decides first: SQLite itself would call every number smaller than every text."""
+    """Translate one comparison.
+
+    ``json_type`` decides first: SQLite itself would call every number smaller than every text.
+    """
     if operator == "!=":
         equal = _compare(key, "=", value)
         has = Condition("1", ()) if key.is_path else Condition("json_type(metadata, ?) IS NOT NULL", (key.json_path,))
@@ -145,7 +148,7 @@ def _tokens(source: str) -> list[_Token]:
 
 
 class _Parser:
-    """Recursive descent over the grammar above, a method a rule."""
+    """Parse the grammar above by recursive descent, one method per rule."""
 
     def __init__(self, source: str) -> None:
         self.source, self.tokens = source, _tokens(source)

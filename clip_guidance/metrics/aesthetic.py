@@ -1,8 +1,8 @@
-"""How pleasing is an image? A linear head on a CLIP's image embedding: w·e + b, with e a unit vector.
+"""Aesthetic score: a linear head on a CLIP's image embedding, w·e + b, with e a unit vector.
 
 The heads of LAION (https://github.com/LAION-AI/aesthetic-predictor) were fitted to the ratings of people, 1 to 10, on
-embeddings of OpenAI's ViT-B/32, B/16 and L/14: one of them says nothing about another CLIP's images. Its width is
-checked; that it was fitted to these very weights cannot be, since a head does not say so.
+embeddings of OpenAI's ViT-B/32, B/16 and L/14. A head says nothing about the embeddings of another CLIP. Its width is
+checked; whether it was fitted to the very weights at hand cannot be checked, because the file does not say so.
 
 A head is a safetensors file that holds ``weight`` (1, d) and ``bias`` (1,), an ``nn.Linear``.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AestheticHead:
-    """A linear head; a ``ImageScore`` that looks at no text.
+    """Score image embeddings by a linear head; an ``ImageScore`` that reads no text.
 
     Args:
-        name: how the score is called.
-        weight: (d,).
-        bias: scalar.
+        name: Name of the score, "aesthetic:" and the name of the file.
+        weight: Weight vector (d,).
+        bias: Scalar.
     """
 
     name: str
@@ -42,10 +42,10 @@ class AestheticHead:
 
     @classmethod
     def from_file(cls, path: str | Path) -> AestheticHead:
-        """Reads a head.
+        """Read a head from a safetensors file.
 
         Raises:
-            ModelError: it is pickled, missing, damaged, or no linear head.
+            ModelError: The file is pickled, missing or damaged, or holds no linear head.
         """
         path = Path(path)
         if path.suffix in PICKLES:
@@ -66,10 +66,10 @@ class AestheticHead:
         return []
 
     def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None = None) -> Tensor:
-        """Unit vectors (n, d) to (n,) scores.
+        """Score images from their unit vectors (n, d); returns (n,).
 
         Raises:
-            ModelError: the CLIP's embeddings have another width than the head's.
+            ModelError: The width of the CLIP's embeddings is not that of the head.
         """
         if image_embeds.shape[-1] != len(self.weight):
             raise ModelError(
@@ -82,7 +82,10 @@ class AestheticHead:
         return scores.double().mean().item()
 
     def record(self, clip: CLIP) -> dict[str, Any]:
-        """The head's digest is in the definition too: files of several heads may bear the same name."""
+        """Return what is needed to compute the same score again, with a digest of the head.
+
+        The digest is part of the definition too, because files of several heads may bear the same name.
+        """
         digest = hashlib.sha256()
         for tensor in (self.weight, self.bias):
             digest.update(tensor.cpu().numpy().tobytes())
@@ -91,20 +94,30 @@ class AestheticHead:
 
 
 def aesthetic_score(clip: CLIP, images: Any, head: AestheticHead | str | Path, batch_size: int = 64) -> Tensor:
-    """Scores images by an aesthetic head.
+    """Score images by an aesthetic head.
 
     Args:
-        clip: the CLIP that the head was fitted to.
-        images: n images, as for ``CLIP.encode_image``.
-        head: a head, or the path of its safetensors.
-        batch_size: images encoded at once.
+        clip: The CLIP that the head was fitted to.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        head: A head, or the path of its safetensors file.
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        (n,) scores; LAION's heads mostly give 2 to 8.
+        Scores (n,), float32; LAION's heads mostly give 2 to 8.
 
     Raises:
-        ModelError: the head cannot be read, or is that of another CLIP.
-        ImageError: an image cannot be read.
+        ModelError: The head cannot be read, or was fitted to a CLIP of another width.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> from PIL import Image
+        >>> from clip_guidance.metrics.aesthetic import AestheticHead
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> head = AestheticHead("aesthetic:constant", torch.zeros(clip.config.projection_dim), torch.tensor(5.0))
+        >>> cg.aesthetic_score(clip, [Image.new("RGB", (64, 64), "red")], head)
+        tensor([5.])
     """
     head = head if isinstance(head, AestheticHead) else AestheticHead.from_file(head)
     return head.scores(clip, clip.encode_image(images, batch_size=batch_size))

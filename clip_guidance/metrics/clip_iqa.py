@@ -1,4 +1,4 @@
-"""Quality without a reference: is an image nearer to "Good photo." or to "Bad photo."?
+"""CLIP-IQA, quality without a reference: is an image nearer to "Good photo." or to "Bad photo."?
 
 Wang et al. 2023, "Exploring CLIP for Assessing the Look and Feel of Images" (CLIP-IQA, arXiv:2207.12396), antonym
 prompt pairing:
@@ -6,8 +6,8 @@ prompt pairing:
     score = softmax(100 · cos(I, positive), 100 · cos(I, negative))₀        in (0, 1)
 
 The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on images in their
-own size. Here images are resized to the CLIP's input, and a ViT keeps its positions: the record then calls the
-score "clip-iqa:quality with positional embedding", and neither is to be compared with the published numbers.
+own size. Here images are resized to the CLIP's input, and a ViT keeps its positional embedding. The record then names
+the score "clip-iqa:quality with positional embedding". Neither number can be compared with the published ones.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ PAIRS = {  # with the names and texts of torchmetrics, which extends the paper's
 
 @dataclass(frozen=True)
 class PromptPair:
-    """The share of an image that goes to the first of two opposite texts; a ``ImageScore``.
+    """Score the share of an image that goes to the first of two opposite texts; an ``ImageScore``.
 
     Args:
-        name: how the score is called, "clip-iqa:" and the pair.
-        positive: the text that a score of 1 means.
-        negative: the text that a score of 0 means.
-        logit_scale: the factor of the cosines; 100 in every published form, whatever the CLIP's own.
+        name: Name of the score, "clip-iqa:" and the pair.
+        positive: The text that a score of 1 means.
+        negative: The text that a score of 0 means.
+        logit_scale: Factor on the cosines; 100 in every published form, whatever the CLIP's own.
     """
 
     name: str
@@ -85,10 +85,14 @@ class PromptPair:
 
 
 def get_pair(pair: str) -> PromptPair:
-    """A built-in pair by its name ("quality") or its first text ("good photo"), or two own texts: "sharp/blurred".
+    """Find a built-in pair by its name or its first text, or make one of two texts.
+
+    Args:
+        pair: A name ("quality"), a first text ("good photo"), or two own texts with a slash between them:
+            "sharp/blurred".
 
     Raises:
-        ValueError: there is no such pair.
+        ValueError: There is no such pair.
     """
     positive, slash, negative = (part.strip() for part in pair.partition("/"))
     if slash and positive and negative:
@@ -101,20 +105,28 @@ def get_pair(pair: str) -> PromptPair:
 
 
 def clip_iqa(clip: CLIP, images: Any, pairs: Sequence[str] = ("quality",), batch_size: int = 64) -> dict[str, Tensor]:
-    """Scores images by pairs of opposite texts; each image is encoded once for all pairs.
+    """Score images by pairs of opposite texts (CLIP-IQA); each image is encoded once for all pairs.
 
     Args:
-        clip: the judge.
-        images: n images, as for ``CLIP.encode_image``.
-        pairs: as for :func:`get_pair`.
-        batch_size: images encoded at once.
+        clip: The judge.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        pairs: Names of built-in pairs, or own pairs such as "sharp art/blurred art"; see :func:`get_pair`.
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        For each pair, as it was given, (n,) scores in [0, 1].
+        For each pair, as it was given, scores (n,) in [0, 1].
 
     Raises:
-        ValueError: there is no such pair.
-        ImageError: an image cannot be read.
+        ValueError: There is no such pair.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> found = cg.clip_iqa(clip, [Image.new("RGB", (64, 64), "red")], ["quality", "red/blue"])
+        >>> found["red/blue"].shape, bool(found["red/blue"] > 0.5)
+        (torch.Size([1]), True)
     """
     found = {pair: get_pair(pair) for pair in pairs}
     image_embeds = clip.encode_image(as_list(images), batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""How well do images match texts? CLIP scores, each with its definition written down.
+"""CLIP scores: how well images match texts, each score with its definition written down.
 
 "CLIPScore" alone names at least two numbers, one around 0.7 and one around 30. Every score here follows a
 ``ScoreDefinition``, whose ``record`` goes wherever the score goes:
@@ -10,7 +10,7 @@
 Sources: Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", equations 1
 and 2; torchmetrics' ``CLIPScore``; Gal et al. 2022, "StyleGAN-NADA", equation 3 (directional similarity).
 
-The CLIP that guided an image is no judge of it: score with another one.
+The CLIP that guided an image cannot judge it: score with another one.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreDefinition:
-    """What exactly a score computes.
+    """Define what exactly a score computes.
 
     Attributes:
-        name: how the score is called.
-        weight: factor on the cosine.
-        prefix: put before every text, and before every reference.
-        clip: where negative values become zero: in "each" score, in the "mean" only, or "never".
+        name: Name of the score.
+        weight: Factor on the cosine.
+        prefix: Text put before every text, and before every reference.
+        clip: Where negative values become zero: in "each" score, in the "mean" only, or "never".
     """
 
     name: str
@@ -50,17 +50,17 @@ class ScoreDefinition:
             raise ValueError(f"clip must be 'each', 'mean' or 'never', got {self.clip!r}")
 
     def scores(self, cosines: torch.Tensor) -> torch.Tensor:
-        """The score of each cosine, same shape."""
+        """Turn cosines into scores of the same shape."""
         scores = self.weight * cosines
         return scores.clamp(min=0) if self.clip == "each" else scores
 
     def mean(self, scores: torch.Tensor) -> float:
-        """One number for many scores, added up in float64."""
+        """Average many scores in float64, as the definition says."""
         mean = scores.double().mean().item()
         return max(mean, 0.0) if self.clip == "mean" else mean
 
     def record(self, clip: CLIP) -> dict[str, Any]:
-        """All that is needed to compute the same number again: definition, model and preprocessing."""
+        """Return all that is needed to compute the same number again: definition, model and preprocessing."""
         return {
             "definition": self.name,
             "weight": self.weight,
@@ -71,7 +71,7 @@ class ScoreDefinition:
 
 
 def judge_record(clip: CLIP) -> dict[str, Any]:
-    """Which CLIP judges, in which precision, and what it sees of an image and a text."""
+    """Record which CLIP judges, in which precision, and what it sees of an image and a text."""
     processor = clip.image_processor
     return {
         "model": str(clip.name_or_path),
@@ -91,10 +91,10 @@ Definition: TypeAlias = ScoreDefinition | str
 
 
 def get_definition(definition: Definition) -> ScoreDefinition:
-    """A definition by its name; one that is passed as such comes back as it is.
+    """Find a definition by its name; a definition is returned as it is.
 
     Raises:
-        ValueError: no definition has this name.
+        ValueError: No definition has this name.
     """
     if isinstance(definition, ScoreDefinition):
         return definition
@@ -110,21 +110,30 @@ def clip_score(
     definition: Definition = TORCHMETRICS,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """How well each image matches its text.
+    """Score how well each image matches its text.
 
     Args:
-        clip: the judge; not the one that guided the images.
-        images: n images, as for ``CLIP.encode_image``.
-        prompts: n texts, or one for all images. One too long is cut, keeping its end-of-text token.
-        definition: "torchmetrics" (100 · cos, the default), "hessel", "cosine", or your own.
-        batch_size: images encoded at once.
+        clip: The judge; not the CLIP that guided the images.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        prompts: Texts, n of them, or one for all images. A text that is too long is cut, keeping its end-of-text token.
+        definition: "torchmetrics" (100 · cos, the default), "hessel", "cosine", or your own ``ScoreDefinition``.
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        (n,) scores; ``definition.mean(scores)`` is the number to report for all of them.
+        Scores (n,); ``definition.mean(scores)`` is the number to report for all of them.
 
     Raises:
-        ValueError: the number of texts is neither 1 nor n, or a text is empty.
-        ImageError: an image cannot be read.
+        ValueError: The number of texts is neither 1 nor n, or a text is empty.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> scores = cg.clip_score(judge, [red, red], ["a red square", "a blue fish"], "cosine")
+        >>> scores.shape, bool(scores[0] > scores[1])
+        (torch.Size([2]), True)
     """
     definition = get_definition(definition)
     images = as_list(images)
@@ -140,23 +149,33 @@ def ref_clip_score(
     definition: Definition = HESSEL,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """RefCLIPScore (Hessel et al. 2021, equation 2): also compares each text with reference texts.
+    """Score images by RefCLIPScore, which also compares each text with reference texts.
 
-    With s the clip score and r = max(max_j cos(text, reference_j), 0), the score is 2sr / (s + r).
+    Hessel et al. 2021, equation 2: with s the clip score and r = max(max_j cos(text, reference_j), 0), the score is
+    2sr / (s + r).
 
     Args:
-        clip: the judge.
-        images: n images, as for ``CLIP.encode_image``.
-        prompts: n texts, or one for all images.
-        references: for each image one or more reference texts.
-        definition: that of s; the published one is "hessel".
-        batch_size: images encoded at once.
+        clip: The judge.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        prompts: Texts, n of them, or one for all images.
+        references: For each image one or more reference texts.
+        definition: Definition of s; the published one is "hessel".
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        (n,) scores; 0 where s + r is 0.
+        Scores (n,); 0 where s + r is 0.
 
     Raises:
-        ValueError: the lengths differ, or an image has no reference.
+        ValueError: The lengths differ, a text is empty, or an image has no reference.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> cg.ref_clip_score(judge, [red], "a red square", [["a red box", "a square"]]).shape
+        torch.Size([1])
     """
     definition = get_definition(definition)
     images = as_list(images)
@@ -183,21 +202,34 @@ def directional_similarity(
     prompts_after: str | Sequence[str],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Did an edit change the image the way it changes the text? cos(Δ image embedding, Δ text embedding).
+    """Measure whether an edit changes the image the way it changes the text.
+
+    The score is cos(Δ image embedding, Δ text embedding), Gal et al. 2022, equation 3.
 
     Args:
-        clip: the judge.
-        images_before: n images, as for ``CLIP.encode_image``.
-        images_after: the same images, edited.
-        prompts_before: n texts, or one for all images.
-        prompts_after: n texts, or one for all images.
-        batch_size: images encoded at once.
+        clip: The judge.
+        images_before: Images, n of them, as for ``CLIP.encode_image``.
+        images_after: The same images, edited.
+        prompts_before: Texts, n of them, or one for all images.
+        prompts_after: Texts, n of them, or one for all images.
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        (n,) cosines; 0 where an image or its text did not change.
+        Cosines (n,) in [-1, 1]; 0 where an image or its text did not change.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: The lengths differ, or a text is empty.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+        >>> cg.directional_similarity(judge, [red], [red], "a red square", "a blue square")  # nothing was edited
+        tensor([0.])
+        >>> bool(cg.directional_similarity(judge, [red], [blue], "a red square", "a blue square") > 0)
+        True
     """
     before, after = as_list(images_before), as_list(images_after)
     if len(before) != len(after):
@@ -208,12 +240,12 @@ def directional_similarity(
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Cosine of each pair; 0 where a vector is nothing but rounding, like the difference of equal ones."""
+    """Compute the cosine of each pair; 0 where a vector is mere rounding, like the difference of equal ones."""
     return (F.normalize(a.float(), dim=-1, eps=1e-5) * F.normalize(b.float(), dim=-1, eps=1e-5)).sum(dim=-1)
 
 
 def _with_prefix(definition: ScoreDefinition, prompts: str | Sequence[str], count: int) -> list[str]:
-    """The n texts to encode, or the one that all images share."""
+    """Return the n texts to encode, or the one that all images share."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(texts) not in (1, count):
         raise ValueError(f"expected one text, or one for each of {count} images, got {len(texts)} texts")

@@ -4,12 +4,12 @@ Jayasumana et al. 2024, "Rethinking FID: Towards a Better Evaluation Metric for 
 
     CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y)),    k(x, y) = exp(−‖x − y‖² / (2 · 10²))
 
-over all pairs, an image and itself included, as the authors' code has it. The estimate is therefore biased: two sets
+over all pairs, an image and itself included, as in the authors' code. The estimate is therefore biased: two sets
 from one distribution are 2000 · (1 − E k) / N apart, so compare sets of one size. The published numbers are those of
 OpenAI's ViT-L/14 at 336 pixels on unit embeddings; another CLIP gives others.
 
-Of unit vectors k is at least exp(−4 / 200), so the three means nearly cancel. What is averaged here is k − 1, without
-rounding (``expm1``) and in float64; one tile of the matrix of pairs is held at a time.
+For unit vectors k is at least exp(−4 / 200), so the three means nearly cancel. Therefore k − 1 is averaged, without
+rounding (``expm1``) and in float64. One tile of the matrix of pairs is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ BANDWIDTH, SCALE = 10.0, 1000.0
 
 
 def cmmd(embeds: Tensor, reference: Tensor, bandwidth: float = BANDWIDTH) -> float:
-    """CMMD of two sets of embeddings.
+    """Compute the CMMD of two sets of embeddings.
 
     Args:
-        embeds: (n, d) unit vectors, n at least 2.
-        reference: (m, d) unit vectors, m at least 2.
-        bandwidth: σ of the kernel; the published one is 10.
+        embeds: Unit vectors (n, d), n at least 2.
+        reference: Unit vectors (m, d), m at least 2.
+        bandwidth: σ of the kernel, above 0; the published value is 10.
 
     Returns:
         0 for equal sets, else above; at most about 40 for unit vectors and the published bandwidth.
 
     Raises:
-        ValueError: the shapes do not fit, or the bandwidth is not above 0.
+        ValueError: The shapes do not fit, or the bandwidth is not above 0.
+
+    Example:
+        >>> import torch
+        >>> embeds = torch.eye(4)
+        >>> cmmd(embeds, embeds), round(cmmd(embeds, -embeds), 2)
+        (0.0, 9.9)
     """
     if not bandwidth > 0:
         raise ValueError(f"expected a bandwidth above 0, got {bandwidth}")

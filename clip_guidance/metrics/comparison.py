@@ -1,8 +1,8 @@
-"""Is one run better than another? Paired: the same prompts on both sides, so that what a prompt costs cancels.
+"""Paired comparison of two runs: the same prompts on both sides, so that the difficulty of a prompt cancels.
 
-Of the differences dᵢ = bᵢ − aᵢ of n pairs, the mean and the win rate, mean of [dᵢ > 0] + ½ [dᵢ = 0], each with its
-percentile bootstrap interval over pairs (Efron 1979). A pair is what was drawn independently: a prompt, whose images
-are averaged first, rather than an image. Below some 20 pairs a percentile interval is too narrow.
+For the differences dᵢ = bᵢ − aᵢ of n pairs, the mean and the win rate, mean of [dᵢ > 0] + ½ [dᵢ = 0], are each given
+with a percentile bootstrap interval over pairs (Efron 1979). A pair is what was drawn independently: a prompt, whose
+images are averaged first, rather than an image. Below some 20 pairs a percentile interval is too narrow.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.metrics.statistics import Interval, bounds
 
-MAX_DRAWS = 2**22  # drawn numbers in memory at once
+MAX_DRAWS = 2**22  # resampled numbers in memory at once
 
 
 @dataclass(frozen=True)
-class PairedComparison:
-    """Run b against run a.
+class PairedComparison(DisplayMixin):
+    """Hold the comparison of run b against run a; a notebook shows its figures and the pairs that differ most.
 
     Attributes:
-        keys: of the n pairs, in the order of a.
-        a: float64 (n,), scores of the first run.
-        b: float64 (n,), scores of the second.
-        difference: mean of b − a.
-        win_rate: share of pairs in which b is higher; a tie is half a win.
-        only_a: keys that b lacks.
-        only_b: keys that a lacks.
+        keys: Keys of the n pairs, in the order of a.
+        a: Scores of the first run, float64 (n,).
+        b: Scores of the second run, float64 (n,).
+        difference: Mean of b − a, with its interval.
+        win_rate: Share of pairs in which b is higher, with its interval; a tie is half a win.
+        only_a: Keys that b lacks.
+        only_b: Keys that a lacks.
     """
 
     keys: list[Hashable]
@@ -44,14 +45,8 @@ class PairedComparison:
 
     @property
     def differences(self) -> Tensor:
-        """Float64 (n,), b − a."""
+        """Return b − a, float64 (n,)."""
         return self.b - self.a
-
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.html.page import fragment
-        from clip_guidance.report.scores import comparison_parts
-
-        return fragment(*comparison_parts(self))
 
 
 def compare_scores(
@@ -61,17 +56,29 @@ def compare_scores(
     probability: float = 0.95,
     seed: int = 0,
 ) -> PairedComparison:
-    """Compares two runs pair by pair.
+    """Compare two runs pair by pair.
 
     Args:
-        a: score of each key, such as a prompt, in the first run.
-        b: the same of the second; both scored by one definition and one judge.
-        resamples: bootstrap resamples of the n pairs.
-        probability: that of the intervals, in (0, 1).
-        seed: of the resamples.
+        a: Score of each key, such as a prompt, in the first run.
+        b: Score of each key in the second run; both runs are scored by one definition and one judge.
+        resamples: Bootstrap resamples of the n pairs, at least 1; more make the bounds steadier.
+        probability: Probability of the intervals, in (0, 1).
+        seed: Seed of the resamples; equal seeds give equal intervals.
+
+    Returns:
+        The mean difference and the win rate, each with its interval, and the keys without a partner.
 
     Raises:
-        ValueError: fewer than two keys pair, a score is not finite, or a setting is out of range.
+        ValueError: Fewer than two keys pair, a score is not finite, or a setting is out of range.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> a, b = {"cat": 20.0, "dog": 25.0, "bus": 22.0}, {"cat": 22.0, "dog": 26.0, "bus": 22.0}
+        >>> found = cg.compare_scores(a, b)
+        >>> found.difference
+        Interval(estimate=1.0, low=0.0, high=2.0)
+        >>> round(found.win_rate.estimate, 3)
+        0.833
     """
     if resamples < 1 or not 0 < probability < 1:
         raise ValueError(f"expected resamples >= 1 and 0 < probability < 1, got {resamples} and {probability}")
@@ -97,7 +104,7 @@ def compare_scores(
 
 
 def _resampled_means(values: Tensor, resamples: int, seed: int) -> Tensor:
-    """Means (resamples, c) of n rows of ``values`` (n, c), drawn anew from them."""
+    """Draw n rows of ``values`` (n, c) anew, ``resamples`` times, and return their means (resamples, c)."""
     generator, n = torch.Generator().manual_seed(seed), len(values)
     sizes = torch.ones(resamples, dtype=torch.long).split(max(1, MAX_DRAWS // n))
     parts = [values[torch.randint(n, (len(size), n), generator=generator)].mean(1) for size in sizes]

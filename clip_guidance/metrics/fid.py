@@ -1,10 +1,10 @@
-"""Fréchet distance of two sets of features, taken for normal distributions (Heusel et al. 2017, arXiv:1706.08500).
+"""Fréchet distance (FID) of two sets of features, taken for normal distributions.
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)
 
-On CLIP's embeddings it is CLIP-FID (Kynkäänniemi et al. 2023, arXiv:2203.06026; clean-fid's ``clip_vit_b_32``, which
-takes the projections *before* they are scaled to unit length). It is biased upwards, more the fewer the images:
-compare sets of one size, of many more images than features.
+Heusel et al. 2017, arXiv:1706.08500. On CLIP's embeddings it is CLIP-FID (Kynkäänniemi et al. 2023, arXiv:2203.06026;
+clean-fid's ``clip_vit_b_32``, which takes the projections *before* they are scaled to unit length). The estimate is
+biased upwards, more so with fewer images: compare sets of one size, of many more images than features.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from clip_guidance.metrics.features import checked_sets
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance, computed in float64.
+    """Compute the Fréchet distance of two sets of features, in float64.
 
     The trace of the root is found without a root of the asymmetric Σ₁Σ₂: with S = Σ₁^½ it has the eigenvalues of the
     symmetric SΣ₂S. So no complex number appears where the covariances are singular.
 
     Args:
-        features_a: (n, D), n at least 2.
-        features_b: (m, D), m at least 2.
+        features_a: Features (n, D), n at least 2.
+        features_b: Features (m, D), m at least 2.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> features = torch.eye(3)
+        >>> round(frechet_distance(features, features + 1), 6)  # three coordinates, each moved by 1
+        3.0
     """
     a, b = checked_sets(features_a, features_b)
     covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)

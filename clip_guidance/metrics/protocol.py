@@ -1,4 +1,8 @@
-"""What every score of a single image answers to, so that one encoding of the images serves them all."""
+"""The protocol of every score of a single image, so that one encoding of the images serves all of them.
+
+A score says which texts it wants to see beside an image and turns embeddings into numbers. Reading images, encoding
+and writing results are the caller's work.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,43 @@ if TYPE_CHECKING:
 
 
 class ImageScore(Protocol):
-    """A number for each image, from its embedding and those of k texts."""
+    """Score images from their embeddings and those of k texts per image."""
 
     @property
     def name(self) -> str:
-        """What :func:`get_image_score` finds it by; the column of a table."""
+        """Name the score, as ``get_image_score`` finds it and as a table heads its column."""
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether :meth:`texts` depends on the image's prompt."""
+        """Say whether :meth:`texts` depends on the image's prompt."""
 
     def texts(self, prompt: str) -> list[str]:
-        """The k texts to encode beside an image: made of its prompt, or the same for all; k may be 0."""
+        """List the k texts to encode beside an image: made from its prompt, or the same for all; k may be 0."""
 
     def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
-        """Unit vectors of images (n, d) and of the texts of each (n, k, d), None where k is 0, to (n,) scores."""
+        """Score n images.
+
+        Args:
+            clip: The judge.
+            image_embeds: Unit vectors (n, d).
+            text_embeds: Unit vectors of the texts of each image, (n, k, d); None where k is 0.
+
+        Returns:
+            Scores (n,).
+        """
 
     def mean(self, scores: Tensor) -> float:
-        """One number for many images, from their (n,) scores, added up in float64."""
+        """Average the scores (n,) of many images in float64, as the definition of the score says."""
 
     def record(self, clip: CLIP) -> dict[str, Any]:
-        """All that is needed to compute the same number again, in flat columns, ``definition`` the first of them."""
+        """Return all that is needed to compute the same number again, in flat columns, ``definition`` first."""
 
 
 def expect_texts(name: str, image_embeds: Tensor, text_embeds: Tensor | None, count: int) -> Tensor:
-    """The embeddings of the texts, checked.
+    """Check the shape of the texts' embeddings and return them.
 
     Raises:
-        ValueError: they are not (n, count, d).
+        ValueError: The shape is not (n, count, d).
     """
     expected = (len(image_embeds), count, image_embeds.shape[-1])
     if text_embeds is None or tuple(text_embeds.shape) != expected:

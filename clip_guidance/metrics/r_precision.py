@@ -4,8 +4,8 @@ Xu et al. 2018, "AttnGAN" (arXiv:1711.10485), section 4: an image's own text (R 
 belong to it are ranked by their cosine to the image; the score is the share of images whose own text is first.
 Park et al. 2021, "Benchmark for Compositional Text-to-Image Synthesis", put CLIP in the place of AttnGAN's encoders.
 
-Chance is 1 / (distractors + 1). The number depends on the distractors: their number, where they come from and the seed
-stand in the result. A tie counts against the image's own text.
+Chance is 1 / (distractors + 1). The number depends on the distractors: the result holds how many there are, how many
+texts they were drawn from, and the seed. A tie counts against the image's own text.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CHUNK = 256  # images whose distractors are held at once
 
 @dataclass(frozen=True)
 class RPrecision:
-    """R-precision of n images.
+    """Hold the R-precision of n images and what it depends on.
 
     Attributes:
-        value: share in [0, 1] of images that find their text.
-        hits: bool (n,), whether each does.
-        distractors: texts that each image's own one was ranked against.
-        pool: distinct texts, the own one included, that they were drawn from.
-        seed: of the draw.
+        value: Share of images that find their text, in [0, 1].
+        hits: Whether each image does, bool (n,).
+        distractors: Number of texts that each image's own text was ranked against.
+        pool: Number of distinct texts, the own one included, that they were drawn from.
+        seed: Seed of the draw.
     """
 
     value: float
@@ -47,7 +47,7 @@ class RPrecision:
     seed: int
 
     def record(self, clip: CLIP) -> dict[str, Any]:
-        """All that is needed to compute the same number again."""
+        """Return all that is needed to compute the same number again."""
         own = {"distractors": self.distractors, "pool": self.pool, "seed": self.seed, "ties": "count as misses"}
         return {"definition": "r-precision", **own, **judge_record(clip)}
 
@@ -55,17 +55,18 @@ class RPrecision:
 def r_precision(
     image_embeds: Tensor, text_embeds: Tensor, targets: Tensor, distractors: int = 99, seed: int = 0
 ) -> RPrecision:
-    """R-precision from embeddings.
+    """Measure R-precision from embeddings.
 
     Args:
-        image_embeds: (n, d).
-        text_embeds: (m, d), one a *distinct* text, such as :func:`~clip_guidance.metrics.retrieval.unique` finds.
-        targets: int64 (n,), the number of each image's own text.
-        distractors: other texts drawn for each image, without repetition; the published number is 99.
-        seed: of the draw; an image's distractors depend on the seed and its position alone.
+        image_embeds: Unit vectors (n, d).
+        text_embeds: Unit vectors (m, d) of *distinct* texts, such as :func:`~clip_guidance.metrics.retrieval.unique`
+            lists.
+        targets: The number of each image's own text, int64 (n,).
+        distractors: Number of other texts drawn for each image, without repetition; the published number is 99.
+        seed: Seed of the draw; an image's distractors depend on the seed and its position alone.
 
     Raises:
-        ValueError: there is no image, there are too few texts, a target is none of them, or the shapes do not fit.
+        ValueError: There is no image, there are too few texts, a target is out of range, or the shapes do not fit.
     """
     n, m = len(image_embeds), len(text_embeds)
     if not n or targets.shape != (n,) or image_embeds.shape[1:] != text_embeds.shape[1:]:
@@ -88,7 +89,7 @@ def r_precision(
 
 
 def _candidates(target: int, count: int, distractors: int, seed: str) -> list[int]:
-    """The target first, then some of the ``count - 1`` others, each equally likely."""
+    """Put the target first, then some of the ``count - 1`` others, each equally likely."""
     drawn = random.Random(seed).sample(range(count - 1), distractors)
     return [target, *(other + (other >= target) for other in drawn)]
 
@@ -102,20 +103,32 @@ def clip_r_precision(
     seed: int = 0,
     batch_size: int = 64,
 ) -> RPrecision:
-    """R-precision of images by a CLIP (Park et al. 2021).
+    """Measure the R-precision of images by a CLIP (Park et al. 2021).
 
     Args:
-        clip: the judge; not the one that guided the images.
-        images: n images, as for ``CLIP.encode_image``.
-        prompts: n texts; the distractors of each image are drawn from those that differ from its own.
-        others: further texts to draw from, where the prompts are few.
-        distractors: as for :func:`r_precision`.
-        seed: as for :func:`r_precision`.
-        batch_size: images encoded at once.
+        clip: The judge; not the CLIP that guided the images.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        prompts: Texts, n of them; the distractors of each image are drawn from those that differ from its own.
+        others: Further texts to draw from, where the prompts are few.
+        distractors: Number of texts that each image's own text is ranked against; the published number is 99.
+        seed: Seed of the draw.
+        batch_size: Images encoded at once; it changes speed and memory, not the result.
+
+    Returns:
+        The share of images that find their text, whether each does, and what the number depends on.
 
     Raises:
-        ValueError: the number of prompts is not n, or there are too few distinct texts.
-        ImageError: an image cannot be read.
+        ValueError: The number of prompts is not n, or there are too few distinct texts.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+        >>> found = cg.clip_r_precision(judge, images, ["a red square", "a blue square"], distractors=1)
+        >>> found.hits.shape, found.pool
+        (torch.Size([2]), 2)
     """
     images = as_list(images)
     if isinstance(prompts, str) or len(prompts) != len(images):

@@ -1,11 +1,10 @@
-"""One protocol for every score of a single image, so that one encoding of the images serves them all.
-
-A score says which texts it wants to see beside an image and turns embeddings into numbers; reading images, encoding
-and writing results are the caller's. By name there are
+"""Scores of single images by their names, and the function that scores images by any of them.
 
     torchmetrics, hessel, cosine      the image against its prompt (clip_guidance.metrics.clip_score)
     clip-iqa[:PAIR]                   a pair of opposite texts: "quality", "good photo", or own "sharp art/blurred art"
     aesthetic:PATH.safetensors        a linear head on the image's embedding
+
+All of them follow :class:`~clip_guidance.metrics.protocol.ImageScore`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from clip_guidance.images.load import as_list
+from clip_guidance.metrics.aesthetic import AestheticHead
+from clip_guidance.metrics.clip_iqa import get_pair
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
 from clip_guidance.metrics.protocol import ImageScore, expect_texts
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """An image against its own prompt, by a :class:`~clip_guidance.metrics.clip_score.ScoreDefinition`."""
+    """Score an image against its own prompt, by a :class:`~clip_guidance.metrics.clip_score.ScoreDefinition`."""
 
     definition: ScoreDefinition
     needs_prompt = True
@@ -54,15 +55,23 @@ Score: TypeAlias = ImageScore | ScoreDefinition | str
 
 
 def get_image_score(score: Score) -> ImageScore:
-    """A score by its name; one that is passed as such comes back as it is.
+    """Find a score by its name; a score is returned as it is.
 
     Args:
         score: "torchmetrics", "hessel", "cosine"; "clip-iqa" or "clip-iqa:" and the name of a built-in pair, its first
-            text, or two own texts with a slash between them; "aesthetic:" and the path of a head.
+            text, or two own texts with a slash between them; "aesthetic:" and the path of a head; a
+            ``ScoreDefinition``;
+            or any object that follows :class:`~clip_guidance.metrics.protocol.ImageScore`.
 
     Raises:
-        ValueError: no score has this name.
-        ModelError: the head cannot be read.
+        ValueError: No score has this name.
+        ModelError: The head cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> score = cg.get_image_score("clip-iqa:sharp/blurred")
+        >>> score.name, score.needs_prompt, score.texts("")
+        ('clip-iqa:sharp/blurred', False, ['sharp', 'blurred'])
     """
     if isinstance(score, ScoreDefinition):
         return PromptScore(score)
@@ -72,12 +81,8 @@ def get_image_score(score: Score) -> ImageScore:
         return PromptScore(DEFINITIONS[score])
     kind, _, rest = score.partition(":")
     if kind == "clip-iqa":
-        from clip_guidance.metrics.clip_iqa import get_pair
-
         return get_pair(rest or "quality")
     if kind == "aesthetic" and rest:
-        from clip_guidance.metrics.aesthetic import AestheticHead
-
         return AestheticHead.from_file(rest)
     known = ", ".join([*DEFINITIONS, "clip-iqa[:PAIR]", "aesthetic:PATH.safetensors"])
     raise ValueError(f"no score {score!r}; there are {known}")
@@ -86,21 +91,31 @@ def get_image_score(score: Score) -> ImageScore:
 def score_images(
     clip: CLIP, images: Any, score: Score, prompts: str | Sequence[str] | None = None, batch_size: int = 64
 ) -> Tensor:
-    """Scores images that are in memory or few; each text is encoded once.
+    """Score images that are in memory or few; each text is encoded once.
+
+    For many images, resumable and shared among processes, see :mod:`clip_guidance.metrics.job`.
 
     Args:
-        clip: the judge; not the one that guided the images.
-        images: n images, as for ``CLIP.encode_image``.
-        score: a score or its name.
-        prompts: n texts, or one for all images; left out where the score needs none.
-        batch_size: images encoded at once.
+        clip: The judge; not the CLIP that guided the images.
+        images: Images, n of them, as for ``CLIP.encode_image``.
+        score: A score or its name, as for :func:`get_image_score`.
+        prompts: Texts, n of them, or one for all images; None where the score needs no prompt.
+        batch_size: Images encoded at once; it changes speed and memory, not the scores.
 
     Returns:
-        (n,) scores; ``score.mean(scores)`` is the number to report for all of them.
+        Scores (n,); ``score.mean(scores)`` is the number to report for all of them.
 
     Raises:
-        ValueError: the score needs prompts and got none, or their number is neither 1 nor n.
-        ImageError: an image cannot be read.
+        ValueError: The score needs prompts and got none, or their number is neither 1 nor n.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> cg.score_images(judge, [red, red], "hessel", "a red square").shape
+        torch.Size([2])
     """
     score, images = get_image_score(score), as_list(images)
     prompts = [prompts or ""] if prompts is None or isinstance(prompts, str) else list(prompts)

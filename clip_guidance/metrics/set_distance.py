@@ -1,4 +1,4 @@
-"""How far are made images from a reference set? Several distances from one encoding, with all that they depend on.
+"""Distances of generated images from a reference set: several from one encoding, with all that they depend on.
 
     cmmd      Jayasumana et al. 2024   Gaussian kernel on unit embeddings, biased, × 1000    (.cmmd)
     kid       Binkowski et al. 2018    cubic kernel on the pooled states, unbiased           (.kid)
@@ -35,16 +35,16 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor, Tensor], float], dict[str, Any]]]
 
 @dataclass(frozen=True)
 class SetDistance:
-    """A distance and what it depends on.
+    """Hold a distance and what it depends on.
 
     Attributes:
         definition: "cmmd", "kid" or "clip-fid".
-        value: the distance.
-        count: made images, n.
-        reference_count: images of the reference set, m.
-        reference: what the reference set is, in the caller's words.
-        settings: features, kernel and estimate.
-        judge: which CLIP in which precision.
+        value: The distance.
+        count: Number of generated images, n.
+        reference_count: Number of images of the reference set, m.
+        reference: What the reference set is, in the caller's words.
+        settings: Features, kernel and estimate.
+        judge: Which CLIP in which precision.
     """
 
     definition: str
@@ -56,7 +56,7 @@ class SetDistance:
     judge: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """In flat columns, for a table."""
+        """Return the distance and what it depends on in flat columns, for a table."""
         own = {key: value for key, value in asdict(self).items() if key not in ("settings", "judge")}
         return {**own, **self.settings, **self.judge}
 
@@ -70,19 +70,32 @@ def set_distances(
     definitions: Sequence[str] = ("cmmd", "kid"),
     batch_size: int = 64,
 ) -> dict[str, SetDistance]:
-    """Distances of images to a reference set; every image is encoded once.
+    """Measure distances of images from a reference set; every image is encoded once.
 
     Args:
-        clip: the judge; not the one that guided the images.
-        images: n images, as for ``CLIP.encode_image``, n at least 2.
-        reference_images: m images, m at least 2.
-        reference: what these are, such as "COCO val2017, 5,000 images"; it stands in the results.
-        definitions: which distances.
-        batch_size: images encoded at once.
+        clip: The judge; not the CLIP that guided the images.
+        images: Images, n of them, as for ``CLIP.encode_image``, n at least 2.
+        reference_images: Images of the reference set, m at least 2.
+        reference: What the reference set is, such as "COCO val2017, 5,000 images"; the results repeat it.
+        definitions: Which distances: "cmmd", "kid", "clip-fid".
+        batch_size: Images encoded at once; it changes speed and memory, not the distances.
+
+    Returns:
+        For each definition its distance.
 
     Raises:
-        ValueError: no distance has such a name, the reference is not named, or a set has fewer than 2 images.
-        ImageError: an image cannot be read.
+        ValueError: No distance has such a name, the reference is not named, or a set has fewer than 2 images.
+        ImageError: An image cannot be read.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> judge = cg.CLIP.from_pretrained("emoji-judge")
+        >>> reds = [Image.new("RGB", (64, 64), (255, shade, shade)) for shade in (0, 60)]
+        >>> blues = [Image.new("RGB", (64, 64), (shade, shade, 255)) for shade in (0, 60)]
+        >>> near, far = (cg.set_distances(judge, reds, images, "squares")["cmmd"] for images in (reds, blues))
+        >>> abs(near.value) < 1e-6 < far.value, far.reference_count
+        (True, 2)
     """
     if unknown := [name for name in definitions if name not in DEFINITIONS]:
         raise ValueError(f"no set distance {unknown[0]!r}; there are {', '.join(DEFINITIONS)}")

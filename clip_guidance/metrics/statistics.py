@@ -1,4 +1,4 @@
-"""Intervals: percentile bootstrap (Efron 1979) and Wilson's score interval."""
+"""Intervals of estimates: percentile bootstrap (Efron 1979) and Wilson's score interval (Wilson 1927)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the bounds that hold it with the given probability."""
+    """Hold an estimate and the bounds that contain it with the given probability."""
 
     estimate: float
     low: float
@@ -20,31 +20,28 @@ class Interval:
 
 
 def resample_counts(count: int, resamples: int, seed: int) -> Tensor:
-    """How often each of ``count`` things is drawn, (resamples, count) in float64, when as many are drawn anew."""
+    """Draw ``count`` of ``count`` things anew and count them: float64 (resamples, count)."""
     drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
 
 
 def bounds(drawn: Tensor, probability: float = 0.95) -> tuple[float, float]:
-    """The middle ``probability`` of resampled estimates (R,): percentile bootstrap (Efron 1979)."""
+    """Return the bounds of the middle ``probability`` of resampled estimates (R,): percentile bootstrap."""
     tail = (1 - probability) / 2
     low, high = torch.quantile(drawn, torch.tensor([tail, 1 - tail], dtype=drawn.dtype, device=drawn.device)).tolist()
     return low, high
 
 
-@dataclass(frozen=True)
-class ShareInterval:
-    """Bounds of a share, in [0, 1]."""
-
-    low: float
-    high: float
-
-
-def wilson_interval(share: float, count: int, confidence: float = 0.95) -> ShareInterval:
-    """Wilson's score interval of a share of ``count`` independent cases.
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> Interval:
+    """Compute Wilson's score interval of a share of ``count`` independent cases.
 
     Raises:
-        ValueError: there is no case, or the share is none.
+        ValueError: There is no case, or ``share`` is not in [0, 1].
+
+    Example:
+        >>> interval = wilson_interval(0.5, 20)
+        >>> round(interval.low, 3), round(interval.high, 3)
+        (0.299, 0.701)
     """
     if count < 1 or not 0 <= share <= 1:
         raise ValueError(f"expected a share in [0, 1] of at least one case, got {share} of {count}")
@@ -52,11 +49,11 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> Share
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    return ShareInterval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+    return Interval(share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
 
 
 def with_intervals(shares: dict[str, float], count: int) -> dict[str, float]:
-    """Each share, and behind it the bounds of :func:`wilson_interval` as ``name_low`` and ``name_high``."""
+    """Put behind each share the bounds of :func:`wilson_interval`, as ``name_low`` and ``name_high``."""
     found: dict[str, float] = {}
     for name, share in shares.items():
         interval = wilson_interval(share, count)

@@ -1,12 +1,12 @@
 """Results to look at: pages that are one file each, parts of them in notebooks, and plots.
 
-Each function makes a :class:`Page` of a result; a notebook shows it as it stands, and ``page.save("out.html")`` writes
-a file that loads nothing from elsewhere, with at most 200 images::
+Each function makes a :class:`Page` of a result. A notebook shows the page as it stands, and ``page.save("out.html")``
+writes a file that loads nothing from elsewhere, with at most 200 images::
 
     classifier = cg.ZeroShotClassifier(clip, ["cat", "dog"])
     report.classification(classifier(photos), photos).save("photos.html")
 
-:mod:`clip_guidance.report.plots` draws the same with matplotlib.
+:mod:`clip_guidance.report.plots` draws results with matplotlib.
 """
 
 from clip_guidance.report.classification import classification as classification

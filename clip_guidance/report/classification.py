@@ -1,22 +1,20 @@
-"""Reports of zero-shot classification: each image beside its likeliest labels, and who was taken for whom."""
+"""Reports of zero-shot classification: each image beside its likeliest labels, and the labels that were confused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from markupsafe import Markup
 
-from clip_guidance.images.load import as_list
+from clip_guidance.images.load import ImageSource, as_list
 from clip_guidance.metrics.classification import ClassificationMetrics, classification_metrics
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page, percent
 from clip_guidance.report.html.parts import Guess
+from clip_guidance.report.notebook import result_parts
 from clip_guidance.zero_shot.classifier import ZeroShotResult
-
-if TYPE_CHECKING:
-    from clip_guidance.images.load import ImageSource
 
 LABELS = 30  # of a confusion matrix at most; beyond, the commonest confusions are listed
 ROUNDED = "Probabilities are rounded to 0.1 %."
@@ -32,20 +30,30 @@ def classification(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A page of classified images.
+    """Make a page of classified images.
 
     Args:
-        result: of n images.
-        images: the n images, as for ``CLIP.encode_image``; without them only their bars are shown.
-        truth: the right label of each, None where it is not known. Where there are more images than are shown, those
-            that are wrong come first, the surest of them before the others.
-        k: labels shown for each.
-        threshold: a label that is less likely is not given.
-        facts: shown at the top.
-        failed: what could not be read: ``path`` and ``reason``.
+        result: The result of n images.
+        images: The n images, as for ``CLIP.encode_image``; without them only their bars are shown.
+        truth: The right label of each image, None where it is not known. Where there are more images than are shown,
+            the
+            wrong ones come first, the surest of them before the others.
+        k: Labels shown for each image.
+        threshold: A label that is less likely is not given.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: there are not n images, not n labels, or a label is unknown.
+        ValueError: There are not n images or not n labels, or a label is unknown.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> from clip_guidance import report
+        >>> probs = torch.tensor([[0.9, 0.1]])
+        >>> page = report.classification(cg.ZeroShotResult(("cat", "dog"), probs.log(), probs), truth=["cat"])
+        >>> page.title, "90.0%" in page.to_html()
+        ('Classified images', True)
     """
     sources: list[ImageSource] | None = None if images is None or not len(result) else as_list(images)
     for what, given in (("images", sources), ("right labels", truth)):
@@ -53,7 +61,7 @@ def classification(
             raise ValueError(f"expected {len(result)} {what}, one for each of the result's, got {len(given)}")
     measured = () if truth is None else _measured(result, truth)
     order = range(len(result)) if truth is None else _mistakes_first(result, truth)
-    chosen = list(order)[: parts.IMAGES]
+    chosen = list(order)[: parts.MAX_IMAGES]
     note = parts.shown(len(chosen), len(result)) + (
         "" if truth is None else ", mistakes first, the surest before others"
     )
@@ -64,7 +72,7 @@ def classification(
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
-    """Images of label i (rows) that were given label j (columns); the commonest mistakes where labels are many."""
+    """Draw the images of label i (rows) that were given label j (columns); of many labels the commonest mistakes."""
     if len(labels) <= LABELS:
         return parts.heat_map(matrix, labels, labels, corner="right ↓ given →", form="d")
     mistakes = [
@@ -74,8 +82,9 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
     return parts.table(["right", "given", "images"], [(right, given, count) for count, right, given in lines])
 
 
+@result_parts.register
 def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None = None) -> tuple[Markup, ...]:
-    """The figures and the confusion matrix; labels without names are numbered."""
+    """Draw the figures and the confusion matrix; labels without names are numbered."""
     matrix = metrics.confusion.tolist()
     figures = {
         "images with a known label": metrics.count,
@@ -92,12 +101,14 @@ def metrics_parts(metrics: ClassificationMetrics, labels: Sequence[str] | None =
     )
 
 
-def result_html(result: ZeroShotResult) -> Markup:
-    """The bars of a result whose images are not at hand."""
-    chosen = list(range(len(result)))[: parts.IMAGES]
+@result_parts.register
+def bars_parts(result: ZeroShotResult) -> tuple[Markup, ...]:
+    """Draw the bars of a result whose images are not at hand."""
+    chosen = list(range(len(result)))[: parts.MAX_IMAGES]
     threshold = 0.5 if result.multi_label else 0.0
     guesses = _guesses(result, chosen, None, None, 5, threshold)
-    return parts.section("", parts.classified(guesses), f"{parts.shown(len(chosen), len(result))}. {ROUNDED}")
+    note = f"{parts.shown(len(chosen), len(result))}. {ROUNDED}"
+    return (parts.section("", parts.classified(guesses), note),)
 
 
 def _guesses(
@@ -123,7 +134,7 @@ def _guesses(
 
 
 def _targets(result: ZeroShotResult, truth: Sequence[str | None]) -> torch.Tensor:
-    """int64 (n,), the number of the right label; -1 where it is not known."""
+    """Return the numbers of the right labels, int64 (n,); -1 where a label is not known."""
     places = {label: place for place, label in enumerate(result.labels)}
     if unknown := sorted({label for label in truth if label is not None and label not in places}):
         raise ValueError(f"unknown labels {unknown[:5]}; the result knows {', '.join(result.labels[:10])}")

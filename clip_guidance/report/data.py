@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from markupsafe import Markup
 
+from clip_guidance.data.check import Report
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
-
-if TYPE_CHECKING:
-    from clip_guidance.data.check import Report
+from clip_guidance.report.notebook import result_parts
 
 
 def data_check(report: Report) -> Page:
-    """A page of what was read: how much of it is good, and the first of each kind of bad row."""
+    """Make a page of what was read: how much of it is good, and the first bad rows of each kind.
+
+    Args:
+        report: What ``clip_guidance.data.check`` returned.
+    """
     return Page("What training would read", data_parts(report))
 
 
+@result_parts.register
 def data_parts(report: Report) -> tuple[Markup, ...]:
-    """Figures, the share of each kind of row, and examples of bad ones."""
+    """Draw the figures, the share of each kind of row, and examples of bad rows."""
     sizes = [f"{size[0]} × {size[1]}" for size in (report.smallest, report.largest) if size]
     figures = {
         "source": f"{report.source} ({report.kind})",

@@ -1,28 +1,32 @@
-"""Reports of images that were drawn: each with its prompt and scores, and the settings that all of them share."""
+"""Reports of generated images: each with its prompt and scores, and the settings that all of them share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
+from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card
+from clip_guidance.report.notebook import result_parts
 
 IN_CARDS = ("prompt", "seed")
 
 
 def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str, str]] = ()) -> Page:
-    """A page of drawn images.
+    """Make a page of generated images.
 
     Args:
-        rows: one an image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` gives.
-        failed: what could not be drawn: ``path`` and ``reason``.
+        rows: One mapping per image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` returns.
+        failed: Images that could not be generated: ``path`` and ``reason``.
     """
     settings = [dict(row["settings"]) for row in rows]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]
     shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
-    chosen = rows[: parts.IMAGES]
+    chosen = rows[: parts.MAX_IMAGES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
     note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
     about = {name: settings[0][name] for name in names if name in shared}
@@ -35,6 +39,12 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
             *parts.failures(failed),
         ),
     )
+
+
+@result_parts.register
+def image_parts(image: GeneratedImage) -> tuple[Markup, ...]:
+    """Draw one image with its scores and settings."""
+    return generated([{"image": image.image, **image.record()}]).parts
 
 
 def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:

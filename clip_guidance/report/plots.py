@@ -1,11 +1,12 @@
 """Plots of results for notebooks and papers, drawn with matplotlib (extra ``plot``).
 
-Every function takes the axes to draw on, or makes a figure, and returns what it drew on, so that titles, sizes and
-files are matplotlib's own: ``plot_matrix(matrix).figure.savefig("likeness.pdf")``.
+Each function returns what it drew on, so that titles, sizes and files are matplotlib's own:
+``plot_matrix(matrix).figure.savefig("similarity.pdf")``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +14,38 @@ import numpy as np
 import torch
 
 from clip_guidance.images.load import as_list, load_image
-from clip_guidance.report.html.parts import sturges
+from clip_guidance.zero_shot.classifier import ZeroShotResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from clip_guidance.zero_shot.classifier import ZeroShotResult
+PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label starts no formula
 
 
-PLAIN: dict[str, Any] = {"parse_math": False}  # a dollar in a label is a dollar
-
-
-def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
-    """The k likeliest labels of each image as bars, beside the image.
-
-    Args:
-        result: of n images.
-        images: the n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
-        k: labels for each.
+@functools.singledispatch
+def plot_result(result: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draw a result; the function registered for its class says with which arguments.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ImageError: an image cannot be read.
-        ValueError: there is no image, or not as many as results.
+        TypeError: No plot is registered for this class.
+    """
+    raise TypeError(f"no plot shows a {type(result).__name__}")
+
+
+@plot_result.register(ZeroShotResult)
+def plot_probs(result: ZeroShotResult, images: Any = None, k: int = 5) -> Figure:
+    """Draw the k likeliest labels of each image as bars, beside the image.
+
+    Args:
+        result: The result of n images.
+        images: The n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
+        k: Labels for each image.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+        ImageError: An image cannot be read.
+        ValueError: There is no image, or not as many images as results.
     """
     if not len(result):
         raise ValueError("expected a result of at least one image to plot, got none")
@@ -64,18 +73,18 @@ def plot_matrix(
     ax: Axes | None = None,
     form: str = ".2f",
 ) -> Axes:
-    """A heat map of numbers: cosines of images, or a confusion matrix (``form="d"``).
+    """Draw a heat map of numbers: cosines of images, or a confusion matrix (``form="d"``).
 
     Args:
-        values: (n, m), a tensor, an array or lists.
-        rows: n names; numbers by default.
-        columns: m names; by default those of the rows where n = m.
-        ax: where to draw; a new figure by default.
-        form: of the numbers in the cells, as for ``format``.
+        values: Numbers (n, m): a tensor, an array or lists.
+        rows: Names, n of them; numbers by default.
+        columns: Names, m of them; by default those of the rows where n = m.
+        ax: Axes to draw on; those of a new figure by default.
+        form: Format of the numbers in the cells, as for ``format``.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: it is no matrix, or the names do not fit.
+        ImportError: Matplotlib is not installed.
+        ValueError: The values are no matrix, or the names do not fit.
     """
     matrix = _array(values)
     if matrix.ndim != 2:
@@ -98,66 +107,13 @@ def plot_matrix(
     return ax
 
 
-def plot_scores(scores: Any, label: str = "score", ax: Axes | None = None) -> Axes:
-    """How often each range of scores occurs (Sturges 1926), with a dashed line at the mean; of the finite ones alone.
-
-    Args:
-        scores: (n,).
-        label: what they are.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: none is finite.
-    """
-    values = _array(scores).astype(np.float64).ravel()
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        raise ValueError(f"scores: expected at least one finite number, got {len(values)} that are none")
-    ax = ax if ax is not None else _pyplot().subplots(layout="constrained")[1]
-    ax.hist(finite, bins=sturges(finite))
-    ax.axvline(finite.mean(), linestyle="--", color="black", label=f"mean {finite.mean():.2f}")
-    ax.set(xlabel=label, ylabel="images")
-    ax.legend()
-    return ax
-
-
-def plot_gallery(images: Any, captions: Sequence[str] | None = None, columns: int = 5) -> Figure:
-    """Images in rows, with captions: the hits of a search, or what was drawn.
-
-    Args:
-        images: n images, as for ``CLIP.encode_image``.
-        captions: n texts.
-        columns: images in a row.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ImageError: an image cannot be read.
-        ValueError: there is no image, or not as many captions.
-    """
-    sources = as_list(images)
-    if captions is not None and len(captions) != len(sources):
-        raise ValueError(f"captions: expected {len(sources)}, one for each image, got {len(captions)}")
-    columns = min(columns, len(sources))
-    rows = -(-len(sources) // columns)
-    size = (2 * columns, 2.2 * rows)
-    figure, grid = _pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for ax in grid.flat[len(sources) :]:
-        ax.set_axis_off()
-    for number, (ax, source) in enumerate(zip(grid.flat, sources, strict=False)):
-        _image(ax, source)
-        if captions is not None:
-            ax.set_title(captions[number], fontsize="small", **PLAIN)
-    return figure
-
-
 def _image(ax: Axes, source: Any) -> None:
     ax.imshow(load_image(source))
     ax.set_axis_off()
 
 
 def _array(values: Any) -> np.ndarray:
-    """Of a tensor wherever it is, an array or lists."""
+    """Convert a tensor on any device, an array or lists to an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         return (values.double() if values.is_floating_point() else values).numpy()  # numpy knows no bfloat16

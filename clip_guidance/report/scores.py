@@ -1,4 +1,4 @@
-"""Reports of scores: how they are spread, and the best and the worst images; and of two runs compared."""
+"""Reports of scores: their spread, the best and the worst images; and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from clip_guidance.images.load import ImageSource
+from clip_guidance.metrics.comparison import PairedComparison
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page, percent
 from clip_guidance.report.html.parts import Card
-
-if TYPE_CHECKING:
-    from clip_guidance.metrics.comparison import PairedComparison
+from clip_guidance.report.notebook import result_parts
 
 EXTREMES = 30  # images shown of the best, and of the worst
 ROUNDED = "Scores are rounded to 0.001."
@@ -25,12 +24,12 @@ ROUNDED = "Scores are rounded to 0.001."
 
 @dataclass(frozen=True)
 class Scores:
-    """What one definition says of images.
+    """Hold what one definition says of images.
 
     Attributes:
-        rows: (image, text, score); read once, so it may be a generator of any length.
-        title: of the definition.
-        facts: more about it, such as ``ScoreDefinition.record``.
+        rows: Triples (image, text, score); read once, so this may be a generator of any length.
+        title: Name of the definition.
+        facts: More about the definition, such as ``ScoreDefinition.record``.
     """
 
     rows: Iterable[tuple[ImageSource, str, float]]
@@ -46,11 +45,11 @@ class _Row:
 
 
 class _Highest:
-    """The rows of the highest rank met so far, the first of equal ones."""
+    """Keep the rows of the highest rank met so far, the first of equal ones."""
 
     def __init__(self, size: int) -> None:
         self.size, self.place = size, 0
-        self.heap: list[tuple[float, int, _Row]] = []  # the place decides before rows would be compared
+        self.heap: list[tuple[float, int, _Row]] = []  # the place breaks ties, since rows cannot be compared
 
     def add(self, rank: float, row: _Row) -> None:
         self.place -= 1
@@ -64,21 +63,39 @@ class _Highest:
 
 
 def scores(*definitions: Scores, failed: Sequence[Mapping[str, str]] = ()) -> Page:
-    """A page of scores: for each definition a histogram, the best images and the worst.
+    """Make a page of scores: for each definition a histogram, the best images and the worst.
 
-    Of each score eight bytes are held, of images and texts only those that are shown.
+    Eight bytes are held per score, and only those images and texts that are shown.
+
+    Args:
+        definitions: What each definition says of the images.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> red = Image.new("RGB", (64, 64), "red")
+        >>> page = report.scores(report.Scores([(red, "a red square", 27.5)], title="torchmetrics"))
+        >>> "27.500" in page.to_html()
+        True
     """
     bodies = [part for definition in definitions for part in _parts(definition)]
     return Page("Scores", (*bodies, *parts.failures(failed)))
 
 
 def comparison(found: PairedComparison, *, facts: Mapping[str, Any] | None = None) -> Page:
-    """A page of two runs compared pair by pair: the differences, and the pairs that differ most."""
+    """Make a page of two runs compared pair by pair: the differences, and the pairs that differ most.
+
+    Args:
+        found: What ``compare_scores`` returned.
+        facts: Names and values shown at the top.
+    """
     return Page("Two runs compared", (parts.facts(facts or {}), *comparison_parts(found)))
 
 
+@result_parts.register
 def comparison_parts(found: PairedComparison) -> tuple[Markup, ...]:
-    """Figures with their intervals, a histogram of the differences, and the pairs that differ most."""
+    """Draw figures with their intervals, a histogram of the differences, and the pairs that differ most."""
     d, w = found.difference, found.win_rate
     figures = {
         "pairs": len(found.keys),
@@ -102,7 +119,7 @@ def comparison_parts(found: PairedComparison) -> tuple[Markup, ...]:
 
 
 def _parts(definition: Scores) -> tuple[Markup, ...]:
-    """One pass over the rows: all numbers, and the extremes of what they belong to."""
+    """Read the rows once: all numbers, and the extremes with what they belong to."""
     numbers, best, worst, left_out = array("d"), _Highest(2 * EXTREMES), _Highest(EXTREMES), 0
     for image, text, score in definition.rows:
         if not math.isfinite(score):
@@ -120,7 +137,7 @@ def _parts(definition: Scores) -> tuple[Markup, ...]:
 
 
 def _extremes(count: int, best: list[_Row], worst: list[_Row]) -> tuple[Markup, ...]:
-    """All images where they are few; else the best, and the worst with the worst first."""
+    """Draw all images where they are few; else the best, and the worst with the worst first."""
     if count <= 2 * EXTREMES:
         return (parts.section("Images", _gallery(best), f"{parts.shown(count, count)}, best first. {ROUNDED}"),)
     notes = [f"{parts.shown(EXTREMES, count, which=which)}" for which in ("the best", "the worst")]

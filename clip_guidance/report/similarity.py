@@ -1,20 +1,19 @@
-"""Reports of images that are compared: the matrix, a ranking, what a search found, near-duplicates."""
+"""Reports of images that are compared: the matrix, a ranking, the hits of a search, near-duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
 from clip_guidance.images.load import ImageSource, as_list, image_name
+from clip_guidance.index.results import Hit, Hits
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card
 from clip_guidance.report.html.thumbnails import Thumbnail, thumbnail
-
-if TYPE_CHECKING:
-    from clip_guidance.index.results import Hit
+from clip_guidance.report.notebook import result_parts
 
 ROUNDED = "Cosines are rounded to 0.001."
 
@@ -27,17 +26,17 @@ def similarity(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """A heat map of cosines, with the images beside it.
+    """Make a page with a heat map of cosines, and the images beside it.
 
     Args:
-        matrix: (n, m), as ``image_similarity`` gives it.
-        images_a: the n images of the rows, as for ``CLIP.encode_image``.
-        images_b: the m images of the columns; by default those of the rows.
-        facts: shown at the top.
-        failed: what could not be read: ``path`` and ``reason``.
+        matrix: Cosines (n, m), as ``image_similarity`` returns them.
+        images_a: The n images of the rows, as for ``CLIP.encode_image``.
+        images_b: The m images of the columns; by default those of the rows.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: the numbers of images do not fit the matrix.
+        ValueError: The numbers of images do not fit the matrix.
     """
     values = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
     rows = as_list(images_a) if values else []
@@ -47,7 +46,7 @@ def similarity(
         raise ValueError(f"expected a matrix ({len(rows)}, {len(columns)}) for these images, got {shape}")
     heads = _heads(rows)
     sides = heads, heads if images_b is None else _heads(columns)
-    cells = [row[: parts.SIDE] for row in values[: parts.SIDE]]
+    cells = [row[: parts.MAX_SIDE] for row in values[: parts.MAX_SIDE]]
     body = parts.heat_map(cells, *sides)
     counts = [parts.shown(len(side), total) for side, total in zip(sides, (len(rows), len(columns)), strict=True)]
     note = counts[0] if images_b is None else f"{counts[0]} in rows, {counts[1]} in columns"
@@ -64,10 +63,17 @@ def ranking(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Images by their likeness to one, best first, as they are given.
+    """Make a page of images by their similarity to one image, best first, as they are given.
+
+    Args:
+        images: The images.
+        cosines: Cosine of each image.
+        to: The image that they are compared with.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
 
     Raises:
-        ValueError: there are not as many cosines as images.
+        ValueError: There are not as many cosines as images.
     """
     cards = [Card(image, value=f"{cos:.3f}") for image, cos in zip(images, cosines, strict=True)]
     query = () if to is None else (parts.section("Compared with", parts.gallery([Card(to)])),)
@@ -75,18 +81,23 @@ def ranking(
 
 
 def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None = None) -> Page:
-    """What a search found, best first.
+    """Make a page of what a search found, best first.
 
     Args:
-        query: in words.
-        hits: as ``ImageIndex.search`` gives them.
-        facts: shown at the top.
+        query: The query, in words.
+        hits: Hits, as ``ImageIndex.search`` returns them.
+        facts: Names and values shown at the top.
     """
-    return Page(f"Search: {query}", (parts.facts(facts or {}), hits_html(hits)))
+    return Page(f"Search: {query}", (parts.facts(facts or {}), _hits(hits)))
 
 
-def hits_html(hits: Sequence[Hit]) -> Markup:
-    """Images that were found, with their cosines and metadata."""
+@result_parts.register
+def hits_parts(hits: Hits) -> tuple[Markup, ...]:
+    """Draw the images that a search found, with their cosines and metadata."""
+    return (_hits(hits),)
+
+
+def _hits(hits: Sequence[Hit]) -> Markup:
     lines = [tuple(f"{key}: {value}" for key, value in hit.metadata.items()) for hit in hits]
     cards = [Card(hit.path, value=f"{hit.score:.3f}", lines=more) for hit, more in zip(hits, lines, strict=True)]
     return _found(cards)
@@ -98,8 +109,14 @@ def duplicates(
     facts: Mapping[str, Any] | None = None,
     failed: Sequence[Mapping[str, str]] = (),
 ) -> Page:
-    """Groups of images that are alike, in the order given; whole groups as long as there is room."""
-    bodies, room = [], parts.IMAGES
+    """Make a page of groups of near-duplicates, in the order given; whole groups as long as there is room.
+
+    Args:
+        groups: Groups of images.
+        facts: Names and values shown at the top.
+        failed: Inputs that could not be read: ``path`` and ``reason``.
+    """
+    bodies, room = [], parts.MAX_IMAGES
     for number, group in enumerate(groups, 1):
         chosen = group[:room]
         if not chosen:
@@ -108,17 +125,17 @@ def duplicates(
         cards = parts.gallery([Card(image) for image in chosen])
         bodies.append(parts.section(f"Group {number}", cards, parts.shown(len(chosen), len(group))))
     total = sum(map(len, groups))
-    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.IMAGES - room, total)}
+    counts = {"groups": len(groups), "images in them": total, "shown": parts.shown(parts.MAX_IMAGES - room, total)}
     about = parts.facts({**(facts or {}), **counts})
     return Page("Near-duplicates", (about, *bodies, *parts.failures(failed)))
 
 
 def _found(cards: Sequence[Card]) -> Markup:
-    chosen = cards[: parts.IMAGES]
+    chosen = cards[: parts.MAX_IMAGES]
     note = f"{parts.shown(len(chosen), len(cards))}, best first. {ROUNDED}"
     return parts.section("Images", parts.gallery(chosen), note)
 
 
 def _heads(images: Sequence[ImageSource]) -> list[Thumbnail]:
-    chosen = images[: parts.SIDE]
+    chosen = images[: parts.MAX_SIDE]
     return [thumbnail(image, image_name(image, place), parts.HEADING) for place, image in enumerate(chosen)]

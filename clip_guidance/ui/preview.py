@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
+from clip_guidance.generation.generator import ImageGenerator
+from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.guidance.adapters.call_stack import current_call
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
@@ -64,7 +66,7 @@ class _Stopped(Exception):
 
 
 def generate_with_previews(
-    generator: Drawer, settings: GenerateSettings, share: float = 0.2
+    generator: ImageGenerator, settings: GenerateSettings, share: float = 0.2
 ) -> Iterator[Preview | Finished]:
     """Generate an image in a thread of its own and yield previews on the way.
 

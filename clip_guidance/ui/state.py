@@ -14,7 +14,7 @@ import gradio as gr
 
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.hub import PACKAGED, packaged_models
-from clip_guidance.generation.generator import Drawer
+from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class AppState:
     def __init__(self, model: str, clip: str | None, device: str, root: Path, downloads: Path) -> None:
         self.model, self.clip_name, self.device = model, clip, device
         self.root, self.downloads = root.resolve(), downloads
-        self.generator = Drawer(device)
+        self.generator = ImageGenerator(device)
         self.clip = functools.lru_cache(maxsize=2)(self._load_clip)
 
     @property

@@ -6,7 +6,7 @@ arXiv:2103.00020, section 3.1.4), and an image's logits are its scaled cosines w
     w_c = norm(mean_t norm(f(t(c))))      logit_c = exp(logit_scale) · cos(image, w_c)     p = softmax(logit)
 
 The probabilities are relative to the labels offered: an image of none of them still gets a sum of one. Where several
-labels may hold at once, or none, each is asked for by itself, beside what is said of any image (a pair of prompts):
+labels, or none, may hold at once, each label is compared by itself with texts that fit any image (a pair of prompts):
 
     p_c = softmax(logit_c, logit_any)_0 = sigmoid(logit_c − logit_any)
 """
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from clip_guidance._display import DisplayMixin
+from clip_guidance.metrics.classification import fit_temperature
 from clip_guidance.zero_shot.templates import DEFAULT_ANY, DEFAULT_TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -27,23 +29,32 @@ if TYPE_CHECKING:
 
     from clip_guidance.clip import CLIP
 
+
 @dataclass(frozen=True)
 class Prediction:
-    """One label and its probability."""
+    """Hold one label and its probability, in [0, 1]."""
 
     label: str
     prob: float
 
 
 @dataclass(frozen=True)
-class ZeroShotResult:
-    """What ``ZeroShotClassifier`` says about n images and L labels.
+class ZeroShotResult(DisplayMixin):
+    """Hold what ``ZeroShotClassifier`` says about n images and L labels; a notebook shows it as bars.
 
     Attributes:
-        labels: the L labels, in the order given.
-        logits: (n, L), exp(logit_scale) · cosine / temperature; less that of any image where ``multi_label``.
-        probs: (n, L), softmax of the logits over the labels; sigmoid of each where ``multi_label``.
-        multi_label: whether several labels, or none, may hold at once.
+        labels: The L labels, in the order given.
+        logits: Logits (n, L), exp(logit_scale) · cosine / temperature; less that of any image where ``multi_label``.
+        probs: Probabilities (n, L): softmax of the logits over the labels; sigmoid of each where ``multi_label``.
+        multi_label: Whether several labels, or none, may hold at once.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
+        >>> result = cg.ZeroShotResult(("cat", "dog", "fox"), logits, logits.softmax(-1))
+        >>> [entry.label for entry in result.top(2)[0]]
+        ['cat', 'fox']
     """
 
     labels: tuple[str, ...]
@@ -55,10 +66,10 @@ class ZeroShotResult:
         return len(self.probs)
 
     def top(self, k: int = 1) -> list[list[Prediction]]:
-        """The k likeliest labels of each image, best first; all of them if there are fewer than k.
+        """List the k likeliest labels of each image, best first; all labels if there are fewer than k.
 
         Raises:
-            ValueError: k is below 1.
+            ValueError: ``k`` is below 1.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -69,13 +80,15 @@ class ZeroShotResult:
         ]
 
     def above(self, threshold: float = 0.5) -> list[list[Prediction]]:
-        """The labels of each image that are at least this likely, best first: none where it is none of them."""
+        """List the labels of each image that are at least this likely, best first; none where no label is."""
         return [[entry for entry in top if entry.prob >= threshold] for top in self.top(len(self.labels))]
 
     def rows(self, k: int = 5, threshold: float = 0.0) -> list[dict[str, Any]]:
-        """One dictionary an image, fit for JSON: ``label``, ``prob``, the ``top`` k; ``labels`` if several may hold.
+        """Make one dictionary per image, fit for JSON: ``label``, ``prob``, and ``top``, the k likeliest labels.
 
-        ``label`` is None where the likeliest is below ``threshold``: the classifier abstains.
+        ``label`` is None where the likeliest label is below ``threshold``: the classifier abstains. ``labels``, all
+        that
+        reach the threshold, are added where several may hold.
         """
         rows = []
         for top, above in zip(self.top(k), self.above(threshold), strict=True):
@@ -86,10 +99,10 @@ class ZeroShotResult:
 
     @classmethod
     def cat(cls, results: Sequence[ZeroShotResult]) -> ZeroShotResult:
-        """The results of several batches of images as one, on the CPU.
+        """Join the results of several batches of images, on the CPU.
 
         Raises:
-            ValueError: there is none, or they are of different labels.
+            ValueError: There is no result, or the results are of different labels.
         """
         kinds = {(result.labels, result.multi_label) for result in results}
         if len(kinds) != 1:
@@ -98,37 +111,52 @@ class ZeroShotResult:
         return cls(results[0].labels, logits, probs, results[0].multi_label)
 
     def plot(self, images: Any = None, k: int = 5) -> Figure:
-        """Bars beside the images, see :func:`clip_guidance.report.plots.plot_probs`; needs the extra ``plot``."""
-        from clip_guidance.report.plots import plot_probs
+        """Draw the likeliest labels of each image as bars, beside the image.
 
-        return plot_probs(self, images, k)
+        Args:
+            images: The n images, as for ``CLIP.encode_image``; without them only the bars are drawn.
+            k: Labels shown for each image.
 
-    def _repr_html_(self) -> str:
-        from clip_guidance.report.classification import result_html
-        from clip_guidance.report.html.page import fragment
+        Returns:
+            A matplotlib figure.
 
-        return fragment(result_html(self))
+        Raises:
+            ImportError: Matplotlib (the extra ``plot``) is not installed.
+            ImageError: An image cannot be read.
+            ValueError: There is no image, or not as many images as results.
+        """
+        return self._plot(images, k)
 
 
 class ZeroShotClassifier:
-    """Classifies images among labels that are given as text; the label vectors are computed once.
+    """Classify images among labels that are given as text; the label vectors are computed once.
 
     Args:
-        clip: the model.
-        labels: what to choose from, without repetition.
-        templates: sentences with ``{}`` or ``{c}`` where the label goes, or functions of the label, which is what the
-            published lists of templates hold; several are averaged.
-        batch_size: texts encoded at once.
-        multi_label: whether several labels, or none, may hold at once.
-        any_image: where ``multi_label``: texts that fit any image, averaged; or templates, for texts that fit any
-            image but the label's ("an image without a {}").
-        temperature: what the logits are divided by; see :meth:`calibrate`.
+        clip: The model.
+        labels: Labels to choose from, without repetition.
+        templates: Sentences with ``{}`` or ``{c}`` where the label goes, or functions of the label, which is what the
+            published lists of templates hold; the vectors of several templates are averaged.
+        batch_size: Texts encoded at once; it changes speed and memory, not the vectors.
+        multi_label: Whether several labels, or none, may hold at once.
+        any_image: Where ``multi_label``: texts that fit any image, averaged; or templates, for texts that fit any image
+            but the label's ("an image without a {}").
+        temperature: What the logits are divided by, above 0: a higher one makes the probabilities less sure, and leaves
+            the order of the labels; see :meth:`calibrate`.
 
     Attributes:
-        class_embeds: (L, d) unit vectors.
+        class_embeds: Unit vectors of the labels (L, d).
 
     Raises:
-        ValueError: a label is empty or repeated, a template has no place for it, or the temperature is not above 0.
+        ValueError: A label is empty or repeated, a template has no place for it, or the temperature is not above 0.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from PIL import Image
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> classifier = cg.ZeroShotClassifier(clip, ["red square", "blue square"])
+        >>> result = classifier([Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")])
+        >>> [row["label"] for row in result.rows()]
+        ['red square', 'blue square']
     """
 
     def __init__(
@@ -151,20 +179,20 @@ class ZeroShotClassifier:
         self.any_embeds = self._embeds(tuple(any_image)) if multi_label else None
 
     def __call__(self, images: Any, batch_size: int = 64) -> ZeroShotResult:
-        """Classifies images.
+        """Classify images.
 
         Args:
-            images: one image or several, as for ``CLIP.encode_image``.
-            batch_size: images encoded at once.
+            images: One image or several, as for ``CLIP.encode_image``.
+            batch_size: Images encoded at once; it changes speed and memory, not the result.
 
         Raises:
-            ImageError: an image cannot be read.
+            ImageError: An image cannot be read.
         """
         return self.classify_embeds(self.clip.encode_image(images, batch_size=batch_size))
 
     @torch.no_grad()
     def classify_embeds(self, image_embeds: torch.Tensor) -> ZeroShotResult:
-        """Classifies images that are already encoded, (n, d)."""
+        """Classify images that are already encoded, (n, d)."""
         images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
         cosines = images @ self.class_embeds.T
         if self.any_embeds is not None:
@@ -174,33 +202,32 @@ class ZeroShotClassifier:
         return ZeroShotResult(self.labels, logits, probs, self.multi_label)
 
     def calibrate(self, images: Any, labels: Sequence[str]) -> float:
-        """Sets the temperature so that the probabilities fit a labelled sample, and returns it.
+        """Set the temperature so that the probabilities fit a labelled sample, and return it.
 
-        Which label is likeliest does not change; how sure the classifier is of it does.
+        The likeliest label does not change; how sure the classifier is of it does.
 
         Args:
-            images: as for ``CLIP.encode_image``; some ten are enough.
-            labels: of each image, the right one.
+            images: Images as for ``CLIP.encode_image``; some ten are enough.
+            labels: The right label of each image.
 
         Raises:
-            ValueError: several labels may hold at once, a label is unknown, or no temperature fits; says why.
+            ValueError: Several labels may hold at once, a label is unknown, or no temperature fits; the message says
+                why.
         """
-        from clip_guidance.metrics.classification import fit_temperature
-
         if self.multi_label:
-            raise ValueError("expected a classifier of one label an image to calibrate, got multi_label=True")
+            raise ValueError("expected a classifier of one label per image to calibrate, got multi_label=True")
         targets = self.numbers(labels)
         logits = self(images).logits.cpu() * self.temperature
         if len(logits) != len(targets):
-            raise ValueError(f"expected one label an image, got {len(targets)} labels and {len(logits)} images")
+            raise ValueError(f"expected one label per image, got {len(targets)} labels and {len(logits)} images")
         self.temperature = fit_temperature(logits, targets)
         return self.temperature
 
     def numbers(self, labels: Sequence[str]) -> torch.Tensor:
-        """int64 (n,), where each label stands among the classifier's.
+        """Return the numbers of labels among those of the classifier, int64 (n,).
 
         Raises:
-            ValueError: one is none of them.
+            ValueError: A label is none of the classifier's.
         """
         places = {label: place for place, label in enumerate(self.labels)}
         if unknown := sorted({label for label in labels if label.strip() not in places}):
@@ -208,7 +235,7 @@ class ZeroShotClassifier:
         return torch.tensor([places[label.strip()] for label in labels], dtype=torch.long)
 
     def _embeds(self, templates: Sequence[Template]) -> torch.Tensor:
-        """(L, d), the direction of the mean over templates of each label's sentences."""
+        """Return the direction of the mean over templates of each label's sentences, (L, d)."""
         texts = [_sentence(template, label) for label in self.labels for template in templates]
         embeds = F.normalize(self.clip.encode_text(texts, batch_size=self.batch_size), dim=-1)
         return F.normalize(embeds.view(len(self.labels), len(templates), -1).mean(dim=1), dim=-1)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Definition:
-    """A score by one CLIP.
+    """Describe a score by one CLIP.
 
     Attributes:
-        score: what is computed.
-        record: definition, model, preprocessing.
-        id: of the record.
+        score: What is computed.
+        record: Definition, model and preprocessing.
+        id: Identifier of the record, see :func:`~clip_guidance.metrics.job.store.record_id`.
     """
 
     score: ImageScore
@@ -35,12 +35,12 @@ class Definition:
 
 @dataclass(frozen=True)
 class Scored:
-    """The score of an image by a definition.
+    """Hold the score of an image by a definition.
 
     Attributes:
-        score: the number; not finite where the model's output was not.
-        tokens: of the longest text beside it, None where there is none.
-        truncated: whether a text was cut.
+        score: The number; not finite where the model's output was not.
+        tokens: Length of the longest text beside the image, None where there is no text.
+        truncated: Whether a text was cut.
     """
 
     score: float
@@ -50,14 +50,15 @@ class Scored:
 
 @dataclass
 class Judge:
-    """A CLIP with its definitions; see :func:`make_judge`.
+    """Score images by a CLIP and its definitions; see :func:`make_judge`.
 
     Attributes:
-        clip: the model, ready for inference.
-        fingerprint: that its weights had in the precision they are stored in: what a guide is compared with.
-        key: of its embeddings: those of another precision or way of reading are others.
-        definitions: of its scores.
-        texts: its encoder of texts.
+        clip: The model, ready for inference.
+        fingerprint: Fingerprint of the weights in the precision they are stored in; it is compared with that of a
+            guide.
+        key: Key of the embeddings in a cache; another precision or another way of decoding has another key.
+        definitions: Definitions of the scores.
+        texts: Encoder of the texts.
     """
 
     clip: CLIP
@@ -67,12 +68,12 @@ class Judge:
     texts: TextEncoder = field(init=False)
 
     def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
-        """Preprocessed images to unit vectors (n, d), float32 on the model's device."""
+        """Encode preprocessed images to unit vectors (n, d), float32 on the model's device."""
         with torch.no_grad():
             return self.clip.image_embeds(torch.stack(list(pixel_values)).to(self.clip.device, self.clip.dtype))
 
     def score(self, definition: Definition, image_embeds: Tensor, prompts: Sequence[str]) -> list[Scored]:
-        """The scores of images (n, d) beside their prompts."""
+        """Score images, given as unit vectors (n, d), beside their prompts."""
         score = definition.score
         texts = [score.texts(prompt) for prompt in prompts]
         encoded = self.texts([text for group in texts for text in group])
@@ -92,17 +93,19 @@ def make_judge(
     dtype: torch.dtype | None = None,
     draft: bool = False,
 ) -> Judge:
-    """A CLIP that gives these scores.
+    """Make a judge of a CLIP and the scores that it gives.
 
     Args:
-        clip: the model, on its device.
-        scores: each of them, or its name.
+        clip: The model, on its device.
+        scores: Scores, or their names.
         long_prompts: "truncate", or "chunk-average", which appends its name to that of the definition.
-        dtype: what the model is converted to, in place. Vectors are normalised in float32 in any case.
-        draft: whether the images are read as drafts, which the record tells.
+        dtype: Precision that the model is converted to, in place; None keeps it. Vectors are normalised in float32 in
+            any
+            case.
+        draft: Whether the images are decoded as drafts, which the record says.
 
     Raises:
-        ValueError: there is no such score, or the CLIP cannot encode texts.
+        ValueError: There is no such score, or the CLIP cannot encode texts.
     """
     fingerprint = clip.fingerprint()
     if dtype is not None:
@@ -122,7 +125,7 @@ def make_judge(
 
 
 def _stacked(beside: list[list[EncodedText]]) -> Tensor | None:
-    """The texts' vectors (n, k, d), None where k is 0."""
+    """Stack the texts' vectors to (n, k, d); None where k is 0."""
     if not beside or not beside[0]:
         return None
     return torch.stack([torch.stack([text.embed for text in group]) for group in beside])

@@ -1,10 +1,10 @@
-"""The file of scores: a row an image, text, definition and model, each with the whole record of its definition.
+"""The file of scores: one row per image, text, definition and model, each with the whole record of its definition.
 
-    .jsonl     an object a line
+    .jsonl     one object per line
     .csv       a header and lines
     .parquet   row groups; the records also stand in the schema's metadata, key ``clip_guidance``
 
-A file is written beside its place and moved there when it is complete, so it is never half of one.
+A file is written beside its place and moved there when it is complete, so it is never half written.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Scores = Iterable[tuple[ScoreRow, Mapping[str, Any]]]
 
 
 def as_dict(row: ScoreRow, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as it stands in a file."""
+    """Return a row as it stands in a file."""
     return {**{name: getattr(row, name) for name in OWN}, **record}
 
 
 def write_scores(path: Path, scores: Scores, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes or replaces a file of scores.
+    """Write or replace a file of scores.
 
     Args:
-        path: its suffix is the format.
-        scores: rows with their records.
-        records: all that occur among them.
+        path: Path of the file; its suffix is the format.
+        scores: Rows with their records.
+        records: All records that occur among them.
 
     Raises:
-        ScoresError: parquet needs pyarrow, which is not installed.
+        ScoresError: Parquet needs pyarrow, which is not installed.
     """
     columns = list(dict.fromkeys([*OWN, *(name for record in records for name in record)]))
     rows = (as_dict(row, record) for row, record in scores)
@@ -55,10 +55,10 @@ def write_scores(path: Path, scores: Scores, records: Sequence[Mapping[str, Any]
 
 
 def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
-    """The rows of a file of scores with their records; a last line that was cut short is left out.
+    """Read the rows of a file of scores with their records; a last line that was cut short is left out.
 
     Raises:
-        ScoresError: it holds something else, or is damaged before its last line.
+        ScoresError: The file holds something else, or is damaged before its last line.
     """
     read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
     for number, row in enumerate(read(path), start=1):
@@ -73,11 +73,11 @@ def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
 
 
 def check_output(path: Path) -> None:
-    """Whether scores can be written there, asked before the work; makes the folder where there is none.
+    """Check, before the work, that scores can be written to a path; make its folder where there is none.
 
     Raises:
-        ScoresError: it is a folder, or parquet needs pyarrow, which is not installed.
-        OSError: the folder cannot be made.
+        ScoresError: The path is a folder, or parquet needs pyarrow, which is not installed.
+        OSError: The folder cannot be made.
     """
     if path.suffix == ".parquet":
         _pyarrow(path)
@@ -87,7 +87,7 @@ def check_output(path: Path) -> None:
 
 
 def is_torn(path: Path) -> bool:
-    """Whether a file of lines does not end with the end of one."""
+    """Say whether a file of lines lacks the end of its last line."""
     if path.suffix == ".parquet" or not path.stat().st_size:
         return False
     with path.open("rb") as file:
@@ -102,7 +102,7 @@ def _row(row: Mapping[str, Any], record: Mapping[str, Any], number: int) -> Scor
         prompt=row["prompt"] or "",
         record=record_id(record),
         position=number,
-        hash=row.get("hash") or "",  # without one it is found nowhere, and so scored again
+        hash=row.get("hash") or "",  # a row without a hash is never found, so its image is scored again
         score=float(row["score"]),
         guided=str(row.get("guided")) == "True",
         tokens=None if tokens in (None, "") else int(tokens),
@@ -153,7 +153,10 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
-    """A row is held back until the next one begins: the last may have been cut short, also within quotes."""
+    """Yield the rows of a CSV file, each when the next one begins.
+
+    The last row may have been cut short, also within quotes.
+    """
     quotes, ended = 0, True
 
     def watched(file: IO[str]) -> Iterator[str]:

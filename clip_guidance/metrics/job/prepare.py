@@ -1,7 +1,7 @@
-"""From a file's bytes to what is missing of it: prompt, guide, pixels. Runs in threads, ahead of the encoder.
+"""From the bytes of a file to what is missing of it (prompt, guide, pixels), in threads ahead of the encoder.
 
-PIL decodes and resizes without Python's lock, so several threads do work at a time. A bounded window of items is under
-way: memory does not grow with their number. What comes out is in the order of what goes in.
+PIL decodes and resizes without Python's lock, so several threads work at a time. The number of items in work is
+bounded, so memory does not grow with their total. The results are in the order of the items.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from clip_guidance.clip.embed_cache import EmbedCache
 from clip_guidance.images.files import check_name, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, load_image
 from clip_guidance.images.metadata import read_record
-from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.items import ScoreItem
 from clip_guidance.metrics.job.judge import Judge
-from clip_guidance.metrics.job.store import ScoreRow, WorkFile
+from clip_guidance.metrics.job.store import ScoreRow, ScoreStore
 
 NO_PROMPT = "holds no prompt; give --prompt or --prompts-file"
 NO_PROMPT_IN_ROW = "holds no prompt, and {} has none; give --prompt"
+
+
 @dataclass
-class Prepared:
-    """What is known of an item before anything is encoded.
+class PreparedItem:
+    """Hold what is known of an item before anything is encoded.
 
     Attributes:
-        item: the work.
-        failure: why it cannot be scored.
-        prompt: given or stored in the image; empty where there is none and none is needed.
-        hash: of its bytes.
-        guide: fingerprint of the CLIP that steered it.
-        known: scores of earlier runs, by the ids of their records.
-        embeds: of the cache, by the judge's place.
-        pixels: for those judges that must encode it, by their place.
+        item: The item.
+        failure: Reason why the item cannot be scored; None where it can.
+        prompt: Prompt that was given or is stored in the image; empty where there is none and none is needed.
+        hash: Hash of the file's bytes.
+        guide: Fingerprint of the CLIP that steered the image; None where none is recorded.
+        known: Scores of earlier runs, by the ids of their records.
+        embeds: Embeddings found in the cache, by the judge's place.
+        pixels: Pixels for those judges that must encode the image, by their place.
     """
 
-    item: Item
+    item: ScoreItem
     failure: str | None = None
     prompt: str = ""
     hash: str = ""
@@ -51,29 +53,31 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares items for some judges; may be called from several threads.
+    """Prepare items for some judges; may be called from several threads.
 
     Args:
-        judges: what scores them.
-        known: of earlier runs.
-        cache: of embeddings.
-        draft: let the JPEG decoder shrink images to no less than twice the size that CLIP reads: quicker for large
+        judges: Judges that score the items.
+        known: Scores of earlier runs.
+        cache: Cache of embeddings; None for no cache.
+        draft: Let the JPEG decoder shrink images to no less than twice the size that CLIP reads: quicker for large
             photographs, and not the same pixels.
     """
 
-    def __init__(self, judges: Sequence[Judge], known: WorkFile, cache: EmbedCache | None, draft: bool = False) -> None:
+    def __init__(
+        self, judges: Sequence[Judge], known: ScoreStore, cache: EmbedCache | None, draft: bool = False
+    ) -> None:
         self.judges, self.known, self.cache = judges, known, cache
         self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
         self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
 
-    def __call__(self, item: Item) -> Prepared:
-        """The item, or why it failed.
+    def __call__(self, item: ScoreItem) -> PreparedItem:
+        """Prepare an item, or say why it failed.
 
         Raises:
-            ScoresError: what is known of earlier runs cannot be read.
-            EmbedCacheError: the cache is damaged.
+            ScoresError: The scores of earlier runs cannot be read.
+            EmbedCacheError: The cache is damaged.
         """
-        prepared = Prepared(item, item.problem)
+        prepared = PreparedItem(item, item.problem)
         if item.source is not None and item.problem is None:
             try:
                 if isinstance(item.source, str):
@@ -83,7 +87,7 @@ class Preparer:
                 prepared.failure = error.reason
         return prepared
 
-    def _prepare(self, prepared: Prepared, data: bytes) -> None:
+    def _prepare(self, prepared: PreparedItem, data: bytes) -> None:
         item = prepared.item
         record = read_record(io.BytesIO(data)) or {}
         prepared.hash = content_hash(data)
@@ -93,7 +97,7 @@ class Preparer:
         texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
         prepared.prompt = next(texts, "")
         if self.needs_prompt and not prepared.prompt:
-            load_image(data, item.name)  # that it is no image is the better reason
+            load_image(data, item.name)  # raises the better reason where the file is no image
             raise ImageError(item.name, NO_PROMPT_IN_ROW.format(item.row) if item.row else NO_PROMPT)
         if not is_valid_text(prepared.prompt):
             raise ImageError(item.name, f"its prompt is no valid text: {prepared.prompt!a:.60}")
@@ -117,17 +121,17 @@ class Preparer:
                 image = Image.open(io.BytesIO(data))
                 image.draft("RGB", (self.draft_side, self.draft_side))
                 return load_image(image, name)
-            except Exception:  # Pillow raises anything, also for too many pixels; load_image tells it better
+            except Exception:  # Pillow raises anything, also for too many pixels; load_image names the reason better
                 pass
         return load_image(data, name)
 
 
-def in_blocks(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Blocks of consecutive items, by their positions: the same whoever computes them and wherever a run begins."""
+def in_blocks(prepared: Iterable[PreparedItem], size: int) -> Iterator[list[PreparedItem]]:
+    """Group consecutive items by their positions: the same blocks whoever computes them and wherever a run begins."""
     for _, block in groupby(prepared, key=lambda each: each.item.position // size):
         yield list(block)
 
 
-def own_blocks(items: Iterable[Item], size: int, rank: int, count: int) -> Iterator[Item]:
-    """The items of every ``count``-th block, beginning with block ``rank``."""
+def own_blocks(items: Iterable[ScoreItem], size: int, rank: int, count: int) -> Iterator[ScoreItem]:
+    """Yield the items of every ``count``-th block, beginning with block ``rank``."""
     return (item for item in items if item.position // size % count == rank)

@@ -10,13 +10,13 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all that share the work.
+    """Place this process among all that share the work.
 
     Attributes:
-        rank: its number, from 0 on.
-        count: of all.
-        device: where it computes; None leaves the choice.
-        wait: returns when all have come here.
+        rank: Number of this process, from 0 on.
+        count: Number of all processes.
+        device: Device of this process; None leaves the choice.
+        wait: Returns when all processes have come to it.
     """
 
     rank: int = 0
@@ -26,10 +26,10 @@ class Processes:
 
 
 def find_processes(device: str | None = None) -> Processes:
-    """This process alone, unless a launcher started several.
+    """Find the place of this process: it is alone, unless a launcher started several.
 
     Args:
-        device: where to compute; with several GPUs and None, each process takes its own.
+        device: Where to compute; with several GPUs and None, each process takes its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=device)
@@ -37,5 +37,5 @@ def find_processes(device: str | None = None) -> Processes:
     from accelerate import PartialState
 
     cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # the last may have to wait long for the slowest
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # a process may have to wait long for the slowest
     return Processes(state.process_index, state.num_processes, device or str(state.device), state.wait_for_everyone)

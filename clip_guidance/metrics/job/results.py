@@ -1,7 +1,7 @@
-"""Scores that ``clip-guidance score --output`` wrote, ready for a comparison of two files.
+"""Scores that ``clip-guidance score --output`` wrote, read for a comparison of two files.
 
-A file may hold several scores of each image, one a definition and judge. Two of them can be compared where the whole
-record beside them agrees, save the model's name: the fingerprint tells one model from another under any name.
+A file may hold several scores per image, one per definition and judge. Two scores can be compared where the whole
+record beside them agrees, except for the model's name: the fingerprint tells one model from another under any name.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Key: TypeAlias = str | tuple[str, str]
 
 @dataclass
 class ScoreSet:
-    """The scores of a file by one definition and judge.
+    """Hold the scores of a file by one definition and judge.
 
     Attributes:
-        path: the file.
-        record: definition, model and preprocessing, as text: a number is one whether it comes from CSV or JSON.
-        rows: with finite scores.
-        skipped: the images with other scores, and what is wrong with them.
+        path: Path of the file.
+        record: Definition, model and preprocessing, as text: a number is the same whether read from CSV or JSON.
+        rows: Rows with finite scores.
+        skipped: Images with other scores, and what is wrong with them.
     """
 
     path: Path
@@ -39,21 +39,21 @@ class ScoreSet:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What has to agree in a comparison."""
+        """Return what has to agree in a comparison."""
         return {name: value for name, value in self.record.items() if name != "model"}
 
     def __str__(self) -> str:
         return f"{self.record['definition']} by {self.record.get('model', 'a model without a name')}"
 
     def scores(self, on: Literal["prompt", "image"] = "prompt") -> dict[Key, float]:
-        """The mean score of each key.
+        """Average the scores of each key.
 
         Args:
             on: "prompt", or "image": the image's path below the folder that all images of the file share, and the
                 prompt.
 
         Raises:
-            ValueError: on prompts, where an image has none.
+            ValueError: A row has no prompt and ``on`` is "prompt".
         """
         groups: dict[Key, list[float]] = {}
         for key, row in zip(self._keys(on), self.rows, strict=True):
@@ -71,14 +71,17 @@ class ScoreSet:
 
 
 def read_scores(path: str | Path) -> list[ScoreSet]:
-    """Reads a file of scores; a last line that was cut short is left out.
+    """Read a file of scores; a last line that was cut short is left out.
 
     Args:
-        path: .jsonl, .csv or .parquet.
+        path: Path of a .jsonl, .csv or .parquet file.
+
+    Returns:
+        One set of scores per definition and judge, in the order in which they appear.
 
     Raises:
-        ValueError: another kind of file, one without scores, a damaged row, or scores of an unknown judge.
-        OSError: it cannot be read.
+        ValueError: The file is of another kind, holds no scores, a damaged row, or scores of an unknown judge.
+        OSError: The file cannot be read.
     """
     path, sets = Path(path), dict[str, ScoreSet]()
     if path.suffix not in SUFFIXES:
@@ -101,16 +104,16 @@ def read_scores(path: str | Path) -> list[ScoreSet]:
 def find_comparable(
     a: Sequence[ScoreSet], b: Sequence[ScoreSet], definition: str | None = None, model: str | None = None
 ) -> tuple[ScoreSet, ScoreSet]:
-    """The scores that two files have in common.
+    """Find the scores that two files have in common.
 
     Args:
-        a: all scores of the first file.
-        b: all scores of the second.
-        definition: only those by this definition.
-        model: only those by the model of this name in the first file.
+        a: All scores of the first file.
+        b: All scores of the second file.
+        definition: Name of a definition: take no other scores.
+        model: Name of a model in the first file: take no other scores.
 
     Raises:
-        ValueError: there is no such score in common, in which case it says what differs, or there are several.
+        ValueError: No such score is in both files, or several are; the message says what differs.
     """
     there = f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
     a = [found for found in a if definition in (None, found.record["definition"])]
@@ -127,18 +130,18 @@ def find_comparable(
 
 
 def _choices(found: Sequence[ScoreSet]) -> str:
-    """What to choose from; what definition and model do not tell apart, by the settings that differ."""
+    """Describe what to choose from; scores of one definition and model by the settings that differ."""
     names = list(dict.fromkeys(map(str, found)))
     if len(names) == len(found):
         return f"{'; '.join(names)}; choose one by its definition and model"
     settings = dict.fromkeys(name for one in found for name in one.settings)
     differ = [name for name in settings if len({one.settings.get(name) for one in found}) > 1]
-    told = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
-    return f"{'; '.join(told)}; definition and model do not tell them apart: keep each in a file of its own"
+    described = (f"{one} ({', '.join(f'{name} {one.settings.get(name)!r}' for name in differ)})" for one in found)
+    return f"{'; '.join(described)}; definition and model do not tell them apart: keep each in a file of its own"
 
 
 def _unlike(a: Sequence[ScoreSet], b: Sequence[ScoreSet]) -> str:
-    """What differs: by setting where each file has one score, else which scores there are."""
+    """Describe what differs: by setting where each file has one score, else which scores there are."""
     if len(a) > 1 or len(b) > 1:
         return f"{', '.join(map(str, a))} and {', '.join(map(str, b))}"
     one, other = a[0].settings, b[0].settings

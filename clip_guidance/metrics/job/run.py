@@ -1,8 +1,8 @@
-"""All of it together: the work is read, prepared in threads, encoded block by block, acknowledged, written.
+"""A scoring job: items are read, prepared in threads, encoded block by block, acknowledged, written.
 
-A block, ``batch_size`` consecutive items, is what is computed and acknowledged at a time. Processes take blocks in
-turn. A block is the same whoever computes it, so a run that was killed and resumed, and one on several processes, give
-the numbers of one that was left alone.
+A block, ``batch_size`` consecutive items, is computed and acknowledged as a whole. Processes take blocks in turn. A
+block is the same whoever computes it, so a run that was killed and resumed, and a run on several processes, give the
+numbers of a run that was left alone.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor
 
 from clip_guidance._threads import ordered_map
 from clip_guidance.clip.embed_cache import EmbedCache
-from clip_guidance.metrics.job.items import Item
+from clip_guidance.metrics.job.items import ScoreItem
 from clip_guidance.metrics.job.judge import Judge, Scored
 from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
-from clip_guidance.metrics.job.prepare import Prepared, Preparer, in_blocks, own_blocks
+from clip_guidance.metrics.job.prepare import PreparedItem, Preparer, in_blocks, own_blocks
 from clip_guidance.metrics.job.processes import Processes
-from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, WorkFile
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, ScoreStore
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to work.
+    """Say how to work.
 
     Attributes:
-        batch_size: images encoded and acknowledged at a time.
-        threads: that decode.
-        draft: read large JPEG images as drafts.
-        cache: embeddings kept from run to run.
+        batch_size: Images encoded and acknowledged at a time.
+        threads: Number of threads that decode.
+        draft: Whether large JPEG images are decoded as drafts.
+        cache: Cache of embeddings, kept from run to run; None for no cache.
     """
 
     batch_size: int = 16
@@ -46,13 +46,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What became of a block.
+class Progress:
+    """Report what became of a block.
 
     Attributes:
-        items: how many it had.
-        repeated: how many of its rows were there already, from a pair given twice.
-        failures: the images that failed.
+        items: Number of items of the block.
+        repeated: Number of its rows that were there already, from a pair given twice.
+        failures: Images that failed.
     """
 
     items: int
@@ -60,12 +60,12 @@ class Done:
     failures: list[Failure]
 
 
-class Work:
-    """The files in which a run on an output keeps what is done.
+class Job:
+    """Keep the files of a run on an output.
 
     Args:
-        output: the file of scores that is to be.
-        processes: who takes part.
+        output: Path of the file of scores to write.
+        processes: The processes that take part.
     """
 
     def __init__(self, output: Path, processes: Processes) -> None:
@@ -82,10 +82,10 @@ class Work:
         return sorted(path for path in found if path.name.removeprefix(prefix).isdecimal())
 
     def check(self, resume: bool) -> None:
-        """Whether a run may begin.
+        """Check that a run may begin.
 
         Raises:
-            ScoresError: there are scores already and ``resume`` does not say to go on with them.
+            ScoresError: There are scores already and ``resume`` is not set.
         """
         if self.processes.rank or resume:  # the first process may have made its files already
             return
@@ -97,10 +97,10 @@ class Work:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Held by the first process, so that no second run disturbs this one.
+        """Hold a lock in the first process, so that no second run disturbs this one.
 
         Raises:
-            ScoresError: another run holds it.
+            ScoresError: Another run holds the lock.
         """
         if self.processes.rank:
             yield
@@ -116,9 +116,9 @@ class Work:
             raise ScoresError(f"{self.output}: another run is writing it") from None
 
     def begin(self, judges: Sequence[Judge]) -> None:
-        """The first process collects what earlier runs did; the others wait for it."""
+        """Collect, in the first process, what earlier runs did; the others wait for it."""
         if self.processes.rank == 0:
-            with WorkFile(self.base) as base:
+            with ScoreStore(self.base) as base:
                 for shard in self._shards():
                     base.absorb(shard)
                 if self.output.exists():
@@ -127,44 +127,44 @@ class Work:
         self.processes.wait()
 
     def finish(self) -> None:
-        """The first process takes over what all did."""
+        """Take over, in the first process, what all processes did."""
         self.processes.wait()
         if self.processes.rank == 0:
-            with WorkFile(self.base) as base:
+            with ScoreStore(self.base) as base:
                 for shard in self._shards():
                     base.absorb(shard)
 
     def write(self) -> None:
-        """The first process writes the output, after which what led to it is not needed any more."""
-        with WorkFile(self.base) as base:
+        """Write the output, in the first process; afterwards the files of the run are not needed any more."""
+        with ScoreStore(self.base) as base:
             write_scores(self.output, base.rows(), list(base.records().values()))
 
     def clear(self) -> None:
-        """Deletes what led to the output."""
+        """Delete the files of the run."""
         self.base.unlink(missing_ok=True)
 
     def torn(self) -> bool:
-        """Whether the earlier output lost the end of its last line, whose image is scored again."""
+        """Say whether the earlier output lost the end of its last line, whose image is scored again."""
         return self.output.exists() and is_torn(self.output)
 
 
-def score_items(items: Iterable[Item], judges: Sequence[Judge], work: Work, options: Options) -> Iterator[Done]:
-    """Scores this process's share of the items.
+def score_items(items: Iterable[ScoreItem], judges: Sequence[Judge], job: Job, options: Options) -> Iterator[Progress]:
+    """Score this process's share of the items.
 
     Args:
-        items: all of them; the same for each process.
-        judges: what scores them, side by side: an image is read once.
-        work: begun.
-        options: see there.
+        items: All items; the same for each process.
+        judges: Judges that score them, side by side: an image is read once.
+        job: The job, begun.
+        options: How to work.
 
     Yields:
-        Each block when it is acknowledged: a kill afterwards does not lose it.
+        The progress of each block when the block is acknowledged: a kill afterwards does not lose it.
 
     Raises:
-        ScoresError: what is done cannot be kept (a full disk).
+        ScoresError: The scores cannot be kept (a full disk).
     """
-    processes = work.processes
-    with WorkFile(work.base, read_only=True) as known, WorkFile(work.own) as own:
+    processes = job.processes
+    with ScoreStore(job.base, read_only=True) as known, ScoreStore(job.own) as own:
         mine = own_blocks(items, options.batch_size, processes.rank, processes.count)
         preparer = Preparer(judges, known, options.cache, options.draft)
         prepared = ordered_map(preparer, mine, options.threads, options.threads + 2 * options.batch_size)
@@ -172,17 +172,17 @@ def score_items(items: Iterable[Item], judges: Sequence[Judge], work: Work, opti
             failures = {each.item.position: each.failure for each in block if each.failure is not None}
             rows = _rows([each for each in block if each.failure is None], judges, options.cache, failures)
             failed = [Failure(each.item.position, each.item.name, reason) for each, reason in _in(block, failures)]
-            yield Done(len(block), len(rows) - own.put(rows, failed), failed)
+            yield Progress(len(block), len(rows) - own.put(rows, failed), failed)
 
 
-def _in(block: list[Prepared], failures: dict[int, str]) -> Iterator[tuple[Prepared, str]]:
+def _in(block: list[PreparedItem], failures: dict[int, str]) -> Iterator[tuple[PreparedItem, str]]:
     return ((each, failures[each.item.position]) for each in block if each.item.position in failures)
 
 
 def _rows(
-    block: list[Prepared], judges: Sequence[Judge], cache: EmbedCache | None, failures: dict[int, str]
+    block: list[PreparedItem], judges: Sequence[Judge], cache: EmbedCache | None, failures: dict[int, str]
 ) -> list[ScoreRow]:
-    """The rows of a block, image by image; an image of which a score is not finite joins the failures."""
+    """Make the rows of a block, image by image; an image with a score that is not finite joins the failures."""
     rows: dict[int, list[ScoreRow]] = {each.item.position: [] for each in block}
     for place, judge in enumerate(judges):
         embeds = _embeds(block, judge, place, cache)
@@ -201,8 +201,8 @@ def _rows(
     return [row for position, of_image in rows.items() if position not in failures for row in of_image]
 
 
-def _embeds(block: list[Prepared], judge: Judge, place: int, cache: EmbedCache | None) -> dict[int, Tensor]:
-    """The vectors of those images that the judge must look at, by position: encoded, or from the cache."""
+def _embeds(block: list[PreparedItem], judge: Judge, place: int, cache: EmbedCache | None) -> dict[int, Tensor]:
+    """Return the vectors of the images that the judge must look at, by position: encoded, or from the cache."""
     encode = [each for each in block if place in each.pixels]
     embeds = {each.item.position: each.embeds[place].to(judge.clip.device) for each in block if place in each.embeds}
     if encode:
@@ -213,7 +213,7 @@ def _embeds(block: list[Prepared], judge: Judge, place: int, cache: EmbedCache |
     return embeds
 
 
-def _row(each: Prepared, record: str, scored: Scored | None, guided: bool) -> ScoreRow:
+def _row(each: PreparedItem, record: str, scored: Scored | None, guided: bool) -> ScoreRow:
     if scored is None:  # known from an earlier run
         row = each.known[record]
         return ScoreRow(**{**vars(row), "position": each.item.position})

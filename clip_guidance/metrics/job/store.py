@@ -1,11 +1,11 @@
 """What is done, in SQLite: a row that was put survives a kill at any moment, and is found by its image and text.
 
 A run reads one file, ``scores.csv.partial``, with what earlier runs did, and each process writes a file of its own,
-``scores.csv.partial-0`` and so on: no file is written and read at a time. At its end, or at the start of the next run,
-the one absorbs the others.
+``scores.csv.partial-0`` and so on: no file is read while it is written. At the end of the run, or at the start of the
+next one, the first file absorbs the others.
 
-Positions tell the order of the output. Those of earlier runs become negative when a run begins; a row that the run
-meets again gets a new one.
+Positions give the order of the output. Those of earlier runs become negative when a run begins; a row that the run
+meets again gets a new position.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ _ABSORB = f"""INSERT INTO main.rows SELECT {_COLUMNS} FROM shard.rows WHERE true
 
 
 class ScoresError(ValueError):
-    """A file of scores cannot be used as asked. The message names it and says what to do."""
+    """Report that a file of scores cannot be used as asked; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A score.
+    """Hold one score.
 
     Attributes:
-        image: name of the image.
-        prompt: what it is compared with; empty where there is none.
-        record: id of the definition, model and preprocessing, see :func:`record_id`.
-        position: place in the output.
+        image: Name of the image.
+        prompt: Text that the image is compared with; empty where there is none.
+        record: Id of the definition, model and preprocessing, see :func:`record_id`.
+        position: Place in the output.
         hash: BLAKE2b-128 of the image's bytes, hexadecimal.
-        score: by the definition.
-        guided: whether the CLIP that scores the image also steered it.
-        tokens: of the longest text, start and end included; None where there is no text.
-        truncated: whether a text was cut to the context.
+        score: The number.
+        guided: Whether the CLIP that scores the image also steered it.
+        tokens: Length of the longest text, start and end included; None where there is no text.
+        truncated: Whether a text was cut to the context.
     """
 
     image: str
@@ -72,7 +72,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be scored, and why."""
+    """Name an image that could not be scored, and why."""
 
     position: int
     image: str
@@ -81,14 +81,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """All scores of one definition and model.
+    """Summarise all scores of one definition and model.
 
     Attributes:
-        record: definition, model, preprocessing.
-        count: number of scores.
-        arithmetic_mean: of them, from their exact sum: it does not depend on their order.
-        guided: how many are of images that this CLIP steered.
-        truncated: how many of texts that were cut.
+        record: Definition, model, preprocessing.
+        count: Number of scores.
+        arithmetic_mean: Mean of the scores, from their exact sum: it does not depend on their order.
+        guided: Number of scores of images that this CLIP steered.
+        truncated: Number of scores with a text that was cut.
     """
 
     record: dict[str, Any]
@@ -99,20 +99,23 @@ class Summary:
 
 
 def record_id(record: Mapping[str, Any]) -> str:
-    """16 digits that are the same for a record read back from any format, where numbers may have become texts."""
+    """Return 16 digits that identify a record, also when numbers in it have become texts.
+
+    Any format of the output gives the same digits back.
+    """
     known = sorted((key, str(value)) for key, value in record.items() if value not in (None, ""))
     return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
-class WorkFile:
-    """Rows and failures in a file.
+class ScoreStore:
+    """Keep rows and failures in an SQLite file.
 
     Args:
-        path: made where there is none.
-        read_only: opened by several processes at once, so it must exist.
+        path: Path of the file; it is made where there is none.
+        read_only: Whether several processes may open the file at once; it must exist then.
 
     Raises:
-        ScoresError: it is something else, or of another version.
+        ScoresError: The file is something else, or of another version.
     """
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
@@ -126,7 +129,7 @@ class WorkFile:
             self._db.close()
             raise
 
-    def __enter__(self) -> WorkFile:
+    def __enter__(self) -> ScoreStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,30 +144,30 @@ class WorkFile:
             raise ScoresError(f"{self.path}: expected scores of version {VERSION}, got {version}; delete it")
 
     def known(self, image: str, prompt: str, content: str) -> dict[str, ScoreRow]:
-        """The scores of an image with these bytes, by the ids of their records."""
+        """Return the scores of an image with these bytes, by the ids of their records."""
         with self._lock, self._errors():
             sql = f"SELECT {_COLUMNS} FROM rows WHERE image = ? AND prompt = ? AND hash = ?"
             return {row.record: row for row in map(_row, self._db.execute(sql, (image, prompt, content)))}
 
     def put(self, rows: Sequence[ScoreRow], failures: Sequence[Failure] = ()) -> int:
-        """Acknowledges some rows: once this returns, a kill does not lose them.
+        """Acknowledge some rows: once this returns, a kill does not lose them.
 
         Returns:
-            How many of them are new: of pairs given twice the first counts.
+            The number of rows that are new: of pairs given twice the first counts.
         """
         before = self._db.total_changes
 
         def write() -> int:
             self._db.executemany(_PUT, map(astuple, rows))
             added = self._db.total_changes - before
-            told = ((failed.position, _escaped(failed.image), _escaped(failed.reason)) for failed in failures)
-            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", told)
+            escaped = ((failed.position, _escaped(failed.image), _escaped(failed.reason)) for failed in failures)
+            self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", escaped)
             return added
 
         return self._transact(write)
 
     def begin(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Starts a run with these records, in this order; what is there is of earlier runs."""
+        """Start a run with these records, in this order; the rows that are there belong to earlier runs."""
         records = list(records)
 
         def write() -> None:
@@ -177,7 +180,7 @@ class WorkFile:
         self._transact(write)
 
     def add(self, scores: Iterable[tuple[ScoreRow, Mapping[str, Any]]]) -> None:
-        """Adds what an earlier output holds, with the record of each row; what is known already stays."""
+        """Add what an earlier output holds, with the record of each row; rows that are known already stay."""
 
         def write() -> None:
             seen: set[str] = set()
@@ -191,8 +194,11 @@ class WorkFile:
         self._transact(write)
 
     def absorb(self, path: Path) -> None:
-        """Takes over the file of a process, then deletes it. A kill in between does no harm: it is absorbed again."""
-        with WorkFile(path):  # rolls back what a kill left half written
+        """Take over the file of a process, then delete it.
+
+        A kill in between does no harm: the file is absorbed again.
+        """
+        with ScoreStore(path):  # rolls back what a kill left half written
             pass
         with self._errors():  # to be read only: a transaction on one file leaves no journal over several
             self._db.execute("ATTACH ? AS shard", (path.absolute().as_uri() + "?mode=ro",))
@@ -208,7 +214,7 @@ class WorkFile:
         path.unlink()
 
     def rows(self) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
-        """All rows in the order of the output, each with its record."""
+        """Yield all rows in the order of the output, each with its record."""
         records = self.records()
         sql = f"SELECT {_COLUMNS} FROM rows JOIN records ON rows.record = records.id ORDER BY position, image, place"
         with self._errors():
@@ -217,18 +223,18 @@ class WorkFile:
                 yield row, records[row.record]
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records by their ids: those of the last run first."""
+        """Return the records by their ids, those of the last run first."""
         with self._errors():
             found = self._db.execute("SELECT id, content FROM records ORDER BY place").fetchall()
         return {key: json.loads(content) for key, content in found}
 
     def failures(self) -> Iterator[Failure]:
-        """The images that failed in this run, in their order."""
+        """Yield the images that failed in this run, in their order."""
         with self._errors():
             yield from (Failure(*values) for values in self._db.execute("SELECT * FROM failures ORDER BY position"))
 
     def summary(self, record: str) -> Summary:
-        """Of the rows of one record."""
+        """Summarise the rows of one record."""
         with self._errors():
             sql = "SELECT count(*), total(guided), total(truncated) FROM rows WHERE record = ?"
             count, guided, truncated = self._db.execute(sql, (record,)).fetchone()
@@ -257,7 +263,7 @@ class WorkFile:
 
 
 class _Errors:
-    """SQLite's errors (a full disk, a damaged file), told with the name of the file."""
+    """Raise SQLite's errors (a full disk, a damaged file) with the name of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -271,7 +277,7 @@ class _Errors:
 
 
 def _escaped(text: str) -> str:
-    """A name that is no valid text may be just why its image failed."""
+    """Escape what is no valid text: a name may be just why its image failed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

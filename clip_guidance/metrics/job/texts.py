@@ -1,7 +1,7 @@
-"""Each distinct text encoded once, with what is known of its length.
+"""Each distinct text encoded once, with its length.
 
-A text longer than the context is cut before its last tokens, the end token kept, and reported; or ("chunk-average") its
-tokens are dealt into chunks that fit, and its vector is the normalised mean of theirs. The second is another score,
+A text longer than the context is cut before its last tokens, the end token kept, and reported. With "chunk-average" its
+tokens are dealt into chunks that fit instead, and its vector is the normalised mean of theirs. That is another score,
 under another name: no CLIP was trained on such vectors.
 """
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
 LongPrompts: TypeAlias = Literal["truncate", "chunk-average"]
-ROWS, COLUMNS = 4, 16  # of a pass on a CPU: so many texts, and tokens in multiples of this
+TEXTS_PER_PASS, TOKEN_MULTIPLE = 4, 16  # of one pass on a CPU; lengths are rounded up to the multiple
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text's vector and length.
+    """Hold the vector and length of a text.
 
     Attributes:
-        embed: unit vector (d,), on the model's device.
-        tokens: its length, start and end included.
-        truncated: whether it was cut to the context.
+        embed: Unit vector (d,), on the model's device.
+        tokens: Length in tokens, start and end included.
+        truncated: Whether the text was cut to the context.
     """
 
     embed: Tensor
@@ -43,20 +43,23 @@ class EncodedText:
 
 
 class TextEncoder:
-    """Encodes texts and remembers the last ones; may be called from several threads.
+    """Encode texts and remember the latest ones; may be called from several threads.
 
-    On a CPU every pass has one of a few shapes, filled up where there are fewer texts: a text's vector then does not
-    depend, in the last bits, on its neighbours, since a product of matrices rounds by its shape. So a resumed run and
-    one on several processes give the same numbers. A pass of few texts takes twice as long as one of a single text,
-    which mostly reads the weights. On a GPU they go together, which is much faster.
+    On a CPU every pass has one of a few shapes, filled up where there are fewer texts. A product of matrices rounds by
+    its
+    shape, so a text's vector then does not depend, in the last bits, on its neighbours: a resumed run and a run on
+    several
+    processes give the same numbers. A pass of few texts takes twice as long as a pass of one text, which mostly reads
+    the
+    weights. On a GPU all texts go together, which is much faster.
 
     Args:
-        clip: with a tokenizer.
-        long_prompts: what to do with a text that does not fit.
-        remembered: number of texts kept; of each a vector.
+        clip: A CLIP with a tokenizer.
+        long_prompts: What to do with a text that does not fit the context.
+        remembered: Number of texts whose vectors are kept.
 
     Raises:
-        ValueError: the CLIP has no tokenizer, or ``long_prompts`` is something else.
+        ValueError: The CLIP has no tokenizer, or ``long_prompts`` is something else.
     """
 
     def __init__(self, clip: CLIP, long_prompts: LongPrompts = "truncate", remembered: int = 65536) -> None:
@@ -71,10 +74,10 @@ class TextEncoder:
         self._lock = threading.Lock()  # held while encoding: a text that two threads want is encoded once
 
     def __call__(self, texts: Sequence[str]) -> dict[str, EncodedText]:
-        """The texts' vectors, by text.
+        """Return the vectors of texts, by text.
 
         Warns:
-            PromptTruncatedWarning: of the first text that is cut.
+            PromptTruncatedWarning: A text is cut; the warning comes for the first one.
         """
         with self._lock:
             return self._find(list(dict.fromkeys(texts)))
@@ -98,7 +101,7 @@ class TextEncoder:
             chunks = [[ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]] for ids in whole]
             self._warn(texts, tokens)
         else:
-            chunks = [_dealt(ids, limit) for ids in whole]
+            chunks = [_chunks(ids, limit) for ids in whole]
         embeds = self._embeds([chunk for group in chunks for chunk in group])
         groups = embeds.split([len(group) for group in chunks])
         cut = [self.long_prompts == "truncate" and count > limit for count in tokens]
@@ -108,13 +111,13 @@ class TextEncoder:
         ]
 
     def _embeds(self, rows: list[list[int]]) -> Tensor:
-        """Token ids, at most the context of each, to unit vectors (n, d)."""
+        """Encode token ids, each row at most the context long, to unit vectors (n, d)."""
         embeds = torch.empty(len(rows), self.clip.config.projection_dim, device=self.clip.device)
         by_length: dict[int, list[int]] = {}
         for place, ids in enumerate(rows):
-            length = min(self.tokenizer.model_max_length, -(-len(ids) // COLUMNS) * COLUMNS)
+            length = min(self.tokenizer.model_max_length, -(-len(ids) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
             by_length.setdefault(length, []).append(place)
-        together = ROWS if self._fills else 256
+        together = TEXTS_PER_PASS if self._fills else 256
         for length, places in by_length.items():
             for start in range(0, len(places), together):
                 part = places[start : start + together]
@@ -129,15 +132,18 @@ class TextEncoder:
         return embeds
 
     def _warn(self, texts: list[str], tokens: list[int]) -> None:
-        """Of the first only: the rows tell of each."""
+        """Warn of the first text that is cut: the rows tell of each."""
         long = [text for text, count in zip(texts, tokens, strict=True) if count > self.tokenizer.model_max_length]
         if long and not self._warned:
             self._warned = True
             warn_truncated(self.tokenizer, long[:1])
 
 
-def _dealt(ids: list[int], limit: int) -> list[list[int]]:
-    """Token ids in as few chunks as fit the context, of equal length but for one token, each with start and end."""
+def _chunks(ids: list[int], limit: int) -> list[list[int]]:
+    """Deal token ids into as few chunks as fit the context, each with start and end.
+
+    The chunks are of equal length but for one token.
+    """
     start, *inner, end = ids
     count = max(1, -(-len(inner) // (limit - 2)))
     bounds = [len(inner) * i // count for i in range(count + 1)]

@@ -1,4 +1,4 @@
-"""A report: one HTML file that needs nothing else, written in full or not at all."""
+"""A page: one HTML file that needs nothing else, written in full or not at all."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from clip_guidance import __version__
 from clip_guidance._files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MARK = Markup('<meta name="generator" content="clip_guidance report">')  # by which a file is known for a report
+MARK = Markup('<meta name="generator" content="clip_guidance report">')  # marks a file as a report
 SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report of a result: shown by a notebook as it stands, or saved as a file.
+    """Hold the report of a result: shown by a notebook as it stands, or saved as a file.
 
     Attributes:
-        title: plain text.
+        title: Plain text.
         parts: HTML, as the functions of :mod:`clip_guidance.report.html.parts` make it.
+
+    Example:
+        >>> from clip_guidance.report import Page
+        >>> Page("Nothing", ()).to_html()[:15]
+        '<!doctype html>'
     """
 
     title: str
     parts: tuple[Markup, ...]
 
     def to_html(self) -> str:
-        """The whole page: no scripts, and no address of anything outside it."""
-        from clip_guidance import __version__
-
+        """Return the whole page: no scripts, and no address of anything outside it."""
         template = environment().get_template("page.html")
         return template.render(title=self.title, body=Markup("\n").join(self.parts), mark=MARK, version=__version__)
 
@@ -43,31 +47,34 @@ class Page:
         return fragment(*self.parts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the page; it is there in full or not at all.
+        """Write the page, in full or not at all.
 
         Args:
-            path: ends in .html or .htm. A former report is replaced.
+            path: Path that ends in .html or .htm. A former report is replaced.
+
+        Returns:
+            The path.
 
         Raises:
-            ValueError: it has another ending, or is a file that is no report.
-            OSError: it cannot be written.
+            ValueError: The path has another ending, or is a file that is no report.
+            OSError: The page cannot be written.
         """
         path = Path(path)
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as partial:
-            # names of files may hold bytes that are no text: Python's stand-ins for them are no UTF-8
+            # Names of files may hold bytes that are no text; the surrogates that Python reads them as are no UTF-8.
             partial.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
         return path
 
 
 def check_target(path: Path) -> None:
-    """Whether a report may be written here: asked before the work, so that nothing is computed for nothing.
+    """Check, before the work, that a report may be written to a path.
 
     Folders that are not there yet will be made.
 
     Raises:
-        ValueError: the ending is not .html or .htm, no folder can be made there, or a file that is no report is there.
+        ValueError: The ending is not .html or .htm, no folder can be made there, or a file that is no report is there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a report must end in .html or .htm, got {path.name}")
@@ -79,14 +86,14 @@ def check_target(path: Path) -> None:
 
 
 def fragment(*parts: Markup) -> str:
-    """Parts of a report as they stand in a notebook: with their style, and nothing else."""
+    """Return parts of a report as they stand in a notebook: with their style, and nothing else."""
     style = environment().get_template("style.css").render()
     return Markup('<div class="cg"><style>{}</style>{}</div>').format(Markup(style), Markup("\n").join(parts))
 
 
 @functools.cache
 def environment() -> Environment:
-    """Jinja's, with escaping always on."""
+    """Return Jinja's environment, with escaping always on."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -102,12 +109,12 @@ def environment() -> Environment:
 
 
 def render(macro: str, *args: Any, **kwargs: Any) -> Markup:
-    """A part, by the name of its macro in ``parts.html``."""
+    """Render a part, by the name of its macro in ``parts.html``."""
     return Markup(getattr(environment().get_template("parts.html").module, macro)(*args, **kwargs))
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1], rounded to a tenth of a percent."""
+    """Format a share in [0, 1], rounded to a tenth of a percent."""
     return f"{share:.1%}"
 
 

@@ -1,4 +1,4 @@
-"""An image as a report shows it: small, inside the page, and without what the file says about its maker."""
+"""Thumbnails: images as a report shows them, small, inside the page, and without the metadata of their files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SMALL = 96 * 96  # pixels up to which PNG, which is exact, is small enough
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small image, or why there is none.
+    """Hold a small image, or the reason why there is none.
 
     Attributes:
-        name: the path of the image, or ``image 7``.
-        uri: ``data:image/...``, None where it cannot be read.
-        reason: why it cannot.
+        name: Path of the image, or ``image 7``.
+        uri: ``data:image/...``, None where the image cannot be read.
+        reason: Reason why the image cannot be read.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Thumbnail:
 
 
 def thumbnail(source: ImageSource, name: str | None = None, size: int = SIZE) -> Thumbnail:
-    """An image, at most ``size`` pixels wide and high; never fails.
+    """Make a thumbnail of at most ``size`` pixels in width and height; never fails.
 
     Args:
-        source: as for ``load_image``.
-        name: what to call it; by default its path.
-        size: pixels.
+        source: Image as for ``load_image``.
+        name: Name of the image; by default its path.
+        size: Pixels of the longer side.
     """
     name = name or image_name(source)
     try:
@@ -45,10 +45,10 @@ def thumbnail(source: ImageSource, name: str | None = None, size: int = SIZE) ->
 
 
 def data_uri(image: Image.Image, size: int = SIZE) -> str:
-    """An RGB image, reduced to at most ``size`` pixels a side, as a ``data:`` address of its pixels alone."""
+    """Encode an RGB image as a ``data:`` address of its pixels alone, at most ``size`` pixels per side."""
     small = image.copy()
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    small.info.clear()  # no place, no maker, no colour profile of kilobytes
+    small.info.clear()  # drops metadata such as the place and the camera, and a colour profile of kilobytes
     kind = "png" if small.width * small.height <= SMALL else "jpeg"
     buffer = io.BytesIO()
     small.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
