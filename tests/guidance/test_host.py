@@ -8,8 +8,8 @@ from diffusers import DDIMInverseScheduler, EulerDiscreteScheduler
 from torch import nn
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.noise_level import noise_level
 from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES
+from clip_guidance.guidance.adapters.schedulers import noise_level
 from clip_guidance.guidance.engine import decoder, host
 from clip_guidance.guidance.engine.host import resolve
 
