@@ -20,7 +20,7 @@ class Enough(Exception):
 
 
 def sample(denoiser: nn.Module, run: Run, steps: int, at_start: Callable[[int], None]) -> None:
-    """Calls ``at_start(i)`` at the beginning of steps 0 to ``steps``, and ends the run there."""
+    """Call ``at_start(i)`` at the beginning of steps 0 to ``steps``, and end the run there."""
     seen: list[Any] = []
 
     def mark(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ class Components:
 
 
 def make_components(size: str, side: int, clip: str, device: str, dtype: torch.dtype, seed: int) -> Components:
-    """The networks of a size on a device; ``side`` 0 and ``clip`` "" stand for the size's own."""
+    """Make the networks of a size; ``side`` 0 and ``clip`` "" stand for the size's own."""
     torch.manual_seed(seed)
     if size == "emoji":
         return _packaged(side, device, dtype)
@@ -204,7 +204,7 @@ def _pipeline(architecture: Architecture, device: str, dtype: torch.dtype) -> An
 
 
 def filled(cls: type[nn.Module], device: str, dtype: torch.dtype, **config: Any) -> Any:
-    """A network with weights from N(0, 0.02²), drawn on the device: its own initialisation would take minutes."""
+    """Make a network with weights from N(0, 0.02²); its own initialisation would take minutes."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -226,7 +226,7 @@ def filled(cls: type[nn.Module], device: str, dtype: torch.dtype, **config: Any)
 
 
 def letter_tokenizer() -> CLIPTokenizer:
-    """One token a letter, with the special tokens where OpenAI's vocabulary has them; every prompt is padded to 77."""
+    """One token per letter, with special tokens where OpenAI's vocabulary has them; prompts are padded to 77."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
     vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
@@ -234,7 +234,7 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 
 def _packaged(side: int, device: str, dtype: torch.dtype) -> Components:
-    """The packaged pipeline with a guide as small as its own, whose image tower transformers does not have."""
+    """Load the packaged pipeline, with a transformers CLIP as small as its own as the guide."""
     pipe = cg.load_pipeline("emoji", device, dtype)
     side = side or pipe.unet.config.sample_size * pipe.vae_scale_factor
     tokens = pipe.text_encoder.config

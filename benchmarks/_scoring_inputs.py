@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 
 def save_clip(folder: Path, size: str) -> Path:
-    """A transformers CLIP of random weights with a tokenizer of one token a letter."""
+    """Save a transformers CLIP of random weights with a tokenizer of one token per letter."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer({token: i for i, token in enumerate(words)}, [], model_max_length=77)
@@ -29,7 +29,7 @@ def save_clip(folder: Path, size: str) -> Path:
 
 
 def save_images(folder: Path, count: int, side: int) -> list[str]:
-    """Photograph-like JPEG files: smooth shapes and some grain."""
+    """Save photograph-like JPEG files: smooth shapes and some grain."""
     noise = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 import clip_guidance
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 PARTS = """
 import gc, json, sys, time
@@ -59,13 +59,13 @@ print(json.dumps(times))
 class Settings:
     """Settings of one run."""
 
-    runs: int = 5
-    model: str = "emoji"
-    labels: str = "a,b,c"
-    width: int = 640  # of the image
-    height: int = 480
-    cold: bool = False  # nothing of the packages in the page cache
-    output: Path | None = None  # a table in Markdown
+    runs: int = 5  # fresh processes of each kind
+    model: str = "emoji"  # CLIP: a packaged name, a folder, or a hub id
+    labels: str = "a,b,c"  # names of the classes, separated by commas
+    width: int = 640  # of the image, in pixels
+    height: int = 480  # of the image, in pixels
+    cold: bool = False  # drop the files of all packages from the page cache before each run
+    output: Path | None = None  # Markdown file for the table
     json: bool = False  # print JSON instead of a table
 
 
@@ -80,7 +80,7 @@ class Run:
 
 
 def time_run(words: list[str], lines: int) -> Run:
-    """Runs Python with these words; the result is the line of this number.
+    """Run Python with these words; the result is the line of this number.
 
     Raises:
         RuntimeError: it fails; with what it says on stderr.
@@ -103,7 +103,7 @@ def time_run(words: list[str], lines: int) -> Run:
 
 
 def drop_from_page_cache(places: set[Path]) -> int:
-    """Asks the system to forget the files in these folders; gives their bytes."""
+    """Ask the system to forget the files in these folders; return their bytes."""
     dropped = 0
     for path in (path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()):
         file = os.open(path, os.O_RDONLY)
@@ -116,7 +116,7 @@ def drop_from_page_cache(places: set[Path]) -> int:
 
 
 def measure(settings: Settings) -> list[dict[str, float | str]]:
-    """A row for each thing timed: its median and worst seconds."""
+    """Return a row for each thing timed: its median and worst seconds."""
     times: dict[str, list[float]] = {}
     packages = {Path(place) for place in (*sys.path, Path(clip_guidance.__file__).parent) if place}
     with tempfile.TemporaryDirectory() as folder:

@@ -25,19 +25,19 @@ from torch.utils.checkpoint import checkpoint
 
 from clip_guidance.loss.contrastive import contrastive_loss
 from clip_guidance.loss.tiled import tiled_contrastive_loss
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    output: str = ""  # the table, Markdown; printed where none is given
-    sizes: list[int] = field(default_factory=lambda: [4096, 8192, 16384])
-    dim: int = 512
-    methods: list[str] = field(default_factory=lambda: ["tiled", "plain", "checkpointed rows"])
-    repeats: int = 1  # of a cell; the least time and memory count
-    cell: bool = False  # measure the one method and size given, and print JSON: what this program calls itself with
+    output: str = ""  # Markdown file for the table, which is printed too
+    sizes: list[int] = field(default_factory=lambda: [4096, 8192, 16384])  # pairs per batch
+    dim: int = 512  # width of the embeddings
+    methods: list[str] = field(default_factory=lambda: ["tiled", "plain", "checkpointed rows"])  # losses to compare
+    repeats: int = 1  # processes per method and size, of which the least time and memory count
+    cell: bool = False  # measure one method and size and print JSON, as this program calls itself
 
 
 def checkpointed_rows(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, rows: int = 1024) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.metrics.retrieval import recall_at_k, unique
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 PROGRAM = Path(__file__).parents[1] / "training" / "train_clip.py"
 KINDS = ("photographs", "photographs and emoji")
@@ -38,14 +38,14 @@ class Settings:
 
     photos: str  # parquet table with the columns image, label, coarse and split (train or val)
     emoji: str  # parquet table of the images that the CLIP was trained on
-    emoji_held_out: str  # and of those it was not
-    output: str = ""  # the table, Markdown; printed where none is given
-    model: str = "emoji"
-    steps: int = 300
-    learning_rate: float = 3e-4
-    batch_size: int = 128
-    exclude: str = "skin tone"
-    limit: int | None = None  # images of each table that are used; all of them by default
+    emoji_held_out: str  # parquet table of the images held out of its training
+    output: str = ""  # Markdown file for the table, which is printed too
+    model: str = "emoji"  # CLIP to fine-tune: a packaged name, a folder, or a hub id
+    steps: int = 300  # optimizer steps
+    learning_rate: float = 3e-4  # at the end of the warm-up
+    batch_size: int = 128  # pairs per step
+    exclude_captions_containing: str = "skin tone"  # leave out images whose name, or a caption, contains this text
+    limit: int | None = None  # images used of each table; None for all
 
 
 def photographs(settings: Settings, split: str) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def photographs(settings: Settings, split: str) -> list[dict[str, Any]]:
 
 
 def write_captions(rows: list[dict[str, Any]], path: Path) -> Path:
-    """A table of images with several captions each, as any data set may have."""
+    """Write a table of images with several captions each, as any data set may have."""
     captions = [[row["label"], f"a photo of a {row['label']}", f"{row['label']}, {row['coarse']}"] for row in rows]
     pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), path)
     return path
@@ -91,9 +91,9 @@ def fine_tuned(settings: Settings, data: list[Path | str], folder: Path) -> cg.C
         "steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "batch_size": settings.batch_size,
-        "exclude": settings.exclude,
-        "mirror": True,
-        "holes": 0.3,
+        "exclude_captions_containing": settings.exclude_captions_containing,
+        "random_flip": True,
+        "erasing_probability": 0.3,
         "warmup": 20,
     }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
@@ -107,7 +107,8 @@ def main(settings: Settings) -> None:
     train, test = (photographs(settings, split) for split in ("train", "val"))
     labels = sorted({row["label"] for row in train + test})
     clip = cg.CLIP.from_pretrained(settings.model)
-    emoji = CaptionedImages.from_parquet(settings.emoji_held_out, clip.image_processor.image_size, settings.exclude)
+    size, exclude = clip.image_processor.image_size, settings.exclude_captions_containing
+    emoji = CaptionedImages.from_parquet(settings.emoji_held_out, size, exclude)
     emoji = emoji.subset(range(min(len(emoji), settings.limit or len(emoji))))
     lines = [f"| `{settings.model}` | top-1 of {len(labels)} groceries | R@1 of held-out emoji |", "|" + " --- |" * 3]
 

@@ -27,7 +27,7 @@ documentation does not mention. The ratios are to the frozen one, the better of 
 
 Time: a forward-pre-hook on the denoiser marks the beginning of each step (the first call with a new timestep), so a
 step is everything from there to the next mark: denoiser, guidance, scheduler. One run of each row in turn, ``repeats``
-times over; the medians over the runs of the seconds a step, and of the ratio to the other row's run in the same turn.
+times over; the medians over the runs of the seconds per step, and of the ratio to the other row's run in the same turn.
 Runs are cut off at the last mark, before the final decode. On a GPU seconds are those of the clock, once the device has
 finished; on the CPU those that the process spent computing, so that other processes hardly matter. With ``--threads 1``
 these are also the clock's on an idle machine; with more, threads that wait for each other count too.
@@ -59,7 +59,7 @@ from transformers import CLIPModel
 
 import clip_guidance as cg
 from clip_guidance.guidance.engine.decoder import Decoding
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 PROMPT = "a red apple on a wooden table"
 UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipeline, frozen"
@@ -69,21 +69,21 @@ UNGUIDED, COMMUNITY, FROZEN = "unguided", "community pipeline", "community pipel
 class Settings:
     """Settings of one run."""
 
-    size: Literal["tiny", "small", "emoji", "sd15", "sdxl"] = "small"
+    size: Literal["tiny", "small", "emoji", "sd15", "sdxl"] = "small"  # of the networks
     community: str = ""  # path of clip_guided_stable_diffusion.py; its rows are left out without it
     clip: str = ""  # guide of sd15 and sdxl: b32 (default), b16, l14
-    height: int = 0  # side of the square image; 0 for the size's own
-    device: str = "cpu"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    steps: int = 2  # timed steps a run
-    repeats: int = 5  # timed runs of each row
-    cutouts: int = 4
-    guidance_scale: float = 7.5
-    seed: int = 0
+    height: int = 0  # side of the square image, in pixels; 0 for the size's own
+    device: str = "cpu"  # torch device
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # precision of the networks
+    steps: int = 2  # timed steps per run
+    repeats: int = 5  # timed runs per row
+    cutouts: int = 4  # per image, on both sides
+    guidance_scale: float = 7.5  # of classifier-free guidance
+    seed: int = 0  # of weights and noise
     threads: int = 0  # of the CPU; 0 leaves them as they are
     only: str = ""  # run only the rows whose name contains this, and the unguided one
-    json: bool = False  # print rows as JSON, not as a table
-    output: str = ""  # markdown file to append the table to
+    json: bool = False  # print the rows as JSON instead of a table
+    output: str = ""  # Markdown file to append the table to
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Row:
     seconds_to_community: float | None
     peak_mib: float
     peak_to_community: float | None
-    timed: list[float]  # seconds a step of each run
+    timed: list[float]  # seconds per step of each run
 
 
 def cases(components: Components, settings: Settings) -> dict[str, Run]:
-    """What to run, by the name of its row."""
+    """Return what to run, by the name of its row."""
 
     def guided(mode: str = "x0", **decoding: Any) -> Run:
         options = {"scale": 10.0, "cutouts": settings.cutouts, "mode": mode, "decoding": Decoding(**decoding)}
@@ -124,7 +124,7 @@ def cases(components: Components, settings: Settings) -> dict[str, Run]:
 
 
 def ours(components: Components, settings: Settings, guidance: cg.Guidance | None) -> Run:
-    """The stock pipeline, guided or not."""
+    """Run the stock pipeline, guided or not."""
 
     def run(steps: int) -> None:
         with guidance.attach(components.pipe) if guidance else nullcontext():
@@ -135,7 +135,7 @@ def ours(components: Components, settings: Settings, guidance: cg.Guidance | Non
 
 
 def community_pipeline(components: Components, settings: Settings) -> Any:
-    """The community pipeline of the same components, with repairs 1 and 2."""
+    """Make the community pipeline of the same components, with repairs 1 and 2."""
     pipe = load_community(Path(settings.community))(
         **{name: getattr(components.pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
         clip_model=with_plain_features(components.clip_model),
@@ -146,7 +146,7 @@ def community_pipeline(components: Components, settings: Settings) -> Any:
 
 
 def community(pipe: Any, components: Components, settings: Settings, frozen: bool = False) -> Run:
-    """It, with repair 3."""
+    """Run the community pipeline, with repair 3."""
     side = 8 * components.side // components.pipe.vae_scale_factor
     options = {"height": side, "width": side, "use_cutouts": settings.cutouts > 1, "num_cutouts": settings.cutouts}
 
@@ -164,13 +164,13 @@ def community(pipe: Any, components: Components, settings: Settings, frozen: boo
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
-    """What every row is called with."""
+    """Return what every row is called with."""
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     return {"prompt": PROMPT, "guidance_scale": settings.guidance_scale, "generator": generator}
 
 
 def load_community(path: Path) -> Any:
-    """The pipeline's class from its own file, with repair 1."""
+    """Load the pipeline's class from its own file, with repair 1."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # it is a Python file
     module = importlib.util.module_from_spec(spec)

@@ -34,18 +34,18 @@ from PIL import Image
 
 from clip_guidance.clip import CLIP, CLIPConfig
 from clip_guidance.index import ImageIndex
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    store: str = "folder"  # folder; file or server: Milvus
-    kills: int = 20
-    images: int = 120
-    patience: float = 0.4  # the longest a process works before it is killed, in seconds
-    seed: int = 0
+    store: str = "folder"  # "folder"; or Milvus in a "file" or behind a "server"
+    kills: int = 20  # processes to kill
+    images: int = 120  # in the index, at most
+    max_seconds_to_kill: float = 0.4  # a process is killed after a random time up to this
+    seed: int = 0  # of the images, the changes and the moments of the kills
     json: bool = False  # print JSON instead of a table
 
 
@@ -59,7 +59,7 @@ class State:
     acknowledged: int = 0
 
     def read(self, line: dict[str, Any]) -> None:
-        """A message of the process at work."""
+        """Read a message of the process at work."""
         if "begin" in line:
             self.action, self.under_way = line["begin"], set(line["names"])
             return
@@ -71,7 +71,7 @@ class State:
 
 
 def work(index: ImageIndex, tell: Callable[..., None], folder: Path, names: list[str], rng: random.Random) -> None:
-    """Changes the index without end."""
+    """Change the index without end."""
     while True:
         action = rng.choices(["add", "delete", "compact"], [6, 3, 1])[0]
         chosen = [] if action == "compact" else rng.sample(names, 24 if action == "add" else 9)
@@ -86,7 +86,7 @@ def work(index: ImageIndex, tell: Callable[..., None], folder: Path, names: list
 
 
 def inspect(index: ImageIndex, embeds: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the index holds, and what of it is wrong."""
+    """Return what the index holds, and what of it is wrong."""
     with index._store.reading() as vectors:
         held = {Path(entry.path).name: vectors[entry.row] for entry in index.entries()}
     wrong = [name for name, vector in held.items() if not np.allclose(vector, embeds[name], atol=1e-5)]
@@ -137,7 +137,7 @@ def lines(source: int, until: float | None = None, on_end: Callable[[], None] = 
 def kill_once(
     opened: Callable[[], ImageIndex], task: Callable[..., None], state: State, wait: float, working: bool
 ) -> None:
-    """Lets a process run for some seconds, from its start or from when it works, kills it, and notes what it told."""
+    """Kill a process some seconds after its start or its first message, and read what it told."""
 
     def run(tell: Callable[..., None]) -> None:
         task(opened(), tell)
@@ -154,7 +154,7 @@ def kill_once(
 
 
 def look(opened: Callable[[], ImageIndex], embeds: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Opens the index in a process of its own, whose connections and threads the next ones do not inherit."""
+    """Open the index in a process whose connections and threads the next ones do not inherit."""
 
     def run(tell: Callable[..., None]) -> None:
         with opened() as index:
@@ -170,7 +170,7 @@ def look(opened: Callable[[], ImageIndex], embeds: dict[str, np.ndarray]) -> dic
 
 @contextmanager
 def address(store: str, folder: Path) -> Iterator[str]:
-    """The index to open; for "server" also the server behind it."""
+    """Yield the index to open; for "server" also run the server behind it."""
     if store != "server":
         yield str(folder / {"folder": "index", "file": "index.db"}[store])
         return
@@ -193,7 +193,7 @@ def address(store: str, folder: Path) -> Iterator[str]:
 
 
 def run(settings: Settings, folder: Path, place: str) -> dict[str, Any]:
-    """Kills and looks, again and again."""
+    """Kill and look, again and again."""
     rng, noise = random.Random(settings.seed), np.random.default_rng(settings.seed)
     names = [f"{number:03}.png" for number in range(settings.images)]
     for name in names:
@@ -208,7 +208,7 @@ def run(settings: Settings, folder: Path, place: str) -> dict[str, Any]:
     state, moments, faults = State(), Counter(), []
     for number in range(settings.kills):
         worker = partial(work, folder=folder, names=names, rng=random.Random(rng.random()))
-        kill_once(opened, worker, state, rng.uniform(0, settings.patience), working=number % 5 > 0)
+        kill_once(opened, worker, state, rng.uniform(0, settings.max_seconds_to_kill), working=number % 5 > 0)
         moments[state.action] += 1
         found = look(opened, embeds)
         held = set(found["held"])

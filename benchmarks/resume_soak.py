@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_guidance.training.log import read_log
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,12 +32,12 @@ class Settings:
     """Settings of one run."""
 
     data: str  # captioned images
-    output: str = ""  # the report, Markdown; printed where none is given
-    kills: int = 20
-    steps: int = 600
-    save_every: int = 3
-    patience: float = 6.0  # the longest a run trains before it is killed, in seconds
-    seed: int = 0
+    output: str = ""  # Markdown file for the report, which is printed too
+    kills: int = 20  # of the run
+    steps: int = 600  # optimizer steps of the run
+    save_every: int = 3  # steps from one checkpoint to the next
+    max_seconds_to_kill: float = 6.0  # a launch is killed after training for a random time up to this
+    seed: int = 0  # of the moments of the kills
 
 
 def command(settings: Settings, folder: Path) -> list[str]:
@@ -55,19 +55,19 @@ def command(settings: Settings, folder: Path) -> list[str]:
         "batch_size": 32,
         "chunk_size": 16,
         "ema_decay": 0.9,
-        "mirror": True,
-        "grey": 0.2,
-        "holes": 0.2,
-        "noise": 0.1,
+        "random_flip": True,
+        "grayscale_probability": 0.2,
+        "erasing_probability": 0.2,
+        "max_noise_std": 0.1,
         "log_every": 1,
-        "exclude": "skin tone",
+        "exclude_captions_containing": "skin tone",
     }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     return [sys.executable, str(ROOT / "training" / "train_clip.py"), *words]
 
 
 def run(settings: Settings, folder: Path, wait: float | None = None) -> bool:
-    """Starts the run; kills it ``wait`` seconds after its first new step, if it has not ended then; says whether."""
+    """Start the run, kill it ``wait`` seconds after its first new step, and tell whether it was."""
     log = folder / "log.jsonl"
     before = log.stat().st_size if log.is_file() else 0
     process = subprocess.Popen(command(settings, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -106,8 +106,8 @@ def main(settings: Settings) -> None:
         for path in whole.glob("token*.json"):  # one vocabulary: learning it anew may order ties in another way
             (killed / path.name).write_bytes(path.read_bytes())
         while kills < settings.kills:
-            if not run(settings, killed, rng.uniform(0, settings.patience)):
-                raise SystemExit(f"the run ended after {kills} kills: give it more --steps, or less --patience")
+            if not run(settings, killed, rng.uniform(0, settings.max_seconds_to_kill)):
+                raise SystemExit(f"the run ended after {kills} kills: use more --steps or less --max_seconds_to_kill")
             kills += 1
             done = max(row["step"] for row in read_log(killed / "log.jsonl"))
             saved = max((int(path.stem[5:]) for path in (killed / "checkpoints").glob("step-*")), default=0)

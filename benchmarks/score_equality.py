@@ -28,7 +28,7 @@ from clip_guidance.clip import CLIP
 from clip_guidance.images.load import load_image
 from clip_guidance.metrics.clip_iqa import clip_iqa
 from clip_guidance.metrics.clip_score import HESSEL, TORCHMETRICS, clip_score
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 SIZES = ((64, 64), (300, 200), (250, 500))
 
@@ -38,12 +38,12 @@ class Settings:
     """Settings of one run."""
 
     data: str = "../shared/data/grocery64.parquet"  # images, and their labels
-    clip: str = ""  # folder of a transformers CLIP; by default one of random weights
-    size: str = "b32"  # of that: b32, b16, l14, small or tiny
-    images: int = 48
+    clip: str = ""  # folder of a transformers CLIP; by default a CLIP of random weights
+    size: str = "b32"  # of the CLIP of random weights: b32, b16, l14, small or tiny
+    images: int = 48  # number of images
     peer_python: str = sys.executable  # interpreter of the peers' environment
-    tolerance: float = 1e-5  # of a cosine
-    output: str = ""  # the table, Markdown; printed where none is given
+    tolerance: float = 1e-5  # largest difference of a cosine that passes
+    output: str = ""  # Markdown file for the table, which is printed too
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def make_clip(folder: Path, size: str) -> Path:
 
 
 def make_request(settings: Settings, folder: Path) -> dict[str, list[str]]:
-    """Writes images as PNG in several sizes, with a prompt of their label and one that is too long."""
+    """Write PNG images in several sizes, with a prompt of their label and one that is too long."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(settings.data)

@@ -33,24 +33,24 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from clip_guidance.cli.main import run as command_line
 from clip_guidance.metrics.job.judge import Judge
 from clip_guidance.metrics.job.store import ScoreStore
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    format: str = "jsonl"  # jsonl, csv or parquet
-    kills: int = 20
-    images: int = 240
-    batch_size: int = 8
-    patience: float = 0.7  # the longest a process works before it is killed, as a share of a whole run
-    seed: int = 0
+    format: str = "jsonl"  # of the scores: jsonl, csv or parquet
+    kills: int = 20  # processes to kill
+    images: int = 240  # number of images
+    batch_size: int = 8  # images per batch
+    max_share_to_kill: float = 0.7  # a process is killed after a random share of a whole run's time up to this
+    seed: int = 0  # of weights, images and the moments of the kills
     json: bool = False  # print JSON instead of a table
 
 
 def save_tiny_clip(folder: Path, seed: int) -> Path:
-    """A transformers CLIP of random weights, one token a letter."""
+    """Save a transformers CLIP of random weights, with one token per letter."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer({token: i for i, token in enumerate(words)}, [], model_max_length=24)
@@ -88,7 +88,7 @@ def make_work(folder: Path, settings: Settings) -> Path:
 
 
 def score(words: list[str], tell: int | None = None) -> int:
-    """Runs the command line, silently; tells how many images are encoded. Returns the exit code."""
+    """Run the command line silently, tell how many images are encoded, return the exit code."""
     encode = Judge.encode
     if tell is not None:
 
@@ -110,7 +110,7 @@ def score(words: list[str], tell: int | None = None) -> int:
 
 
 def attempt(words: list[str], wait: float | None) -> tuple[bool, int, int]:
-    """A process that is killed after some seconds: whether it was, its exit code, and how many images it encoded."""
+    """Run a process and kill it; return whether it was, its exit code and the encoded images."""
     source, sink = os.pipe()
     process = os.fork()
     if process == 0:
@@ -141,7 +141,7 @@ def acknowledged(output: Path) -> int:
 
 
 def content(path: Path) -> Any:
-    """What a file of scores holds, to the last bit."""
+    """Read what a file of scores holds, to the last bit."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -150,7 +150,7 @@ def content(path: Path) -> Any:
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Kills and resumes, again and again; compares at the end."""
+    """Kill and resume, again and again; compare at the end."""
     rng = random.Random(settings.seed)
     table, clip = make_work(folder / "images", settings), save_tiny_clip(folder / "clip", settings.seed)
     same = ["score", "--prompts-file", str(table), "--model", str(clip), "--batch-size", str(settings.batch_size)]
@@ -163,7 +163,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
 
     kills, midway, finished, encoded, lost, least = 0, 0, 0, 0, 0, 0
     while kills < settings.kills or not output.exists():
-        wait = whole * rng.uniform(0, settings.patience) if kills < settings.kills else None
+        wait = whole * rng.uniform(0, settings.max_share_to_kill) if kills < settings.kills else None
         killed, code, more = attempt([*same, "--output", str(output), "--resume"], wait)
         kills, encoded = kills + killed, encoded + more
         if not killed and code != 1:

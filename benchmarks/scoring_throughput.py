@@ -42,26 +42,26 @@ from clip_guidance.metrics.job.items import ScoreItem
 from clip_guidance.metrics.job.judge import Judge, make_judge
 from clip_guidance.metrics.job.processes import Processes
 from clip_guidance.metrics.job.run import Job, Options, score_items
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run."""
 
-    images: int = 64
+    images: int = 64  # number of images
     side: int = 512  # of the images, in pixels
     per_prompt: int = 1  # images that share a prompt
-    model: str = "vit-b-32"  # or tiny
-    batch_size: int = 16
-    torch_threads: int = 1
-    decode_threads: int = 2
-    repeats: int = 3
-    only: str = ""  # beginnings of names, separated by commas
-    memory: bool = False
-    memory_images: str = "1000,10000"
-    output: Path | None = None  # also write the table here
-    json: bool = False
+    model: str = "vit-b-32"  # size of the CLIP of random weights: vit-b-32 or tiny
+    batch_size: int = 16  # images per batch
+    torch_threads: int = 1  # threads that encode
+    decode_threads: int = 2  # threads that read images
+    repeats: int = 3  # timed runs of each loop
+    only: str = ""  # beginnings of the names of the loops to run, separated by commas
+    memory: bool = False  # measure the peak of the memory instead of the speed
+    memory_images: str = "1000,10000"  # with memory: numbers of images, separated by commas
+    output: Path | None = None  # Markdown file to append the table to
+    json: bool = False  # print JSON instead of a table
 
 
 def pairs(files: list[str], settings: Settings) -> Iterator[tuple[list[Image.Image], list[str]]]:
@@ -114,7 +114,7 @@ def by_torchmetrics(files: list[str], folder: Path, settings: Settings) -> Calla
 def by_us(
     files: list[str], folder: Path, settings: Settings, draft: bool = False, **options: Any
 ) -> Callable[[], list[float]]:
-    """What ``clip-guidance score`` does once its models are loaded."""
+    """Do what ``clip-guidance score`` does once its models are loaded."""
     judge = make_judge(CLIP.from_pretrained(folder), ["torchmetrics"], draft=draft, **options)
 
     def loop() -> list[float]:
@@ -148,7 +148,7 @@ def scores_of(work: Job) -> list[float]:
 
 
 def reading_by_transformers(files: list[str], folder: Path, settings: Settings) -> Callable[[], list[float]]:
-    """Decoding and preprocessing alone: what bounds the speed where the encoder is quick, as on a GPU."""
+    """Decode and preprocess alone, which bounds the speed with a quick encoder, as on a GPU."""
     processor = CLIPImageProcessorPil.from_pretrained(folder)
 
     def loop() -> list[float]:
@@ -160,7 +160,7 @@ def reading_by_transformers(files: list[str], folder: Path, settings: Settings) 
 
 
 def reading_by_us(files: list[str], folder: Path, settings: Settings, draft: bool = False) -> Callable[[], list[float]]:
-    """The same in threads."""
+    """Decode and preprocess in threads."""
     clip = CLIP.from_pretrained(folder)
     side = 2 * clip.image_processor.resize_to
 
@@ -193,7 +193,7 @@ LOOPS: dict[str, Callable[..., Callable[[], list[float]]]] = {
 
 
 def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    """A row a loop: images a second, ratio to transformers' loop, largest difference of a score."""
+    """Return a row per loop: speed, ratio to transformers' loop, largest difference of a score."""
     files = save_images(folder / "images", settings.images, settings.side)
     weights = save_clip(folder / "clip", settings.model)
     wanted = settings.only.split(",")
@@ -241,7 +241,7 @@ def peak_memory(settings: Settings, count: int) -> float:
 
 
 def score_small(settings: Settings, folder: Path) -> float:
-    """Scores so many small images by the tiny CLIP; the peak of the memory of this process, in MiB."""
+    """Score many small images by the tiny CLIP; return the peak memory of this process in MiB."""
     files = save_images(folder / "images", 50, 40)
     judge = make_judge(CLIP.from_pretrained(save_clip(folder / "clip", "tiny")), ["torchmetrics"])
     count = int(settings.memory_images)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 ADDED = 10_000  # vectors a transaction
 SENT = 1_000  # vectors a request to Milvus
@@ -38,18 +38,18 @@ SENT = 1_000  # vectors a request to Milvus
 class Settings:
     """Settings of one run."""
 
-    count: int = 200_000
-    dim: int = 512
-    dtype: str = "float32"  # of our file; the others hold float32
-    engines: list[str] = field(default_factory=lambda: ["ours", "faiss", "milvus"])
-    queries: int = 100  # of the batch
-    k: int = 10
-    share: float = 0.01  # of the images that pass the filter
-    repeats: int = 20
-    seed: int = 0
+    count: int = 200_000  # vectors in the index
+    dim: int = 512  # of the vectors
+    dtype: str = "float32"  # of our file; the other engines hold float32
+    engines: list[str] = field(default_factory=lambda: ["ours", "faiss", "milvus"])  # to compare
+    queries: int = 100  # of the batch of queries
+    k: int = 10  # nearest vectors per query
+    filter_share: float = 0.01  # of the images, which pass the filter
+    repeats: int = 20  # timed runs, of which the median counts
+    seed: int = 0  # of the vectors
     json: bool = False  # print JSON instead of a table
-    step: str = ""  # "add" or "query": what this program calls itself with, for the one engine given
-    folder: str = ""  # of that engine's files
+    step: str = ""  # "add" or "query" for the one engine given, as this program calls itself
+    folder: str = ""  # of the files of that engine
 
 
 class Ours:
@@ -162,7 +162,7 @@ class Row:
 
 def passing(settings: Settings) -> int:
     """How many of the images, the first ones, the filter lets through."""
-    return max(1, round(settings.share * settings.count))
+    return max(1, round(settings.filter_share * settings.count))
 
 
 def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
@@ -171,7 +171,7 @@ def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
 
 
 def milliseconds(task: Callable[[], Any], repeats: int) -> float:
-    """The median of ``repeats`` runs, after one that is not counted."""
+    """Return the median of ``repeats`` runs, after one that is not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -187,7 +187,7 @@ def resident(kind: str) -> float:
 
 
 def add(settings: Settings) -> dict[str, float]:
-    """Fills the engine; its process then ends."""
+    """Fill the engine; its process then ends."""
     embeds = unit(np.random.default_rng(settings.seed), settings.count, settings.dim)
     engine = ENGINES[settings.engines[0]](settings, Path(settings.folder))
     start = time.perf_counter()
@@ -196,7 +196,7 @@ def add(settings: Settings) -> dict[str, float]:
 
 
 def query(settings: Settings) -> dict[str, Any]:
-    """Opens the engine that another process has filled, and asks it."""
+    """Open the engine that another process has filled, and query it."""
     kind = ENGINES[settings.engines[0]]
     queries = unit(np.random.default_rng(settings.seed + 1), settings.queries, settings.dim)
     importlib.import_module(kind.needs)  # type: ignore[attr-defined]
@@ -220,13 +220,13 @@ def query(settings: Settings) -> dict[str, Any]:
 
 
 def measure(settings: Settings, folder: Path) -> list[Row]:
-    """A row an engine, each in processes of its own, beside how many of the first one's nearest it found."""
+    """Return a row per engine, with the share of the first engine's nearest that it found."""
     rows: list[Row] = []
     for engine in settings.engines:
         found: dict[str, Any] = {}
         for step in ("add", "query"):
             given = {"step": step, "engines": engine, "folder": str(folder / engine)}
-            same = ("count", "dim", "dtype", "queries", "k", "share", "repeats", "seed")
+            same = ("count", "dim", "dtype", "queries", "k", "filter_share", "repeats", "seed")
             options = given | {name: str(getattr(settings, name)) for name in same}
             words = [word for name, value in options.items() for word in (f"--{name}", value)]
             done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
@@ -242,7 +242,7 @@ def measure(settings: Settings, folder: Path) -> list[Row]:
 
 
 def shared(one: list[list[int]], other: list[list[int]]) -> float:
-    """The mean share of the nearest that two engines have in common."""
+    """Return the mean share of the nearest that two engines have in common."""
     return statistics.mean(len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(one, other, strict=True))
 
 
@@ -257,7 +257,7 @@ def main(settings: Settings) -> None:
     if settings.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    print(f"{settings.count} x {settings.dim}, top {settings.k}, filter passes {settings.share:.1%}\n")
+    print(f"{settings.count} x {settings.dim}, top {settings.k}, filter passes {settings.filter_share:.1%}\n")
     names = ("add, s", "open, ms", "1 query, ms", f"{settings.queries} queries, ms", "1 query with a filter, ms")
     print("| engine | " + " | ".join((*names, "held, MiB", "mapped, MiB", "same, %")) + " |\n|" + " --- |" * 9)
     for row in rows:

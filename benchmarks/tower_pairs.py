@@ -17,17 +17,17 @@ from pathlib import Path
 
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.training.log import read_log
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 
 @dataclass(frozen=True)
 class Settings:
     """Which runs to compare, and when."""
 
-    data: str = "../shared/data/emoji64-val.parquet"  # the held-out images
+    data: str = "../shared/data/emoji64-val.parquet"  # held-out images
     runs: list[str] = field(default_factory=list)  # folders that train_clip.py wrote
     step: int = 400  # compare the runs after this many steps
-    output: str = "benchmarks/tower_pairs.md"
+    output: str = "benchmarks/tower_pairs.md"  # Markdown file for the table
 
 
 def line(run: Path, step: int) -> tuple[str, ...]:

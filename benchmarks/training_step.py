@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 EOS = 3071
 
@@ -30,18 +30,18 @@ EOS = 3071
 class Settings:
     """Settings of one run."""
 
-    output: str = ""  # the table, Markdown; printed where none is given
-    batch_size: int = 64
-    steps: int = 8
-    warmup: int = 2  # steps left out
-    rounds: int = 3
-    device: str = "cpu"
-    chunk_size: int = 16  # of the third row
-    side: str = ""  # run this one, and print JSON: what this program calls itself with
+    output: str = ""  # Markdown file for the table, which is printed too
+    batch_size: int = 64  # pairs per step
+    steps: int = 8  # per run
+    warmup: int = 2  # first steps, which are not timed
+    rounds: int = 3  # runs of each row, of which the median counts
+    device: str = "cpu"  # torch device
+    chunk_size: int = 16  # of the row with chunks: pairs that go through the towers at a time
+    side: str = ""  # run this row alone and print JSON, as this program calls itself
 
 
 def reference() -> Any:
-    """A transformers CLIP of about the size of the packaged one."""
+    """Make a transformers CLIP of about the size of the packaged one."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def rate(times: list[float], settings: Settings) -> float:
 
 
 def theirs(settings: Settings, folder: str) -> float:
-    """Samples a second of transformers' Trainer."""
+    """Measure samples per second of transformers' Trainer."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -97,11 +97,12 @@ def theirs(settings: Settings, folder: str) -> float:
 
 
 def ours(settings: Settings, folder: str, chunk_size: int | None = None) -> float:
-    """Samples a second of this package's loop and objective."""
+    """Measure samples per second of this package's loop and objective."""
     from clip_guidance.clip import CLIP
     from clip_guidance.clip.image_processor import ImageProcessor
+    from clip_guidance.training.launch import make_accelerator
     from clip_guidance.training.objective import ContrastiveObjective
-    from clip_guidance.training.trainer import Plan, fit, make_accelerator
+    from clip_guidance.training.trainer import Plan, fit
 
     clip = CLIP.from_transformers(reference(), None, ImageProcessor(64)).train()
     objective = ContrastiveObjective(clip.to(settings.device), chunk_size=chunk_size)

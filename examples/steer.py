@@ -1,4 +1,4 @@
-"""Draws the same prompts and seeds without and with CLIP guidance, side by side.
+"""Draw the same prompts and seeds without and with CLIP guidance, side by side.
 
 python examples/steer.py steer.png --scale 10
 """
@@ -21,11 +21,11 @@ def draw(pipe, prompt: str, seeds: range, steps: int) -> list[Image.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", help="image to write")
-    parser.add_argument("--prompts", nargs="+", default=PROMPTS)
-    parser.add_argument("--scale", type=float, default=10.0, help="strength of CLIP guidance")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("output", help="image file to write")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="what to draw, a row each")
+    parser.add_argument("--scale", type=float, default=10.0, help="strength of CLIP guidance; 0 is none")
+    parser.add_argument("--seeds", type=int, default=4, help="images per prompt, of seeds 0, 1 ...")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     args = parser.parse_args()
 
     clip, judge = cg.CLIP.from_pretrained("emoji"), cg.CLIP.from_pretrained("emoji-judge")

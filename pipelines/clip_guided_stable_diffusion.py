@@ -1,4 +1,4 @@
-"""Stable Diffusion with CLIP guidance in its call, for those who would rather have an argument than a ``with`` block.
+"""Stable Diffusion with CLIP guidance as arguments of its call, in place of a ``with`` block.
 
     pipe = DiffusionPipeline.from_pretrained(
         folder, custom_pipeline="pipelines/clip_guided_stable_diffusion.py", trust_remote_code=True
@@ -29,14 +29,14 @@ class CLIPGuidedStableDiffusionPipeline(StableDiffusionPipeline):
         clip_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Draws ``prompt``, steered towards ``clip_prompt``.
+        """Generate images of ``prompt``, steered towards ``clip_prompt``.
 
         Args:
-            prompt: as for ``StableDiffusionPipeline``, which also takes ``args`` and ``kwargs``.
-            clip: the CLIP that steers.
-            clip_prompt: where to; the prompt by default.
-            clip_scale: strength; 0 is the stock pipeline bit for bit.
-            clip_options: further arguments of ``CLIPGuidance`` (``mode``, ``start``, ``cutouts`` ...).
+            prompt: As for ``StableDiffusionPipeline``, which also takes ``args`` and ``kwargs``.
+            clip: The CLIP that steers.
+            clip_prompt: What the CLIP steers towards; the prompt by default.
+            clip_scale: Strength of the steering; 0 is the stock pipeline bit for bit.
+            clip_options: Further arguments of ``CLIPGuidance`` (``mode``, ``start``, ``cutouts`` ...).
         """
         guidance = CLIPGuidance(clip, clip_prompt or prompt, scale=clip_scale, **(clip_options or {}))
         with guidance.attach(self):

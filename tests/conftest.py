@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-pytest_plugins = ["slow"]
+pytest_plugins = ["helpers.slow"]
 ROOT = Path(__file__).resolve().parents[1]
 # Many tests compare bit for bit; with several threads a busy machine may split the same sum differently. Besides,
 # there is a process of pytest-xdist for every core already. The variable says so to the programs that tests start.

@@ -1,12 +1,9 @@
-"""The wheel, the cost of importing it, the shape of the tree, and that README's commands exist."""
+"""The wheel, the cost of importing it, and the shape of the tree."""
 
-import ast
 import re
-import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pytest
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEAVY = ("torch", "diffusers", "transformers")
 SHELVES = ("clip_guidance", "pipelines", "training", "examples", "benchmarks", "tests")
 REFUSED = {".bin", ".ckpt", ".npy", ".pickle", ".pkl", ".pt", ".pth"}
@@ -26,24 +22,6 @@ def python(code: str, *argv: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def code_blocks(*languages: str) -> list[str]:
-    """README's fenced code blocks in any of these languages."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
-    return [body for language, body in blocks if language in languages]
-
-
-def readme_commands() -> Iterator[list[str]]:
-    """Each shell command of README as its words: continued lines joined, comments and pipes dropped."""
-    for block in code_blocks("bash", "console", "sh", "shell"):
-        lines = block.replace("\\\n", " ").splitlines()
-        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        for line in prompted or lines:  # where commands have a prompt, the other lines are what they print
-            words = shlex.split(line, comments=True)
-            end = next((i for i, word in enumerate(words) if word in {"|", ">", "&&", ";"}), len(words))
-            if words[:end]:
-                yield words[:end]
 
 
 def cli_commands() -> dict[str, Any]:
@@ -136,47 +114,3 @@ def test_no_pickles() -> None:
     assert not [str(path) for path in files if path.suffix in REFUSED]
     packaged = [path for path in files if path.is_relative_to(ROOT / "clip_guidance" / "models")]
     assert not [str(path) for path in packaged if path.suffix not in PACKAGED]
-
-
-# README
-
-
-def test_readme_has_the_test_commands() -> None:
-    """.ci/run runs the first code block below the marker."""
-    block = re.search(r"^<!-- test -->.*?^```\w*\n(.*?)^```", README, re.M | re.S)
-    assert block, "README.md: expected a code block below the marker <!-- test -->"
-    assert [shlex.split(line) for line in block[1].splitlines()] == [
-        ["pip", "install", "-c", "constraints.txt", "-e", ".[test]"],
-        ["pytest"],
-    ]
-
-
-def test_readme_commands_exist() -> None:
-    """Every subcommand and option that README types is one of clip-guidance's."""
-    typed = [words[1:] for words in readme_commands() if words[0] == "clip-guidance"]
-    assert typed, "README.md shows no clip-guidance command"
-    commands = cli_commands()
-    for name, *words in typed:
-        assert name in commands, f"README.md types clip-guidance {name}; there are {', '.join(commands)}"
-        known = {option for parameter in commands[name].params for option in parameter.opts}
-        known |= {option for parameter in commands[name].params for option in parameter.secondary_opts}
-        options = {word.split("=")[0] for word in words if re.match(r"--?[A-Za-z]", word)}
-        unknown = options - known - {"--help"}
-        assert not unknown, f"README.md: clip-guidance {name} has no {sorted(unknown)}"
-
-
-def test_readme_programs_exist() -> None:
-    words = [word for command in readme_commands() for word in command]
-    programs = {word for word in words if word.endswith((".py", ".sh")) and word.split("/")[0] in SHELVES}
-    assert not [program for program in sorted(programs) if not (ROOT / program).is_file()]
-
-
-def test_readme_names_exist() -> None:
-    """README's Python is valid, and every `cg.name` in it is public."""
-    import clip_guidance as cg
-
-    blocks = code_blocks("python", "py")
-    assert blocks, "README.md shows no Python"
-    names = {name for block in blocks for name in re.findall(r"\bcg\.(\w+)", block) if ast.parse(block)}
-    assert names, "README.md's Python uses no cg.name"
-    assert not [name for name in sorted(names) if not hasattr(cg, name)]

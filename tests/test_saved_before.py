@@ -248,7 +248,7 @@ TRAINED = {
     "train_clip": "--data data damaged --validation data --streaming True --max_bad_share 0.5 --batch_size 2 "
     "--warmup 1 --image_size 16 --image_tower resnet --resnet_widths 4 --resnet_depths 1 --text_tower cbow "
     "--text_width 4 --projection_dim 4 --vocab_size 530 --context_length 12 --evaluate_every 1 --log_every 1 "
-    "--ema_decay 0.5 --keep_best True --mirror True --steps 5 --save_every 5",
+    "--ema_decay 0.5 --keep_best True --random_flip True --steps 5 --save_every 5",
     "train_diffusion": "--data data --phase autoencoder --size 16 --vae_channels 8 --vae_batch_size 2 --warmup 1 "
     "--log_every 1 --vae_steps 4 --save_every 2",
 }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import slow
+from helpers import slow
 
 pytest_plugins = ["pytester"]
 

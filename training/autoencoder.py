@@ -14,7 +14,7 @@ from clip_guidance.data.dataset import CaptionedImages
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
-    """A convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 images."""
+    """Make a convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 images."""
     levels = len(channels)
     return AutoencoderKL(
         block_out_channels=tuple(channels),
@@ -71,7 +71,7 @@ def psnr(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: i
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, data: CaptionedImages, device: torch.device, count: int = 2048) -> None:
-    """Makes every latent channel zero mean, unit variance over the data, inside the weights.
+    """Give every latent channel zero mean, unit variance over the data, inside the weights.
 
     z' = (z - m) / s is folded into ``quant_conv`` (means by rows, log-variances by a shift of -2 log s) and its inverse
     into ``post_quant_conv``: a stock pipeline, which knows only a scaling factor, then needs none.

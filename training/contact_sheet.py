@@ -1,4 +1,4 @@
-"""Checkpoints of a diffusion model side by side: a row each, the same prompts from the same noise, none chosen.
+"""Draw the same prompts from the same noise with several checkpoints, a row each.
 
     python training/contact_sheet.py --models runs/emoji-diffusion runs/emoji-diffusion-further \
         --data ../shared/data/emoji64-val.parquet --output sheet.png
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 import clip_guidance as cg
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 MARGIN = 16  # pixels above each row for its name, and below a band for the prompts
 
@@ -26,34 +26,34 @@ MARGIN = 16  # pixels above each row for its name, and below a band for the prom
 class Settings:
     """Settings of one sheet."""
 
-    models: list[str]  # folders or names of pipelines
-    output: str  # the image
-    data: str = ""  # captioned images whose prompts are drawn at random; or
-    prompts: list[str] | None = None  # the prompts themselves
-    exclude: str | None = "skin tone"  # leave out images whose name contains this
-    count: int = 16
-    columns: int = 8
-    steps: int = 10
-    guidance_scale: float = 3.0
-    seed: int = 0
+    models: list[str]  # folders or names of pipelines, a row each
+    output: str  # image file to write
+    data: str = ""  # captioned images from which prompts are drawn at random
+    prompts: list[str] | None = None  # prompts, in place of those of data
+    exclude_captions_containing: str | None = "skin tone"  # leave out images whose name, or a caption, contains this
+    count: int = 16  # prompts drawn from data
+    columns: int = 8  # most prompts side by side
+    steps: int = 10  # denoising steps
+    guidance_scale: float = 3.0  # of classifier-free guidance; 1 is none
+    seed: int = 0  # of the draw of prompts; prompt number i starts from the noise of seed + i
 
 
 def chosen_prompts(settings: Settings) -> list[str]:
-    """Those that are given, or as many as asked for, drawn at random.
+    """Return the prompts that are given, or draw some from the data.
 
     Raises:
-        SystemExit: there are neither prompts nor images that have some.
+        SystemExit: There are neither prompts nor data.
     """
     if settings.prompts:
         return settings.prompts
     if not settings.data:
         raise SystemExit("expected --prompts, or --data with captioned images to draw them from; got neither")
-    rows = CaptionedImages.load(settings.data, 64, settings.exclude).rows
+    rows = CaptionedImages.load(settings.data, 64, settings.exclude_captions_containing).rows
     return [row.prompt for row in random.Random(settings.seed).sample(list(rows), min(settings.count, len(rows)))]
 
 
 def images_of(model: str, prompts: list[str], settings: Settings) -> list[Image.Image]:
-    """An image a prompt, number i from the noise of seed + i, whatever the model."""
+    """Draw an image per prompt, number i from the noise of seed + i with every model."""
     pipe = cg.load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
@@ -62,7 +62,7 @@ def images_of(model: str, prompts: list[str], settings: Settings) -> list[Image.
 
 
 def sheet_of(rows: dict[str, list[Image.Image]], prompts: list[str], columns: int) -> Image.Image:
-    """Bands of at most ``columns`` prompts; in each a row a model, and the prompts' words below."""
+    """Lay out bands of at most ``columns`` prompts: a row per model, and the prompts below."""
     side = next(iter(rows.values()))[0].width
     cell, line = max(side, 96), side + MARGIN
     starts = range(0, len(prompts), columns)

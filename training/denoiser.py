@@ -1,4 +1,4 @@
-"""A small latent UNet conditioned on text, its schedule, and what it is trained and measured by.
+"""A small latent UNet conditioned on text: its schedule, its loss and its error.
 
 v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal signal-to-noise ratio
 (Lin et al. 2024, arXiv:2305.08891), captions dropped for classifier-free guidance (Ho & Salimans 2022,
@@ -25,7 +25,7 @@ from clip_guidance.training.batches import Prefetcher, SampleOrder
 def make_unet(
     channels: Sequence[int], latent_channels: int, size: int, cross_attention_dim: int
 ) -> UNet2DConditionModel:
-    """Convolutions at the latents' own resolution, cross-attention to the text at every lower one.
+    """Make a UNet of convolutions, with cross-attention to the text at every lower resolution.
 
     Each residual block is also scaled and shifted by time and text together (Dhariwal & Nichol 2021, arXiv:2105.05233,
     section 3): a text that reached the lower resolutions alone would not be heard at the latents' own.
@@ -49,14 +49,14 @@ def make_unet(
 
 
 def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
-    """This share, in [0, 1), of the values inside each residual block is left out in training mode."""
+    """Leave out a share, in [0, 1), of the values inside each residual block in training mode."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
             module.dropout.p = share
 
 
 def make_scheduler() -> DDIMScheduler:
-    """v-prediction; the last step is pure noise and sampling begins there, else white backgrounds turn grey."""
+    """Make the schedule: v-prediction up to pure noise, else white backgrounds turn grey."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -71,7 +71,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def token_ids(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """int64 (N, L), padded to the whole context, as the pipeline does."""
+    """Tokenize to int64 (N, L), padded to the whole context, as the pipeline does."""
     return pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
@@ -79,13 +79,13 @@ class DenoisingLoss:
     """The squared error of the velocity at a step's images, captions, times and noise.
 
     Args:
-        pipeline: its autoencoder encodes the images, once; its text encoder and tokenizer the captions.
-        data: the images and what they show.
-        order: which of them a step has.
-        accelerator: of the run.
-        seed: of the captions.
-        mirror: half of the images that show the same when mirrored are.
-        caption_dropout: share of captions replaced by "".
+        pipeline: Its autoencoder encodes the images, once; its text encoder and tokenizer encode the captions.
+        data: The images and their captions.
+        order: The indices of each step's images.
+        accelerator: Of the run.
+        seed: Of the draws of captions.
+        random_flip: Mirror each image with probability 1/2, where its row says that it may be.
+        caption_dropout: Share of captions replaced by "".
         timestep_power: t/T is uniform to this power.
     """
 
@@ -96,7 +96,7 @@ class DenoisingLoss:
         order: SampleOrder,
         accelerator: Accelerator,
         seed: int,
-        mirror: bool = False,
+        random_flip: bool = False,
         caption_dropout: float = 0.1,
         timestep_power: float = 1.0,
     ):
@@ -104,12 +104,12 @@ class DenoisingLoss:
         self.accelerator, self.seed = accelerator, seed
         self.caption_dropout, self.timestep_power = caption_dropout, timestep_power
         self.latents = encode(pipeline.vae, data.images, accelerator.device)
-        self.mirrored = encode(pipeline.vae, data.images.flip(-1), accelerator.device) if mirror else None
+        self.mirrored = encode(pipeline.vae, data.images.flip(-1), accelerator.device) if random_flip else None
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
-        self.draw = Prefetcher(self._draw)  # words are the CPU's work, while the step before is another device's
+        self.draw = Prefetcher(self._draw)  # the CPU draws captions while a GPU takes the step before
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Which images, int64 (B,), and the tokens of their captions (B, L)."""
+        """Draw the indices of the images, int64 (B,), and the tokens of their captions (B, L)."""
         indices = self.order(step)
         rng = random.Random(f"{self.seed}-{step}-{self.accelerator.process_index}")
         captions = [
@@ -141,8 +141,8 @@ class HeldOutError:
     """The pipeline's squared error of the velocity on images it never saw; the same times and noise every time.
 
     Args:
-        pipeline: its UNet is measured.
-        data: the images, each with its full caption.
+        pipeline: Its UNet is measured.
+        data: The images, each with its full caption.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, data: CaptionedImages):
@@ -158,7 +158,7 @@ class HeldOutError:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        """Mean over all images, times evenly spread from 0 to T."""
+        """Return the mean over all images, at times evenly spread from 0 to T."""
         squares, device = 0.0, self.text.device
         for chosen in torch.arange(len(self.latents)).split(256):
             x0, noise, timesteps = (part[chosen].to(device) for part in (self.latents, self.noise, self.timesteps))

@@ -1,4 +1,4 @@
-"""Turns finished runs into the defaults that ship with the package: float16 safetensors and json, nothing else.
+"""Turn finished runs into the models of the package: float16 safetensors and json alone.
 
     python training/package_models.py --clip runs/emoji-clip --judge runs/emoji-judge --diffusion runs/emoji-diffusion
 
@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 
 import clip_guidance
 from clip_guidance.clip import CLIP
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 BUDGET = 32e6  # bytes of all packaged weights together
 
@@ -29,8 +29,8 @@ class Settings:
     clip: str | None = None  # folder of the CLIP that conditions and steers
     judge: str | None = None  # folder of the CLIP that judges
     diffusion: str | None = None  # folder of the stock pipeline
-    name: str = "emoji"
-    output: str = str(Path(clip_guidance.__file__).parent / "models")
+    name: str = "emoji"  # of the packaged model
+    output: str = str(Path(clip_guidance.__file__).parent / "models")  # folder of the packaged models
 
 
 def save_half(module: torch.nn.Module, folder: Path) -> None:

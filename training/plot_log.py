@@ -1,4 +1,4 @@
-"""Draws the log of a training program.
+"""Plot the log of a training program.
 
 python training/plot_log.py runs/emoji-clip/log.jsonl log.png
 """

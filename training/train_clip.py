@@ -1,12 +1,12 @@
-"""Trains a CLIP on captioned images with the symmetric contrastive objective, from scratch or on from another.
+"""Train a CLIP on captioned images, from scratch or from another CLIP.
 
     accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml
 
-Any image tower with any text tower (``--image_tower vit|resnet --text_tower transformer|cbow``). The vocabulary is
-learnt from the captions. During training, R@1 and R@5 of the held-out images among all names they bear are logged;
-the finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``. With ``--lora_rank`` its
-adapter alone is saved too, in ``output/adapter``. Images are held in memory; with ``--streaming True`` they are read
-as training goes, from data of any size.
+Any image tower works with any text tower (``--image_tower vit|resnet --text_tower transformer|cbow``). The vocabulary
+is learnt from the captions. During training, R@1 and R@5 of the held-out images among all their names are logged; the
+finished CLIP is saved in ``output`` and loads with ``CLIP.from_pretrained(output)``. With ``--lora_rank`` the adapter
+is also saved by itself, in ``output/adapter``. Images are held in memory; with ``--streaming True`` they are read
+during training, from data of any size.
 """
 
 from __future__ import annotations
@@ -35,34 +35,30 @@ from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
 from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
 from clip_guidance.data.dataset import CaptionedImages, caption
 from clip_guidance.metrics.retrieval import unique
-from clip_guidance.training.augment import random_grey, random_holes, random_noise, random_views
+from clip_guidance.training.augment import random_erasing, random_grayscale, random_noise, random_views
 from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, SampleOrder, StreamedBatches, ToSquare
 from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
-from clip_guidance.training.class_names import NameLoss
-from clip_guidance.training.clip_settings import Settings, check
-from clip_guidance.training.ema import averaged
-from clip_guidance.training.evaluation import evaluating, name_recall, retrieval_figures, zero_shot_figures
+from clip_guidance.training.class_name_loss import ClassNameLoss
+from clip_guidance.training.clip_settings import Settings, check_settings
+from clip_guidance.training.efficiency import checkpoint_blocks, compile_towers, set_patch_dropout
+from clip_guidance.training.ema import make_ema_model
+from clip_guidance.training.evaluation import evaluating, name_recall, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.frozen_embeds import cached_image_embeds
+from clip_guidance.training.launch import make_accelerator
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective, caption_groups
-from clip_guidance.training.towers import checkpoint_blocks, compile_towers, set_patch_dropout
-from clip_guidance.training.trainer import (
-    NonFiniteLossError,
-    Plan,
-    fit,
-    make_accelerator,
-    parse_settings,
-    save_settings,
-)
+from clip_guidance.training.settings import parse_settings, save_settings
+from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
 from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
-FIGURES = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # shares of the log for the model card
-
-EXPECTED = (CheckpointError, FileNotFoundError, ModelError, NonFiniteLossError, SourceError, TooManyBadRows)  # say all
+CARD_METRICS = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # of the log, for the model card
+# errors whose message says all that a user needs: they end the program without a traceback
+EXPECTED = (CheckpointError, FileNotFoundError, ModelError, NonFiniteLossError, SourceError, TooManyBadRows)
+Evaluation = tuple[int, Callable[[CLIP], dict[str, float]]]  # steps from one to the next, and what it measures
 
 
 def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches | StreamedBatches:
-    """Reads the data into memory, or opens it to be read as training goes."""
+    """Read the data into memory, or open it to be read during training."""
     size, seed = settings.image_size, settings.seed
     if settings.streaming:
         pairs = open_pairs(
@@ -74,30 +70,34 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
             ahead=settings.batch_size,
             policy=Policy(max_bad_share=settings.max_bad_share),
             transform=ToSquare(size),
-            exclude=settings.exclude,
+            exclude=settings.exclude_captions_containing,
             quarantine=Path(settings.output) / "quarantine.jsonl",
         )
         accelerator.print(f"{pairs.source.name}: {pairs.source.kind}, read as training goes")
-        return StreamedBatches(pairs, settings.batch_size, seed, accelerator, settings.mirror)
-    data = CaptionedImages.join([CaptionedImages.load(path, size, settings.exclude) for path in settings.data])
+        return StreamedBatches(pairs, settings.batch_size, seed, accelerator, settings.random_flip)
+    exclude = settings.exclude_captions_containing
+    data = CaptionedImages.join([CaptionedImages.load(path, size, exclude) for path in settings.data])
     accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
-    return MemoryBatches(data, SampleOrder(len(data), settings.batch_size, seed, accelerator), seed, settings.mirror)
+    order = SampleOrder(len(data), settings.batch_size, seed, accelerator)
+    return MemoryBatches(data, order, seed, settings.random_flip)
 
 
 def captions(settings: Settings, batches: MemoryBatches | StreamedBatches) -> Iterator[str]:
-    """What the vocabulary is learnt from."""
+    """Yield the captions that the vocabulary is learnt from."""
     if isinstance(batches, StreamedBatches):
-        options = {"seed": settings.seed, "shuffle_buffer": settings.shuffle_buffer, "exclude": settings.exclude}
-        pairs = open_pairs(settings.data, **options)
+        exclude = settings.exclude_captions_containing
+        pairs = open_pairs(
+            settings.data, seed=settings.seed, shuffle_buffer=settings.shuffle_buffer, exclude=exclude
+        )
         return itertools.chain.from_iterable(pairs.captions(settings.vocabulary_rows))
     rng = random.Random(settings.seed)
     return (caption(row, rng) for row in batches.data.rows for _ in range(4))
 
 
 def find_tokenizer(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIPTokenizer:
-    """The vocabulary of this run: learnt and saved by its first launch, read by those that resume it."""
+    """Return the vocabulary, which the first launch learns and saves, and later ones read."""
     if not (Path(settings.output) / "tokenizer.json").is_file():
         tokenizer = train_tokenizer(captions(settings, batches), settings.vocab_size, settings.context_length)
         tokenizer.save_pretrained(settings.output)
@@ -105,7 +105,7 @@ def find_tokenizer(settings: Settings, batches: MemoryBatches | StreamedBatches)
 
 
 def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIP:
-    """Two fresh towers over the vocabulary of the captions, or those that the settings go on from."""
+    """Make two fresh towers over the vocabulary of the captions, or load those to continue from."""
     if settings.init:
         return CLIP.from_pretrained(settings.init).float()
     if settings.init_text:
@@ -130,42 +130,40 @@ def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> C
 
 
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
-    """Without the columns that are padding in every row: neither text tower looks at padding, so nothing changes."""
+    """Drop columns that are padding in every row, which no text tower reads."""
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
 
 
-def views(images: Tensor, settings: Settings) -> Tensor:
-    """Random views of (B, 3, H, W) in [0, 1], which they leave for noise alone."""
+def augment(images: Tensor, settings: Settings) -> Tensor:
+    """Augment (B, 3, H, W) in [0, 1] at random; only noise leaves that range."""
     images = random_views(images)
-    if settings.grey:
-        images = random_grey(images, settings.grey)
-    if settings.holes:
-        images = random_holes(images, settings.holes)
-    return random_noise(images, sigma=settings.noise) if settings.noise else images
+    if settings.grayscale_probability:
+        images = random_grayscale(images, settings.grayscale_probability)
+    if settings.erasing_probability:
+        images = random_erasing(images, settings.erasing_probability)
+    return random_noise(images, settings.max_noise_std) if settings.max_noise_std else images
 
 
-Examination = tuple[int, Callable[[CLIP], dict[str, float]]]  # every how many steps, and what it finds
-
-
-def load_examinations(settings: Settings) -> list[Examination]:
-    """What is measured on the way, its images read."""
-    found: list[Examination] = []
+def load_evaluations(settings: Settings) -> list[Evaluation]:
+    """Read the images that the CLIP is measured on during training."""
+    found: list[Evaluation] = []
     if settings.validation:
-        held_out = CaptionedImages.load(settings.validation, settings.image_size, settings.exclude)
+        exclude = settings.exclude_captions_containing
+        held_out = CaptionedImages.load(settings.validation, settings.image_size, exclude)
         found.append((settings.evaluate_every, partial(name_recall, data=held_out)))
     if settings.zero_shot_data:
-        columns = [settings.zero_shot_label] if settings.zero_shot_label else []
+        columns = [settings.zero_shot_label_column] if settings.zero_shot_label_column else []
         classes = CaptionedImages.from_pairs(settings.zero_shot_data, settings.image_size, caption_columns=columns)
-        figures = partial(zero_shot_figures, data=classes, templates=settings.zero_shot_templates or DEFAULT_TEMPLATES)
-        found.append((settings.zero_shot_every, figures))
+        metrics = partial(zero_shot_metrics, data=classes, templates=settings.zero_shot_templates or DEFAULT_TEMPLATES)
+        found.append((settings.zero_shot_every, metrics))
     if settings.retrieval_data:
         captioned = CaptionedImages.load(settings.retrieval_data, settings.image_size)
-        found.append((settings.retrieval_every, partial(retrieval_figures, data=captioned)))
+        found.append((settings.retrieval_every, partial(retrieval_metrics, data=captioned)))
     return found
 
 
 def prepare_towers(clip: CLIP, settings: Settings) -> Any:
-    """Freezes, adapts and changes the towers as the settings say; returns peft's settings of the adapters, if any."""
+    """Freeze, adapt and change the towers, and return peft's config of the adapters, if any."""
     clip.text_encoder.requires_grad_(not settings.freeze_text)
     for part in (clip.image_encoder, clip.visual_projection):
         part.requires_grad_(not settings.freeze_image)
@@ -179,44 +177,50 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
     return adapters
 
 
+def make_objective(settings: Settings, clip: CLIP, names: list[str]) -> ContrastiveObjective:
+    """Make the loss of a CLIP whose towers are prepared; ``names`` are all those of the data."""
+    weight = settings.class_name_loss_weight
+    return ContrastiveObjective(
+        clip.train(),
+        chunk_size=settings.chunk_size,
+        loss=settings.loss,
+        positives=settings.positives,
+        augment=lambda images: augment(images, settings),
+        pixel_values=clip.image_processor.differentiable,
+        cached_images=settings.freeze_image,
+        class_name_loss=ClassNameLoss(clip, names) if weight else None,
+        class_name_loss_weight=weight,
+        freeze_batch_norm=settings.freeze_batch_norm,
+    )
+
+
 def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
-    """Trains on every pair of images and captions, and saves the CLIP in ``output``."""
-    folder, examinations = Path(settings.output), load_examinations(settings)
+    """Train on every pair of images and captions, and save the CLIP in ``output``."""
+    folder, evaluations = Path(settings.output), load_evaluations(settings)
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():  # which learns the vocabulary and embeds the images
         clip = make_clip(settings, batches).to(accelerator.device, memory_format=torch.channels_last)
         if settings.freeze_image:
             batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
     adapters = prepare_towers(clip, settings)
-    names, numbers = unique([row.name for row in batches.data.rows]) if settings.names else ([], torch.empty(0))
-    objective = ContrastiveObjective(
-        clip.train(),
-        chunk_size=settings.chunk_size,
-        loss=settings.loss,
-        positives=settings.positives,
-        views=lambda images: views(images, settings),
-        pixel_values=clip.image_processor.differentiable,
-        cached_images=settings.freeze_image,
-        names=NameLoss(clip, names) if settings.names else None,
-        names_weight=settings.names,
-        adversarial=settings.adversarial,
-        freeze_batch_norm=settings.freeze_batch_norm,
-    ).to(accelerator.device)
-    ema = averaged(objective, settings.ema_decay) if settings.ema_decay else None
-    trained = objective if ema is None else ema.module
+    classify = settings.class_name_loss_weight > 0
+    names, name_indices = unique([row.name for row in batches.data.rows]) if classify else ([], torch.empty(0))
+    objective = make_objective(settings, clip, names).to(accelerator.device)
+    ema_model = make_ema_model(objective, settings.ema_decay) if settings.ema_decay else None
+    trained = objective if ema_model is None else ema_model.module
     stream = batches if settings.streaming else None
 
     def draw(step: int) -> tuple[Batch, Tensor]:
         batch = batches(step)
         return batch, trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
 
-    drawn = draw if settings.streaming else Prefetcher(draw)  # a stream reads ahead by itself, and its place is saved
+    drawn = draw if settings.streaming else Prefetcher(draw)  # a stream reads ahead by itself, and saves its position
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch, input_ids = drawn(step)
         inputs = [batch.images, input_ids, caption_groups(batch.captions)]
-        if settings.names:
-            inputs.append(numbers[batch.described["indices"]])
+        if classify:
+            inputs.append(name_indices[batch.described["indices"]])
         seed = settings.seed * 1_000_003 + step
         value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
@@ -225,30 +229,36 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     def after_step(done: int) -> dict[str, float]:
         clip.clamp_logit_scale()
         found: dict[str, float] = {}
-        for every, figures in examinations:
+        for every, measure in evaluations:
             if done % every == 0 or done == settings.steps:
                 with evaluating(trained) as model:
-                    found |= figures(model)
+                    found |= measure(model)
         return found
 
     plan = make_plan(settings, batches.global_batch_size)
     options = {"after_step": after_step, "describe": batches.describe, "stream": stream}
-    fit(accelerator, objective, loss, plan, folder, phase="clip", ema=ema, **options)
+    fit(accelerator, objective, loss, plan, folder, phase="clip", ema_model=ema_model, **options)
     state = full_state_dict(trained.clip)
     if accelerator.is_main_process:
-        save(clip.eval(), state, folder, adapters)
-        if settings.keep_best:
-            best = load_file(folder / "checkpoints" / BEST)
-            state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
-            save(clip, state, folder / "best", adapters)
-        log = folder / "log.jsonl"
-        last = read_log(log)[-1] if log.is_file() else {}
-        figures = {name: value for name, value in last.items() if FIGURES.match(name)}
-        write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=figures)
+        save_results(settings, clip.eval(), state, adapters)
 
 
-def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = None) -> None:
-    """Writes the CLIP of this state; one with adapters as a CLIP without, and its adapter beside it."""
+def save_results(settings: Settings, clip: CLIP, state: dict[str, Tensor], adapters: Any = None) -> None:
+    """Write the CLIP of this state, the best one if it was kept, and the model card."""
+    folder = Path(settings.output)
+    save_clip(clip, state, folder, adapters)
+    if settings.keep_best:
+        best = load_file(folder / "checkpoints" / BEST)
+        state = {key.removeprefix("model/clip."): value for key, value in best.items() if "/clip." in key}
+        save_clip(clip, state, folder / "best", adapters)
+    log = folder / "log.jsonl"
+    last = read_log(log)[-1] if log.is_file() else {}
+    metrics = {name: value for name, value in last.items() if CARD_METRICS.match(name)}
+    write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=metrics)
+
+
+def save_clip(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = None) -> None:
+    """Write the CLIP of this state; adapters are merged into it and saved beside it."""
     if adapters is not None:
         save_adapter(state, adapters, folder / "adapter")
         state = merge_adapters(state)
@@ -258,11 +268,11 @@ def save(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = Non
 def make_plan(settings: Settings, batch_size: int) -> Plan:
     shared = ("steps", "learning_rate", "warmup", "weight_decay", "layer_decay", "max_grad_norm", "seed")
     options = {name: getattr(settings, name) for name in (*shared, "log_every", "save_every")}
-    return Plan(**options, batch_size=batch_size, best=settings.best_by if settings.keep_best else None)
+    return Plan(**options, batch_size=batch_size, best_metric=settings.best_metric if settings.keep_best else None)
 
 
 def main(settings: Settings) -> None:
-    check(settings)
+    check_settings(settings)
     try:
         accelerator = make_accelerator(settings.report_to, settings.output, settings)
     except ValueError as error:

@@ -1,13 +1,13 @@
-"""Trains a small latent diffusion model conditioned on the frozen text tower of a CLIP.
+"""Train a small latent diffusion model conditioned on the frozen text tower of a CLIP.
 
     accelerate launch training/train_diffusion.py --config training/recipes/emoji-diffusion.yaml
 
-Two phases, each resumable: an autoencoder (Rombach et al. 2022, arXiv:2112.10752, section 3.1), whose latents are then
-normalised to zero mean and unit variance by folding the affine map into its 1x1 convolutions; and a UNet trained with
-v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal signal-to-noise ratio
-(Lin et al. 2024, arXiv:2305.08891), with captions dropped for classifier-free guidance (Ho & Salimans 2022,
-arXiv:2207.12598). The result is a stock ``StableDiffusionPipeline``: ``DiffusionPipeline.from_pretrained(output)``
-loads it without this package.
+There are two phases, each resumable: an autoencoder (Rombach et al. 2022, arXiv:2112.10752, section 3.1), whose latents
+are then normalised to zero mean and unit variance by folding the affine map into its 1x1 convolutions; and a UNet
+trained with v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal
+signal-to-noise ratio (Lin et al. 2024, arXiv:2305.08891), with captions dropped for classifier-free guidance (Ho &
+Salimans 2022, arXiv:2207.12598). The result is a stock ``StableDiffusionPipeline``, which
+``DiffusionPipeline.from_pretrained(output)`` loads without this package.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from torch import Tensor, nn
 from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.generation.pipelines import load_pipeline
-from clip_guidance.training.ema import averaged
-from clip_guidance.training.trainer import Plan, SampleOrder, fit, make_accelerator, parse_settings, save_settings
+from clip_guidance.training.batches import SampleOrder
+from clip_guidance.training.ema import make_ema_model
+from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.settings import parse_settings, save_settings
+from clip_guidance.training.trainer import Plan, fit
 
 
 @dataclass(frozen=True)
@@ -38,42 +41,42 @@ class Settings:
     data: str  # captioned images: a table, folder, tars or a data set of the Hub; see clip_guidance.data
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
-    init: str | None = None  # pipeline to go on from: its autoencoder is kept, its UNet trained further
-    phase: str = "all"  # "autoencoder" stops before the UNet
-    exclude: str | None = None  # leave out images whose name contains this
+    init: str | None = None  # pipeline to continue from: its autoencoder is kept, its UNet trained further
+    phase: str = "all"  # "all", or "autoencoder" to stop before the UNet
+    exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
     validation: str | None = None  # captioned images on which the errors of autoencoder and UNet are measured
-    size: int = 64  # side of the images in pixels
-    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # all but the last halve the side
-    latent_channels: int = 4
-    vae_steps: int = 3000
-    vae_batch_size: int = 16
-    vae_learning_rate: float = 2e-3
-    kl_weight: float = 1e-5
-    unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])
-    unet_dropout: float = 0.0  # in the UNet's residual blocks, while it is trained
-    unet_steps: int = 4000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    mirror: bool = False  # half of the images that show the same when mirrored are
+    size: int = 64  # side of the square images, in pixels
+    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 96])  # by level; all but the last halve the side
+    latent_channels: int = 4  # channels of the latents
+    vae_steps: int = 3000  # optimizer steps of the autoencoder
+    vae_batch_size: int = 16  # images per process and step of the autoencoder
+    vae_learning_rate: float = 2e-3  # of the autoencoder, at the end of the warm-up
+    kl_weight: float = 1e-5  # of the Kullback-Leibler term in the autoencoder's loss
+    unet_channels: list[int] = field(default_factory=lambda: [64, 96, 144])  # by level
+    unet_dropout: float = 0.0  # share of the values left out in the UNet's residual blocks during training
+    unet_steps: int = 4000  # optimizer steps of the UNet
+    batch_size: int = 64  # images per process and step of the UNet
+    learning_rate: float = 1e-3  # of the UNet, at the end of the warm-up
+    weight_decay: float = 0.01  # of AdamW, on matrices and kernels
+    random_flip: bool = False  # mirror each image with probability 1/2, where the data says that it may be
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
-    compile: bool = False  # torch.compile of the UNet
+    compile: bool = False  # compile the UNet with torch.compile, which takes minutes at the first step
     timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more noisy steps, which decide the shapes
-    ema_decay: float = 0.998
-    warmup: float = 100  # steps, or below 1 the share of all steps
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    sample_every: int = 400
-    evaluate_every: int = 400
+    ema_decay: float = 0.998  # save the average of the UNet's weights over about 1/(1 - ema_decay) steps
+    warmup: float = 100  # steps, or below 1 the share of all steps, in which the learning rate rises
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to this norm
+    seed: int = 0  # of the weights, the order of the data and every random draw
+    log_every: int = 20  # steps from one row of the log to the next
+    save_every: int = 200  # steps from one checkpoint to the next
+    sample_every: int = 400  # steps from one sheet of samples to the next
+    evaluate_every: int = 400  # steps from one measurement on the validation images to the next
     sample_prompts: list[str] = field(
         default_factory=lambda: ["twemoji butterfly", "noto red apple", "fluent 3d cat face", "blob grinning face"]
-    )
+    )  # prompts of the sheet of samples, a row each
 
 
 def train_autoencoder(settings: Settings, data: CaptionedImages, accelerator: Accelerator) -> AutoencoderKL:
-    """Trains the autoencoder, normalises its latents and saves it to ``output/vae``; loads it if it is there."""
+    """Train the autoencoder and save it to ``output/vae``, or load it from there."""
     folder = Path(settings.output) / "vae"
     if (folder / "config.json").is_file():
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
@@ -120,11 +123,13 @@ def train_unet(
     unet: UNet2DConditionModel | None = None,
     unseen: CaptionedImages | None = None,
 ) -> StableDiffusionPipeline:
-    """Trains the UNet on the latents and captions of ``data``; the pipeline holds the average of its weights (EMA).
+    """Train the UNet on the latents and captions of the data.
+
+    The pipeline that is returned holds the average of the weights.
 
     Args:
-        unet: one to go on from, in place of a fresh one.
-        unseen: images on which its error is measured on the way.
+        unet: The UNet to continue from; None makes a fresh one.
+        unseen: Images on which the error is measured during training.
     """
     torch.manual_seed(settings.seed)
     device, options = accelerator.device, (settings.caption_dropout, settings.timestep_power)
@@ -137,20 +142,20 @@ def train_unet(
     unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # so few tokens: the fused kernel's backward takes twice the time
-    ema = averaged(unet, settings.ema_decay)
-    ema.eval()
+    ema_model = make_ema_model(unet, settings.ema_decay)
+    ema_model.eval()
     pipeline = StableDiffusionPipeline(
         vae.to(device),
         text_encoder,
         clip.tokenizer,
-        ema.module,
+        ema_model.module,
         make_scheduler(),
         None,
         None,
         requires_safety_checker=False,
     )
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
-    loss = DenoisingLoss(pipeline, data, order, accelerator, settings.seed, settings.mirror, *options)
+    loss = DenoisingLoss(pipeline, data, order, accelerator, settings.seed, settings.random_flip, *options)
     held_out = None if unseen is None else HeldOutError(pipeline, unseen)
 
     def after_step(done: int) -> dict[str, float]:
@@ -163,12 +168,13 @@ def train_unet(
     if settings.compile:
         unet.forward = torch.compile(unet.forward)  # after its copy was taken: the pipeline's stays as it is
     plan = make_plan(settings, settings.unet_steps, settings.learning_rate, order)
-    fit(accelerator, unet, loss, plan, Path(settings.output) / "unet-run", phase="unet", ema=ema, after_step=after_step)
+    folder = Path(settings.output) / "unet-run"
+    fit(accelerator, unet, loss, plan, folder, phase="unet", ema_model=ema_model, after_step=after_step)
     return pipeline
 
 
 def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns: int = 4) -> Image.Image:
-    """A row of images a prompt, to be looked at during training."""
+    """Draw a row of images per prompt, to be looked at during training."""
     pipeline.set_progress_bar_config(disable=True)
     size = settings.size
     sheet = Image.new("RGB", (columns * size, len(settings.sample_prompts) * size))
@@ -197,7 +203,7 @@ def main(settings: Settings) -> None:
             f"--clip {settings.clip}: a stock pipeline needs a text tower that is a CLIPTextModel (transformer), "
             f"got {type(clip.text_encoder).__name__}"
         )
-    data = CaptionedImages.load(settings.data, settings.size, settings.exclude)
+    data = CaptionedImages.load(settings.data, settings.size, settings.exclude_captions_containing)
     accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
     for row, reason in data.skipped:
         accelerator.print(f"  row {row}: {reason}")
@@ -206,7 +212,7 @@ def main(settings: Settings) -> None:
     vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
     unseen = None
     if settings.validation:
-        unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude)
+        unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude_captions_containing)
         error = psnr(vae.to(accelerator.device), unseen.images, accelerator.device)
         accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
     if clip is not None:

@@ -23,7 +23,7 @@ from run import Program, Settings
 from torch import Tensor
 
 from clip_guidance.data.dataset import Row
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 HEADER = (
     "method",
@@ -36,7 +36,7 @@ HEADER = (
 
 
 def shares(guide: Tensor, judge: Tensor, knows: Tensor) -> tuple[str, ...]:
-    """The numbers of one line.
+    """Return the numbers of one line.
 
     Args:
         guide: (n,), 1 where the guide calls what was drawn by its name.
@@ -48,7 +48,7 @@ def shares(guide: Tensor, judge: Tensor, knows: Tensor) -> tuple[str, ...]:
 
 
 def lines(cells: Sequence[tuple[str, Cell]], real: Cell, rows: Sequence[Row], guide: Naming, judge: Naming) -> str:
-    """The table; the real images come first."""
+    """Return the table; the real images come first."""
     knows = guide(real.images, rows)
     table = [HEADER, ("---",) * len(HEADER)]
     for title, cell in (("real images", real), *cells):
@@ -57,7 +57,7 @@ def lines(cells: Sequence[tuple[str, Cell]], real: Cell, rows: Sequence[Row], gu
 
 
 def drawn(program: Program, methods: Sequence[Method], name: str) -> list[tuple[str, Cell]]:
-    """What is kept of these methods, whole cells alone."""
+    """Load what is kept of these methods, whole cells alone."""
     root, items = Path(program.settings.work), program.items(name)
     paths = {method.title: program.drawer.paths(root, method, items) for method in methods}
     return [(title, load_cell(each)) for title, each in paths.items() if all(path.is_file() for path in each)]

@@ -78,7 +78,7 @@ class Drawer:
     Args:
         pipe: a Stable Diffusion pipeline.
         clip: the guide.
-        batch_size: images a batch.
+        batch_size: images per batch.
         seed: image number i begins with the noise of seed + i, whatever the method.
     """
 
@@ -148,7 +148,7 @@ class Drawer:
 
 
 def load_cell(paths: Sequence[Path]) -> Cell:
-    """The images in these files, in order."""
+    """Load the images in these files, in order."""
     images, guide = [], []
     cost: dict[str, float] = {}
     for path in paths:

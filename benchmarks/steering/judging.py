@@ -135,7 +135,7 @@ class Judge:
         return self.naming(images, [self.held_out.rows[item.row] for item in items])  # type: ignore[index]
 
     def real(self, items: Sequence[Item]) -> tuple[Cell, list[Item]]:
-        """The real images that are meant, of the items that have one: what the judge can do at best."""
+        """Return the real images of the items that have one: what the judge can do at best."""
         known = [item for item in items if item.row is not None]
         images = self.held_out.images[[item.row for item in known]]
         return Cell(images, torch.zeros(0), {}), known

@@ -58,7 +58,7 @@ def short_table() -> list[Method]:
 
 
 def without_clip() -> list[Method]:
-    """What needs no gradient: the text alone, classifier-free guidance, more steps, choosing among several."""
+    """Return what needs no gradient: text, classifier-free guidance, more steps, best of N."""
     return [
         Method("no text", "", use_prompt=False, guidance_scale=1.0),
         Method("text", "", guidance_scale=1.0),
@@ -77,7 +77,7 @@ def ours() -> list[Method]:
 
 
 def tried() -> list[Method]:
-    """What might have been a better default at as many seconds: see tuning/tried.md."""
+    """Return what might have been a better default at as many seconds: see tuning/tried.md."""
 
     def at_10(name: str, **changes: Any) -> Method:
         return Method(OURS, f"scale 10{name}", scale=10.0, **{"options": TUNED, **changes})
@@ -121,7 +121,7 @@ def papers(strengths: dict[str, Sequence[Any]] | None = None) -> list[Method]:
 
 
 def text_free() -> list[Method]:
-    """The guide is the only text signal; the papers' methods at the strengths of :func:`papers`."""
+    """Return methods without text: the guide is the only text signal."""
     only = dict(use_prompt=False, guidance_scale=1.0)
     free = "without text: "
     return [
@@ -134,7 +134,7 @@ def text_free() -> list[Method]:
 
 
 def grid() -> list[Method]:
-    """What ``--sets tuning --table papers`` chooses among."""
+    """Return what ``--sets tuning --table papers`` chooses among."""
     return papers(GRID)
 
 

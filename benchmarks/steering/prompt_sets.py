@@ -76,7 +76,7 @@ def prompt_set(name: str, rows: Sequence[Row], count: int, candidates: int, seed
 
 
 def telling(row: Row) -> list[str]:
-    """The keywords that share no word with the name."""
+    """Return the keywords that share no word with the name."""
     words = set(row.name.lower().split())
     return [keyword for keyword in row.keywords if not words & set(keyword.lower().split())]
 

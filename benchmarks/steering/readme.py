@@ -1,6 +1,6 @@
 """Puts the steering benchmark's table into a page, between its markers.
 
-    python benchmarks/steering/readme.py benchmarks/steering/results/report.json README.md
+    python benchmarks/steering/readme.py benchmarks/steering/results/report.json docs/results/steering.md
 
 The rows are the held-out pairs of the report, whole. What the numbers mean to a reader is written by hand around them.
 """
@@ -36,10 +36,10 @@ def row(result: dict[str, Any]) -> str:
 
 
 def block(report: dict[str, Any], name: str = "held-out") -> str:
-    """The table of one prompt set, with its markers."""
+    """Return the table of one prompt set, with its markers."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER), *map(row, report[name])]
     count = report[name][0]["count"]
-    return "\n".join([BEGIN, f"{count} prompts a row:", "", *lines, END])
+    return "\n".join([BEGIN, f"{count} prompts per row:", "", *lines, END])
 
 
 def filled(page: str, report: dict[str, Any]) -> str:

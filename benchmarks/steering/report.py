@@ -52,7 +52,7 @@ def percent(share: Interval) -> str:
 
 
 def row(result: Result) -> tuple[str, ...]:
-    """The cells of one line of the table."""
+    """Return the cells of one line of the table."""
     said, cost = result.judgement, result.cost
     top1, distance = said.top1, said.kernel_distance
     counts = " / ".join(f"{cost[name]:.0f}" for name in ("denoiser", "decoder", "clip")) if cost else ""
@@ -154,7 +154,7 @@ def _distance(result: Result) -> float:
 
 
 def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
-    """The first images of a cell, to be looked at."""
+    """Return the first images of a cell, to be looked at."""
     images = cell.images[: columns * rows].permute(0, 2, 3, 1).numpy()
     height, width = images.shape[1:3]
     sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
@@ -164,7 +164,7 @@ def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
 
 
 def side_by_side(prompts: Sequence[str], rows: Sequence[tuple[Result, Cell]], columns: int = 8) -> Image.Image:
-    """The first prompts of a set as the methods of ``rows`` draw them, from the same noise: none is chosen.
+    """Return the first prompts of a set as the methods of ``rows`` draw them, from the same noise.
 
     A green frame: the judge prefers the prompt to the other texts.
     """
@@ -191,7 +191,7 @@ def side_by_side(prompts: Sequence[str], rows: Sequence[tuple[Result, Cell]], co
 
 
 def shortened(words: str, width: int) -> str:
-    """What of ``words`` fits into ``width`` pixels of the small font."""
+    """Shorten ``words`` to what fits into ``width`` pixels of the small font."""
     font = ImageFont.load_default()
     while words and font.getlength(words) > width:
         words = words[:-1]

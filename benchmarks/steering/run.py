@@ -27,11 +27,12 @@ from judging import COPY_RADIUS, Judge
 from methods import BUDGET, DEFAULT, PLAIN, TABLES
 from prompt_sets import REPORT_SETS, Item, prompt_set
 from report import Result, contact_sheet, side_by_side, write
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 from _cost_meters import step_peak_bytes
@@ -47,18 +48,18 @@ class Settings:
     held_out: str  # parquet table of the images held out of training: the prompts
     output: str  # folder for report.md, report.json, plots and contact sheets
     work: str = "runs/steering"  # folder for the images
-    model: str = "emoji"
-    clip: str = ""  # the guide; by default the model's own
-    judge: str = "emoji-judge"
-    exclude: str | None = "skin tone"  # leave out images whose name contains this
-    sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))
+    model: str = "emoji"  # pipeline: a packaged name, a folder, or a hub id
+    clip: str = ""  # CLIP that guides; by default the model's own
+    judge: str = "emoji-judge"  # CLIP that judges, and never guides
+    exclude_captions_containing: str | None = "skin tone"  # leave out images whose name contains this
+    sets: list[str] = field(default_factory=lambda: list(REPORT_SETS))  # of prompts, see prompt_sets.py
     table: str = ""  # one of methods.TABLES; by default main for the held-out pairs, short for the others
     only: list[str] = field(default_factory=list)  # run only the methods whose title begins with one of these
-    count: int = 500
-    candidates: int = 100
-    batch_size: int = 20
-    seed: int = 0
-    device: str = "cpu"
+    count: int = 500  # prompts per set
+    candidates: int = 100  # texts that the judge chooses among
+    batch_size: int = 20  # images drawn at a time
+    seed: int = 0  # of prompts and noise
+    device: str = "cpu"  # torch device
 
 
 class Program:
@@ -76,8 +77,9 @@ class Program:
             settings.seed,
         )
         size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        exclude = settings.exclude_captions_containing
         self.training, self.held_out = (
-            CaptionedImages.from_parquet(path, size, settings.exclude) for path in (settings.data, settings.held_out)
+            CaptionedImages.from_parquet(path, size, exclude) for path in (settings.data, settings.held_out)
         )
         self.judge: Judge | None = None
         if self.state.is_main_process:
@@ -91,9 +93,10 @@ class Program:
         """Draws what is missing, each process its share; the main process returns the whole."""
         root = Path(self.settings.work)
         share = slice(self.state.process_index, None, self.state.num_processes)
-        bar = tqdm(total=len(items), desc=label, disable=not self.state.is_main_process)
-        for count in self.drawer.draw_all(root, method, items, share):
-            bar.update(count * self.state.num_processes)
+        with Progress(console=Console(stderr=True), disable=not self.state.is_main_process) as progress:
+            task = progress.add_task(label, total=len(items))
+            for count in self.drawer.draw_all(root, method, items, share):
+                progress.advance(task, count * self.state.num_processes)
         self.state.wait_for_everyone()
         return load_cell(self.drawer.paths(root, method, items)) if self.state.is_main_process else None
 
@@ -106,7 +109,7 @@ class Program:
         return Result(method, self.judge(cell, items), cost)
 
     def share(self, values: list[int]) -> None:
-        """Overwrites ``values`` of every process with the main process's."""
+        """Overwrite ``values`` of every process with the main process's."""
         broadcast_object_list(values)
 
     def mebibytes(self, method: Method, item: Item) -> float:
@@ -121,7 +124,7 @@ class Program:
 
 
 def preamble(settings: Settings, judge: Judge) -> str:
-    """What the numbers of the report mean."""
+    """Tell what the numbers of the report mean."""
     return (
         "# Steering, judged by a CLIP that never guided\n\n"
         f"Model `{settings.model}`, judge `{settings.judge}` among {settings.candidates} texts (chance "

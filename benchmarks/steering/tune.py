@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from report import Result, table
 from run import Program, Settings
 
-from clip_guidance.training.trainer import parse_settings
+from clip_guidance.training.settings import parse_settings
 
 ALONE = Method("CFG", "3")
 FIRST = Method("CLIP guidance", "", scale=5.0)
@@ -33,7 +33,7 @@ GRID: dict[str, Sequence[float]] = {
 
 
 def variant(method: Method, option: str, value: float) -> Method:
-    """``method`` with one option changed, and a name that tells all of them."""
+    """Change one option of a method, and give it a name that tells all of them."""
     if option == "scale":
         method = replace(method, scale=value)
     else:

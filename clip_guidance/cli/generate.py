@@ -14,7 +14,7 @@ from clip_guidance.cli import _options as options
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
 if TYPE_CHECKING:
-    from clip_guidance.generation.generator import GeneratedImage
+    from clip_guidance.generation.image import GeneratedImage
 
 DEFAULTS = GenerateSettings(prompt="unset")
 

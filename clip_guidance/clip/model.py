@@ -198,7 +198,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
         They change with any weight, the towers, the vocabulary and the preprocessing, and not with the device.
         """
-        return fingerprint(self)
+        return fingerprint(self, self.tokenizer, self.image_processor)
 
     def text_encoder_with_projection(self) -> TextTower:
         """Return the text tower with its projection; it shares its weights with this CLIP.

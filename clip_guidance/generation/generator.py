@@ -1,10 +1,8 @@
-"""Images from prompts, each of which can be made again from what is written in it.
+"""Generate images from prompts; each can be generated again from the record in its file.
 
-``GenerateSettings`` is all that determines one image. It is stored in the PNG as text (key
-``clip_guidance``, JSON), next to the scores and the versions, and ``read_settings`` gets it back. Images
-are drawn one at a time, each with a generator of its own: none depends on how many are made with it.
-
-What is slow to import is imported when it is needed: the command line reads its defaults here.
+:class:`~clip_guidance.generation.settings.GenerateSettings` is all that determines one image. The settings are stored
+in the PNG beside the scores and the versions, and ``read_settings`` reads them back. Images are generated one at a
+time, each with a random generator of its own, so that no image depends on how many are made with it.
 """
 
 from __future__ import annotations
@@ -12,99 +10,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from clip_guidance._display import DisplayMixin
-from clip_guidance._files import write_atomically
-from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings, read_settings
-from clip_guidance.images.metadata import METADATA_KEY, png_with_record, read_record
+import diffusers
+import torch
+from PIL import Image
 
-__all__ = [
-    "METADATA_KEY",
-    "SCHEDULERS",
-    "Drawer",
-    "GeneratedImage",
-    "GenerateSettings",
-    "generate",
-    "read_record",
-    "read_settings",
-]
+from clip_guidance.clip import CLIP
+from clip_guidance.clip.hub import packaged_models
+from clip_guidance.clip.tokenizer import warn_truncated
+from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
+from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
-    from clip_guidance.clip import CLIP
-    from clip_guidance.guidance import CLIPGuidance
-
-
-@dataclass
-class GeneratedImage(DisplayMixin):
-    """One image, and the record that is stored in it.
-
-    Attributes:
-        image: RGB.
-        settings: what it was made with.
-        guide: name and fingerprint of the CLIP that steered it; None if none did.
-        scores: of each CLIP: ``score``, ``prompt``, ``guided`` and what ``ScoreDefinition.record`` tells.
-        device: where it was drawn; other devices round differently.
-    """
-
-    image: Image.Image
-    settings: GenerateSettings
-    guide: dict[str, str] | None = None
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    device: str = "cpu"
-
-    def record(self) -> dict[str, Any]:
-        """What is stored in the image."""
-        return {
-            "settings": asdict(self.settings),
-            "guide": self.guide,
-            "scores": self.scores,
-            "device": self.device,
-            "versions": _versions(),
-        }
-
-    def to_png(self) -> bytes:
-        """The image as a PNG file that carries its record."""
-        return png_with_record(self.image, self.record())
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes ``prompt-seed.png``, or ``prompt-seed-2.png`` and so on if another image has that name.
-
-        Returns:
-            The path; that of the existing file if it holds this very image and record.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = self.to_png()
-        slug = re.sub(r"\W+", "-", self.settings.prompt.lower()).strip("-")[:40].rstrip("-") or "image"
-        stem = f"{slug}-{self.settings.seed}"
-        for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
-            path = folder / f"{stem}{suffix}.png"
-            if not path.exists():
-                with write_atomically(path) as partial:
-                    partial.write_bytes(data)
-                return path
-            if path.read_bytes() == data:
-                return path
-        raise AssertionError("unreachable: the suffixes are endless")
-
-
-def _versions() -> dict[str, str]:
-    import diffusers
-    import torch
-
-    from clip_guidance import __version__
-
-    return {"clip_guidance": __version__, "torch": str(torch.__version__), "diffusers": diffusers.__version__}
+__all__ = ["GenerateSettings", "GeneratedImage", "ImageGenerator", "generate"]
 
 
 def generate(
@@ -112,29 +35,36 @@ def generate(
     device: str | torch.device = "cpu",
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[GeneratedImage]:
-    """Draws one image for each settings and scores it with its guide and with a judge.
+    """Generate an image for each of the settings, and score it with its guide and with a judge.
 
     Args:
-        settings: one an image.
-        device: where to draw.
-        on_step: called after every denoising step.
+        settings: One for each image.
+        device: Where the models run.
+        on_step: Called after every denoising step.
 
     Yields:
         Each image as soon as it is done.
 
     Raises:
-        ValueError: a model is unknown or a setting out of range.
+        ValueError: A model is unknown, or a setting is out of range.
+
+    Example:
+        >>> (made,) = generate([GenerateSettings("a twemoji picture of a red apple", steps=2)])
+        >>> made.image.size
+        (64, 64)
+        >>> [(score["model"], score["guided"]) for score in made.scores]
+        [('emoji', True), ('emoji-judge', False)]
     """
-    draw = Drawer(device)
+    generator = ImageGenerator(device)
     for one in settings:
-        yield draw(one, on_step)
+        yield generator(one, on_step)
 
 
-class Drawer:
-    """Draws one image at a time, and keeps the models of the latest ones.
+class ImageGenerator:
+    """Generate one image at a time, and keep the models of the latest ones loaded.
 
     Args:
-        device: where to draw.
+        device: Where the models run.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -143,23 +73,24 @@ class Drawer:
         self._scorer = functools.lru_cache(maxsize=2)(_load_scorer)
 
     def pipeline(self, settings: GenerateSettings) -> Any:
-        """The pipeline that draws an image of these settings; loaded if the latest one was drawn by another."""
+        """Return the pipeline for these settings; it is loaded unless the latest image used it."""
         return self._pipeline(settings.model, settings.scheduler, self.device)
 
     def __call__(self, settings: GenerateSettings, on_step: Callable[[], None] | None = None) -> GeneratedImage:
-        """One image, scored by its guide and by a judge.
+        """Generate one image, and score it with its guide and with a judge.
 
         Args:
-            settings: what to draw.
-            on_step: called after every denoising step.
+            settings: All that determines the image.
+            on_step: Called after every denoising step.
 
         Raises:
-            ValueError: a model is unknown or a setting out of range.
+            ValueError: A model is unknown, or a setting is out of range.
         """
         one = settings.resolved()
-        pipe = self.pipeline(one)  # first: a model that is none is the plainest mistake
+        pipe = self.pipeline(one)  # first, since an unknown model is the most likely mistake
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
-        guide, judge = (self._scorer(name, self.device) if name else None for name in names)  # may fail: before drawing
+        # loaded before an image is generated, since loading may fail
+        guide, judge = (self._scorer(name, self.device) if name else None for name in names)
         guidance = _guidance(guide.clip, one) if guide and one.scale else None
         generated = GeneratedImage(_draw(pipe, guidance, one, on_step), one, device=str(self.device))
         if guide and guidance:
@@ -170,14 +101,12 @@ class Drawer:
 
 @dataclass
 class _Scorer:
-    """A CLIP and the record of its score: computed once, since the fingerprint reads every weight."""
+    """A CLIP and the record of its score, made once because the fingerprint reads every weight."""
 
     clip: CLIP
     record: dict[str, Any]
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
-        from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
-
         target = generated.settings.target
         score = clip_score(self.clip, generated.image, target, TORCHMETRICS).item()
         guided = generated.guide is not None and generated.guide["fingerprint"] == self.record["fingerprint"]
@@ -185,18 +114,11 @@ class _Scorer:
 
 
 def _load_scorer(name: str, device: str | torch.device) -> _Scorer:
-    from clip_guidance.clip import CLIP
-    from clip_guidance.metrics.clip_score import TORCHMETRICS
-
     clip = CLIP.from_pretrained(name).to(device)
     return _Scorer(clip, TORCHMETRICS.record(clip))
 
 
 def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device) -> Any:
-    import diffusers
-
-    from clip_guidance.generation.pipelines import load_pipeline
-
     pipe = load_pipeline(model, device)
     pipe.set_progress_bar_config(disable=True)
     if scheduler is not None:
@@ -206,9 +128,7 @@ def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device
 
 
 def _clip_name(settings: GenerateSettings) -> str | None:
-    """The CLIP that steers and scores; None where there is none and none is needed."""
-    from clip_guidance.clip.hub import packaged_models
-
+    """Return the name of the CLIP that steers and scores; None where the settings need none."""
     if settings.clip or settings.model in packaged_models():
         return settings.clip or settings.model
     if settings.scale:
@@ -217,8 +137,6 @@ def _clip_name(settings: GenerateSettings) -> str | None:
 
 
 def _guidance(clip: CLIP, settings: GenerateSettings) -> CLIPGuidance:
-    from clip_guidance.guidance import CLIPGuidance
-
     names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every", "cap")
     return CLIPGuidance(clip, settings.target, **{name: getattr(settings, name) for name in names})
 
@@ -226,17 +144,13 @@ def _guidance(clip: CLIP, settings: GenerateSettings) -> CLIPGuidance:
 def _draw(
     pipe: Any, guidance: CLIPGuidance | None, settings: GenerateSettings, on_step: Callable[[], None] | None
 ) -> Image.Image:
-    import torch
-
-    from clip_guidance.clip.tokenizer import warn_truncated
-
     if getattr(pipe, "tokenizer", None) is not None:
         warn_truncated(pipe.tokenizer, [settings.prompt, settings.negative_prompt])
     call: dict[str, Any] = {
         "prompt": settings.prompt,
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
-        "generator": torch.Generator().manual_seed(settings.seed),  # on the CPU: one noise for all devices
+        "generator": torch.Generator().manual_seed(settings.seed),  # on the CPU, so that all devices get the same noise
     }
     if settings.negative_prompt:
         call["negative_prompt"] = settings.negative_prompt

@@ -1,4 +1,4 @@
-"""Loading a stock diffusers pipeline, packaged, from a folder or from the hub."""
+"""Load a stock diffusers pipeline: a packaged one, from a folder or from the hub."""
 
 from __future__ import annotations
 
@@ -18,20 +18,29 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     **kwargs: Any,
 ) -> DiffusionPipeline:
-    """Loads a text-to-image pipeline.
+    """Load a text-to-image pipeline of diffusers.
 
     Args:
-        name_or_path: a packaged pipeline ("emoji"), a folder that diffusers saved, or a hub id.
-        device: where to put it.
-        dtype: precision of all its parts, whatever they are stored in.
-        kwargs: passed to ``DiffusionPipeline.from_pretrained`` (``variant``, ``revision`` ...).
+        name_or_path: A packaged pipeline ("emoji"), a folder that diffusers saved, or a hub id.
+        device: Where the pipeline is put.
+        dtype: Precision of all parts, in place of the one they are stored in.
+        kwargs: Passed to ``DiffusionPipeline.from_pretrained`` (``variant``, ``revision`` ...).
 
     Returns:
-        A stock pipeline: of a packaged model a ``StableDiffusionPipeline`` whose text encoder is the text tower of the
-        CLIP of that name (stored once, as a ``CLIPTextModel``).
+        A stock pipeline. That of a packaged model is a ``StableDiffusionPipeline`` whose text encoder is the text tower
+        of the CLIP of the same name (stored once, as a ``CLIPTextModel``).
 
     Raises:
-        ModelError: there is no such pipeline, or its weights are pickled.
+        ModelError: There is no such pipeline, or its weights are pickled.
+        ValueError: ``kwargs`` are given for a packaged pipeline, which takes none.
+
+    Example:
+        >>> pipe = load_pipeline("emoji")
+        >>> type(pipe).__name__
+        'StableDiffusionPipeline'
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe("a twemoji picture of a red apple", num_inference_steps=2).images[0].size
+        (64, 64)
     """
     name = str(name_or_path)
     if name in packaged_models():
@@ -51,7 +60,7 @@ def load_pipeline(
 
 
 def _moved(pipeline: DiffusionPipeline, device: str | torch.device, dtype: torch.dtype) -> DiffusionPipeline:
-    """On the device, in the precision; parts that have it already are left alone, diffusers warns otherwise."""
+    """Move a pipeline; parts that have the precision already are skipped, else diffusers warns."""
     pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module) and next(part.parameters()).dtype != dtype:
@@ -60,6 +69,7 @@ def _moved(pipeline: DiffusionPipeline, device: str | torch.device, dtype: torch
 
 
 def _packaged(name: str) -> StableDiffusionPipeline:
+    """Build the pipeline of a packaged model."""
     folder = PACKAGED / name
     if not (folder / "unet").is_dir():
         raise ModelError(f"{name}: a CLIP without a pipeline")

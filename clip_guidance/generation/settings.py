@@ -1,6 +1,6 @@
-"""All that determines one image, its defaults, and how it is read back from an image.
+"""All that determines one image, with its defaults, and how it is read from a file.
 
-Nothing here is slow to import: the command line reads its defaults here.
+Nothing here is slow to import, because the command line takes its defaults from here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from clip_guidance.images.metadata import read_record
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers and changes of its configuration
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and changes of its configuration
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -29,32 +29,42 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class in diffusers and 
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
-TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # what benchmarks/steering/tune.py found, by model
+TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # by model, found by benchmarks/steering/tune.py
 UNTUNED = {"scale": 1.0, "start": 0.0}
-JUDGES = {"emoji": "emoji-judge"}  # a CLIP that never guided, by the model whose images it scores
+JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Everything that determines one image, and who scores it.
+    """All that determines one image, and the CLIPs that score it.
 
     Attributes:
-        prompt: what the pipeline draws.
-        negative_prompt: what it keeps away from.
-        clip_prompt: what CLIP steers to and scores against; by default the prompt.
-        seed: of the initial noise and of the cutouts.
-        model: pipeline to draw with, as for ``load_pipeline``.
-        clip: CLIP to steer with, as for ``CLIP.from_pretrained``; by default that of the model.
+        prompt: What the pipeline is to show.
+        negative_prompt: What the pipeline is to avoid; empty by default.
+        clip_prompt: What CLIP steers to and scores against; by default the prompt.
+        seed: Of the initial noise and of the cutouts.
+        model: Pipeline, as for ``load_pipeline``.
+        clip: CLIP that steers, as for ``CLIP.from_pretrained``; by default that of the model.
         judge: CLIP that scores but never steers; by default the one that belongs to the model, if any.
-        scale: strength of CLIP guidance; 0 turns it off. By default what was tuned for the model, else 1.
-        guidance_scale: strength of classifier-free guidance.
-        steps: denoising steps.
-        start: as for ``CLIPGuidance``; by default what was tuned for the model, else 0.
-        mode, stop, every, cutouts, cap: as for ``CLIPGuidance``.
-        scheduler: one of ``SCHEDULERS``; by default the model's own.
+        scale: Strength of CLIP guidance; 0 turns it off. By default what was tuned for the model, else 1.
+        guidance_scale: Strength of classifier-free guidance; 1 turns it off.
+        steps: Denoising steps, at least 1.
+        mode: How CLIP steers: "x0", by the gradient at the predicted image, or "exact", through the denoiser too.
+        start: Share of the steps, in [0, 1], after which CLIP guidance begins. By default what was tuned for the model,
+            else 0.
+        stop: Share of the steps, in [0, 1], after which CLIP guidance ends.
+        every: CLIP steers at every n-th step.
+        cutouts: Views of the image that CLIP sees at each step; 1 is the whole image.
+        scheduler: One of ``SCHEDULERS``; by default the model's own.
+        cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: A value is out of range.
+
+    Example:
+        >>> settings = GenerateSettings("a red apple", seed=7)
+        >>> settings.scale is None, settings.resolved().scale
+        (True, 10.0)
     """
 
     prompt: str
@@ -84,7 +94,7 @@ class GenerateSettings:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}")
 
     def resolved(self) -> GenerateSettings:
-        """These settings with the model's own values where none were given: what is drawn with and recorded."""
+        """Fill in the model's own values where none were given; an image records the result."""
         tuned = TUNED.get(self.model, {}) if self.clip in (None, self.model) else {}
         own = {**UNTUNED, **tuned}
         scale = own["scale"] if self.scale is None else self.scale
@@ -93,15 +103,15 @@ class GenerateSettings:
 
     @property
     def target(self) -> str:
-        """What the image is steered to and scored against."""
+        """The text that the image is steered to and scored against."""
         return self.clip_prompt or self.prompt
 
 
 def read_settings(path: str | os.PathLike[str]) -> GenerateSettings:
-    """The settings that an image was made with.
+    """Read the settings that an image was made with from its file.
 
     Raises:
-        ValueError: the file holds none, or those of another version of this package.
+        ValueError: The file holds no settings, or those of another version of this package.
     """
     record = read_record(path)
     if record is None:

@@ -1,4 +1,4 @@
-"""Cutouts of an image: the whole, and random square crops of it, each seen by CLIP on its own.
+"""Cutouts of an image: the whole and random square crops, which CLIP sees separately.
 
 Averaging the reward over cutouts blunts adversarial gradients, which do not survive a change of frame, colour or
 noise (Crowson's CLIP-guided diffusion, 2021; Liu et al. 2021, "FuseDream", arXiv:2112.01573, on augmented CLIP
@@ -16,23 +16,35 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass
 class Cutouts:
-    """``count`` views of a batch of images: the whole image, and ``count - 1`` random square crops.
+    """Draw ``count`` views of images: the whole image, and ``count - 1`` random square crops.
 
     The crops of a step are stratified, as a Latin hypercube (McKay et al. 1979): their sizes and positions are
-    random, but spread over the whole range, and half of them are mirrored. One draw serves the whole batch, so that
-    an image is steered in a batch as it is alone, and it comes from a generator of its own, so that the sampler's
-    noise stays what it is.
+    random, but spread over the whole range, and half of the crops are mirrored. All images of a batch share one draw,
+    so that an image is steered in a batch as it is alone. The draw comes from a separate generator, so that the
+    sampler's noise does not change.
 
     Args:
-        count: Number of views, at least 1.
-        seed: Seed of everything random here; each run starts from it.
-        smallest: Side of the smallest crop, as a share of the image's shorter side, in (0, 1].
-        flip: Whether half of the crops are mirrored left to right.
-        jitter: Brightness, contrast and saturation of each crop are changed by up to this share, in [0, 1).
+        count: Number of views, at least 1; 1, the default, is the whole image alone. More views blunt adversarial
+            gradients, and each takes one more pass through CLIP.
+        seed: Seed of all random choices; each run starts from it.
+        smallest: Side of the smallest crop, as a share of the image's shorter side, in (0, 1]; at 1 every crop is as
+            large as the image allows.
+        flip: Whether half of the crops are mirrored left to right; turn it off for text and other one-sided things.
+        jitter: Largest relative change of each crop's brightness, contrast and saturation, in [0, 1); 0 for none.
         noise: Standard deviation of Gaussian noise added to each crop, at least 0; pixels are in [0, 1].
 
     Raises:
         ValueError: An argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> import clip_guidance as cg
+        >>> cutouts = cg.Cutouts(count=4, smallest=0.5)
+        >>> views = list(cutouts(torch.rand(2, 3, 64, 64)))
+        >>> len(views), views[0].shape
+        (4, torch.Size([2, 3, 64, 64]))
+        >>> all(32 <= view.shape[-1] <= 64 for view in views)
+        True
     """
 
     count: int = 1
@@ -59,19 +71,22 @@ class Cutouts:
         self._generator.manual_seed(self.seed)
 
     def __call__(self, images: Tensor) -> Iterator[Tensor]:
-        """The views of images (B, 3, H, W), each (B, 3, h, w)."""
+        """Yield the views of images (B, 3, H, W), each (B, 3, h, w)."""
         return (view(images) for view in self.views())
 
     def views(self) -> list[View]:
-        """The views of one step: functions of images (B, 3, H, W) in [0, 1] to (B, 3, h, w); gradients flow.
+        """Draw the views of one step.
 
-        Everything is drawn here, so that the views may be called in any order, and a view more than once.
+        All random choices are made here, so that the views may be called in any order, and a view more than once.
+
+        Returns:
+            Differentiable functions from images (B, 3, H, W) in [0, 1] to (B, 3, h, w).
         """
         crops = self._stratified(self.count - 1)
         return [lambda images: images, *(self._crop(row) for row in crops)]
 
     def _stratified(self, count: int) -> Tensor:
-        """(count, 7) numbers in [0, 1), one in each of ``count`` equal strata of every column."""
+        """Draw (count, 7) numbers in [0, 1), one in each of ``count`` equal strata of every column."""
         columns = [torch.randperm(count, generator=self._generator) for _ in range(7)]
         return (torch.stack(columns, 1) + torch.rand(count, 7, generator=self._generator)) / max(count, 1)
 
@@ -97,7 +112,10 @@ class Cutouts:
 
 
 def _coloured(images: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """The order and the meaning of the factors are torchvision's; values are not clipped, gradients would die."""
+    """Change brightness, contrast and saturation by torchvision's factors, in its order.
+
+    Values are not clipped, because a clipped value has no gradient.
+    """
     images = images * brightness
     grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
     images = grey.mean((-3, -2, -1), keepdim=True).lerp(images, contrast)

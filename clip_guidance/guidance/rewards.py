@@ -1,8 +1,8 @@
-"""Rewards: differentiable functions of the images, one number an image.
+"""Rewards: differentiable functions of the images, one number per image.
 
 :class:`CLIPReward` is CLIP's own logit (Radford et al. 2021, arXiv:2103.00020), exp(logit_scale)·cos(image,
-prompt): up to a constant, the log-likelihood that CLIP gives to the prompt. It is averaged over cutouts.
-:class:`WeightedRewards` adds several rewards up, which multiplies the tilts of the density.
+prompt): up to a constant, the log-likelihood that CLIP gives to the prompt, averaged over cutouts.
+:class:`WeightedRewards` adds up several rewards, which multiplies their tilts of the density.
 
 A reward may have ``parts(images)``, an iterator of rewards (B,) whose sum is the reward: guidance takes the
 gradient of one part after the other, so that only one part's activations are in memory.
@@ -26,19 +26,33 @@ Prompt = str | Sequence[str] | Mapping[str, float]
 
 
 class CLIPReward(nn.Module):
-    """CLIP's logit between each image and its prompt.
+    """Compute CLIP's logit, exp(logit_scale)·cos(image, prompt), of each image and its prompt.
 
     Args:
-        clip: The model; its image tower is differentiated, its text tower runs once, here.
-        prompt: One prompt for all images; or n prompts, B images then must be a multiple of n, and each prompt
-            serves B/n consecutive images, as diffusers' ``num_images_per_prompt`` lays them out; or several
-            prompts with weights for all images, ``{"a red apple": 1.0, "a photo": -0.5}``, whose logits are added.
-        cutouts: Views of each image over which the logit is averaged.
-        chunk: Number of views that pass through the image tower together; None for all.
+        clip: The model. Its image tower is differentiated; its text tower runs once, at construction.
+        prompt: One prompt for all images; or n prompts, each for B/n consecutive images of the B images, as
+            diffusers' ``num_images_per_prompt`` orders them; or several prompts with weights for all images,
+            ``{"a red apple": 1.0, "a photo": -0.5}``, whose weighted logits are added.
+        cutouts: Views of each image over which the logit is averaged; None for the whole image alone.
+        chunk: Number of views that pass through the image tower together; None for all. Fewer views take less memory
+            and give the same gradient up to rounding.
 
     Raises:
-        TypeError: ``prompt`` is neither a string nor a sequence of strings, nor are they mapped to numbers.
-        ValueError: There is no prompt, or an empty one; or ``chunk`` is below 1.
+        TypeError: ``prompt`` is neither a string, nor a sequence of strings, nor a mapping of strings to numbers.
+        ValueError: There is no prompt, or an empty one; a weight is not finite; or ``chunk`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> import clip_guidance as cg
+        >>> from clip_guidance.guidance import CLIPReward
+        >>> reward = CLIPReward(cg.CLIP.from_pretrained("emoji"), "a red apple", cg.Cutouts(4))
+        >>> images = torch.rand(2, 3, 64, 64, requires_grad=True)
+        >>> rewards = reward(images)
+        >>> rewards.shape
+        torch.Size([2])
+        >>> rewards.sum().backward()
+        >>> images.grad.shape
+        torch.Size([2, 3, 64, 64])
     """
 
     text_embeds: Tensor
@@ -53,25 +67,25 @@ class CLIPReward(nn.Module):
         prompts = _as_prompts(list(prompt) if isinstance(prompt, Mapping) else prompt)
         embeds = clip.encode_text(prompts)
         if isinstance(prompt, Mapping):
-            # Σ w·cos(image, text) = cos is linear in the text: one vector, no longer of unit length.
+            # The cosine is linear in the text's unit vector, so that one vector, of another length, serves for all.
             weights = [_as_weight(weight, f"prompt {text!r}") for text, weight in prompt.items()]
             embeds = embeds.new_tensor(weights)[None] @ embeds
         self.register_buffer("text_embeds", embeds, persistent=False)
 
     def reset(self) -> None:
-        """Start the random crops over, so that equal runs give equal images."""
+        """Restart the random crops, so that equal runs give equal images."""
         self.cutouts.reset()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B,) of images (B, 3, H, W) in [0, 1].
+        """Compute the logits (B,) of images (B, 3, H, W) in [0, 1].
 
         Raises:
-            ValueError: ``images`` are not images, or their number is no multiple of the number of prompts.
+            ValueError: ``images`` have another shape, or their number is not a multiple of the number of prompts.
         """
         return torch.stack(list(self.parts(images))).sum(0)
 
     def parts(self, images: Tensor) -> Iterator[Tensor]:
-        """The same, (B,) for each chunk of views; their sum is the reward."""
+        """Yield the reward in parts, (B,) for each chunk of views, whose sum is the reward."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"CLIPReward reads images (B, 3, H, W) in [0, 1], got {tuple(images.shape)}; "
@@ -87,7 +101,7 @@ class CLIPReward(nn.Module):
             yield at_least_float32(self.clip.logit_scale).exp() * cosines.sum(0) / len(views)
 
     def _embed(self, images: Tensor, views: list[View]) -> Tensor:
-        """(views, B, d): one pass of the tower for all of them, whatever their sizes are."""
+        """Embed all views in one pass of the tower, whatever their sizes are, as (views, B, d)."""
         pixel_values = torch.cat([self.clip.image_processor.differentiable(view(images)) for view in views])
         image_embeds = sized_for_half(lambda x: self.clip.image_embeds(x.to(self.clip.dtype)), pixel_values)
         return image_embeds.unflatten(0, (len(views), -1))
@@ -103,14 +117,27 @@ class CLIPReward(nn.Module):
 
 
 class WeightedRewards(nn.Module):
-    """Σ weight·reward, for example a CLIP's logit and an aesthetic head, or two CLIPs.
+    """Add up weighted rewards, Σ weight·reward, such as the logits of two CLIPs.
 
     Args:
-        rewards: Pairs of a weight and a reward, each reward (B, 3, H, W) -> (B,).
+        rewards: Pairs of a weight and a reward. A weight is any finite number; a negative one steers away. A reward
+            maps images (B, 3, H, W) in [0, 1] to (B,).
 
     Raises:
-        TypeError: A reward is not callable or a weight no number.
-        ValueError: There is none, or a weight is not finite.
+        TypeError: A reward is not callable, or a weight is not a number.
+        ValueError: There is no pair, or a weight is not finite.
+
+    Example:
+        >>> import torch
+        >>> import clip_guidance as cg
+        >>> def brightness(images):
+        ...     return images.mean((1, 2, 3))
+        >>> def contrast(images):
+        ...     return images.amax((1, 2, 3)) - images.amin((1, 2, 3))
+        >>> reward = cg.WeightedRewards([(1.0, brightness), (-0.5, contrast)])
+        >>> reward(torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+        >>> guidance = cg.Guidance(reward, scale=10.0)
     """
 
     def __init__(self, rewards: Iterable[tuple[float, Callable[[Tensor], Tensor]]]) -> None:
@@ -128,21 +155,21 @@ class WeightedRewards(nn.Module):
 
     @property
     def rewards(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
-        """Pairs of a weight and a reward."""
+        """Return the pairs of a weight and a reward."""
         found: dict[str, Any] = {**self._functions, **dict(self.networks.items())}
         return [(weight, found[str(index)]) for index, weight in enumerate(self.weights)]
 
     def reset(self) -> None:
-        """Start over whatever is random in the rewards."""
+        """Restart the random choices of all rewards."""
         for _, reward in self.rewards:
             getattr(reward, "reset", lambda: None)()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Rewards (B,) of images (B, 3, H, W) in [0, 1]."""
+        """Compute the weighted sum (B,) of the rewards of images (B, 3, H, W) in [0, 1]."""
         return torch.stack(list(self.parts(images))).sum(0)
 
     def parts(self, images: Tensor) -> Iterator[Tensor]:
-        """The parts of the rewards, each times its weight."""
+        """Yield the parts of the rewards, each times its weight."""
         for weight, reward in self.rewards:
             for part in parts(reward, images):
                 yield weight * part.to(images.device)

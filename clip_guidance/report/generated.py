@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from clip_guidance.generation.generator import GeneratedImage
+from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card

@@ -1,1 +1,1 @@
-"""Train a CLIP: the loop, its objective, checkpoints, batches and what is measured on the way."""
+"""Train a CLIP: the loop, its objective, checkpoints, batches and evaluation."""

@@ -1,8 +1,8 @@
 """The batches of a training run: of images in memory, or of a stream of any length.
 
-What is drawn for a pair, its caption and whether it is mirrored, depends on (seed, step, place in the global batch)
-alone. The order of images in memory is a function of (seed, step); a stream's is one of (seed, epoch), and its place
-is saved with each checkpoint. Either way a resumed run goes on with the very next batch.
+The caption drawn for a pair, and whether its image is mirrored, depend on (seed, step, position in the global batch)
+alone. The order of images in memory is a function of (seed, step); that of a stream is a function of (seed, epoch), and
+the position in the stream is saved with each checkpoint. Either way a resumed run continues with the very next batch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's pairs of one step.
+    """The pairs of one process in one step.
 
     Attributes:
-        images: (B, 3, H, W) in [0, 1]; or what stands for them, their embeddings (B, d).
-        captions: one for each.
-        described: which pairs these are and what was drawn for them, ready for JSON.
+        images: (B, 3, H, W) in [0, 1]; or in their place their embeddings (B, d).
+        captions: One for each image.
+        described: Which pairs these are and what was drawn for them, ready for JSON.
     """
 
     images: Tensor
@@ -41,25 +41,41 @@ class Batch:
 
 
 class Batches(Protocol):
-    """Batch number ``step`` of a run; asked for in order."""
+    """The batches of a run by the number of the step, asked for in order."""
 
     global_batch_size: int
 
     def __call__(self, step: int) -> Batch:
-        """This process's share of it."""
+        """Return this process's share of the batch of a step."""
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Which pairs it had, ready for JSON."""
+        """Describe the pairs of the batch of a step, ready for JSON."""
 
     def close(self) -> None:
-        """Ends the threads that read, if there are any."""
+        """End the threads that read, if there are any."""
 
 
 def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless batches of indices below ``count``: a new permutation each epoch, the short last batch dropped.
+    """Yield endless batches of indices, permuted anew each epoch, without the short last batch.
+
+    Args:
+        count: Indices are below this number.
+        batch_size: Indices per batch.
+        seed: Of the permutations.
+        start: Number of the first batch in the same endless sequence.
 
     Yields:
-        int64 tensors (batch_size,), beginning with batch number ``start`` of the same endless sequence.
+        int64 tensors (batch_size,).
+
+    Raises:
+        ValueError: There are fewer samples than one batch has.
+
+    Example:
+        >>> endless = batches(count=5, batch_size=2, seed=0)
+        >>> [next(endless).tolist() for _ in range(3)] == [
+        ...     next(batches(count=5, batch_size=2, seed=0, start=step)).tolist() for step in range(3)
+        ... ]
+        True
     """
     if batch_size > count:
         raise ValueError(f"batch_size {batch_size} exceeds the {count} samples there are")
@@ -73,20 +89,22 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
 
 
 class SampleOrder:
-    """This process's share of the indices of batch number ``step``; free when asked in order, as ``fit`` does.
+    """The indices of one process in the batch of a step.
+
+    It is cheap when asked in order, as ``fit`` does.
 
     The shares of all processes, one after the other, are the batch of one process with the global batch size.
 
     Args:
-        count: number of samples.
-        batch_size: samples a process and step.
-        seed: of the permutations.
-        accelerator: how many processes there are, and which one this is.
+        count: Number of samples.
+        batch_size: Samples per process and step.
+        seed: Of the permutations.
+        accelerator: Tells how many processes there are, and which one this is.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, accelerator: Accelerator):
         self.count, self.global_batch_size, self.seed = count, batch_size * accelerator.num_processes, seed
-        self.first = batch_size * accelerator.process_index  # place of this share in the batch
+        self.first = batch_size * accelerator.process_index  # position of this share in the batch
         self.share = slice(self.first, self.first + batch_size)
         self.next_step, self.batches = -1, batches(count, self.global_batch_size, seed)
 
@@ -98,7 +116,7 @@ class SampleOrder:
 
 
 class Prefetcher(Generic[T]):
-    """Make what the next step needs in a thread while the present step is computed.
+    """What the next step needs, made in a thread while the present step is computed.
 
     Prefetching helps where the steps are asked for in order, as ``fit`` does; any other step is made anew.
 
@@ -122,52 +140,58 @@ class Prefetcher(Generic[T]):
 
 
 class MemoryBatches:
-    """Of images in memory; :class:`Batches`.
+    """The :class:`Batches` of images in memory.
 
     Args:
-        data: the images and what they show.
-        order: which of them a batch has.
-        seed: of captions and mirroring.
-        mirror: mirror half of the images that show the same when mirrored.
-        embeds: (N, d), what stands for the images.
+        data: The images and their captions.
+        order: The indices of each batch.
+        seed: Of the draws of captions and mirroring.
+        random_flip: Mirror each image with probability 1/2, where its row says that it may be.
+        embeds: (N, d), used in place of the images.
     """
 
     def __init__(
-        self, data: CaptionedImages, order: SampleOrder, seed: int, mirror: bool = False, embeds: Tensor | None = None
+        self,
+        data: CaptionedImages,
+        order: SampleOrder,
+        seed: int,
+        random_flip: bool = False,
+        embeds: Tensor | None = None,
     ):
-        self.data, self.order, self.seed, self.mirror, self.embeds = data, order, seed, mirror, embeds
+        self.data, self.order, self.seed, self.random_flip, self.embeds = data, order, seed, random_flip, embeds
         self.global_batch_size = order.global_batch_size
 
     def __call__(self, step: int) -> Batch:
         indices = self.order(step).tolist()
         rows = [self.data.rows[i] for i in indices]
-        captions, mirrored = draw(rows, f"{self.seed}-{step}", self.order.first, self.mirror)
+        captions, mirrored = draw(rows, f"{self.seed}-{step}", self.order.first, self.random_flip)
         images = _mirrored(self.data.images[indices], mirrored) if self.embeds is None else self.embeds[indices]
         return Batch(images, captions, {"indices": indices, "captions": captions, "mirrored": mirrored})
 
     def describe(self, step: int) -> dict[str, Any]:
-        """As :class:`Batches` says."""
+        """Describe the pairs of the batch of a step, ready for JSON."""
         return self(step).described
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: images in memory need no threads."""
 
 
 class StreamedBatches:
-    """Of a stream, which goes forward only; :class:`Batches` that ``fit`` saves and loads the place of.
+    """The :class:`Batches` of a stream, which goes forward only.
 
-    Held are the rows of the reader's shuffle buffer, the images it has read ahead, and one batch.
+    ``fit`` saves and loads the position in the stream. The object holds the rows of the reader's shuffle buffer, the
+    images that were read ahead, and one batch.
 
     Args:
-        pairs: the reader of this process, its ``transform`` a :class:`ToSquare`.
-        batch_size: pairs a process and step.
-        seed: of captions and mirroring.
-        accelerator: how many processes there are, and which one this is.
-        mirror: mirror half of the images that show the same when mirrored.
+        pairs: The reader of this process, with a :class:`ToSquare` as its ``transform``.
+        batch_size: Pairs per process and step.
+        seed: Of the draws of captions and mirroring.
+        accelerator: Tells how many processes there are, and which one this is.
+        random_flip: Mirror each image with probability 1/2, where its row says that it may be.
     """
 
-    def __init__(self, pairs: Pairs, batch_size: int, seed: int, accelerator: Accelerator, mirror: bool = False):
-        self.pairs, self.batch_size, self.seed, self.mirror = pairs, batch_size, seed, mirror
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int, accelerator: Accelerator, random_flip: bool = False):
+        self.pairs, self.batch_size, self.seed, self.random_flip = pairs, batch_size, seed, random_flip
         self.global_batch_size = batch_size * accelerator.num_processes
         self.first = batch_size * accelerator.process_index
         self.next_step, self.stream = 0, pairs.forever()
@@ -179,29 +203,29 @@ class StreamedBatches:
         found: list[Pair] = list(itertools.islice(self.stream, self.batch_size))
         self.next_step = step + 1
         rows = [Row(pair.captions[0], "", (), pair.captions) for pair in found]
-        captions, mirrored = draw(rows, f"{self.seed}-{step}", self.first, self.mirror)
+        captions, mirrored = draw(rows, f"{self.seed}-{step}", self.first, self.random_flip)
         self.described = {"pairs": [f"{pair.origin}: {pair.key}" for pair in found], "captions": captions}
         self.described["mirrored"] = mirrored
         return Batch(_mirrored(torch.stack([pair.image for pair in found]), mirrored), captions, self.described)
 
     def describe(self, step: int) -> dict[str, Any]:
-        """As :class:`Batches` says; of the last step alone."""
+        """Describe the pairs of the last batch, ready for JSON, whatever the step."""
         return self.described
 
     def close(self) -> None:
-        """As :class:`Batches` says; the place stays, and the next batch opens the stream anew."""
+        """End the threads that read; the next batch opens the stream again at its position."""
         self.stream.close()
         self.stream = self.pairs.forever()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last batch, ready for JSON."""
+        """Return the position behind the last batch, ready for JSON."""
         return {"step": self.next_step, **self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batch that the state was taken after.
+        """Continue behind the batch that the state was taken after.
 
         Raises:
-            ValueError: the state is of another stream, order or number of processes; says what differs.
+            ValueError: The state is of another stream, order or number of processes; says what differs.
         """
         self.close()
         self.pairs.load_state_dict(state)
@@ -210,7 +234,7 @@ class StreamedBatches:
 
 @dataclass(frozen=True)
 class ToSquare:
-    """An image to uint8 (3, size, size), as those in memory are; for ``Pairs.transform``."""
+    """The ``Pairs.transform`` of training, which makes uint8 (3, size, size) of an image."""
 
     size: int
 
@@ -218,14 +242,14 @@ class ToSquare:
         return torch.tensor(square(image, self.size)).permute(2, 0, 1).contiguous()
 
 
-def draw(rows: Sequence[Row], seed: str, first: int, mirror: bool) -> tuple[list[str], list[bool]]:
-    """A caption for each row, and whether it is mirrored; row i has place ``first + i`` in the whole batch."""
+def draw(rows: Sequence[Row], seed: str, first: int, random_flip: bool) -> tuple[list[str], list[bool]]:
+    """Draw captions and whether to mirror; row i is number ``first + i`` of the global batch."""
     draws = [random.Random(f"{seed}-{first + i}") for i in range(len(rows))]
     captions = [caption(row, rng) for row, rng in zip(rows, draws, strict=True)]
-    return captions, [mirror and row.mirrors and rng.random() < 0.5 for row, rng in zip(rows, draws, strict=True)]
+    return captions, [random_flip and row.mirrors and rng.random() < 0.5 for row, rng in zip(rows, draws, strict=True)]
 
 
 def _mirrored(images: Tensor, mirrored: list[bool]) -> Tensor:
-    """uint8 (B, 3, H, W) to [0, 1], those marked mirrored."""
+    """Convert uint8 (B, 3, H, W) to [0, 1], and mirror the marked images."""
     chosen, marks = images.float() / 255, torch.tensor(mirrored)
     return torch.where(marks[:, None, None, None], chosen.flip(-1), chosen)

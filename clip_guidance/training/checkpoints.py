@@ -1,9 +1,10 @@
-"""Checkpoints of a training run: whole or not there, of any number of processes, for any number of processes.
+"""Atomic checkpoints that can be saved and resumed with any number of processes.
 
 A checkpoint is one safetensors file of full tensors, sharded ones gathered, under ``module/parameter`` and
 ``optimizer/index/moment``. Weights and moments are all there is to save: the learning rate, the order of samples and
-every random draw of the programs are functions of (seed, step). Only a stream has a place, of each process its own, and
-a run in float16 its loss scale: they are in the metadata of the same file, so that no kill parts them from the weights.
+every random draw of the programs are functions of (seed, step). A stream has a position in each process, and a run in
+float16 has a loss scale: both are in the metadata of the same file, so that a kill cannot separate them from the
+weights.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints in a folder, ``step-N.safetensors`` each.
 
-    Every process makes one of these and calls the same methods; one of them writes.
+    Every process makes one of these and calls the same methods; one process writes.
 
     Args:
-        folder: is made when the first one is written.
-        writes: whether this process is the one that writes.
-        keep: how many are kept, the newest.
+        folder: Made when the first checkpoint is written.
+        writes: Whether this process is the one that writes.
+        keep: How many of the newest checkpoints stay.
     """
 
     def __init__(self, folder: str | Path, writes: bool = True, keep: int = 2):
         self.folder, self.writes, self.keep = Path(folder), writes, keep
-        self.moments: dict[str, Tensor] = {}  # of the checkpoint that was loaded, until they are asked for
-        self.places: list[Any] = []  # of each process in its stream, in the checkpoint that was loaded
-        self.loss_scale: dict[str, Any] | None = None  # its state in the checkpoint that was loaded
+        self.moments: dict[str, Tensor] = {}  # of the loaded checkpoint, until load_moments
+        self.stream_positions: list[Any] = []  # one for each process, of the loaded checkpoint
+        self.loss_scale: dict[str, Any] | None = None  # its state in the loaded checkpoint
         self.loaded: Path | None = None
         self.best = _metric(self.folder / BEST)
 
@@ -53,36 +54,36 @@ class Checkpoints:
         step: int,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
-        places: Sequence[Any] | None = None,
+        stream_positions: Sequence[Any] | None = None,
         loss_scale: dict[str, Any] | None = None,
     ) -> None:
-        """Writes the checkpoint of ``step`` and deletes all but the last ``keep``.
+        """Write the checkpoint of a step and delete all but the newest ``keep``.
 
         Args:
-            step: number of steps done.
-            modules: whose weights are saved.
-            optimizer: whose moments are.
-            places: of each process in its stream, ready for JSON.
-            loss_scale: its state, ready for JSON.
+            step: Number of steps done.
+            modules: Their weights are saved.
+            optimizer: Its moments are saved.
+            stream_positions: Of each process, ready for JSON.
+            loss_scale: State of the loss scale, ready for JSON.
 
         Raises:
-            CheckpointError: it cannot be written, for one because the disk is full. Earlier ones stay as they are.
+            CheckpointError: The file cannot be written, for example because the disk is full. Earlier checkpoints stay.
         """
         tensors = _weights(modules)
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": _full(value) for key, value in moments.items()}
         if self.writes:
-            states = {"places": places, "loss_scale": loss_scale}
+            states = {"places": stream_positions, "loss_scale": loss_scale}
             metadata = {name: json.dumps(state) for name, state in states.items() if state is not None}
             self._write(tensors, self.folder / f"step-{step}.safetensors", metadata)
             for old in self.paths()[: -self.keep]:
                 old.unlink()
 
     def save_best(self, step: int, modules: Mapping[str, nn.Module], metric: float) -> None:
-        """Keeps these weights as ``best.safetensors`` if ``metric`` is higher than that of those there.
+        """Keep weights as ``best.safetensors`` if their metric is higher than that of the file.
 
         Raises:
-            CheckpointError: they cannot be written.
+            CheckpointError: The file cannot be written.
         """
         if self.best is not None and not metric > self.best:
             return
@@ -91,22 +92,22 @@ class Checkpoints:
             self._write(tensors, self.folder / BEST, {"step": str(step), "metric": repr(metric)})
 
     def load_weights(self, modules: Mapping[str, nn.Module]) -> int:
-        """Loads the newest checkpoint that can be read into modules that are not sharded yet.
+        """Load the newest checkpoint that can be read into modules that are not sharded yet.
 
         Returns:
-            The step it was saved after, 0 where there is none.
+            The step that the checkpoint was saved after, 0 where there is none.
 
         Raises:
-            CheckpointError: its tensors do not fit the modules: it is from other settings.
+            CheckpointError: The tensors do not fit the modules, because the checkpoint is from other settings.
 
         Warns:
-            UserWarning: a newer one is damaged.
+            UserWarning: A newer checkpoint is damaged.
         """
         for path in reversed(self.paths()):
             try:
                 tensors = load_file(path)
                 metadata = _metadata(path)
-                self.places = json.loads(metadata.get("places", "[]"))
+                self.stream_positions = json.loads(metadata.get("places", "[]"))
                 self.loss_scale = json.loads(metadata.get("loss_scale", "null"))
             except (SafetensorError, OSError) as error:
                 warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
@@ -117,19 +118,21 @@ class Checkpoints:
             return _step(path)
         return 0
 
-    def place(self, index: int, count: int) -> Any:
-        """The place of process ``index`` of ``count`` in its stream, in the checkpoint that was loaded.
+    def stream_position(self, index: int, count: int) -> Any:
+        """Return the stream position of process ``index`` of ``count`` in the loaded checkpoint.
 
         Raises:
-            CheckpointError: it has none, or those of another number of processes, which shared the stream otherwise.
+            CheckpointError: The checkpoint has no positions, or those of another number of processes, each of which
+                read another share of the stream.
         """
-        if len(self.places) != count:
-            found = f"of {len(self.places)} processes" if self.places else "no place in a stream"
-            raise CheckpointError(f"{self.loaded}: expected the places of {count} processes in a stream, found {found}")
-        return self.places[index]
+        positions = self.stream_positions
+        if len(positions) != count:
+            found = f"those of {len(positions)} processes" if positions else "none"
+            raise CheckpointError(f"{self.loaded}: expected the stream positions of {count} processes, found {found}")
+        return positions[index]
 
     def load_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives an optimizer the moments of the checkpoint that was loaded, sharded as its parameters are."""
+        """Load the moments of the loaded checkpoint, sharded as the parameters of the optimizer."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in self.moments.items():
@@ -140,7 +143,7 @@ class Checkpoints:
         self.moments = {}
 
     def paths(self) -> list[Path]:
-        """Of the checkpoints there are, by step."""
+        """List the checkpoint files by step."""
         return sorted(self.folder.glob("step-*.safetensors"), key=_step)
 
     def _write(self, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -154,10 +157,10 @@ class Checkpoints:
 
 
 def load_weights(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], origin: Path) -> None:
-    """Into each module the tensors under its name.
+    """Load into each module the tensors under its name.
 
     Raises:
-        CheckpointError: they do not fit; says which.
+        CheckpointError: They do not fit; says which.
     """
     for name, module in modules.items():
         prefix = f"{name}/"
@@ -169,7 +172,10 @@ def load_weights(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module in full tensors on the CPU; of a sharded one every process must ask for it."""
+    """Return the state of a module in full tensors on the CPU.
+
+    Where the module is sharded, every process must call this.
+    """
     return {key: _full(value) for key, value in module.state_dict().items()}
 
 
@@ -180,14 +186,14 @@ def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _full(value: Tensor) -> Tensor:
-    """The whole of a tensor, of its own memory; a sharded one is gathered, which every process takes part in."""
+    """Copy a tensor to the CPU; every process takes part in gathering a sharded one."""
     value = value.detach()
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.cpu().contiguous().clone()
 
 
 def _sharded(value: Tensor, like: Any) -> Tensor:
-    """``value`` split as the parameter it belongs to; counters of steps are not split."""
+    """Split a moment as its parameter is split; counters of steps are not split."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

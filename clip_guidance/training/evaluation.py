@@ -1,12 +1,12 @@
-"""What a CLIP is worth while it is trained: names of held-out images, zero-shot classes, retrieval of captions.
+"""Metrics of a CLIP in training: recall of names, zero-shot classification, retrieval.
 
-Each figure is a dict of shares in [0, 1] for the log. Zero-shot accuracies and recalls of retrieval come with Wilson's
-score interval at 95 % (Wilson 1927, Journal of the American Statistical Association 22:209–212), under the name of the
-share with ``_low`` and ``_high`` behind it:
+Each function returns a dict of shares in [0, 1] for the log. Zero-shot accuracies and recalls of retrieval come with
+Wilson's score interval at 95 % (Wilson 1927, Journal of the American Statistical Association 22:209–212), under the
+name of the share followed by ``_low`` and ``_high``:
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n),   z = 1.96
 
-It says how far another sample of n images might lie, not another training run.
+The interval is about another sample of n images, not about another training run.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ KS = (1, 5, 10)
 
 @contextlib.contextmanager
 def evaluating(objective: ContrastiveObjective) -> Iterator[CLIP]:
-    """The CLIP in training, ready to encode, whole where it is sharded; as it was when the block ends."""
+    """Yield the CLIP in evaluation mode and unsharded, and restore both after the block."""
     training, sharded = objective.training, isinstance(objective, FSDPModule)
     objective.eval()
     if isinstance(objective, FSDPModule):
-        objective.unshard()  # what belongs to no layer is needed outside of forward
+        objective.unshard()  # parameters of no layer are needed outside of forward
     try:
         yield objective.clip
     finally:
@@ -49,7 +49,7 @@ def evaluating(objective: ContrastiveObjective) -> Iterator[CLIP]:
 
 @torch.no_grad()
 def name_recall(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
-    """``R@1`` and ``R@5`` of the images among the distinct names they bear: an image asks, its name is right."""
+    """Return ``R@1`` and ``R@5`` of the images among all distinct names of the data."""
     names, targets = unique([row.name for row in data.rows])
     image_embeds = clip.encode_image(data.images, batch_size=256)
     text_embeds = clip.encode_text([NAME_TEMPLATE.format(name) for name in names])
@@ -57,17 +57,19 @@ def name_recall(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
 
 
 @torch.no_grad()
-def zero_shot_figures(
+def zero_shot_metrics(
     clip: CLIP, data: CaptionedImages, templates: Sequence[Template] = DEFAULT_TEMPLATES
 ) -> dict[str, float]:
-    """Zero-shot classification of images whose name is their class, among all the classes there are.
+    """Measure zero-shot classification among all classes of the data.
+
+    The name of an image is its class.
 
     Returns:
-        ``zero_shot_top1`` and, of five classes or more, ``zero_shot_top5``, each with its interval; and
-        ``zero_shot_mean_per_class_recall``, which is no share of independent cases and has none.
+        ``zero_shot_top1`` and, with five classes or more, ``zero_shot_top5``, each with its interval; and
+        ``zero_shot_mean_per_class_recall`` without one, since it is no share of independent cases.
 
     Raises:
-        ValueError: all images are of one class.
+        ValueError: All images are of one class.
     """
     labels, targets = unique([row.name for row in data.rows])
     if len(labels) < 2:
@@ -80,14 +82,15 @@ def zero_shot_figures(
 
 
 @torch.no_grad()
-def retrieval_figures(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
-    """Retrieval among captioned images, both ways; where several have one caption, each of them is right.
+def retrieval_metrics(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
+    """Measure retrieval among captioned images in both directions.
 
-    Captions of one image are not independent of each other, so both intervals count images.
+    Where several images have the same caption, each of them is right. The captions of one image are not independent of
+    each other, so both intervals count images.
 
     Returns:
-        ``retrieval_text_R@k`` (an image asks for its captions) and ``retrieval_image_R@k`` (a caption asks for its
-        image) for k of 1, 5 and 10, each with its interval.
+        ``retrieval_text_R@k`` (an image is the query, its captions are right) and ``retrieval_image_R@k`` (a caption is
+        the query, its image is right) for k of 1, 5 and 10, each with its interval.
     """
     captions = [row.captions or (row.prompt,) for row in data.rows]
     texts, numbers = unique([text for own in captions for text in own])

@@ -1,7 +1,7 @@
 """The embeddings of all training images, computed once, for a locked image tower.
 
 With the image tower locked (LiT, Zhai et al. 2022, arXiv:2111.07991) and no augmentation, an image's embedding never
-changes: a step of training encodes its texts and looks up the rest.
+changes: a step of training encodes its texts and looks up its images.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ KEY = "image_embeds"
 
 
 def cached_image_embeds(clip: CLIP, images: Tensor, path: Path, batch_size: int = 256) -> Tensor:
-    """The embeddings of ``images``, read from ``path`` where they are of this CLIP and these images.
+    """Read the embeddings of images from a file, or compute and write them.
 
-    A file of another CLIP or other images, or one that is damaged, is computed anew and replaced.
+    A file of another CLIP or of other images, or a damaged one, is computed anew and replaced.
 
     Args:
-        clip: on any device; is used in evaluation mode and left in the mode it is in.
+        clip: On any device; used in evaluation mode and left in the mode it was in.
         images: uint8 (N, 3, H, W).
-        path: of a safetensors file; its metadata name what it was made of.
-        batch_size: images a pass.
+        path: Of a safetensors file, whose metadata name the CLIP and the images.
+        batch_size: Images per pass.
 
     Returns:
         Unit vectors (N, d) on the CPU, in float32, or float64 where the CLIP is.
@@ -55,13 +55,13 @@ def _embed(clip: CLIP, images: Tensor) -> Tensor:
 
 
 def _made_of(clip: CLIP, images: Tensor) -> str:
-    """The CLIP's fingerprint, the number of images and a digest of them."""
+    """Describe the CLIP and the images: fingerprint, number and digest."""
     digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=8).hexdigest()
     return f"clip {clip.fingerprint()}, {len(images)} images {digest}"
 
 
 def _read(path: Path, made_of: str) -> Tensor | None:
-    """What is in the file, None where there is none or it is of something else."""
+    """Read the embeddings; None where the file is missing, damaged or of something else."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(KEY) if (file.metadata() or {}).get("made_of") == made_of else None

@@ -1,19 +1,61 @@
-"""Which launches are refused, because they would be another training than they say."""
+"""The accelerator of a launch, and the launches that are refused."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import accelerate
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+
+def make_accelerator(
+    report_to: Sequence[Any] = (), folder: str | Path | None = None, settings: Any = None, **options: Any
+) -> Accelerator:
+    """Make the accelerator of this launch, on the CPU where there is no other device.
+
+    It has as many processes as ``torchrun`` started; ``accelerate launch --cpu`` starts one, whatever
+    ``--num_processes`` says.
+
+    Args:
+        report_to: Trackers that get the rows of the log: names that accelerate knows ("tensorboard", "wandb", ...) or
+            its ``GeneralTracker``. The accelerator's ``end_training`` closes them.
+        folder: Where trackers put their files.
+        settings: Dataclass of the run, told to the trackers.
+        options: Passed to ``Accelerator``.
+
+    Raises:
+        ValueError: A tracker is unknown, or its package is not installed; or :func:`check_launch` refuses the launch.
+    """
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if missing := [name for name in report_to if isinstance(name, str) and name not in installed]:
+        known = ", ".join(installed) or "none is"
+        raise ValueError(f"report_to: expected trackers that are installed ({known}), got {', '.join(missing)}")
+    if report_to:
+        options |= {"log_with": list(report_to), "project_dir": folder}
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    check_launch(accelerator)
+    if not report_to:
+        return accelerator
+    values = {} if settings is None else asdict(settings)
+    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
+    accelerator.init_trackers("clip_guidance", config=plain)
+    return accelerator
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuses what would be another training than asked for; some of it accelerate leaves out without a word.
+    """Refuse a launch that would train something else than it asks for.
+
+    Some of what is refused accelerate would ignore silently.
 
     Raises:
-        ValueError: says what was asked for, and what to use instead.
+        ValueError: Says what was asked for, and what to use instead.
     """
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(

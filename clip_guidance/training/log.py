@@ -1,4 +1,4 @@
-"""What a training run writes down, one JSON object a line, and how it is read and drawn."""
+"""The log of a training run, one JSON object per line: written, read and plotted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 
 class Log:
-    """One JSON object a line, appended and flushed: survives a kill, read by :func:`read_log` and :func:`plot_log`."""
+    """A log that survives a kill: each row is one JSON object, appended and flushed.
+
+    Args:
+        path: Of the file; its folder is made.
+        enabled: False writes nothing, as on all processes but one.
+    """
 
     def __init__(self, path: str | Path, enabled: bool = True):
         self.path, self.enabled = Path(path), enabled
@@ -21,7 +26,14 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a log; of a step logged twice (before and after a resume) the later row."""
+    """Read the rows of a log; of a step logged twice (before and after a resume) the later row.
+
+    Args:
+        path: Of a file that :class:`Log` wrote; a last line cut off by a kill is ignored.
+
+    Returns:
+        A dict per step and phase, in the order of their first rows.
+    """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for line in Path(path).read_text().splitlines():
         try:
@@ -33,7 +45,12 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def plot_log(path: str | Path, output: str | Path) -> None:
-    """Draws every number in the log against the step, one panel a name."""
+    """Plot every number in the log against the step, one panel per name.
+
+    Args:
+        path: Of the log.
+        output: Of the figure, in a format that matplotlib knows by its ending.
+    """
     from matplotlib.figure import Figure
 
     rows = read_log(path)

@@ -1,12 +1,12 @@
-"""The contrastive objective over batches larger than memory, the same on one process and on many.
+"""The contrastive objective over batches larger than memory, on one process or many.
 
-Images and captions go through their towers a chunk at a time. A chunk keeps its embeddings and nothing else, the
-loss is that of the whole batch on all processes (``tiled_loss.py``), and in the backward pass each chunk is run again:
-the cached gradients of GradCache (Gao et al. 2021, arXiv:2101.06983, section 3.2), by way of gradient checkpointing
-(Chen et al. 2016, arXiv:1604.06174). Chunks change memory and time, and nothing else.
+Images and captions go through their towers a chunk at a time. A chunk keeps nothing but its embeddings, the loss is
+that of the whole batch on all processes (:mod:`clip_guidance.loss.tiled`), and the backward pass runs each chunk again.
+These are the cached gradients of GradCache (Gao et al. 2021, arXiv:2101.06983, section 3.2) by way of gradient
+checkpointing (Chen et al. 2016, arXiv:1604.06174). Chunks change memory and time, and nothing else.
 
-Every chunk draws its random views and its dropout from a seed of its own, made of the step's seed and the chunk's place
-in the global batch. So a chunk that is run again draws the same, and what is drawn does not depend on how many
+Every chunk draws its augmentation and its dropout from a seed of its own, made of the step's seed and the chunk's
+position in the global batch. So a chunk that is run again draws the same, and the draws do not depend on how many
 processes share the batch.
 """
 
@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -27,8 +25,7 @@ from clip_guidance.clip import CLIP
 from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.loss.sigmoid import INITIAL_BIAS, sigmoid_loss
 from clip_guidance.loss.tiled import TILE, tiled_contrastive_loss
-from clip_guidance.training.adversarial import moved_against
-from clip_guidance.training.class_names import NameLoss
+from clip_guidance.training.class_name_loss import ClassNameLoss
 
 LOSSES = ("softmax", "sigmoid")
 
@@ -36,28 +33,37 @@ LOSSES = ("softmax", "sigmoid")
 class ContrastiveObjective(nn.Module):
     """A CLIP and its loss, to be wrapped by DDP or FSDP2 as a whole.
 
-    Gradients of the wrapped module are those of one process with the global batch: no flag is needed for it.
+    Gradients of the wrapped module are those of one process with the global batch; no option is needed for that.
 
     Args:
-        clip: what is trained.
-        chunk_size: pairs that go through the towers at a time; None for all that a process has.
+        clip: What is trained.
+        chunk_size: Pairs that go through the towers at a time, which bounds memory; None for all of a process.
         loss: "softmax", CLIP's symmetric cross-entropy, or "sigmoid", SigLIP's, which adds a ``logit_bias``.
-        positives: of "softmax": what pairs of one caption are to each other, see
+        positives: Of "softmax": how pairs of the same caption count for each other, see
             :func:`~clip_guidance.loss.tiled.tiled_contrastive_loss`.
-        views: what images (n, 3, H, W) in [0, 1] go through first; may draw from torch's global random state, which
-            is the chunk's own then.
-        pixel_values: what their views go through to the image tower's ``pixel_values``; nothing is drawn there.
-        cached_images: the image tower is locked and was run before: what :meth:`forward` takes for images are their
-            embeddings (n, d), see :mod:`clip_guidance.training.frozen_embeds`.
-        names: a loss over all names, for a locked text encoder; :meth:`forward` needs ``numbers`` then.
-        names_weight: what it is multiplied with before the contrastive loss is added.
-        adversarial: how far each view may be moved against its name, :func:`~.adversarial.moved_against`;
-            needs ``names``.
-        freeze_batch_norm: use the running statistics of BatchNorm layers, and keep them as they are.
-        tile: logits at a time.
+        augment: Applied to images (n, 3, H, W) in [0, 1] first; may draw from torch's global random state, which is
+            seeded for each chunk.
+        pixel_values: Makes the image tower's ``pixel_values`` of augmented images; draws nothing.
+        cached_images: The image tower is locked, and :meth:`forward` takes embeddings (n, d) in place of images, see
+            :mod:`clip_guidance.training.frozen_embeds`.
+        class_name_loss: A second loss over all names, for a locked text encoder; :meth:`forward` then needs
+            ``name_indices``.
+        class_name_loss_weight: Factor of the second loss in the sum of both.
+        freeze_batch_norm: Use the running statistics of BatchNorm layers, and keep them as they are.
+        tile: Logits that the loss computes at a time.
 
     Raises:
-        ValueError: an option is unknown or out of range.
+        ValueError: An option is unknown or out of range.
+
+    Example:
+        >>> clip = CLIP.from_pretrained("emoji")
+        >>> objective = ContrastiveObjective(clip, chunk_size=2)
+        >>> images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> tokens = clip.tokenizer(["a cat", "a dog", "a bus", "a tree"], padding=True, return_tensors="pt")
+        >>> loss = objective(clip.image_processor.differentiable(images), tokens.input_ids)
+        >>> loss.backward()
+        >>> loss.shape
+        torch.Size([])
     """
 
     def __init__(
@@ -67,12 +73,11 @@ class ContrastiveObjective(nn.Module):
         chunk_size: int | None = None,
         loss: str = "softmax",
         positives: str = "own",
-        views: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
         pixel_values: Callable[[Tensor], Tensor] | None = None,
         cached_images: bool = False,
-        names: NameLoss | None = None,
-        names_weight: float = 1.0,
-        adversarial: float = 0.0,
+        class_name_loss: ClassNameLoss | None = None,
+        class_name_loss_weight: float = 1.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -81,11 +86,9 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {loss!r}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1 pair, got {chunk_size}")
-        self.clip, self.chunk_size, self.positives, self.views, self.tile = clip, chunk_size, positives, views, tile
+        self.clip, self.chunk_size, self.positives, self.augment, self.tile = clip, chunk_size, positives, augment, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
-        if adversarial and (names is None or cached_images):
-            raise ValueError("adversarial: images are moved against their names, which needs names and the images")
-        self.names, self.names_weight, self.adversarial = names, names_weight, adversarial
+        self.class_name_loss, self.class_name_loss_weight = class_name_loss, class_name_loss_weight
         self.pixel_values = pixel_values
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
@@ -95,41 +98,42 @@ class ContrastiveObjective(nn.Module):
         images: Tensor,
         input_ids: Tensor,
         groups: Tensor | None = None,
-        numbers: Tensor | None = None,
+        name_indices: Tensor | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """The loss of the global batch; every process has it.
+        """Return the loss of the global batch, the same on every process.
 
         Args:
-            images: (n, 3, H, W) of this process, ``pixel_values`` where there are no ``views``; (n, d) where they are
-                cached.
+            images: (n, 3, H, W) of this process: in [0, 1] for ``augment`` and ``pixel_values``, or ready for the image
+                tower without them; (n, d) where they are cached.
             input_ids: int64 (n, L), row i is the caption of image i.
-            groups: int (n,); pairs with equal entries, on whatever process, have the same caption
+            groups: int (n,); pairs with equal entries, on any process, have the same caption
                 (:func:`caption_groups`).
-            numbers: int64 (n,), which of the ``names`` each image bears.
-            seed: of this step's random draws.
+            name_indices: int64 (n,), the name of each image in ``class_name_loss``.
+            seed: Of this step's random draws.
 
         Returns:
             A scalar in nats.
 
         Raises:
-            ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, ``names`` come
-                without ``numbers``, or ``adversarial`` is asked for under FSDP2.
+            ValueError: n is no multiple of ``chunk_size``, BatchNorm would not see the global batch, or
+                ``class_name_loss`` is used without ``name_indices``.
         """
         self._check(len(images))
-        if self.names is not None and numbers is None:
-            raise ValueError("a loss over all names needs numbers: which of them each image bears")
-        image_embeds = images if self.cached_images else self._image_embeds(images, numbers, seed)
+        if self.class_name_loss is not None and name_indices is None:
+            raise ValueError("a loss over all names needs name_indices: the name of each image")
+        image_embeds = images if self.cached_images else self._image_embeds(images, seed)
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
         if self.logit_bias is not None:
             loss = sigmoid_loss(*pair, scale, self.logit_bias, groups, tile=self.tile)
         else:
             loss = tiled_contrastive_loss(*pair, scale, groups, positives=self.positives, tile=self.tile)
-        if self.names is None or numbers is None:
+        if self.class_name_loss is None or name_indices is None:
             return loss
         with random_state(f"names-{seed}", image_embeds.device):
-            return loss + self.names_weight * self.names(self.clip, image_embeds, numbers, seed)
+            names = self.class_name_loss(self.clip, image_embeds, name_indices, seed)
+            return loss + self.class_name_loss_weight * names
 
     def train(self, mode: bool = True) -> ContrastiveObjective:
         super().train(mode)
@@ -141,50 +145,35 @@ class ContrastiveObjective(nn.Module):
                     module.eval()
         return self
 
-    def _image_embeds(self, images: Tensor, numbers: Tensor | None, seed: int) -> Tensor:
-        """(n, d), of views of the images, which are moved against their names if that is wanted."""
+    def _image_embeds(self, images: Tensor, seed: int) -> Tensor:
+        """Return the embeddings (n, d) of the augmented images."""
 
-        def of_views(views: Tensor) -> Tensor:
-            return self.clip.image_embeds(self.pixel_values(views) if self.pixel_values else views)
+        def encode(chunk: Tensor) -> Tensor:
+            chunk = self.augment(chunk) if self.augment else chunk
+            return self.clip.image_embeds(self.pixel_values(chunk) if self.pixel_values else chunk)
 
-        def views_of(chunk: Tensor) -> Tensor:
-            return self.views(chunk) if self.views else chunk
-
-        names, draws = self.names, f"image-{seed}"
-        if not self.adversarial or names is None or numbers is None:
-            return torch.cat(list(self._embed(lambda chunk: of_views(views_of(chunk)), images, draws)))
-
-        def losses(views: Tensor, numbers: Tensor) -> Tensor:
-            return names.losses(self.clip, of_views(views), numbers, seed)
-
-        moved = []  # before the chunks that are checkpointed: no gradient is taken inside of those
-        for (place, chunk), (_, chosen) in zip(self._chunks(images), self._chunks(numbers), strict=True):
-            with random_state(f"{draws}-{place}", chunk.device):
-                moved.append(moved_against(views_of(chunk), partial(losses, numbers=chosen), self.adversarial))
-        return torch.cat(list(self._embed(of_views, torch.cat(moved), draws)))
+        return torch.cat(list(self._embed(encode, images, f"image-{seed}")))
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, seed: str) -> Iterator[Tensor]:
-        """Each chunk's embeddings (chunk, d)."""
+        """Yield the embeddings (chunk, d) of each chunk."""
 
-        def seeded(chunk: Tensor, place: int) -> Tensor:
-            with random_state(f"{seed}-{place}", chunk.device):
+        def seeded(chunk: Tensor, position: int) -> Tensor:
+            with random_state(f"{seed}-{position}", chunk.device):
                 return encode(chunk)
 
-        for place, chunk in self._chunks(inputs):
+        for position, chunk in self._chunks(inputs):
             if len(chunk) == len(inputs) or not torch.is_grad_enabled():
-                yield seeded(chunk, place)
-            else:  # the random state need not be kept: a chunk sets its own
-                yield checkpoint(seeded, chunk, place, use_reentrant=False, preserve_rng_state=False)
+                yield seeded(chunk, position)
+            else:  # each chunk sets its own random state, so none need be kept
+                yield checkpoint(seeded, chunk, position, use_reentrant=False, preserve_rng_state=False)
 
     def _chunks(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Each chunk's place in the global batch, and the chunk."""
+        """Yield each chunk with its position in the global batch."""
         size = self.chunk_size or len(inputs)
         return enumerate(inputs.split(size), ProcessGroup().rank * len(inputs) // size)
 
     def _check(self, count: int) -> None:
-        """Refuses what would be another objective."""
-        if self.adversarial and isinstance(self, FSDPModule):  # which lets go of its weights after that gradient
-            raise ValueError("adversarial: images moved against their names are not supported under FSDP2")
+        """Refuse a batch or a model for which chunks or processes would change the loss."""
         if self.chunk_size and count % self.chunk_size:
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)
@@ -203,7 +192,7 @@ class ContrastiveObjective(nn.Module):
 
 @contextlib.contextmanager
 def random_state(seed: str, device: torch.device) -> Iterator[None]:
-    """Torch's global random state set from ``seed`` for a while, then as it was."""
+    """Set torch's global random state from a seed, and restore it at the end of the block."""
     number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type=_forked(device)):
         torch.manual_seed(number)
@@ -211,11 +200,15 @@ def random_state(seed: str, device: torch.device) -> Iterator[None]:
 
 
 def _forked(device: torch.device) -> str:
-    """The accelerator whose random state is kept aside: fork_rng knows the CPU's by itself."""
+    """Name the type of accelerator whose random state ``fork_rng`` keeps beside the CPU's."""
     return device.type if device.type != "cpu" else "cuda"
 
 
 def caption_groups(captions: Sequence[str]) -> Tensor:
-    """The same number for the same caption, on every process: int64 (n,), the first 8 bytes of its BLAKE2b digest."""
+    """Give equal captions equal numbers, on every process.
+
+    Returns:
+        int64 (n,), the first 8 bytes of the BLAKE2b digest of each caption.
+    """
     digests = [hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.long)

@@ -1,4 +1,4 @@
-"""How far a training is: a bar on a terminal, elsewhere a line now and then, both with the samples a second."""
+"""The progress of a training: a bar on a terminal, elsewhere a line per row of the log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Progress:
     """The progress of a loop, on standard error; used as a context manager.
 
     Args:
-        label: what is done.
-        start: steps done before.
-        total: steps to do in all.
-        batch_size: samples a step; 0 where it is not known, then the speed is in steps.
+        label: What is done.
+        start: Steps done before.
+        total: Steps to do in all.
+        batch_size: Samples per step; with 0 the speed is shown in steps per second.
         enabled: False shows nothing, as on all processes but one.
-        console: where to; for tests.
-        clock: seconds; for tests.
+        console: Where to show; for tests.
+        clock: Returns seconds; for tests.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Progress:
         self.bar.stop()
 
     def advance(self) -> None:
-        """One step more is done."""
+        """Count one more step."""
         self.done += 1
         self.bar.update(self.task, completed=self.done)
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Shows these values, and the speed since they were shown last."""
+        """Show these values, and the speed since values were last shown."""
         now = self.clock()
         speed = self.factor * (self.done - self.shown_step) / max(now - self.shown_time, 1e-9)
         self.shown_step, self.shown_time = self.done, now

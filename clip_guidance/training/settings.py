@@ -1,64 +1,88 @@
-"""The towers of a fresh CLIP as settings of a program: the base of its dataclass."""
+"""The settings of a program: a frozen dataclass, filled from a recipe and the command line.
+
+The comment behind a field is the help line of its option:
+
+    steps: int = 1000  # optimizer steps
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import argparse
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
+Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TowerSettings:
-    """Any image tower with any text tower; the defaults are small ones for 64x64 images."""
+def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Settings:
+    """Fill a dataclass from the command line and a recipe (``--config recipe.yaml``).
 
-    image_tower: str = "vit"
-    text_tower: str = "transformer"
-    image_size: int = 64
-    patch_size: int = 16
-    stem_widths: list[int] = field(default_factory=list)  # of the ViT's residual stages; none: a linear patch embedding
-    pooling: str = "class"  # of the ViT: the class token, or the "mean" of all tokens
-    image_width: int = 192
-    image_layers: int = 6
-    resnet_widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
-    resnet_depths: list[int] = field(default_factory=lambda: [1, 1, 2, 2])
-    text_width: int = 192
-    text_layers: int = 3
-    vocab_size: int = 3072
-    context_length: int = 32
-    projection_dim: int = 128
+    The command line wins over the recipe.
 
-    def text_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-        """Of the text tower over this vocabulary."""
-        options = dict(
-            vocab_size=len(tokenizer),
-            hidden_size=self.text_width,
-            intermediate_size=4 * self.text_width,
-            max_position_embeddings=self.context_length,
-            hidden_act="gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        if self.text_tower == "transformer":
-            options |= dict(num_hidden_layers=self.text_layers, num_attention_heads=self.text_width // 32)
-        return TEXT_TOWERS[self.text_tower][0](**options)
+    Args:
+        cls: The dataclass; every field is an option, and the comment behind the field is its help line.
+        argv: The words of the command line; by default those that the program was started with.
 
-    def image_config(self) -> PreTrainedConfig:
-        """Of the image tower."""
-        options: dict[str, object]
-        if self.image_tower == "vit":
-            options = dict(
-                hidden_size=self.image_width,
-                intermediate_size=4 * self.image_width,
-                num_hidden_layers=self.image_layers,
-                num_attention_heads=self.image_width // 32,
-                patch_size=self.patch_size,
-                stem_widths=self.stem_widths or None,
-                pooling=self.pooling,
-                hidden_act="gelu",
-            )
-        else:
-            options = dict(hidden_sizes=self.resnet_widths, depths=self.resnet_depths)
-        return IMAGE_TOWERS[self.image_tower][0](image_size=self.image_size, **options)
+    Raises:
+        SystemExit: An option or a key of the recipe is unknown; the message names it.
+    """
+    from transformers import HfArgumentParser
+
+    recipes = argparse.ArgumentParser(add_help=False)
+    recipes.add_argument("--config", type=Path, help="YAML recipe with any of the options below")
+    given, rest = recipes.parse_known_args(argv)
+    parser = HfArgumentParser(cls, parents=[recipes])
+    comments = help_lines(cls)
+    for action in parser._actions:
+        action.help = comments.get(action.dest, action.help)
+    if given.config is not None:
+        _use_recipe(parser, given.config, {field.name for field in fields(cls)})  # type: ignore[arg-type]
+    values = vars(parser.parse_args(rest))
+    values.pop("config")
+    return cls(**values)
+
+
+def help_lines(cls: type) -> dict[str, str]:
+    """Read the help line of each option from the comment behind its field.
+
+    Args:
+        cls: A dataclass with its source at hand; the fields of its bases count too.
+
+    Returns:
+        Help lines by the name of the field, for argparse; fields without a comment have none.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        source = textwrap.dedent(inspect.getsource(base))
+        lines = source.encode().splitlines()  # as bytes, in which the positions of a syntax tree count
+        for field in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                _, _, comment = lines[field.end_lineno - 1][field.end_col_offset :].partition(b"#")  # type: ignore
+                found[field.target.id] = comment.decode().strip().replace("%", "%%")  # argparse fills in %(default)s
+    return {name: comment for name, comment in found.items() if comment}
+
+
+def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) -> None:
+    """Make the values of a recipe the parser's defaults."""
+    import yaml
+
+    if not path.is_file():
+        parser.error(f"no recipe at {path}")
+    recipe = yaml.safe_load(path.read_text()) or {}
+    if unknown := set(recipe) - names:
+        parser.error(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(names)}")
+    parser.set_defaults(**recipe)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in recipe
+
+
+def save_settings(settings: Any, path: Path) -> None:
+    """Write the settings of a run as JSON beside its results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(settings), indent=2, default=str) + "\n")

@@ -1,71 +1,28 @@
-"""What the training programs share: settings and the loop; batches are in :mod:`clip_guidance.training.batches`.
-
-A program has one frozen dataclass of settings. It is filled from a YAML recipe (``--config``) and the command line,
-which wins.
-"""
+"""The training loop: AdamW from the newest checkpoint to the end of the plan."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.training.batches import SampleOrder as SampleOrder
-from clip_guidance.training.batches import batches as batches
 from clip_guidance.training.checkpoints import Checkpoints
 from clip_guidance.training.launch import check_launch
 from clip_guidance.training.log import Log
 from clip_guidance.training.loss_scale import LossScale
-from clip_guidance.training.optimizer import learning_rate as learning_rate
-from clip_guidance.training.optimizer import parameter_groups, warmup_steps
+from clip_guidance.training.optimizer import learning_rate, parameter_groups, warmup_steps
 from clip_guidance.training.progress import Progress
 
-Settings = TypeVar("Settings")
-
-
-def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Settings:
-    """Fills the dataclass ``cls`` from ``--config recipe.yaml`` and the other options; the command line wins.
-
-    Raises:
-        SystemExit: an unknown option or recipe key, named in the message.
-    """
-    from transformers import HfArgumentParser
-
-    recipes = argparse.ArgumentParser(add_help=False)
-    recipes.add_argument("--config", type=Path, help="YAML recipe with any of the options below")
-    given, rest = recipes.parse_known_args(argv)
-    parser = HfArgumentParser(cls, parents=[recipes])
-    if given.config is not None:
-        _use_recipe(parser, given.config, {field.name for field in fields(cls)})  # type: ignore[arg-type]
-    values = vars(parser.parse_args(rest))
-    values.pop("config")
-    return cls(**values)
-
-
-def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) -> None:
-    """Makes the recipe's values the parser's defaults."""
-    import yaml
-
-    if not path.is_file():
-        parser.error(f"no recipe at {path}")
-    recipe = yaml.safe_load(path.read_text()) or {}
-    if unknown := set(recipe) - names:
-        parser.error(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(names)}")
-    parser.set_defaults(**recipe)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in recipe
+Loss = Callable[[nn.Module, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +30,18 @@ class Plan:
     """How long and how fast to train, and what to write down on the way.
 
     Attributes:
-        warmup: steps, or below 1 the share of all steps, in which the learning rate rises.
-        weight_decay: of matrices and kernels, see :mod:`clip_guidance.training.optimizer`.
-        best: what ``after_step`` returns by this name chooses the weights kept as ``best.safetensors``: higher is
-            better.
-        layer_decay: in (0, 1]; below 1 a block's learning rate is this times that of the block behind it.
-        batch_size: samples a step of all processes together, to show how many a second; 0 where it is not known.
+        steps: Optimizer steps in all.
+        learning_rate: The highest one, after the warm-up.
+        warmup: Steps, or below 1 the share of all steps, in which the learning rate rises.
+        weight_decay: Of matrices and kernels, see :mod:`clip_guidance.training.optimizer`.
+        max_grad_norm: Longer gradients are scaled down to this norm.
+        seed: Of all random draws of the steps.
+        log_every: Steps from one row of the log to the next.
+        save_every: Steps from one checkpoint to the next.
+        best_metric: Name of a value that ``after_step`` returns; the weights for which it was highest are kept as
+            ``best.safetensors``. None keeps none.
+        layer_decay: In (0, 1]; below 1 a block's learning rate is this times that of the block behind it.
+        batch_size: Samples per step of all processes together, to show samples per second; 0 shows steps per second.
 
     Raises:
         ValueError: ``warmup`` is neither a share nor a number of steps.
@@ -92,7 +55,7 @@ class Plan:
     seed: int
     log_every: int
     save_every: int
-    best: str | None = None
+    best_metric: str | None = None
     layer_decay: float = 1.0
     batch_size: int = 0
 
@@ -100,180 +63,163 @@ class Plan:
         warmup_steps(self.warmup, self.steps)
 
 
-def make_accelerator(
-    report_to: Sequence[Any] = (), folder: str | Path | None = None, settings: Any = None, **options: Any
-) -> Accelerator:
-    """Of this launch: on the CPU where there is nothing else, with as many processes as ``torchrun`` started.
-
-    ``accelerate launch --cpu`` starts one, whatever ``--num_processes`` says.
-
-    Args:
-        report_to: trackers that get the rows of the log: names that accelerate knows ("tensorboard", "wandb", ...) or
-            its ``GeneralTracker``. They are closed by the accelerator's ``end_training``.
-        folder: for those that write files.
-        settings: dataclass of the run, told to the trackers.
-
-    Raises:
-        ValueError: a tracker is unknown, or its package is not installed; or the launch asks for what would be another
-            training than it says, see :func:`check_launch`.
-    """
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    if missing := [name for name in report_to if isinstance(name, str) and name not in installed]:
-        known = ", ".join(installed) or "none is"
-        raise ValueError(f"report_to: expected trackers that are installed ({known}), got {', '.join(missing)}")
-    if report_to:
-        options |= {"log_with": list(report_to), "project_dir": folder}
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
-    check_launch(accelerator)
-    if not report_to:
-        return accelerator
-    values = {} if settings is None else asdict(settings)
-    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
-    accelerator.init_trackers("clip_guidance", config=plain)
-    return accelerator
-
-
 class Stateful(Protocol):
-    """What is saved with a checkpoint, a state for each process, because it is no function of (seed, step)."""
+    """A source of batches with a position that checkpoints hold, for each process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its present state, ready for JSON."""
+        """Return the present state, ready for JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Continue from a state."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss was inf or nan: training was stopped before it could spoil the weights."""
+    """The loss or a gradient was inf or nan: training was stopped before the weights became so."""
 
 
 def fit(
     accelerator: Accelerator,
     model: nn.Module,
-    loss: Callable[[nn.Module, int], dict[str, Tensor]],
+    loss: Loss,
     plan: Plan,
     folder: Path,
     *,
     phase: str = "",
-    ema: AveragedModel | None = None,
+    ema_model: AveragedModel | None = None,
     after_step: Callable[[int], dict[str, float]] | None = None,
     describe: Callable[[int], Any] | None = None,
     stream: Stateful | None = None,
 ) -> None:
-    """AdamW on ``loss(model, step)["loss"]`` from the newest checkpoint in ``folder`` up to ``plan.steps``.
+    """Train a model with AdamW from the newest checkpoint in a folder up to ``plan.steps``.
 
     Before each step the random state is set from (seed, step, process), so a resumed run draws what an uninterrupted
     one would have drawn.
 
-    In float16 a step whose gradients overflow is skipped (:mod:`clip_guidance.training.loss_scale`): it has its place
-    in the schedule and its batch as any other, and leaves weights, moments and their average as they are.
+    In float16 a step whose gradients overflow is skipped (:mod:`clip_guidance.training.loss_scale`): the step uses up
+    its place in the schedule and its batch as any other, and leaves weights, moments and averages as they are.
 
     Args:
-        loss: given the prepared model and the step number; its other entries are logged beside the loss.
-        ema: an average of ``model`` to update after each step, saved with it.
-        after_step: called on every process with the number of steps done; what it returns is logged.
-        describe: the batch of a step as JSON, written to ``non-finite.json`` where the loss was.
-        stream: where ``loss`` takes its batches from, if that has a place to go on from.
+        accelerator: Of this launch.
+        model: What is trained; not yet prepared by the accelerator.
+        loss: Called with the prepared model and the number of the step. Of what it returns "loss" is minimised; the
+            other entries are logged beside it.
+        plan: How long and how fast to train.
+        folder: Gets ``log.jsonl``, the folder ``checkpoints``, and ``non-finite.json`` where the loss was not finite.
+        phase: Written into each row of the log.
+        ema_model: An average of ``model``, updated after each step and saved with it.
+        after_step: Called on every process with the number of steps done; its values are logged.
+        describe: Returns the batch of a step as JSON, for ``non-finite.json``.
+        stream: Where ``loss`` takes its batches from, if that has a position to continue from.
 
     Raises:
-        NonFiniteLossError: the loss or a gradient is inf or nan, by no fault of a loss scale; the last checkpoint is
-            from before it.
-        CheckpointError: a checkpoint cannot be written (the last one stays whole) or does not fit the model.
+        NonFiniteLossError: The loss or a gradient is inf or nan, and no loss scale is to blame; the last checkpoint is
+            from before.
+        CheckpointError: A checkpoint cannot be written (the last one stays whole) or does not fit the model.
+        ValueError: The launch or its combination with ``ema_model`` is not supported.
     """
-    _check(accelerator, ema)
-    modules: dict[str, nn.Module] = {"model": model} | ({"ema": ema} if ema is not None else {})
-    groups = parameter_groups(model, plan.weight_decay, plan.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
-    checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
-    loss_scale = LossScale(accelerator)
-    start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
-    loss_scale.load_state_dict(checkpoints.loss_scale)
-    if start and stream is not None:
-        stream.load_state_dict(checkpoints.place(accelerator.process_index, accelerator.num_processes))
-    log = Log(folder / "log.jsonl", enabled=accelerator.is_main_process)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints.load_moments(optimizer)
-    began = time.monotonic()
-    with Progress(phase, start, plan.steps, plan.batch_size, accelerator.is_main_process) as progress:
-        for step in range(start, plan.steps):
-            values = _one_step(accelerator, prepared, optimizer, loss_scale, loss, plan, step, folder, describe)
-            if ema is not None and not optimizer.step_was_skipped:
-                ema.update_parameters(model)
-            done = step + 1
-            found = after_step(done) if after_step is not None else {}
-            progress.advance()
-            if found or done % plan.log_every == 0 or done == plan.steps:
-                row = {name: value.item() for name, value in values.items()} | found
-                log.write(phase=phase, step=done, seconds=time.monotonic() - began, **row)
-                accelerator.log({f"{phase}/{name}".lstrip("/"): value for name, value in row.items()}, step=done)
-                progress.show({name: value for name, value in row.items() if not name.endswith(("_low", "_high"))})
-            if plan.best in found:
-                checkpoints.save_best(done, {"model": model if ema is None else ema.module}, found[plan.best])
-            if done % plan.save_every == 0 or done == plan.steps:
-                places = None if stream is None else gather_object([stream.state_dict()])
-                checkpoints.save(done, modules, optimizer, places, loss_scale.state_dict())
-
-
-def _one_step(
-    accelerator: Accelerator,
-    prepared: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    loss_scale: LossScale,
-    loss: Callable[[nn.Module, int], dict[str, Tensor]],
-    plan: Plan,
-    step: int,
-    folder: Path,
-    describe: Callable[[int], Any] | None,
-) -> dict[str, Tensor]:
-    """One step of AdamW; what ``loss`` returned, and ``grad_norm``, that of the gradient before it was clipped.
-
-    In float16 also the ``loss_scale`` that it was computed with; a step that was skipped has no ``grad_norm``.
-    """
-    torch.manual_seed((plan.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, plan.steps, plan.learning_rate, plan.warmup) * group["lr_scale"]
-    with accelerator.autocast():
-        values = loss(prepared, step)
-    accelerator.backward(values["loss"])
-    norm = accelerator.clip_grad_norm_(prepared.parameters(), plan.max_grad_norm)  # of gradients without the scale
-    if not norm.isfinite() and loss_scale.may_overflow(values["loss"]):
-        loss_scale.skipped_steps += 1
-        values = values | loss_scale.figures()
-    else:
-        _stop_if_not_finite(values["loss"], norm, step, folder, describe, accelerator)
-        values = values | {"grad_norm": norm} | loss_scale.figures()
-    optimizer.step()  # not taken where a gradient overflowed; then the scale is adjusted
-    optimizer.zero_grad()
-    return values
-
-
-def _check(accelerator: Accelerator, ema: AveragedModel | None) -> None:
     check_launch(accelerator)
-    if ema is not None and getattr(accelerator, "is_fsdp2", False):
+    if ema_model is not None and getattr(accelerator, "is_fsdp2", False):
         raise ValueError("an average of the weights (EMA) is not supported under FSDP2")
+    _Run(accelerator, model, loss, plan, folder, phase, ema_model, after_step, describe, stream).train()
 
 
-def _stop_if_not_finite(
-    value: Tensor,
-    norm: Tensor,
-    step: int,
-    folder: Path,
-    describe: Callable[[int], Any] | None,
-    accelerator: Accelerator,
-) -> None:
-    """A gradient that is not finite would make every weight so; the loss of a step is the same on every process."""
-    if value.isfinite() and norm.isfinite():
-        return
-    scale = "" if accelerator.scaler is None else f" at a loss scale of {accelerator.scaler.get_scale():g}"
-    path = folder / "non-finite.json"
-    if describe is not None and accelerator.is_main_process:
-        found = {"step": step, "loss": repr(value.item()), "grad_norm": repr(norm.item()), "batch": describe(step)}
-        path.write_text(json.dumps(found, indent=2) + "\n")
-    where = f"; its batch is in {path}" if describe is not None else ""
-    raise NonFiniteLossError(f"step {step}: loss {value.item():g}, gradient norm {norm.item():g}{scale}{where}")
+@dataclass
+class _Run:
+    """One call of :func:`fit`, whose arguments are the attributes."""
 
+    accelerator: Accelerator
+    model: nn.Module
+    loss: Loss
+    plan: Plan
+    folder: Path
+    phase: str
+    ema_model: AveragedModel | None
+    after_step: Callable[[int], dict[str, float]] | None
+    describe: Callable[[int], Any] | None
+    stream: Stateful | None
 
-def save_settings(settings: Any, path: Path) -> None:
-    """Writes the settings beside what they made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(settings), indent=2, default=str) + "\n")
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.accelerator.is_main_process)
+        self.loss_scale = LossScale(self.accelerator)
+        self.log = Log(self.folder / "log.jsonl", enabled=self.accelerator.is_main_process)
+        self.modules: dict[str, nn.Module] = {"model": self.model}
+        if self.ema_model is not None:
+            self.modules["ema"] = self.ema_model
+
+    def train(self) -> None:
+        """Take the steps that are left; log and save on the way."""
+        plan, start = self.plan, self.resume()
+        began = time.monotonic()
+        with Progress(self.phase, start, plan.steps, plan.batch_size, self.accelerator.is_main_process) as progress:
+            for done in range(start + 1, plan.steps + 1):
+                values = self.step(done - 1)
+                if self.ema_model is not None and not self.optimizer.step_was_skipped:
+                    self.ema_model.update_parameters(self.model)
+                found = self.after_step(done) if self.after_step is not None else {}
+                progress.advance()
+                if found or done % plan.log_every == 0 or done == plan.steps:
+                    row = {name: value.item() for name, value in values.items()} | found
+                    self.write(done, time.monotonic() - began, row)
+                    progress.show({name: value for name, value in row.items() if not name.endswith(("_low", "_high"))})
+                if plan.best_metric in found:
+                    best = self.model if self.ema_model is None else self.ema_model.module
+                    self.checkpoints.save_best(done, {"model": best}, found[plan.best_metric])
+                if done % plan.save_every == 0 or done == plan.steps:
+                    positions = None if self.stream is None else gather_object([self.stream.state_dict()])
+                    self.checkpoints.save(done, self.modules, self.optimizer, positions, self.loss_scale.state_dict())
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, prepare everything, and return the number of steps done."""
+        groups = parameter_groups(self.model, self.plan.weight_decay, self.plan.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.plan.learning_rate, betas=(0.9, 0.98))
+        done = self.checkpoints.load_weights(self.modules)  # before they are sharded; the moments after
+        self.loss_scale.load_state_dict(self.checkpoints.loss_scale)
+        if done and self.stream is not None:
+            process, processes = self.accelerator.process_index, self.accelerator.num_processes
+            self.stream.load_state_dict(self.checkpoints.stream_position(process, processes))
+        self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.checkpoints.load_moments(self.optimizer)
+        return done
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Take one step and return its values.
+
+        They are those of ``loss``, and ``grad_norm``, the norm of the gradient before it was clipped. In float16 there
+        is also the ``loss_scale`` of the step; a skipped step has no ``grad_norm``.
+        """
+        accelerator, plan, loss_scale = self.accelerator, self.plan, self.loss_scale
+        torch.manual_seed((plan.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, plan.steps, plan.learning_rate, plan.warmup) * group["lr_scale"]
+        with accelerator.autocast():
+            values = self.loss(self.prepared, step)
+        accelerator.backward(values["loss"])
+        norm = accelerator.clip_grad_norm_(self.prepared.parameters(), plan.max_grad_norm)  # without the loss scale
+        if not norm.isfinite() and loss_scale.may_overflow(values["loss"]):
+            loss_scale.skipped_steps += 1
+            values = values | loss_scale.metrics()
+        else:
+            self.stop_if_not_finite(values["loss"], norm, step)
+            values = values | {"grad_norm": norm} | loss_scale.metrics()
+        self.optimizer.step()  # is skipped where a gradient overflowed; then the scale is adjusted
+        self.optimizer.zero_grad()
+        return values
+
+    def stop_if_not_finite(self, loss: Tensor, norm: Tensor, step: int) -> None:
+        """Raise before a gradient that is not finite reaches the weights."""
+        if loss.isfinite() and norm.isfinite():
+            return
+        scaler, path = self.accelerator.scaler, self.folder / "non-finite.json"
+        scale = "" if scaler is None else f" at a loss scale of {scaler.get_scale():g}"
+        where = ""
+        if self.describe is not None:
+            where = f"; its batch is in {path}"
+            if self.accelerator.is_main_process:
+                found = {"step": step, "loss": repr(loss.item()), "grad_norm": repr(norm.item())}
+                path.write_text(json.dumps(found | {"batch": self.describe(step)}, indent=2) + "\n")
+        raise NonFiniteLossError(f"step {step}: loss {loss.item():g}, gradient norm {norm.item():g}{scale}{where}")
+
+    def write(self, done: int, seconds: float, row: dict[str, float]) -> None:
+        """Write a row to the log and to the trackers."""
+        self.log.write(phase=self.phase, step=done, seconds=seconds, **row)
+        self.accelerator.log({f"{self.phase}/{name}".lstrip("/"): value for name, value in row.items()}, step=done)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.generation.generator import GenerateSettings
+from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.ui.preview import Finished, drawn
 from clip_guidance.ui.studio import COMPUTE, Studio, told, warn
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clip_guidance.generation.generator import Drawer, GeneratedImage, GenerateSettings
+from clip_guidance.generation.generator import ImageGenerator
+from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.guidance.adapters.call_stack import current_call
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
@@ -57,7 +59,7 @@ class _Stopped(Exception):
     """Nobody looks any more."""
 
 
-def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Iterator[Preview | Finished]:
+def drawn(drawer: ImageGenerator, settings: GenerateSettings, share: float = 0.2) -> Iterator[Preview | Finished]:
     """Draws an image and shows it on the way.
 
     Args:
@@ -69,7 +71,7 @@ def drawn(drawer: Drawer, settings: GenerateSettings, share: float = 0.2) -> Ite
         Previews, then the finished image.
 
     Raises:
-        ValueError: as ``Drawer``.
+        ValueError: as ``ImageGenerator``.
     """
     events: queue.Queue[Preview | Finished | BaseException] = queue.Queue()
     unwatched = threading.Event()

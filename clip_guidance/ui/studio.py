@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from clip_guidance.clip.hub import PACKAGED, packaged_models
-from clip_guidance.generation.generator import Drawer
+from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Studio:
     def __init__(self, model: str, clip: str | None, device: str, root: Path, downloads: Path) -> None:
         self.model, self.clip_name, self.device = model, clip, device
         self.root, self.downloads = root.resolve(), downloads
-        self.drawer = Drawer(device)
+        self.drawer = ImageGenerator(device)
         self.clip = functools.lru_cache(maxsize=2)(self._load_clip)
 
     @property

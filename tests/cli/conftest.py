@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
-from tiny_models import save_tiny_clip, save_tiny_pipeline
 
 from clip_guidance.cli.main import run
 

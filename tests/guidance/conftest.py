@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pipeline import TinyCLIP, assemble, make_pipeline, make_scheduler
+from helpers.factories import TinyCLIP, assemble, make_pipeline, make_scheduler
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from bare import modes, schedulers
-from tiny_pipeline import generate
+from helpers.factories import generate
+from helpers.minimal_pipeline import modes, schedulers
 
 from clip_guidance.guidance import CLIPGuidance, CLIPReward, Guidance
 

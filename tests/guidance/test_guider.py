@@ -5,9 +5,10 @@ import functools
 import diffusers as d
 import pytest
 import torch
-from bare import exact_first
 from diffusers.guiders import ClassifierFreeGuidance
-from modular_runs import (
+from helpers.factories import Recorder
+from helpers.minimal_pipeline import exact_first
+from helpers.modular_runs import (
     GUIDERS,
     KEYS,
     QWEN,
@@ -25,10 +26,9 @@ from modular_runs import (
     stock,
     untouched,
 )
-from tiny_pipeline import Recorder
+from helpers.pipelines import modular, parts, video
 
 from clip_guidance.guidance import Guidance
-from pipelines import modular, parts, video
 
 CASES = [(key, "cfg") for key in KEYS]
 CASES += [(key, guider) for key in (SDXL, SD3, QWEN, WAN) for guider in ("alone", "apg")]

@@ -13,12 +13,12 @@ from diffusers.guiders import (
     ClassifierFreeGuidance,
     PerturbedAttentionGuidance,
 )
-from modular_runs import QWEN, SD3, built, redness, run
-from tiny_models import save_tiny_clip
+from helpers.factories import save_tiny_clip
+from helpers.modular_runs import QWEN, SD3, built, redness, run
+from helpers.pipelines import modular
 
 from clip_guidance import CLIP
 from clip_guidance.guidance import CLIPGuidance, Cutouts, Decoding, Guidance
-from pipelines import modular
 
 PROMPT = "a red apple"
 

@@ -6,14 +6,14 @@ import weakref
 
 import pytest
 import torch
-from bare import exact_first
 from diffusers import DDIMInverseScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_3.denoise import StableDiffusion3LoopAfterDenoiser
-from modular_runs import GUIDERS, SCALE, SD3, built, redness, run, untouched
+from helpers.minimal_pipeline import exact_first
+from helpers.modular_runs import GUIDERS, SCALE, SD3, built, redness, run, untouched
+from helpers.pipelines import modular
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from pipelines import modular
 
 
 def failing(error, like=None):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from bare import Recording, brightness, loop, minimal_pipeline, modes, schedulers
-from tiny_pipeline import Recorder, generate
+from helpers.factories import Recorder, generate
+from helpers.minimal_pipeline import Recording, brightness, loop, minimal_pipeline, modes, schedulers
 from torch import nn
 
 from clip_guidance.guidance import CLIPGuidance, Guidance

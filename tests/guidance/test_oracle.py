@@ -10,8 +10,8 @@ import math
 
 import pytest
 import torch
-from gaussian import MEAN, STD, TILT, TILTED_MEAN, centered, final_alpha, guided, make_pipe, peer_level, sample
-from scheduler_matrix import FEW, ONE_EACH, SETTINGS, matrix
+from helpers.gaussian import MEAN, STD, TILT, TILTED_MEAN, centered, final_alpha, guided, make_pipe, peer_level, sample
+from helpers.scheduler_matrix import FEW, ONE_EACH, SETTINGS, matrix
 
 from clip_guidance.guidance import UnsupportedSchedulerError
 

@@ -1,8 +1,8 @@
 """The options of guidance against the Gaussian oracle, and what guidance must not do to a scheduler."""
 
 import pytest
-from gaussian import STD, centered, guided, make_pipe, sample, tilt
-from scheduler_matrix import FEW, ONE_EACH, SETTINGS, matrix
+from helpers.gaussian import STD, centered, guided, make_pipe, sample, tilt
+from helpers.scheduler_matrix import FEW, ONE_EACH, SETTINGS, matrix
 
 from clip_guidance.guidance import Guidance
 

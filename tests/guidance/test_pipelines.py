@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from zoo import NO_EXACT, NO_LATENTS, built, each_pipeline, mean_redness, redness, run, unguided
+from helpers.pipeline_zoo import NO_EXACT, NO_LATENTS, built, each_pipeline, mean_redness, redness, run, unguided
 
 from clip_guidance.guidance import Guidance
 from clip_guidance.guidance.adapters.size import Size

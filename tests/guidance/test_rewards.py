@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pipeline import generate
+from helpers.factories import generate
 from torch import nn
 
 from clip_guidance.guidance import CLIPReward, Cutouts, Guidance, WeightedRewards

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from index_helpers import free_port, need_milvus, save_image, start_server
-from tiny_models import save_tiny_clip
+from helpers.factories import save_tiny_clip
+from helpers.index_helpers import free_port, need_milvus, save_image, start_server
 
 import clip_guidance as cg
 from clip_guidance.clip import CLIP

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from index_helpers import OLD, check_hits, names, ranking, save_image
+from helpers.index_helpers import OLD, check_hits, names, ranking, save_image
 from PIL import Image
 from safetensors import safe_open
 

@@ -1,1 +1,1 @@
-"""What we know of diffusers: pipelines, latent layouts, noise levels, predictions, and what cannot be guided."""
+"""What is known of diffusers: pipelines, latent layouts, schedulers and unsupported classes."""

@@ -1,10 +1,9 @@
-"""Which pipeline is running, and what it was asked for: read off the call stack.
+"""The pipeline that is being called, and the call's arguments, read from the call stack.
 
-``scheduler.step`` and the denoiser's forward do not tell who calls them, yet two pipelines may share a scheduler
-or a UNet (``from_pipe``), in one thread or in several, and only the attached one is to be guided. Nor do they
-tell the size of an image whose latents are packed into tokens, nor the mask of an inpainting run. All of it
-stands in the local variables of the pipeline's own methods further up the stack; of a modular pipeline, in the
-state that it hands from block to block.
+``scheduler.step`` and the denoiser's forward do not tell who calls them, yet two pipelines may share a scheduler or a
+UNet (``from_pipe``), in one thread or in several, and only the attached one is to be guided. Nor do they tell the size
+of an image whose latents are packed into tokens, nor the mask of an inpainting run. All of these are local variables
+of the pipeline's methods further up the stack, or, in a modular pipeline, of the state that goes from block to block.
 """
 
 import inspect
@@ -26,13 +25,13 @@ _STATES = ("block_state", "state")
 
 @dataclass(frozen=True)
 class PipelineCall:
-    """The innermost pipeline that is running in this thread.
+    """Hold the innermost pipeline being called in this thread, with arguments of the call.
 
     Attributes:
         pipe: The pipeline.
-        size: Height and width of its images in pixels; None if it has no such variables.
-        mask: Of an inpainting run, 1 where the image is made anew; None elsewhere.
-        latents: The noisy sample, where it is in the state of a modular pipeline.
+        size: Height and width of the images in pixels; None if the pipeline has no such variables.
+        mask: Mask of an inpainting run, 1 where the image is made anew; None for other pipelines.
+        latents: The noisy sample, if it is in the state of a modular pipeline; else None.
     """
 
     pipe: Any
@@ -42,7 +41,7 @@ class PipelineCall:
 
 
 def current_call() -> PipelineCall | None:
-    """The run that the caller belongs to; None outside of any pipeline, as in a loop written by hand."""
+    """Find the pipeline's call that the caller belongs to; None in a loop written by hand."""
     frame: FrameType | None = sys._getframe(1)
     pipe: Any = None
     found: dict[str, Any] = {}  # the innermost of each name
@@ -50,7 +49,7 @@ def current_call() -> PipelineCall | None:
         variables = _locals(frame)
         owner = next((v for name in _OWNERS if isinstance(v := variables.get(name), PIPELINES)), None)
         if owner is not None and pipe is not None and owner is not pipe:
-            break  # a pipeline that runs the innermost one, whose sizes may be others
+            break  # an outer pipeline calls the innermost one, and its sizes may differ
         if owner is not None:
             pipe = owner
             for source in (variables, *(_entries(variables.get(name)) for name in _STATES)):
@@ -68,13 +67,13 @@ def _size(found: dict[str, Any]) -> Size | None:
 
 
 def _entries(state: Any) -> dict[str, Any]:
-    """Of a diffusers ``PipelineState`` or ``BlockState``."""
-    values = getattr(state, "values", None)  # a PipelineState's; a BlockState has attributes
+    """Return the entries of a diffusers ``PipelineState`` or ``BlockState`` by name."""
+    values = getattr(state, "values", None)  # PipelineState has values, BlockState has attributes
     return values if isinstance(values, dict) else getattr(state, "__dict__", {})
 
 
 def _locals(frame: FrameType) -> dict[str, Any]:
-    """A function's variables of interest; of no interest are those of modules, which have no pipeline's ``self``."""
+    """Return the variables of interest of a function's frame; a module's frame has none."""
     if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
         return {}
     variables = frame.f_locals

@@ -23,12 +23,12 @@ def already_latents(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
 
 
 def patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
-    """Unpack tokens (B, h/2 * w/2, 4C), each a patch of 2 x 2 as Flux packs them, to latents (B, C, h, w)."""
+    """Unpack Flux's tokens (B, h/2 * w/2, 4C), patches of 2 x 2, to latents (B, C, h, w)."""
     return pixel_shuffle(tokens(pipe, sample, size, patch=2), 2)
 
 
 def bria_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
-    """Unpack patches as :func:`patches` does, for a ``vae_scale_factor`` that includes the patch."""
+    """Unpack as :func:`patches` does, for a ``vae_scale_factor`` that includes the patch."""
     return pixel_shuffle(tokens(pipe, sample, size), 2)
 
 
@@ -38,12 +38,12 @@ def fibo_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
 
 
 def channel_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
-    """Unpack patches of 2 x 2 that lie in the channels, (B, 4C, h/2, w/2), to latents (B, C, h, w)."""
+    """Unpack patches of 2 x 2 in the channels, (B, 4C, h/2, w/2), to latents (B, C, h, w)."""
     return pixel_shuffle(sample, 2)
 
 
 def tokens(pipe: Any, sample: Tensor, size: Size | None, patch: int = 1) -> Tensor:
-    """Unpack rows of tokens (B, h * w, C), each of ``patch`` x ``patch`` latents, to (B, C, h, w).
+    """Unpack rows of tokens (B, h * w, C), of ``patch`` x ``patch`` latents, to (B, C, h, w).
 
     Raises:
         ValueError: The size of the image is unknown, or does not fit the number of tokens.
@@ -74,7 +74,7 @@ def frames_first(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
 
 
 def image_part(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
-    """Unpack the latents (B, C, h, w) from UniDiffuser's rows (B, C * h * w + ...), which end with embeddings.
+    """Unpack UniDiffuser's rows (B, C * h * w + ...) to latents (B, C, h, w); drop embeddings.
 
     Raises:
         ValueError: The size of the image is unknown, or the sample is a text.
@@ -97,7 +97,7 @@ def identity(decoder: Any, latents: Tensor) -> Tensor:
 
 
 def by_config(decoder: Any, latents: Tensor) -> Tensor:
-    """Denormalise by the mean and standard deviation of each channel in the config, or by one scale and shift."""
+    """Denormalise by the config's mean and deviation per channel, or its scale and shift."""
     config = decoder.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
@@ -118,18 +118,18 @@ def by_scale_factor(decoder: Any, latents: Tensor) -> Tensor:
 
 
 def by_statistics(decoder: Any, latents: Tensor) -> Tensor:
-    """Denormalise by the mean and standard deviation of each channel, whatever scale the config has."""
+    """Denormalise by the config's mean and deviation per channel; ignore its scale."""
     mean, std = (_per_channel(each, latents) for each in (decoder.config.latents_mean, decoder.config.latents_std))
     return latents * std + mean
 
 
 def _per_channel(values: Any, latents: Tensor) -> Tensor:
-    """View one number per channel, (C,), as (1, C, 1, ...) with as many dimensions as ``latents``."""
+    """View one number per channel, (C,), as (1, C, 1, ...) of the dimensions of ``latents``."""
     return torch.as_tensor(values).to(latents).view(1, -1, *[1] * (latents.ndim - 2))
 
 
 def by_batch_norm(decoder: Any, latents: Tensor, eps: float | None = None) -> Tensor:
-    """Denormalise latents (B, C, h, w) by the statistics of Flux 2's batch norm over patches of 2 x 2.
+    """Denormalise by the statistics of Flux 2's batch norm over patches of 2 x 2.
 
     Args:
         decoder: The decoder, which holds the batch norm.

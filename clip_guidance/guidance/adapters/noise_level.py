@@ -28,7 +28,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """Hold the coefficients of x = alpha·x₀ + sigma·ε, where x is the ``sample`` that ``step`` receives.
+    """Hold the coefficients of x = alpha·x₀ + sigma·ε, where x is the ``sample`` of a step.
 
     Attributes:
         alpha: Weight of the clean sample, in [0, 1].
@@ -47,7 +47,7 @@ LevelRule = Callable[[Any, float | Tensor], NoiseLevel]
 
 
 class UnsupportedSchedulerError(ValueError):
-    """Report a scheduler whose noise levels or prediction type are not known, or cannot be guided.
+    """Report a scheduler whose noise levels or prediction type are unknown or unsupported.
 
     The message names the scheduler, the reason or what is known instead, and how to exchange the scheduler.
     ``attach`` raises the error before the pipeline is changed.
@@ -65,7 +65,7 @@ class UnsupportedSchedulerError(ValueError):
 
 
 def step_index(scheduler: Any, timestep: float | Tensor) -> int:
-    """Find the position of ``timestep`` in ``scheduler.timesteps``, as the scheduler's ``step`` will count it.
+    """Find the position of ``timestep`` in ``scheduler.timesteps`` as ``step`` counts it.
 
     Before the first step ``scheduler.step_index`` is still None; the result is what the scheduler would set it to.
     For schedulers that keep no index (DDIM) the nearest timestep is taken. PNDM's timesteps repeat; the counter of
@@ -152,7 +152,7 @@ def with_midpoint(midpoint: Callable[[Any, int], Tensor]) -> LevelRule:
 
 
 def dpm_solver(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
-    """Return α = 1/√(1 + s²), σ = s·α, or α = 1 − s, σ = s with ``use_flow_sigmas``, where s = ``sigmas[i]``."""
+    """Return α = 1/√(1 + s²), σ = s·α; with ``use_flow_sigmas`` α = 1 − s, σ = s = sigmas[i]."""
     ratio = float(scheduler.sigmas[step_index(scheduler, timestep)])
     if scheduler.config.use_flow_sigmas:
         return NoiseLevel(1 - ratio, ratio)

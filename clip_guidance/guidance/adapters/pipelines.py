@@ -1,4 +1,4 @@
-"""What is known of each pipeline of diffusers: its denoiser, and how its sample becomes an image.
+"""What is known of each pipeline: its denoiser, and how its sample becomes an image.
 
 Known classes are rows of one table, by family; a pipeline is found by the name of its class or of the nearest base
 class. Any other pipeline with one of :data:`DENOISERS` can be guided by a reward on its latents.
@@ -201,7 +201,7 @@ ADAPTERS = {name: adapter for adapter, names in _FAMILIES for name in names.spli
 
 
 def find_adapter(pipe: Any) -> Adapter:
-    """Find the adapter of a pipeline by its class, or, for an unknown class, by the denoiser that it holds.
+    """Find the adapter of a pipeline by its class; of an unknown class, by its denoiser.
 
     Raises:
         ValueError: The pipeline cannot be guided, or it is unknown and has none of :data:`DENOISERS`.

@@ -1,4 +1,4 @@
-"""From the denoiser's output to the predicted clean sample, and a shift of that sample back into the output.
+"""Prediction types: from the model output to x̂₀, and a shift of x̂₀ back into the output.
 
 With x = αx₀ + σε, N = √(α² + σ²), α' = α/N and σ' = σ/N, for a model output m:
 
@@ -40,7 +40,7 @@ from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedS
 
 @dataclass(frozen=True)
 class PredictionType:
-    """Hold one row of the table: x̂₀ = sample_weight·x + output_weight·m gives both of its columns.
+    """Hold a row of the table; both columns follow from x̂₀ = sample_weight·x + output_weight·m.
 
     Attributes:
         sample_weight: Weight of the noisy sample in x̂₀ at a noise level.
@@ -51,12 +51,12 @@ class PredictionType:
     output_weight: Callable[[NoiseLevel], float]
 
     def to_x0(self, model_output: Tensor, sample: Tensor, level: NoiseLevel) -> Tensor:
-        """Compute the predicted clean sample, of the shape of ``sample``, differentiable in both tensors."""
+        """Compute x̂₀, of the shape of ``sample``, differentiable in both tensors."""
         sample, model_output = at_least_float32(sample), at_least_float32(model_output)
         return self.sample_weight(level) * sample + self.output_weight(level) * model_output
 
     def write_back(self, model_output: Tensor, delta: Tensor, level: NoiseLevel) -> Tensor:
-        """Compute the model output whose x̂₀ is larger by ``delta`` than the x̂₀ of ``model_output``.
+        """Compute the model output whose x̂₀ exceeds the one of ``model_output`` by ``delta``.
 
         The result has the dtype of ``model_output``.
         """
@@ -157,7 +157,7 @@ def trigflow(scheduler: Any) -> PredictionType:
 
 
 def preconditioned(scheduler: Any) -> PredictionType:
-    """Return EDM's prediction, with c_skip and c_out from the scheduler's ``precondition_outputs``.
+    """Return EDM's prediction, with c_skip and c_out from ``precondition_outputs``.
 
     Raises:
         UnsupportedSchedulerError: The config names neither epsilon nor v_prediction.
@@ -179,7 +179,7 @@ def consistency(scheduler: Any) -> PredictionType:
 
 
 def latent_consistency(scheduler: Any) -> PredictionType:
-    """Return LCM's prediction: the boundary condition applied to the prediction that the config names.
+    """Return LCM's prediction: the boundary condition around the config's prediction.
 
     Raises:
         UnsupportedSchedulerError: The config names no known prediction type.

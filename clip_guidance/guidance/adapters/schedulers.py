@@ -1,4 +1,4 @@
-"""What is known of each scheduler of diffusers: its noise level at a step, and what its model predicts.
+"""What is known of each scheduler: its noise levels, and what its model predicts.
 
 Each known class is one row of :data:`SCHEDULERS`. A scheduler is found by the name of its class or of the nearest
 base class. The families of noise levels are in :mod:`.noise_level`, the rules of prediction in :mod:`.prediction`,
@@ -33,7 +33,7 @@ def _without_clean_end(scheduler: Any) -> int:
 
 
 def _between_sigmas(scheduler: Any) -> int:
-    """Count the steps between sigmas: with sigmas that a user passes, the last timestep is the clean end too."""
+    """Count the steps between sigmas; with a user's sigmas the last timestep is the clean end."""
     return len(scheduler.sigmas) - 1
 
 
@@ -154,7 +154,7 @@ def prediction_type(scheduler: Any) -> PredictionType:
 
 
 def num_steps(scheduler: Any) -> int:
-    """Count how often a full run calls ``scheduler.step``; each stage of a second-order step is a call.
+    """Count the calls of ``scheduler.step`` in a full run, each stage of a second-order step.
 
     Raises:
         UnsupportedSchedulerError: The scheduler is not in the table.

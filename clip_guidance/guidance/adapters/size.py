@@ -1,11 +1,16 @@
-"""The size of the image that a pipeline makes."""
+"""The size of the images that a pipeline makes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Size:
-    """Height and width, in pixels, that a run of the pipeline was asked for."""
+    """Hold the height and width of a pipeline's images.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+    """
 
     height: int
     width: int

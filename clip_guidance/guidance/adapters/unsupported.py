@@ -1,4 +1,4 @@
-"""The pipelines and schedulers of diffusers that cannot be guided, or not in every way, and why.
+"""Pipelines and schedulers of diffusers that cannot be guided, or not in every way.
 
 Guidance needs a pipeline that calls ``scheduler.step(model_output, timestep, sample)`` at noise levels that the
 scheduler knows, and, for rewards on images, a differentiable map from samples to images. It needs a scheduler with a

@@ -1,8 +1,8 @@
-"""From the predicted clean sample to the image that the reward reads, as cheaply as it should be.
+"""Decode the predicted clean sample to the image that the reward reads.
 
-At 1024 x 1024 the activations that the decoder keeps for its backward are larger than those of most denoisers
-(SDXL's autoencoder: 11 GiB in half precision), so :class:`~clip_guidance.guidance.decoding.Decoding` offers a smaller
-decoder, a smaller image, a part of the image, recomputation, and one image at a time.
+At 1024 x 1024 the decoder keeps more activations for the backward than most denoisers (SDXL's autoencoder: 11 GiB in
+half precision), so :class:`~clip_guidance.guidance.decoding.Decoding` offers a smaller decoder, a smaller image, a part
+of the image, recomputation, and one image at a time.
 """
 
 import random
@@ -26,17 +26,18 @@ from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_o
 
 
 class Decoder:
-    """The map from a pipeline's clean sample to what the reward reads.
+    """Map a pipeline's clean sample to what the reward reads.
 
     Args:
         pipe: The pipeline.
-        space: "image" for decoded images, "latent" for the sample as it is.
-        decoding: How to decode.
+        space: "image" for decoded images, "latent" for the sample itself.
+        decoding: How to decode; None for the pipeline's own decoder and the whole image.
         adapter: The pipeline's row of the table; None to look it up.
 
     Raises:
-        ValueError: ``space`` is "image" and it is not known how to decode this pipeline's samples; or the decoder
-            that is to recompute its blocks cannot, or reads other latents than the pipeline's.
+        ValueError: ``space`` is "image" and how to decode this pipeline's samples is unknown; or the decoder of
+            ``decoding`` reads other latents than the pipeline's, or cannot recompute its blocks although
+            ``decoding.checkpoint`` is set.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Decoder:
         self._pipe = pipe
         self._random = random.Random(self.decoding.seed)
         self._window = (0.0, 0.0)
-        self._copy: nn.Module | None = None  # of the module, in another precision or place
+        self._copy: nn.Module | None = None  # of the module, in another precision or on another device
         self._copy_device: torch.device | None = None
         if space == "latent":
             return
@@ -72,21 +73,32 @@ class Decoder:
             )
 
     def start_run(self) -> None:
-        """Start the random windows over."""
+        """Restart the random windows."""
         self._random.seed(self.decoding.seed)
 
     def start_step(self) -> None:
-        """Choose the window of the step; a step may decode several times, and must see the same one."""
+        """Choose the window of the step, which all decodes of the step share."""
         if self.decoding.crop < 1:
             self._window = self._random.random(), self._random.random()
 
     def __call__(self, sample: Tensor, size: Size | None = None) -> Tensor:
-        """Images (B, 3, H, W), or (B, 3, F, H, W) of a video, in [0, 1], or the sample, in float32 or better."""
+        """Decode a clean sample, in float32 or better.
+
+        Args:
+            sample: The predicted clean sample, (B, ...).
+            size: Size of the images that the pipeline makes; needed where the sample is packed into tokens.
+
+        Returns:
+            Images (B, 3, H, W) in [0, 1], or (B, 3, F, H, W) of a video; the sample itself in latent space.
+
+        Raises:
+            ValueError: The sample does not have the shape that the pipeline's adapter expects.
+        """
         sample = at_least_float32(sample)
         if self.space == "latent":
             return sample
         decode = self.adapter.decode
-        assert decode is not None  # refused above
+        assert decode is not None  # __init__ has raised otherwise
         latents = self._shrunk(self._cropped(self.adapter.unpack(self._pipe, sample, size)))
         if self.module is None:
             return _to_unit_range(decode(None, latents))
@@ -97,7 +109,7 @@ class Decoder:
 
     @contextmanager
     def for_gradients(self, device: torch.device) -> Iterator[None]:
-        """Inside, a backward through the decoder finds its weights in place, and its blocks are recomputed if asked."""
+        """Keep the decoder's weights in place for a backward; recompute its blocks if asked."""
         if self.module is None:
             yield
             return
@@ -106,10 +118,11 @@ class Decoder:
             yield
 
     def _network(self, device: torch.device) -> Any:
-        """The decoder, or a copy where it is to compute in another precision or, one's own decoder, in another place.
+        """Return the decoder, or a copy in another precision or on another device.
 
-        Under autocast the norms would compute, and keep, float32: nearly twice the memory. Weights that are cast layer
-        by layer are copied too: the backward would find them cast back.
+        Only a decoder that the user passed moves to the device of the sample. Autocast is no substitute for a copy:
+        under it the norms compute, and keep, float32, which takes nearly twice the memory.
+        Weights that are cast layer by layer are copied too, because the backward would find them cast back.
         """
         dtype = self.decoding.dtype or self._cast
         own = self._cast or _dtype(self.module)
@@ -127,7 +140,7 @@ class Decoder:
             return latents
         height, width = latents.shape[-2:]
         side = _even(self.decoding.crop * min(height, width), min(height, width))
-        # A whole number of 2 x 2 patches, by which some decoders normalise.
+        # Some decoders normalise patches of 2 x 2, so that a window must hold whole patches.
         top, left = (
             2 * int(u * ((full - side) // 2 + 1)) for u, full in zip(self._window, (height, width), strict=True)
         )
@@ -153,20 +166,20 @@ def _copied(decoder: nn.Module, device: torch.device, dtype: torch.dtype | None)
 
 
 def _adapter_of(decoder: nn.Module, adapter: Adapter, replaced: Any, pipe: Any) -> Adapter:
-    """The row of the table for a decoder in place of the pipeline's."""
+    """Return the adapter for a decoder in place of the pipeline's own, ``replaced``."""
     given, expected = (latent_channels(each) for each in (decoder, replaced))
     if given is not None and expected is not None and given != expected:
         raise ValueError(
             f"decoder={type(decoder).__name__} reads latents of {given} channels; those of {type(pipe).__name__} have "
             f"{expected}"
         )
-    if isinstance(decoder, AutoencoderTiny):  # image by image, from latents of unit variance
+    if isinstance(decoder, AutoencoderTiny):  # decodes single images, from latents of unit variance
         return replace(adapter, denormalise=layouts.by_config, decode=layouts.frames_decode)
     return adapter
 
 
 def latent_channels(decoder: Any) -> int | None:
-    """Number of channels that a decoder of diffusers reads; None if its config does not say."""
+    """Return the number of channels that a decoder reads; None if its config does not say."""
     config = getattr(decoder, "config", None)
     return next((n for name in ("latent_channels", "z_dim") if (n := getattr(config, name, None)) is not None), None)
 
@@ -184,13 +197,13 @@ def _recomputed(network: Any) -> Iterator[None]:
 
 
 def _dtype(module: Any) -> torch.dtype:
-    # Of the first weight: diffusers' own `dtype` would walk through all modules, at every step.
+    # The first weight is enough: diffusers' own `dtype` would walk through all modules at every step.
     weights = module.parameters() if isinstance(module, nn.Module) else iter(())
     return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 
 def _layerwise_dtype(module: nn.Module) -> torch.dtype | None:
-    """The precision in which a network computes under diffusers' ``enable_layerwise_casting``; None without it."""
+    """Return the compute dtype of ``enable_layerwise_casting``; None without it."""
     registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
     hooks = (registry.get_hook("layerwise_casting") for registry in registries if registry is not None)
     return next((hook.compute_dtype for hook in hooks if hook is not None), None)
@@ -210,11 +223,11 @@ def _even(side: float, full: int) -> int:
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1]. The value is clipped, the gradient is not: a saturated pixel can still come back."""
+    """Map [-1, 1] to [0, 1]; clip the value, not the gradient: saturated pixels can change."""
     pixels = at_least_float32(pixels) / 2 + 0.5
     return pixels + (pixels.clamp(0, 1) - pixels).detach()
 
 
 def at_a_time(decoding: Decoding, batch: int) -> int:
-    """Number of images of a batch that are decoded together."""
+    """Return the number of images of a batch that are decoded together."""
     return min(decoding.images or batch, batch)

@@ -1,7 +1,7 @@
-"""How much memory the gradient of a reward takes, found by running it on the meta device.
+"""Measure the memory that the gradient of a reward takes, by running it on the meta device.
 
-Tensors there have sizes and no data, so the very code of guidance runs, forwards and backwards, and what it would
-allocate is counted. Weights are not; nor is the working memory that kernels and libraries take for themselves.
+Tensors on the meta device have sizes and no data, so the code of guidance itself runs, forwards and backwards, and its
+allocations are counted. Not counted are weights and the workspaces of kernels and libraries.
 """
 
 import weakref
@@ -25,11 +25,11 @@ from clip_guidance.guidance.weights.clone import clone
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being inside the ``with`` block, each storage once.
+    """Count the bytes of the tensors that are made inside the ``with`` block, each storage once.
 
     Attributes:
         held: Bytes that are held now.
-        peak: The most that was held at a time.
+        peak: Largest number of bytes held at a time.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Meter(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation; what it was given was there before, what it returns is new unless it is a view."""
+        """Run the operation; its inputs existed before, its outputs are new unless they are views."""
         self._see((args, kwargs), new=False)
         output = func(*args, **(kwargs or {}))
         self._see(output, new=True)
@@ -60,12 +60,12 @@ class Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class DecoderBytes:
-    """What :func:`decoder_bytes` returns.
+    """Hold the memory of a decoder, as :func:`decoder_bytes` measures it.
 
     Attributes:
-        kept: Held between forward and backward, the images among it.
-        peak: The most that is held at a time, beside the images' gradient.
-        images: The images, (B, 3, H, W) or (B, 3, F, H, W).
+        kept: Bytes held between forward and backward, the images included.
+        peak: Largest number of bytes held at a time, without the images' gradient.
+        images: The images, (B, 3, H, W) or (B, 3, F, H, W), on the meta device.
     """
 
     kept: int
@@ -74,26 +74,32 @@ class DecoderBytes:
 
 
 def decoder_bytes(decoder: Decoder, shape: tuple[int, ...]) -> DecoderBytes:
-    """Of a decoder from :func:`decoder_on_meta`, forwards and backwards, for latents of ``shape``."""
+    """Measure a decoder on the meta device, forwards and backwards, for latents of ``shape``."""
     latents = torch.empty(shape, device="meta", requires_grad=True)
     with _fused_attention(), Meter() as meter, torch.enable_grad(), decoder.for_gradients(latents.device):
         images = decoder(latents)
         kept = meter.held
         if images.requires_grad:
             gradient.vjp(images, [latents], images.new_empty(images.shape))
-        # The cotangent, which is the reward's gradient, was counted too.
+        # The meter counted the cotangent too, which stands for the reward's gradient.
         return DecoderBytes(kept, meter.peak - images.nbytes, images.detach())
 
 
 def reward_bytes(reward: Any, images: Tensor, chunk: int | None) -> int:
-    """The most that a reward holds at a time, forwards and backwards, beside the images.
+    """Measure the largest number of bytes that a reward holds at a time, forwards and backwards.
+
+    Args:
+        reward: From images (B, 3, H, W) to (B,).
+        images: Images on the meta device, whose own bytes are not counted.
+        chunk: Views that pass through CLIP together; None for all.
 
     Raises:
         ValueError: The reward does not run on the meta device.
     """
     reward = clone(reward, _on_meta) if isinstance(reward, nn.Module) else reward
     for each in clip_rewards(reward):
-        each.cutouts, each.chunk = replace(each.cutouts), chunk  # draws of its own
+        # Copied cutouts have a new generator, so that the random state of the original stays.
+        each.cutouts, each.chunk = replace(each.cutouts), chunk
     try:
         with _fused_attention(), Meter() as meter, torch.enable_grad():
             gradient.gradient_at_images(reward, images.detach())
@@ -106,12 +112,12 @@ def reward_bytes(reward: Any, images: Tensor, chunk: int | None) -> int:
 
 
 def clip_rewards(reward: Any) -> list[CLIPReward]:
-    """The rewards among a reward's parts whose cutouts can be divided into chunks."""
+    """Find the rewards among a reward's modules whose cutouts can be divided into chunks."""
     return [m for m in reward.modules() if isinstance(m, CLIPReward)] if isinstance(reward, nn.Module) else []
 
 
 def decoder_on_meta(decoder: Decoder) -> Decoder:
-    """``decoder`` itself, with weights on the meta device, for latents that are unpacked already."""
+    """Put ``decoder`` on the meta device, for latents that are unpacked already."""
     decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     if decoder.module is not None:
         decoder.module = clone(decoder.module, _on_meta)
@@ -124,7 +130,7 @@ def _on_meta(weight: Tensor) -> Tensor:
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Inside, attention keeps what the fused kernels of every device keep; on meta it would keep the scores too."""
+    """Make attention keep what fused kernels keep; on the meta device it keeps scores too."""
     usual = F.scaled_dot_product_attention
 
     def attention(
@@ -137,7 +143,7 @@ def _fused_attention() -> Iterator[None]:
         scale: float | None = None,
         **options: Any,
     ) -> Tensor:
-        if not query.is_meta or query.ndim != 4 or options.get("enable_gqa"):  # another thread's, or not fused either
+        if not query.is_meta or query.ndim != 4 or options.get("enable_gqa"):  # of another thread, or not fused
             return usual(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

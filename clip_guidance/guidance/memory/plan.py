@@ -1,7 +1,7 @@
-"""A planner: the setting of a guidance that fits a budget of memory, and what it costs.
+"""Plan the setting of a guidance that fits a memory budget.
 
-The activations of decoder and CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in this
-order, so that a larger budget never gives a worse one:
+The activations of the decoder and of CLIP decide (:mod:`clip_guidance.guidance.memory.measure`). Settings are tried in
+this order, so that a larger budget never gives a worse setting:
 
     exact         the same gradient for more time: cutouts in chunks, images one at a time, recomputed blocks
     approximate   another gradient: a tiny decoder if there is one, a smaller image, a part of the image
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,9 +26,9 @@ from clip_guidance.guidance.memory.measure import (
     reward_bytes,
 )
 from clip_guidance.guidance.modes import Mode, find_mode
+from clip_guidance.guidance.options import GuidanceOptions
 
-if TYPE_CHECKING:
-    from clip_guidance.guidance.guidance import Guidance
+AnyGuidance = TypeVar("AnyGuidance", bound=GuidanceOptions)
 
 _UNITS = {f"{p}{i}B": (1024 if i else 1000) ** power for power, p in enumerate(("", *"KMGT")) for i in ("", "I")}
 _SMALLER = ((0.75, 1.0), (0.5, 1.0), (0.5, 0.5), (0.25, 0.5))  # resolution and crop
@@ -36,16 +36,25 @@ _SMALLER = ((0.75, 1.0), (0.5, 1.0), (0.5, 0.5), (0.25, 0.5))  # resolution and 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A setting that fits; ``print`` it to read what it costs and gives up.
+    """Describe a setting that fits a budget; ``print`` it to read what it costs and gives up.
 
     Attributes:
         decoding: How to decode.
         chunk: Views that pass through CLIP together; None for all.
-        bytes: The most that the gradient holds at a time, beside the weights.
-        budget: What it was to fit.
-        subject: What is guided.
+        bytes: Largest number of bytes that the gradient holds at a time, without weights.
+        budget: The budget in bytes.
+        subject: What is guided, such as "1 image of 64 x 64 by StableDiffusionPipeline".
         views: Number of views that CLIP sees; 0 without CLIP.
         mode: The guidance's mode.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> guidance = cg.CLIPGuidance("emoji", "a red apple", cutouts=4)
+        >>> plan = cg.plan_memory(guidance, cg.load_pipeline("emoji"), "1 GiB", 64, 64)
+        >>> plan.exact, plan.chunk
+        (True, None)
+        >>> plan.apply(guidance) is guidance
+        True
     """
 
     decoding: Decoding
@@ -58,10 +67,10 @@ class MemoryPlan:
 
     @property
     def exact(self) -> bool:
-        """Whether the gradient is that of the whole image from the pipeline's own decoder, up to rounding."""
+        """Return whether the gradient is of the whole image from the pipeline's decoder."""
         return not self._losses()
 
-    def apply(self, guidance: "Guidance") -> "Guidance":
+    def apply(self, guidance: AnyGuidance) -> AnyGuidance:
         """Give ``guidance`` this setting, from the next ``attach`` on, and return it."""
         guidance.decoding = self.decoding
         for reward in clip_rewards(guidance.reward):
@@ -69,7 +78,7 @@ class MemoryPlan:
         return guidance
 
     def __str__(self) -> str:
-        """In plain words."""
+        """Describe the setting, its costs and what it gives up."""
         denoiser = (
             f"the denoiser's own activations, which mode={self.mode!r} keeps at the same time and which come on top"
         )
@@ -118,7 +127,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    guidance: "Guidance",
+    guidance: GuidanceOptions,
     pipe: Any,
     budget: float | str,
     height: int,
@@ -127,25 +136,36 @@ def plan_memory(
     tiny: nn.Module | None = None,
     frames: int | None = None,
 ) -> MemoryPlan:
-    """The best setting of ``guidance`` on ``pipe`` whose activations fit a budget.
+    """Find the best setting of ``guidance`` on ``pipe`` whose activations fit a memory budget.
 
-    ``decoder``, ``dtype`` and ``seed`` of the guidance's decoding stay; the rest of it, and ``chunk``, are chosen.
-
-    It takes some seconds, and no memory of the accelerator.
+    ``decoder``, ``dtype`` and ``seed`` of the guidance's decoding stay; its other fields, and ``chunk``, are chosen.
+    Settings with an exact gradient come first. Planning takes some seconds, and no memory of the accelerator.
 
     Args:
-        guidance: What to plan for; it is not changed.
-        pipe: The pipeline that it will be attached to.
+        guidance: The guidance to plan for; it is not changed.
+        pipe: The pipeline that the guidance will be attached to.
         budget: What the gradient may take beside the weights: bytes, or a text such as "6GiB" or "500 MB".
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         batch: Number of images in a run.
-        tiny: A smaller decoder that may be used, such as ``AutoencoderTiny`` of the pipeline's family.
-        frames: Of a video, its latent frames; None for images.
+        tiny: A smaller decoder that may be used, such as ``AutoencoderTiny`` of the pipeline's family; None for none.
+        frames: Number of latent frames of a video; None for images.
+
+    Returns:
+        The plan; ``print`` it, and ``plan.apply(guidance)`` uses it.
 
     Raises:
-        ValueError: Nothing fits; the budget is no size; the pipeline's images cannot be decoded; or the reward cannot
-            be measured.
+        ValueError: Nothing fits; the budget is not a size; the pipeline's images cannot be decoded; or the reward
+            cannot be measured.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> guidance = cg.CLIPGuidance("emoji", "a red apple", cutouts=4)
+        >>> plan = cg.plan_memory(guidance, cg.load_pipeline("emoji"), "1 GiB", height=64, width=64)
+        >>> plan.subject
+        '1 image of 64 x 64 by StableDiffusionPipeline'
+        >>> plan.bytes < plan.budget == 2**30
+        True
     """
     available = parse_size(budget)
     estimate = _Estimate(guidance, pipe, height, width, batch, frames)
@@ -169,7 +189,7 @@ def plan_memory(
 
 
 def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_checkpoint: Any) -> Iterator[Decoding]:
-    """Settings from the best to the smallest: for each image that the reward may see, ways to the exact gradient."""
+    """Yield settings from the best to the smallest, all exact ways for each size of image."""
     whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
     seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in _SMALLER]
@@ -180,7 +200,7 @@ def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_check
 
 
 def _chunks(views: int) -> list[int | None]:
-    """None for all, and halves of halves down to 1."""
+    """List the sizes of chunks to try: None for all views, then halves down to 1."""
     chunks: list[int | None] = [None]
     while views > 1:
         views = ceil(views / 2)
@@ -189,10 +209,10 @@ def _chunks(views: int) -> list[int | None]:
 
 
 class _Estimate:
-    """Bytes of each setting. Decoder and reward are measured apart, once each, as settings share them."""
+    """Estimate the bytes of each setting; settings share the measurements of their parts."""
 
     def __init__(
-        self, guidance: "Guidance", pipe: Any, height: int, width: int, batch: int, frames: int | None
+        self, guidance: GuidanceOptions, pipe: Any, height: int, width: int, batch: int, frames: int | None
     ) -> None:
         if guidance.space == "latent":
             raise ValueError("guidance with space='latent' decodes nothing: there is no setting to choose")
@@ -203,7 +223,7 @@ class _Estimate:
         self.subject = f"{batch} {what}{'s' * (batch > 1)} of {height} x {width} by {type(pipe).__name__}"
 
     def bytes(self, decoding: Decoding, chunk: int | None) -> int:
-        """Estimate the peak memory of ``engine.gradient.reward_gradient``, whose order of work this follows."""
+        """Estimate the peak of ``engine.gradient.reward_gradient``, in its order of work."""
         decoder = self._decoder_bytes(replace(decoding, images=None), at_a_time(decoding, self._batch))
         images = decoder.images.new_empty((self._batch, *decoder.images.shape[1:]))
         reward = self._reward_bytes(chunk, tuple(images.shape))
@@ -212,7 +232,7 @@ class _Estimate:
         return images.nbytes + max(reward, decoder.peak + images.nbytes)
 
     def can_checkpoint(self, decoding: Decoding) -> bool:
-        """Whether the decoder can recompute its blocks."""
+        """Return whether the decoder can recompute its blocks."""
         module = Decoder(self._pipe, "image", decoding).module
         return bool(getattr(module, "_supports_gradient_checkpointing", False))
 
@@ -224,7 +244,7 @@ class _Estimate:
 
 
 def _latent_shape(pipe: Any, height: int, width: int, frames: int | None) -> tuple[int, ...]:
-    """(C, h, w) or (C, F, h, w): by how much the decoder enlarges is seen when it does."""
+    """Find the shape of the latents, (C, h, w) or (C, F, h, w), by decoding a small sample."""
     decoder = decoder_on_meta(Decoder(pipe, "image"))
     channels = 3 if decoder.module is None else latent_channels(decoder.module)
     if channels is None:
@@ -246,10 +266,10 @@ def _latent_shape(pipe: Any, height: int, width: int, frames: int | None) -> tup
 
 
 def parse_size(size: float | str) -> int:
-    """Bytes of "6GiB", "500 MB" or a number.
+    """Parse a size such as "6GiB", "500 MB" or a number into bytes.
 
     Raises:
-        ValueError: It is none of these, or not positive.
+        ValueError: ``size`` is none of these, or not positive.
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?B)\s*", size.upper()) if isinstance(size, str) else None
     found = float(match[1]) * _UNITS[match[2]] if match else size
@@ -259,6 +279,6 @@ def parse_size(size: float | str) -> int:
 
 
 def readable(size: int) -> str:
-    """In the largest unit of 1024 to some power of which there is one."""
+    """Write a number of bytes in the largest fitting unit, of powers of 1024."""
     power = min(max(size.bit_length() - 1, 0) // 10, 4)
     return f"{size} B" if power == 0 else f"{size / 1024**power:.1f} {'KMGT'[power - 1]}iB"

@@ -1,1 +1,1 @@
-"""Other networks' weights while a gradient passes through them: frozen, moved between devices, cloned."""
+"""Weights of networks that a gradient passes through: freeze, keep in place, clone."""

@@ -1,6 +1,6 @@
-"""Copies of networks that compute with other weights: in another precision, in another place, or without any data.
+"""Copies of networks with other weights: in another precision or place, or without data.
 
-The network itself may be offloaded, compiled, or at work in another thread; a copy leaves it as it is.
+The original may be offloaded, compiled, or in use by another thread; it is not changed.
 """
 
 import copy
@@ -9,20 +9,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_HOOKS = ("_hf_hook", "_diffusers_hook")  # accelerate's and diffusers', which put a `forward` of their own in its place
+_HOOKS = ("_hf_hook", "_diffusers_hook")  # accelerate and diffusers replace `forward` and keep these
 _NOT_COPIED = (*_HOOKS, "forward", "_old_forward")
 
 
 def clone(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of ``network`` that shares everything with it but its weights and buffers.
+    """Copy a network; the copy shares everything with it but weights and buffers.
 
-    Hooks of offloading and compiled code are left behind. No weight of the copy takes a gradient.
+    Offloading hooks and compiled code are not copied. No weight of the copy requires a gradient.
 
     Args:
         network: Any module.
-        make: From a weight or buffer of the network to that of the copy; called once for one that is shared.
+        make: From a weight or buffer of the network to the one of the copy; called once for a shared weight.
+
+    Returns:
+        The copy.
     """
-    copies: dict[int, Any] = {}  # by the id of the original, which outlives this
+    copies: dict[int, Any] = {}  # by the id of the original, which outlives this dictionary
 
     def of_tensor(tensor: Tensor | None) -> Any:
         if tensor is not None and id(tensor) not in copies:
@@ -31,10 +34,10 @@ def clone(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
         return None if tensor is None else copies[id(tensor)]
 
     def of_module(module: nn.Module | None) -> nn.Module | None:
-        module = getattr(module, "_orig_mod", module)  # torch.compile's
+        module = getattr(module, "_orig_mod", module)  # the module inside a wrapper of torch.compile
         if module is None or id(module) in copies:
             return copies.get(id(module))
-        new = copies[id(module)] = copy.copy(module)  # without what compiling in place has made
+        new = copies[id(module)] = copy.copy(module)  # the copy has no code of compiling in place
         if any(name in vars(module) for name in _HOOKS):
             for name in _NOT_COPIED:
                 vars(new).pop(name, None)

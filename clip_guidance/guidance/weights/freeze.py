@@ -1,8 +1,8 @@
-"""Weights that take no gradient while something differentiates through them with respect to its input alone.
+"""Disable ``requires_grad`` of parameters: guidance needs gradients of the input only.
 
-Without this every weight on the gradient's way would have its activations kept. Several guidances may hold the same
-weights, in any order and in several threads, so holds are counted, and the last to let go restores them. A weight is
-named by its module, since offloading puts another tensor in its place.
+With it enabled, autograd would keep activations for the gradient of every weight. Several guidances may freeze the same
+weights, in any order and in several threads, so freezes are counted, and the last exit restores the weights. A weight
+is identified by its module and name, because offloading replaces the tensor.
 """
 
 import threading
@@ -12,18 +12,22 @@ from contextlib import contextmanager
 from torch import nn
 
 _lock = threading.Lock()
-_holds: dict[tuple[int, str], int] = {}  # (id of a module, name of its parameter frozen here) -> by how many
+_holds: dict[tuple[int, str], int] = {}  # (id of a module, name of its parameter) -> number of open freezes
 
 
 @contextmanager
 def freeze_parameters(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, no parameter of ``networks`` requires a gradient; those that were frozen before stay it afterwards."""
+    """Disable ``requires_grad`` of all parameters in the ``with`` block; restore it afterwards.
+
+    Args:
+        networks: Modules, which may share parameters.
+    """
     held: list[tuple[nn.Module, str]] = []
     modules = {id(module): module for network in networks for module in network.modules()}
     with _lock:
         for module in modules.values():
             for name, parameter in module._parameters.items():
-                # Of a tied weight only the first name is held: at its second it is frozen already.
+                # Only the first name of a tied weight is counted: at the second it is frozen already.
                 if parameter is not None and (parameter.requires_grad or (id(module), name) in _holds):
                     parameter.requires_grad_(False)
                     _holds[id(module), name] = _holds.get((id(module), name), 0) + 1

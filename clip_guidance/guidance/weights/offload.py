@@ -1,7 +1,7 @@
-"""Networks that move between devices while guidance differentiates through them.
+"""Keep weights of offloaded networks in place while guidance differentiates through them.
 
-Offloading is written for forwards: a network leaves the accelerator when its forward ends, or when the next one
-wakes. A backward needs its weights where they were.
+Offloading is written for forwards: a network leaves the accelerator when its forward ends, or when the forward of the
+next network begins. A backward needs the weights where they were in the forward.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,14 @@ from torch import nn
 
 @contextmanager
 def keep_onloaded(module: nn.Module) -> Iterator[None]:
-    """Inside, weights of ``module`` that diffusers' group offloading brings in stay until the end."""
-    groups = [group for group in _groups(module) if "offload_" not in vars(group)]  # others are held already
+    """Prevent group offloading from offloading weights of ``module`` in the ``with`` block.
+
+    Weights that are onloaded inside are offloaded at the end.
+    """
+    # An outer block keeps the other groups already.
+    groups = [group for group in _groups(module) if "offload_" not in vars(group)]
     for group in groups:
-        group.offload_ = _stay
+        group.offload_ = _do_nothing
     try:
         yield
     finally:
@@ -27,7 +31,7 @@ def keep_onloaded(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """Inside, weights of ``module`` that group offloading keeps elsewhere, perhaps on a disk, are here to be read."""
+    """Onload the weights of ``module`` that group offloading keeps elsewhere, to read them."""
     with keep_onloaded(module):
         for group in _groups(module):
             group.onload_()
@@ -38,10 +42,10 @@ def onloaded(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def no_neighbour_offload(module: nn.Module) -> Iterator[None]:
-    """Inside, ``module`` sends no other network away when it wakes under ``enable_model_cpu_offload``.
+    """Prevent ``enable_model_cpu_offload`` from offloading other models when ``module`` runs.
 
-    A decoder that wakes sends away the denoiser. In the middle of a run it would have to move out and in again at
-    every guided step, and mode "exact" would find its weights on another device in the backward.
+    The forward of a decoder would offload the denoiser. In the middle of a run the denoiser would then move out and in
+    again at every guided step, and mode "exact" would find the denoiser's weights on another device in the backward.
     """
     hook: Any = getattr(module, "_hf_hook", None)
     hooks = [each for each in getattr(hook, "hooks", [hook]) if getattr(each, "prev_module_hook", None) is not None]
@@ -55,12 +59,12 @@ def no_neighbour_offload(module: nn.Module) -> Iterator[None]:
             each.prev_module_hook = neighbour
 
 
-def _stay() -> None:
-    """In place of a group's ``offload_``."""
+def _do_nothing() -> None:
+    """Replace a group's ``offload_``."""
 
 
 def _groups(module: nn.Module) -> list[Any]:
-    """The groups of weights of diffusers' ``apply_group_offloading``."""
+    """Return the groups of weights of diffusers' ``apply_group_offloading``."""
     registries = (getattr(each, "_diffusers_hook", None) for each in module.modules())
     hooks = (registry.get_hook("group_offloading") for registry in registries if registry is not None)
     return list({id(hook.group): hook.group for hook in hooks if hook is not None}.values())

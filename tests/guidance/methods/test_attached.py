@@ -8,9 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.guiders import ClassifierFreeGuidance
-from modular_runs import SDXL, built, redness, run
-from tiny_models import save_tiny_clip
-from tiny_pipeline import Recorder, generate
+from helpers.factories import Recorder, generate, save_tiny_clip
+from helpers.modular_runs import SDXL, built, redness, run
 
 from clip_guidance.clip import CLIP
 from clip_guidance.guidance import CLIPGuidance, CLIPReward, Guidance

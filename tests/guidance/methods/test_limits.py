@@ -7,7 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
-from written_out import BETAS, CURVATURE, assert_close, gradient, guided, make_pipe, quadratic, reward_gradient
+from helpers.reference_samplers import (
+    BETAS,
+    CURVATURE,
+    assert_close,
+    gradient,
+    guided,
+    make_pipe,
+    quadratic,
+    reward_gradient,
+)
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction

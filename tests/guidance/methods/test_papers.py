@@ -4,8 +4,18 @@ import math
 
 import pytest
 import torch
-from gaussian import STD, TILT, tilt
-from written_out import SHAPE, STEPS, assert_close, gradient, guided, make_pipe, quadratic, reference_samples, run
+from helpers.gaussian import STD, TILT, tilt
+from helpers.reference_samplers import (
+    SHAPE,
+    STEPS,
+    assert_close,
+    gradient,
+    guided,
+    make_pipe,
+    quadratic,
+    reference_samples,
+    run,
+)
 
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 

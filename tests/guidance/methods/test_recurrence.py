@@ -7,7 +7,16 @@ from collections import Counter
 import pytest
 import torch
 from diffusers import DDIMPipeline, EulerDiscreteScheduler, UNet2DModel
-from written_out import STEPS, assert_close, gradient, guided, make_pipe, quadratic, reference_samples, run
+from helpers.reference_samplers import (
+    STEPS,
+    assert_close,
+    gradient,
+    guided,
+    make_pipe,
+    quadratic,
+    reference_samples,
+    run,
+)
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
 from clip_guidance.guidance.methods import DPS, TFG, UniversalGuidance, recurrent, tfg

@@ -1,0 +1,85 @@
+"""A generated image and its record, which its PNG holds as JSON."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_guidance import __version__
+from clip_guidance._display import DisplayMixin
+from clip_guidance._files import write_atomically
+from clip_guidance.generation.settings import GenerateSettings
+from clip_guidance.images.metadata import png_with_record
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class GeneratedImage(DisplayMixin):
+    """One image and the record that is stored in its file.
+
+    Attributes:
+        image: RGB.
+        settings: All that determines the image.
+        guide: Name and fingerprint of the CLIP that steered the image; None if none did.
+        scores: For each CLIP that scored: ``score``, ``prompt``, ``guided``, and the entries of
+            ``ScoreDefinition.record``.
+        device: Where the image was generated; other devices round differently.
+    """
+
+    image: Image.Image
+    settings: GenerateSettings
+    guide: dict[str, str] | None = None
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    device: str = "cpu"
+
+    def record(self) -> dict[str, Any]:
+        """Return what is stored in the file, ready for JSON."""
+        return {
+            "settings": asdict(self.settings),
+            "guide": self.guide,
+            "scores": self.scores,
+            "device": self.device,
+            "versions": _versions(),
+        }
+
+    def to_png(self) -> bytes:
+        """Encode the image as a PNG file that carries its record."""
+        return png_with_record(self.image, self.record())
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``prompt-seed.png``, or ``prompt-seed-2.png`` ... if another image has that name.
+
+        Args:
+            folder: Made if it is missing.
+
+        Returns:
+            The path of the new file, or of an existing one with the same image and record.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self.to_png()
+        slug = re.sub(r"\W+", "-", self.settings.prompt.lower()).strip("-")[:40].rstrip("-") or "image"
+        stem = f"{slug}-{self.settings.seed}"
+        for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+            path = folder / f"{stem}{suffix}.png"
+            if not path.exists():
+                with write_atomically(path) as partial:
+                    partial.write_bytes(data)
+                return path
+            if path.read_bytes() == data:
+                return path
+        raise AssertionError("unreachable: the suffixes are endless")
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that an image depends on."""
+    import diffusers  # slow to import, and loaded already where an image was generated
+    import torch
+
+    return {"clip_guidance": __version__, "torch": str(torch.__version__), "diffusers": diffusers.__version__}

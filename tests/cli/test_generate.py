@@ -1,0 +1,84 @@
+"""``clip-guidance generate``: names, metadata, drawing again, Ctrl-C."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def generate(cli, clip, judge, pipeline, tmp_path):
+    def generate(*words):
+        models = ["--model", pipeline, "--clip", clip, "--judge", judge, "--steps", 2]
+        return cli("generate", *(models if "--from" not in words else []), *words, "--output", tmp_path / "out")
+
+    return generate
+
+
+def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
+    done = generate("--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json")
+    assert done.code == 0
+    names = [Path(row["image"]).name for row in done.json]
+    assert names == ["a-cat-5.png", "a-cat-6.png", "a-dog-5.png", "a-dog-6.png"]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert all(row["settings"]["scale"] == 9 for row in done.json)
+    assert [score["model"] for score in done.json[0]["scores"]] == [str(clip), str(judge)]
+    (header, *rows) = generate("--prompt", "a cat").table
+    assert header == ["image", "prompt", "seed", f"100·cos by {clip}", f"100·cos by {judge}"]
+    assert rows[0][1:3] == ["a cat", "0"]
+
+
+def test_generate_from_an_image_draws_it_again(generate):
+    (first,) = generate("--prompt", "a cat", "--seed", 3, "--scale", 9, "--json").json
+    again = generate("--from", first["image"], "--json")
+    assert again.json == [first] and "was drawn again bit for bit" in again.err
+    (changed,) = generate("--from", first["image"], "--scale", 0, "--json").json
+    assert changed["settings"] == {**first["settings"], "scale": 0.0}
+    assert changed["image"].endswith("a-cat-3-2.png")
+    (other,) = generate("--from", first["image"], "--prompt", "a dog", "--seed", 0, "--json").json
+    assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
+
+
+def test_generate_tells_when_an_image_came_out_differently(generate):
+    (first,) = generate("--prompt", "a cat", "--json").json
+    with Image.open(first["image"]) as image:
+        image.load()
+        text = image.info["clip_guidance"]
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("clip_guidance", text)
+    Image.new("RGB", image.size).save(first["image"], pnginfo=info)
+    assert "came out differently" in generate("--from", first["image"]).err
+
+
+def test_generate_keeps_the_images_made_before_ctrl_c(generate, tmp_path, monkeypatch):
+    from clip_guidance.generation.image import GeneratedImage
+
+    save = GeneratedImage.save
+
+    def interrupted(self, folder):
+        if self.settings.seed == 1:
+            raise KeyboardInterrupt
+        return save(self, folder)
+
+    monkeypatch.setattr(GeneratedImage, "save", interrupted)
+    done = generate("--prompt", "a cat", "--num-images", 3, "--json")
+    assert done.code == 130 and len(done.json) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]
+
+
+def test_what_cannot_be_drawn_is_named_and_the_others_are_done(generate, tmp_path):
+    done = generate("--prompt", " ", "--prompt", "a cat", "--json")
+    assert done.code == 1 and len(done.json) == 1
+    assert "failed: --prompt ' ': expected a prompt with at least one word" in done.err
+    again = generate("--from", done.json[0]["image"], "--from", tmp_path / "gone.png", "--json")
+    assert again.code == 1 and again.json == done.json
+    assert "gone.png: holds no clip_guidance settings" in again.err
+    nothing = generate("--from", tmp_path / "gone.png")
+    assert nothing.code == 1 and "gone.png" in nothing.err
+
+
+def test_a_prompt_longer_than_the_pipelines_context_is_reported_without_guidance_too(generate):
+    done = generate("--prompt", "ox " * 60, "--scale", 0)
+    assert done.code == 0 and "cut to the context of 40" in done.err

@@ -1,0 +1,186 @@
+"""Images carry what made them: made again from it they are the same, bit for bit."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.factories import save_tiny_clip, save_tiny_pipeline
+from PIL import Image
+
+from clip_guidance.clip import CLIP, hub
+from clip_guidance.generation import generator
+from clip_guidance.generation.generator import generate
+from clip_guidance.generation.settings import TUNED, GenerateSettings, read_settings
+from clip_guidance.images.metadata import read_record
+from clip_guidance.metrics.clip_score import clip_score
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> GenerateSettings:
+    clip = save_tiny_clip(tmp_path_factory.mktemp("clip"))
+    pipeline = save_tiny_pipeline(tmp_path_factory.mktemp("pipeline"), clip)
+    return GenerateSettings("a red apple", model=str(pipeline), clip=str(clip), scale=60.0, steps=3, cutouts=2)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> str:
+    return str(save_tiny_clip(tmp_path_factory.mktemp("judge"), seed=1))
+
+
+def draw(*settings: GenerateSettings, **options):
+    return list(generate(settings, **options))
+
+
+def pixels(generated) -> bytes:
+    return generated.image.tobytes()
+
+
+@pytest.fixture(scope="module")
+def unchanged(settings) -> bytes:
+    """The pixels that the settings draw as they are."""
+    return pixels(draw(settings)[0])
+
+
+def test_an_image_is_made_again_from_its_own_file(settings, judge, tmp_path):
+    settings = dataclasses.replace(settings, judge=judge)
+    (first,) = draw(settings)
+    path = first.save(tmp_path)
+    assert path.name == "a-red-apple-0.png"
+    assert read_settings(path) == settings.resolved()
+    (again,) = draw(read_settings(path))
+    assert pixels(again) == pixels(first) == Image.open(path).convert("RGB").tobytes()
+    assert again.save(tmp_path) == path and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_image_does_not_depend_on_its_neighbours(settings):
+    planned = [dataclasses.replace(settings, seed=seed) for seed in (3, 4, 5)]
+    together = draw(*planned)
+    assert len({pixels(one) for one in together}) == 3
+    assert pixels(draw(planned[2])[0]) == pixels(together[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 0.0},
+        {"guidance_scale": 1.0},
+        {"steps": 4},
+        {"mode": "exact"},
+        {"start": 0.5},
+        {"stop": 0.3},
+        {"every": 2},
+        {"cutouts": 1},
+        {"scheduler": "dpm++"},  # not euler, which in exact arithmetic is ddim
+        {"negative_prompt": "blue"},
+        {"clip_prompt": "a blue boat"},
+        {"prompt": "a blue boat", "clip_prompt": "a red apple"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_setting_reaches_the_image(settings, unchanged, change):
+    assert pixels(draw(dataclasses.replace(settings, **change))[0]) != unchanged
+
+
+def test_scores_are_those_of_the_image_and_tell_guide_from_judge(settings, judge):
+    (generated,) = draw(dataclasses.replace(settings, clip_prompt="a blue boat", judge=judge))
+    guide_score, judge_score = generated.scores
+    for record, folder in ((guide_score, settings.clip), (judge_score, judge)):
+        expected = clip_score(CLIP.from_pretrained(folder), generated.image, "a blue boat").item()
+        assert record["score"] == pytest.approx(expected, abs=1e-4)
+        assert record["model"] == folder and record["definition"] == "torchmetrics"
+    assert (guide_score["guided"], judge_score["guided"]) == (True, False)
+    assert generated.guide["fingerprint"] == guide_score["fingerprint"] != judge_score["fingerprint"]
+
+
+def test_the_record_is_in_the_file(settings, tmp_path):
+    (generated,) = draw(settings)
+    record = read_record(generated.save(tmp_path))
+    assert record == generated.record()
+    assert set(record["versions"]) == {"clip_guidance", "torch", "diffusers"}
+
+
+def test_without_guidance_there_is_no_guide(settings, judge):
+    (generated,) = draw(dataclasses.replace(settings, scale=0.0))
+    assert generated.guide is None and not generated.scores[0]["guided"]
+    (generated,) = draw(dataclasses.replace(settings, scale=0.0, clip=None, judge=judge))
+    assert [score["model"] for score in generated.scores] == [judge]
+
+
+def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp_path, monkeypatch):
+    for name, folder in (("emoji", settings.clip), ("emoji-judge", judge)):
+        shutil.copytree(folder, tmp_path / name / "clip")
+    monkeypatch.setattr(hub, "PACKAGED", tmp_path)
+    load = generator.load_pipeline
+    folders = {"emoji": settings.model}
+    monkeypatch.setattr(generator, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
+    (packaged,) = draw(GenerateSettings("a red apple", steps=2))
+    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **TUNED["emoji"])
+    assert pixels(packaged) == pixels(draw(named)[0])
+    assert [score["model"] for score in packaged.scores] == ["emoji", "emoji-judge"]
+    assert [score["guided"] for score in packaged.scores] == [True, False]
+
+
+def test_strength_is_the_models_own_unless_given():
+    def resolved(**given):
+        found = GenerateSettings("a cat", **given).resolved()
+        assert found.resolved() == found
+        return {"scale": found.scale, "start": found.start}
+
+    assert resolved() == TUNED["emoji"] and resolved(clip="emoji") == TUNED["emoji"]
+    assert resolved(scale=3.0) == TUNED["emoji"] | {"scale": 3.0}
+    assert resolved(scale=0.0)["scale"] == 0  # off is given too
+    assert resolved(model="another") == resolved(clip="another") == {"scale": 1, "start": 0}
+
+
+def test_a_missing_judge_is_told_before_the_image_is_drawn(settings, tmp_path):
+    steps: list[int] = []
+    with pytest.raises(ValueError, match="nowhere: neither a folder"):
+        draw(dataclasses.replace(settings, judge=str(tmp_path / "nowhere")), on_step=lambda: steps.append(1))
+    assert not steps
+
+
+def test_a_pipeline_without_a_clip_needs_one_named(settings):
+    with pytest.raises(ValueError, match="comes without a CLIP: name the one that steers it"):
+        draw(dataclasses.replace(settings, clip=None))
+
+
+def test_another_image_of_the_same_name_is_kept(settings, tmp_path):
+    (first,) = draw(settings)
+    (other,) = draw(dataclasses.replace(settings, steps=2))
+    paths = [one.save(tmp_path) for one in (first, other, first, other)]
+    assert [path.name for path in paths] == ["a-red-apple-0.png", "a-red-apple-0-2.png"] * 2
+    assert read_settings(paths[1]).steps == 2
+
+
+def test_steps_are_counted(settings):
+    ticks: list[int] = []
+    draw(settings, on_step=lambda: ticks.append(1))
+    assert len(ticks) == settings.steps
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"prompt": " "}, "a prompt with at least one word, got ' '"),
+        ({"prompt": "a", "steps": 0}, "steps must be at least 1, got 0"),
+        ({"prompt": "a", "scheduler": "ddmp"}, r"scheduler must be one of ddim, ddpm, .*, tcd, got 'ddmp'"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(ValueError, match=message):
+        GenerateSettings(**values)
+
+
+def test_an_image_of_another_program_has_no_settings(tmp_path):
+    path = tmp_path / "plain.png"
+    Image.new("RGB", (2, 2)).save(path)
+    assert read_record(path) is None and read_record(tmp_path / "gone.png") is None
+    with pytest.raises(ValueError, match=r"plain\.png: holds no clip_guidance settings"):
+        read_settings(path)
+
+
+def test_a_name_without_letters_still_saves(settings, tmp_path):
+    (generated,) = draw(settings)
+    generated.settings = dataclasses.replace(settings, prompt="../!?", seed=9)
+    assert generated.save(tmp_path / "new") == Path(tmp_path / "new" / "image-9.png")

@@ -1,0 +1,249 @@
+"""What the page does, without a browser: its handlers on the packaged models."""
+
+import asyncio
+import dataclasses
+import html
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_guidance.generation.generator import generate
+from clip_guidance.generation.settings import GenerateSettings, read_settings
+from clip_guidance.images.metadata import read_record
+
+gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
+
+from clip_guidance.metrics.similarity import image_similarity  # noqa: E402
+from clip_guidance.ui import app  # noqa: E402
+from clip_guidance.ui.classify import classify  # noqa: E402
+from clip_guidance.ui.compare import compare  # noqa: E402
+from clip_guidance.ui.generate import draw  # noqa: E402
+from clip_guidance.ui.preview import Finished, drawn  # noqa: E402
+from clip_guidance.ui.search import build, search  # noqa: E402
+from clip_guidance.ui.studio import MAX_IMAGES  # noqa: E402
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
+
+PROMPT, STEPS = "a noto picture of a rocket", 3
+
+
+@pytest.fixture(scope="module")
+def shown(studio):
+    return list(draw(studio, PROMPT, 7, STEPS, 12.0, "emoji"))
+
+
+def refused(message: str):
+    return pytest.raises(gr.Error, match=message)
+
+
+# Generate
+
+
+def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
+    sides = shown[-1].without, shown[-1].guided
+    settings = [read_settings(side.file) for side in sides]
+    assert [each.scale for each in settings] == [0.0, 12.0]
+    assert dataclasses.replace(settings[0], scale=12.0) == settings[1]
+    assert (settings[1].prompt, settings[1].seed, settings[1].steps) == (PROMPT, 7, STEPS)
+    assert sides[0].image.tobytes() != sides[1].image.tobytes()
+    assert [read_record(side.file)["scores"][0]["guided"] for side in sides] == [False, True]
+
+
+def test_the_images_are_those_of_the_command_line(shown):
+    settings = [GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale) for scale in (0.0, 12.0)]
+    for side, expected in zip((shown[-1].without, shown[-1].guided), generate(settings), strict=True):
+        assert side.image.tobytes() == expected.image.tobytes()
+        assert read_record(side.file) == expected.record()
+
+
+def test_previews_come_before_the_images(shown):
+    assert shown[0].without.image is None
+    for name in ("without", "guided"):
+        sides = [getattr(pair, name) for pair in shown]
+        previews = [side for side in sides if side.image is not None and side.file is None]
+        assert previews and previews[0].caption == f"step 1 of {STEPS}"
+    assert all(pair.without.file for pair in shown if pair.guided.image)  # one after the other
+
+
+def test_the_last_preview_is_the_image(studio):
+    """DDIM with a final ᾱ of 1 ends on the last x̂₀, which guidance has shifted already."""
+    *previews, finished = drawn(studio.drawer, GenerateSettings(PROMPT, steps=STEPS, scale=12.0), share=1.0)
+    assert isinstance(finished, Finished) and [preview.step for preview in previews] == [1, 2, 3]
+    last, image = (np.asarray(each).astype(int) for each in (previews[-1].image, finished.generated.image))
+    assert np.abs(last - image).max() <= 1
+    assert np.abs(np.asarray(previews[0].image).astype(int) - image).max() > 30
+
+
+def test_an_image_that_nobody_waits_for_stops_and_leaves_nothing_behind(studio):
+    threads = threading.active_count()
+    drawing = drawn(studio.drawer, GenerateSettings(PROMPT, steps=1000, scale=0.0), share=1.0)
+    assert next(drawing).step == 1
+    drawing.close()
+    assert threading.active_count() == threads
+    pipe = studio.drawer.pipeline(GenerateSettings(PROMPT))
+    assert "step" not in vars(pipe.scheduler)
+    assert pipe.scheduler.num_inference_steps == 1000  # it was that run, and it cannot have ended in time
+
+
+def test_a_long_prompt_is_told(studio):
+    *_, finished = drawn(studio.drawer, GenerateSettings("rocket " * 200, steps=1, scale=0.0))
+    assert any("cut to the context" in message for message in finished.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": " "}, "expected a prompt with at least one word"),
+        ({"seed": 1.5}, r"expected a whole number as seed, got 1\.5"),
+        ({"seed": None}, "expected a whole number as seed, got None"),
+        ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
+        ({"strength": float("nan")}, "scale must be finite, got nan"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_the_librarys_words(studio, change, message):
+    values = {"prompt": PROMPT, "seed": 0, "steps": 1, "strength": 1.0, "model": "emoji"} | change
+    with refused(message):
+        list(draw(studio, **values))
+
+
+# Classify
+
+
+def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(studio, files):
+    page = classify(studio, files, "rocket, red apple,\ndog face", False, "emoji")
+    good = [path for path, _ in files if "broken" not in path]
+    top = ZeroShotClassifier(studio.clip("emoji"), ["rocket", "red apple", "dog face"])(good).top()
+    assert page.count('class="bar"') == 3 * len(good)
+    for (best,) in top:
+        assert f"{best.prob:.1%}" in page
+    assert "z broken.png" in page and "is empty (0 bytes)" in page
+    assert "&lt;i&gt;c.png" in page and "<i>c.png" not in page  # a name is text
+
+
+@pytest.mark.parametrize(
+    ("labels", "chosen", "message"),
+    [
+        ("rocket", None, f"expected an image, at most {MAX_IMAGES}, got none"),
+        (" , ", "all", "expected at least one label, got none"),
+        ("a, b, a", "all", html.escape("label 'a' is given twice")),
+        ("rocket", "broken", r"z broken\.png: is empty \(0 bytes\)"),
+        ("rocket", "many", f"at most {MAX_IMAGES}, got {MAX_IMAGES + 1}"),
+    ],
+)
+def test_what_cannot_be_classified_is_told(studio, files, labels, chosen, message):
+    chosen = {"all": files, "broken": files[-1:], "many": files[:1] * (MAX_IMAGES + 1), None: None}[chosen]
+    with refused(message):
+        classify(studio, chosen, labels, False, "emoji")
+
+
+# Compare
+
+
+def test_compare_shows_the_cosines(studio, files):
+    first, second = files[:2], files[1:]
+    page = compare(studio, first, second, "emoji")
+    expected = image_similarity(studio.clip("emoji"), [path for path, _ in first], [path for path, _ in second[:-1]])
+    for cosine in expected.flatten().tolist():
+        assert f">{cosine:.3f}<" in page
+    assert page.count('class="shade"') == 4 and "z broken.png" in page
+    alone = compare(studio, first, None, "emoji")
+    assert alone.count(">1.000<") == 2  # each is like itself
+
+
+@pytest.mark.parametrize(("first", "second"), [(None, "all"), ("broken", "all"), ("all", "broken")])
+def test_a_set_without_images_is_told(studio, files, first, second):
+    sets = {"all": files, "broken": files[-1:], None: None}
+    with refused("expected images in the first set|is empty"):
+        compare(studio, sets[first], sets[second], "emoji")
+
+
+# Search
+
+
+@pytest.fixture(scope="module")
+def index(studio, files) -> str:
+    *_, status = build(studio, "images", "photos.index", "emoji")
+    assert "3 images in the index" in status and "3 added, 0 unchanged, 1 failed" in status
+    assert "z broken.png" in status and "is empty (0 bytes)" in status
+    return "photos.index"
+
+
+def test_an_image_finds_itself(studio, files, index):
+    found = search(studio, index, "", files[1:2], "", 2)
+    assert [caption for _, caption in found.images][:1] == ["1.000 · a.png"] and len(found.images) == 2
+
+
+def test_text_image_and_filter_work_together(studio, files, index):
+    plain = search(studio, index, "rocket", None, "", 3)
+    both = search(studio, index, "rocket", files[:1], 'path ~ "*b.png"', 3)
+    assert len(plain.images) == 3 and len(both.images) == 1 and both.images[0][1].endswith("b.png")
+    cosines = [float(caption.split()[0]) for _, caption in plain.images]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+def test_an_index_keeps_its_own_clip(studio, index):
+    *_, status = build(studio, "images", index, "emoji-judge")
+    assert "of the CLIP emoji:" in status and "0 added, 3 unchanged" in status
+
+
+def test_an_image_that_is_gone_is_told_and_the_others_are_shown(studio):
+    folder = studio.root / "fleeting"
+    folder.mkdir()
+    for name in ("stays.png", "goes.png"):
+        Image.new("RGB", (8, 8), "red" if name[0] == "s" else "blue").save(folder / name)
+    list(build(studio, "fleeting", "fleeting.index", "emoji"))
+    (folder / "goes.png").unlink()
+    found = search(studio, "fleeting.index", "red", None, "", 5)
+    assert len(found.images) == 1 and found.failed == [f"{folder / 'goes.png'}: no such file"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"index": "../elsewhere"}, r"\.\./elsewhere: lies outside of .*\(--root\)"),
+        ({"index": "/etc"}, "/etc: lies outside of"),
+        ({"index": " "}, "expected a folder in .*, got none"),
+        ({"index": "gone.index"}, "gone.index: there is no image index"),
+        ({"text": ""}, "expected a text, an image, or both to search for, got neither"),
+        ({"text": "rocket -"}, "query: expected a text or an image at character 9"),
+        ({"where": "year >"}, "where: expected a value at character 7"),
+    ],
+)
+def test_what_cannot_be_searched_is_told(studio, index, values, message):
+    known = {"index": index, "text": "rocket", "files": None, "where": "", "count": 3}
+    with refused(html.escape(message, quote=False).replace("&gt;", ">")):
+        search(studio, **known | values)
+
+
+def test_a_query_opens_no_file_of_this_machine(studio, files, index):
+    with refused("a page opens no path of a query"):
+        search(studio, index, f"rocket + {files[1][0]}", None, "", 3)
+    with refused("lies outside of"):
+        list(build(studio, "..", index, "emoji"))
+    (studio.root / "link").symlink_to("/")
+    with refused("lies outside of"):
+        list(build(studio, "link", index, "emoji"))
+    with refused("gone: there is no such folder in"):
+        list(build(studio, "gone", index, "emoji"))
+
+
+# The page
+
+
+def test_errors_are_text(studio):
+    with refused("&lt;b&gt;gone") as told:
+        list(build(studio, "<b>gone", "photos.index", "emoji"))
+    assert "<b>" not in told.value.message
+
+
+def test_the_page_has_its_tabs_and_sends_nothing(studio):
+
+    async def made():  # gradio makes event loops of its own, and leaves them open, where none is running
+        return app.page(studio)
+
+    page = asyncio.run(made())
+    assert page.analytics_enabled is False
+    tabs = [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
+    assert tabs == ["Generate", "Classify", "Compare", "Search"]
+    assert {event.api_visibility for event in page.fns.values()} == {"private"}
