@@ -77,8 +77,8 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> ClassificationMet
 def calibration_error(probs: Tensor, targets: Tensor, bins: int = 15) -> float:
     """Compute the expected calibration error of probabilities (Guo et al. 2017, equation 3).
 
-    Over bins of the highest probability, it is the mean |share of right images − mean probability|, each bin weighted
-    by its number of images.
+    Over bins of the highest probability, it is the mean of ``|share of right images − mean probability|``, each bin
+    weighted by its number of images.
 
     Args:
         probs: Probabilities (n, L); each row sums to one.

@@ -1,1 +1,1 @@
-"""One guided step: attach to a pipeline, record the denoiser, take the reward's gradient, write the shift back."""
+"""One guided step: attach, record the denoiser, take the gradient, write the shift back."""

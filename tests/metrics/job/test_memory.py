@@ -23,11 +23,13 @@ def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):
     items = (ScoreItem(files[i % 8], files[i % 8], f"prompt {'ab'[i % 2]}", position=i) for i in range(80))
     window = options.threads + 2 * options.batch_size
     before = Counter(map(type, gc.get_objects()))  # other tests may have left some
-    for done in score_items(items, judges, work, options):
+    for number, done in enumerate(score_items(items, judges, work, options)):
+        assert done.items == 4
+        if number % 10:  # counting all objects of a process takes long
+            continue
         held = Counter(map(type, gc.get_objects())) - before
         assert held[PreparedItem] <= window + 2 * options.batch_size + 1
         assert held[ScoreRow] <= 2 * options.batch_size
-        assert done.items == 4
 
 
 @pytest.fixture
