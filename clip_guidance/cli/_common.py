@@ -1,4 +1,4 @@
-"""Helpers that the subcommands share: loading the CLIP, naming failed inputs, exit codes, and printing."""
+"""What the subcommands share: loading the CLIP, failed inputs, exit codes, and printing."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def quiet(*libraries: str) -> None:
 
 
 def save_report(page: Page, path: Path) -> None:
-    """Write the page of --report. Call this after the results are printed, since writing may fail."""
+    """Write the page of --report; call this last, since writing may fail."""
     narrate("report", str(page.save(path)))
 
 
 def as_json(document: Any, indent: int | None = None) -> str:
-    """Format JSON for stdout, in ASCII where stdout is not UTF-8 and its codec would add other escapes."""
+    """Format JSON for stdout, in ASCII where stdout is not UTF-8 and would escape otherwise."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps(document, indent=indent, ensure_ascii=not utf8)
 

@@ -1,4 +1,4 @@
-"""``clip-guidance compare``: which of two runs scores higher, pair by pair, and how certain is the difference?"""
+"""``clip-guidance compare``: which of two runs scores higher, and how certain is it?"""
 
 from __future__ import annotations
 

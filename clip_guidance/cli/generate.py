@@ -91,7 +91,7 @@ def _plan(
 
 
 def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] | None) -> dict[str, Any]:
-    """Return the settings given on the command line, but for the prompts; ``--from`` supplies the others."""
+    """Return the settings given on the command line, except for the prompts."""
     if not (from_ or prompts):
         raise typer.BadParameter("give --prompt or --from")
     sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}

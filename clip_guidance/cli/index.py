@@ -28,9 +28,9 @@ def command(
     device: options.Device = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
-    """Add images to an index; changed and moved files are detected, unchanged files are not read again.
+    """Add images to an index, or bring it up to date.
 
-    An interrupted run keeps the images added so far.
+    Changed and moved files are detected, and unchanged files are not read again. An interrupted run keeps the images added so far.
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """
@@ -72,7 +72,7 @@ def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: comm
 
 
 def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:
-    """Load the requested CLIP; by default that of the index, or ``DEFAULT_MODEL`` for a new index."""
+    """Load the requested CLIP; by default that of the index, or else ``DEFAULT_MODEL``."""
     from clip_guidance.index import ImageIndex, ImageIndexError
 
     if model is None:

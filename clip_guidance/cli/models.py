@@ -57,7 +57,7 @@ def describe(folder: Path) -> PackagedModel:
 
 
 def count_parameters(path: Path) -> int:
-    """Count the numbers in a safetensors file from its header: 8 bytes of length, then JSON with the shapes."""
+    """Count the numbers in a safetensors file: its header is 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         header = json_library.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

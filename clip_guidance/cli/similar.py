@@ -82,7 +82,7 @@ def _find(paths: list[Path]) -> list[Path]:
 def _compare(
     clip: CLIP, embeds: dict[str, torch.Tensor], to: Path | None, query: torch.Tensor | None, duplicates: float | None
 ) -> Found:
-    """Group near-duplicates, compare all images with one another, or rank them by similarity to one."""
+    """Group near-duplicates, compare all images pairwise, or rank them by similarity to one."""
     import torch
 
     from clip_guidance.index.duplicates import duplicate_groups

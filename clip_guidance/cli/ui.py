@@ -1,4 +1,4 @@
-"""``clip-guidance ui``: a page to generate, classify, compare and search images in a browser."""
+"""``clip-guidance ui``: a browser page to generate, classify, compare and search images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def command(
     root: options.Root = Path("."),
     device: options.Device = None,
 ) -> None:
-    """Serve a page to generate, classify, compare and search images. By default only this machine reaches it.
+    """Serve a page to generate, classify, compare and search images; Ctrl-C stops it.
 
-    Ctrl-C stops it.
+    By default only this machine can reach it.
 
     Example: clip-guidance ui --root photos/
     """

@@ -1,6 +1,6 @@
-"""The page that ``clip-guidance ui`` serves, one file per tab; it needs the extra ``ui`` (gradio).
+"""The page that ``clip-guidance ui`` serves, one file per tab.
 
-The page sends nothing to other machines: sharing, usage statistics and web fonts are off.
+The page needs the extra ``ui`` (gradio). It sends nothing to other machines: sharing, usage statistics and web fonts are off.
 """
 
 import os

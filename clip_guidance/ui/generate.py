@@ -1,4 +1,4 @@
-"""The tab Generate: images from the same noise without and with CLIP guidance, side by side, with previews."""
+"""The tab Generate: the same noise without and with CLIP guidance, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Previews of a running generation: the predicted clean image x̂₀ of the steps, then the finished image.
+"""Previews of a running generation: the clean image x̂₀ that each step predicts.
 
 x̂₀ is the clean sample that the model output implies, after classifier-free and CLIP guidance, as the scheduler reads
 it: see :mod:`clip_guidance.guidance.adapters.prediction`. Previews do not change the finished image.

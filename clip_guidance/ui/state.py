@@ -1,4 +1,4 @@
-"""State and helpers that the tabs share: loaded models, the readable folder, uploads, and errors on the page."""
+"""What the tabs share: loaded models, the readable folder, uploads, and errors."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def read_images(files: Sequence[tuple[str, str | None]] | None, what: str = "an 
 
 @contextmanager
 def as_gradio_error() -> Iterator[None]:
-    """Re-raise errors of the library as ``gr.Error``, which the page shows with the same message."""
+    """Re-raise errors of the library as ``gr.Error``, which the page shows."""
     try:
         yield
     except (ValueError, OSError) as error:
