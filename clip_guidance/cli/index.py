@@ -30,7 +30,8 @@ def command(
 ) -> None:
     """Add images to an index, or bring it up to date.
 
-    Changed and moved files are detected, and unchanged files are not read again. An interrupted run keeps the images added so far.
+    Changed and moved files are detected, and unchanged files are not read again. An interrupted run keeps the images
+    added so far.
 
     Example: clip-guidance index photos/ --index photos.index --metadata album=summer
     """

@@ -1,6 +1,7 @@
 """The page that ``clip-guidance ui`` serves, one file per tab.
 
-The page needs the extra ``ui`` (gradio). It sends nothing to other machines: sharing, usage statistics and web fonts are off.
+The page needs the extra ``ui`` (gradio). It sends nothing to other machines: sharing, usage statistics and web fonts
+are off.
 """
 
 import os
