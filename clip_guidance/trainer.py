@@ -160,6 +160,7 @@ def fit(
     after_step: Callable[[int], dict[str, float]] | None = None,
     describe: Callable[[int], Any] | None = None,
     stream: Stateful | None = None,
+    make_optimizer: Callable[[list[dict[str, Any]], float], torch.optim.Optimizer] | None = None,
 ) -> None:
     """AdamW on ``loss(model, step)["loss"]`` from the newest checkpoint in ``folder`` up to ``plan.steps``.
 
@@ -175,6 +176,7 @@ def fit(
         after_step: called on every process with the number of steps done; what it returns is logged.
         describe: the batch of a step as JSON, written to ``non-finite.json`` where the loss was.
         stream: where ``loss`` takes its batches from, if that has a place to go on from.
+        make_optimizer: of groups of parameters and a learning rate, in place of AdamW; its state is tensors alone.
 
     Raises:
         NonFiniteLossError: the loss or a gradient is inf or nan, by no fault of a loss scale; the last checkpoint is
@@ -184,7 +186,7 @@ def fit(
     _check(accelerator, ema)
     modules: dict[str, nn.Module] = {"model": model} | ({"ema": ema} if ema is not None else {})
     groups = parameter_groups(model, plan.weight_decay, plan.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+    optimizer = (make_optimizer or _adamw)(groups, plan.learning_rate)
     checkpoints = Checkpoints(folder / "checkpoints", accelerator.is_main_process)
     loss_scale = LossScale(accelerator)
     start = checkpoints.load_weights(modules)  # before they are sharded, the moments after
@@ -213,6 +215,10 @@ def fit(
             if done % plan.save_every == 0 or done == plan.steps:
                 places = None if stream is None else gather_object([stream.state_dict()])
                 checkpoints.save(done, modules, optimizer, places, loss_scale.state_dict())
+
+
+def _adamw(groups: list[dict[str, Any]], peak: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
 
 
 def _one_step(
