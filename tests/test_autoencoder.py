@@ -47,7 +47,7 @@ def test_known_channels_survive_new_ones(autoencoder, vae, images):
     known, found = vae.encode(x).latent_dist, wide.encode(x).latent_dist
     torch.testing.assert_close(found.mean[:, :2], known.mean)
     torch.testing.assert_close(found.logvar[:, :2], known.logvar)
-    assert found.mean[:, 2:].std((0, 2, 3)).min() > 0 and found.logvar[:, 2:].eq(-6).all()
+    assert found.mean[:, 2:].std((0, 2, 3)).min() > 0 and found.logvar[:, 2:].eq(-9).all()
     latents = torch.cat([known.mean, torch.zeros_like(found.mean[:, 2:])], 1)
     torch.testing.assert_close(wide.decode(latents).sample, vae.decode(known.mean).sample)
     assert not wide.decode(found.mean).sample.equal(wide.decode(latents).sample)  # the decoder hears the new ones
@@ -55,6 +55,17 @@ def test_known_channels_survive_new_ones(autoencoder, vae, images):
     assert same.encode(x).latent_dist.mean.equal(known.mean)
     with pytest.raises(ValueError, match="expected at least the 2 of the autoencoder, got 1"):
         autoencoder.inflated(vae, 1)
+
+
+@torch.no_grad()
+def test_quickened_channels_sound_the_same_and_grow_faster(autoencoder, vae):
+    latents = torch.randn(2, 2, 8, 8)
+    before = vae.decode(latents).sample
+    known = vae.decoder.conv_in.weight[:, :1].clone()
+    autoencoder.quicken(vae, 1, gain=16)
+    torch.testing.assert_close(vae.decode(latents).sample, before)
+    assert vae.decoder.conv_in.weight[:, :1].equal(known)
+    assert vae.post_quant_conv.weight[1, 1].item() == pytest.approx(16)
 
 
 def test_a_ramp_differs_by_its_slope(autoencoder):

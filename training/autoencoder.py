@@ -53,7 +53,7 @@ def inflated(vae: AutoencoderKL, latent_channels: int) -> AutoencoderKL:
     kept = torch.cat([torch.arange(known), torch.arange(known) + latent_channels])  # means, then log-variances
     with torch.no_grad():
         last, first, quant, post = wide.encoder.conv_out, wide.decoder.conv_in, wide.quant_conv, wide.post_quant_conv
-        nn.init.zeros_(last.weight[latent_channels:]), nn.init.constant_(last.bias[latent_channels:], -6.0)
+        nn.init.zeros_(last.weight[latent_channels:]), nn.init.constant_(last.bias[latent_channels:], -9.0)
         last.weight[kept], last.bias[kept] = old["encoder.conv_out.weight"], old["encoder.conv_out.bias"]
         first.weight *= 0.1
         first.weight[:, :known], first.bias[:] = old["decoder.conv_in.weight"], old["decoder.conv_in.bias"]
@@ -62,6 +62,21 @@ def inflated(vae: AutoencoderKL, latent_channels: int) -> AutoencoderKL:
             conv.bias.zero_()
             conv.weight[places[:, None], places], conv.bias[places] = old[f"{name}.weight"], old[f"{name}.bias"]
     return wide
+
+
+@torch.no_grad()
+def quicken(vae: AutoencoderKL, known: int, gain: float = 16.0) -> None:
+    """Lets the decoder learn to hear the latent channels from ``known`` on; what it decodes stays the same.
+
+    They reach ``decoder.conv_in`` times ``gain``, by ``post_quant_conv``, and its kernels for them are divided by as
+    much: a step of an optimizer whose steps are of one size, whatever the gradient's, then changes what is heard by
+    ``gain`` times more. Kernels that begin near zero would otherwise take thousands of steps to grow.
+    """
+    post, first = vae.post_quant_conv, vae.decoder.conv_in
+    factors = gain / post.weight[known:, known:, 0, 0].diag()
+    post.weight[known:] *= factors[:, None, None, None]
+    post.bias[known:] *= factors
+    first.weight[:, known:] /= factors[:, None, None]
 
 
 def differences(x: Tensor) -> Tensor:

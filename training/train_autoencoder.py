@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from autoencoder import AutoencoderLoss, inflated, make_autoencoder, mean_psnr, normalise_latents, pixels
+from autoencoder import AutoencoderLoss, inflated, make_autoencoder, mean_psnr, normalise_latents, pixels, quicken
 from diffusers import AutoencoderKL
 from muon import Muon
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Settings:
     learning_rate: float = 3e-4
     kl_weight: float = 1e-6
     edge_weight: float = 0.5  # of the error of differences between neighbouring pixels
-    decibel_weight: float = 0.02  # of the images' own log(MSE)
+    decibel_weight: float = 0.05  # of the images' own log(MSE)
     noise: float = 0.0  # standard deviation of noise on the latents
     weight_decay: float = 0.0
     ema_decay: float = 0.995
@@ -59,8 +59,10 @@ def first_autoencoder(settings: Settings, data: CaptionedPictures, device: torch
     torch.manual_seed(settings.seed)
     if settings.init is None:
         return make_autoencoder(settings.channels, settings.latent_channels, settings.size).to(device)
-    vae = inflated(load_pipeline(settings.init).vae, settings.latent_channels).to(device)
+    known = load_pipeline(settings.init).vae
+    vae = inflated(known, settings.latent_channels).to(device)
     normalise_latents(vae.eval(), data, device, 256)  # new channels at the scale of the known ones
+    quicken(vae, known.config.latent_channels)
     return vae.train()
 
 
