@@ -1,4 +1,4 @@
-"""The training loop: AdamW from the newest checkpoint to the end of the plan."""
+"""The training loop: an optimizer, AdamW by default, from the newest checkpoint to the end of the plan."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from clip_guidance.training.optimizer import learning_rate, parameter_groups, wa
 from clip_guidance.training.progress import Progress
 
 Loss = Callable[[nn.Module, int], dict[str, Tensor]]
+MakeOptimizer = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class NonFiniteLossError(RuntimeError):
     """The loss or a gradient was inf or nan: training was stopped before the weights became so."""
 
 
+def make_adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    """Make the optimizer that :func:`fit` uses by default."""
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
 def fit(
     accelerator: Accelerator,
     model: nn.Module,
@@ -89,8 +95,9 @@ def fit(
     after_step: Callable[[int], dict[str, float]] | None = None,
     describe: Callable[[int], Any] | None = None,
     stream: Stateful | None = None,
+    make_optimizer: MakeOptimizer = make_adamw,
 ) -> None:
-    """Train a model with AdamW from the newest checkpoint in a folder up to ``plan.steps``.
+    """Train a model from the newest checkpoint in a folder up to ``plan.steps``.
 
     Before each step the random state is set from (seed, step, process), so a resumed run draws what an uninterrupted
     one would have drawn.
@@ -110,6 +117,8 @@ def fit(
         after_step: Called on every process with the number of steps done; its values are logged.
         describe: Returns the batch of a step as JSON, for ``non-finite.json``.
         stream: Where ``loss`` takes its batches from, if that has a position to continue from.
+        make_optimizer: Called with groups of parameters and the learning rate; AdamW by default. Checkpoints hold the
+            state of any optimizer whose state is tensors alone.
 
     Raises:
         NonFiniteLossError: The loss or a gradient is inf or nan, and no loss scale is to blame; the last checkpoint is
@@ -120,7 +129,8 @@ def fit(
     check_launch(accelerator)
     if ema_model is not None and getattr(accelerator, "is_fsdp2", False):
         raise ValueError("an average of the weights (EMA) is not supported under FSDP2")
-    _Run(accelerator, model, loss, plan, folder, phase, ema_model, after_step, describe, stream).train()
+    extras = (phase, ema_model, after_step, describe, stream, make_optimizer)
+    _Run(accelerator, model, loss, plan, folder, *extras).train()
 
 
 @dataclass
@@ -137,6 +147,7 @@ class _Run:
     after_step: Callable[[int], dict[str, float]] | None
     describe: Callable[[int], Any] | None
     stream: Stateful | None
+    make_optimizer: MakeOptimizer
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.accelerator.is_main_process)
@@ -171,7 +182,7 @@ class _Run:
     def resume(self) -> int:
         """Load the newest checkpoint, prepare everything, and return the number of steps done."""
         groups = parameter_groups(self.model, self.plan.weight_decay, self.plan.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.plan.learning_rate, betas=(0.9, 0.98))
+        optimizer = self.make_optimizer(groups, self.plan.learning_rate)
         done = self.checkpoints.load_weights(self.modules)  # before they are sharded; the moments after
         self.loss_scale.load_state_dict(self.checkpoints.loss_scale)
         if done and self.stream is not None:
