@@ -13,6 +13,7 @@ def program(root, monkeypatch):
     return score_equality
 
 
+@pytest.mark.slow
 def test_our_scores_are_those_of_transformers_by_hand(program, shared_data, tmp_path):
     output = tmp_path / "equality.md"
     argv = [

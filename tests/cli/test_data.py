@@ -76,11 +76,11 @@ def test_a_quarantine_is_not_overwritten(cli, photos, tmp_path):
 def test_ctrl_c_keeps_what_is_done(cli, photos, monkeypatch):
     decode, calls = reading_pairs.decode, []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return decode(*args)
+        return decode(*args, **options)
 
     monkeypatch.setattr(reading_pairs, "decode", interrupted)
     done = cli("data", "check", photos, "--workers", 0, "--json")

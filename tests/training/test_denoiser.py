@@ -34,6 +34,7 @@ def images() -> CaptionedImages:
     return CaptionedImages(drawn, [Row("apple", "noto", ())] * 300)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_constant_is_known(denoiser, images):
     """v = √ᾱ ε − √(1 − ᾱ) x₀, so that E(v − c)² = ᾱ + (1 − ᾱ) E x₀² + 2c √(1 − ᾱ) E x₀ + c²."""
     pipe: StableDiffusionPipeline = cg.load_pipeline("emoji")

@@ -50,7 +50,7 @@ ROWS = {
     ),
 }
 #: The rows of the default run: a pipeline of each kind of model.
-FAST = ("StableDiffusionPipeline", "StableDiffusion3Pipeline")
+FAST = ("StableDiffusion3Pipeline",)
 
 
 def outcome(key, name, config):

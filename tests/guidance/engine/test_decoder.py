@@ -107,7 +107,7 @@ def test_windows_do_not_touch_the_global_generator(tiny_pipeline):
 
 
 def test_a_window_holds_whole_patches_where_the_decoder_normalises_by_patch():
-    pipe, _ = importlib.import_module("pipelines.flux").PIPELINES["Flux2Pipeline"]()
+    pipe, _ = importlib.import_module("helpers.pipelines.flux").PIPELINES["Flux2Pipeline"]()
     decoder = Decoder(pipe, "image", Decoding(crop=0.4))
     decoder.adapter = replace(decoder.adapter, unpack=already_latents)
     sample = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_a_window_holds_whole_patches_where_the_decoder_normalises_by_patch():
 
 
 def test_frames_of_a_video_share_the_window_and_the_size():
-    pipe, _ = importlib.import_module("pipelines.unet_video").PIPELINES["AnimateDiffPipeline"]()
+    pipe, _ = importlib.import_module("helpers.pipelines.unet_video").PIPELINES["AnimateDiffPipeline"]()
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     decoder = Decoder(pipe, "image", Decoding(resolution=0.75, crop=0.5))
     decoder.start_step()

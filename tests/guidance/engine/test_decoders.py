@@ -46,7 +46,7 @@ def test_a_tiny_decoder_takes_the_place_of_the_pipelines_for_the_reward_only(tin
     ],
 )
 def test_a_tiny_decoder_reads_latents_of_unit_variance_whatever_it_replaces(module, key, sample):
-    pipe, _ = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
+    pipe, _ = importlib.import_module(f"helpers.pipelines.{module}").PIPELINES[key]()
     tiny = make_tiny_decoder()
     decoder = Decoder(pipe, "image", Decoding(tiny))
     decoder.adapter = replace(decoder.adapter, unpack=already_latents)

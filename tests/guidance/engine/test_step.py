@@ -24,7 +24,7 @@ from clip_guidance.guidance import Guidance
 )
 @modes
 def test_the_mask_of_an_inpainting_run_masks_the_shift(mode, module, key):
-    pipe, inputs = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
+    pipe, inputs = importlib.import_module(f"helpers.pipelines.{module}").PIPELINES[key]()
 
     def first_output(guidance=None):
         inputs["generator"].manual_seed(0)
@@ -83,7 +83,7 @@ def test_a_predicted_variance_stays_as_it_is(mode):
 
 @modes
 def test_a_doubled_sample_is_guided_once_and_a_reward_sees_each_image_once(mode):
-    pipe, inputs = importlib.import_module("pipelines.dit_classic").PIPELINES["DiTPipeline"]()
+    pipe, inputs = importlib.import_module("helpers.pipelines.dit_classic").PIPELINES["DiTPipeline"]()
     seen = []
 
     def reward(images):

@@ -99,7 +99,7 @@ KINDS = [
 @pytest.mark.parametrize(("module", "key", "frames"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(module, key, frames, dtype):
-    pipe, _ = importlib.import_module(f"pipelines.{module}").PIPELINES[key]()
+    pipe, _ = importlib.import_module(f"helpers.pipelines.{module}").PIPELINES[key]()
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(dtype)

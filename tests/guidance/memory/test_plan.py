@@ -60,6 +60,7 @@ def test_a_larger_budget_never_gives_a_worse_setting(pipe, guidance, batch, tiny
     assert qualities == sorted(qualities, reverse=True)
 
 
+@pytest.mark.slow
 def test_exact_settings_come_before_approximate_ones(pipe, guidance):
     plain = estimate(guidance, pipe, Decoding(), None, 3)
     chunked = estimate(guidance, pipe, Decoding(), 1, 3)
@@ -90,6 +91,7 @@ def test_what_was_set_besides_stays(pipe):
     assert plan_memory(guidance, pipe, "1GiB", SIDE, SIDE).decoding == Decoding(dtype=torch.bfloat16, seed=3)
 
 
+@pytest.mark.slow
 def test_if_nothing_fits_the_smallest_need_is_named_and_is_enough(pipe, guidance):
     with pytest.raises(
         ValueError, match="takes at least .* beside the weights, with chunk=1 and .*budget is 1 B"
@@ -111,7 +113,7 @@ def test_latents_are_not_planned(pipe):
 
 
 def test_a_video_needs_its_frames():
-    pipe, _ = importlib.import_module("pipelines.video").PIPELINES["WanPipeline"]()
+    pipe, _ = importlib.import_module("helpers.pipelines.video").PIPELINES["WanPipeline"]()
     guidance = Guidance(lambda frames: frames.flatten(1).sum(1))
     with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\), which failed; give `frames`"):
         plan_memory(guidance, pipe, "1GiB", 32, 48)
