@@ -45,6 +45,18 @@ class Report(DisplayMixin):
         largest: (Width, height) in pixels of the good image with the most pixels; None where there is none.
         max_bad_share: Share of bad rows, in [0, 1], up to which the source is accepted.
         quarantine: File that lists all bad rows; None where none was asked for.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from clip_guidance.data import check, open_pairs
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8), "red").save(Path(folder, "1.png"))
+        ...     _ = Path(folder, "1.txt").write_text("a red apple")
+        ...     report = check(open_pairs(folder))
+        >>> report.verdict
+        '0 of 1 rows are bad (0.0%), within max_bad_share=5.0%'
     """
 
     source: str

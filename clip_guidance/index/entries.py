@@ -33,6 +33,13 @@ class Entry:
         mtime_ns: Time when the file was last changed; 0 where that was too close to the reading to be relied on.
         row: Row of the vector file.
         metadata: JSON values given by the user.
+
+    Example:
+        >>> from clip_guidance.index import Entry
+        >>> file = {"path": "/photos/cat.png", "hash": "0f" * 16, "size": 68, "mtime_ns": 0}
+        >>> entry = Entry(id=1, row=0, metadata={"year": 2020}, **file)
+        >>> entry.path, entry.metadata
+        ('/photos/cat.png', {'year': 2020})
     """
 
     id: int

@@ -41,6 +41,11 @@ class Term:
 
     Raises:
         ValueError: The weight is not finite.
+
+    Example:
+        >>> from clip_guidance.index import Term
+        >>> Term("a worm", -0.5)
+        Term(source='a worm', weight=-0.5)
     """
 
     source: Any

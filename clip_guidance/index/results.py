@@ -17,6 +17,12 @@ class Hit:
         path: Absolute path.
         score: Cosine with the query, in [-1, 1].
         metadata: JSON values given when the image was added, or later.
+
+    Example:
+        >>> from clip_guidance.index import Hit
+        >>> hit = Hit("/photos/cat.png", 0.31, {"year": 2020})
+        >>> f"{hit.score:.2f} {hit.path}", hit.metadata["year"]
+        ('0.31 /photos/cat.png', 2020)
     """
 
     path: str
@@ -36,6 +42,12 @@ class Verification:
         intact: Number of files that are as they were indexed.
         changed: Paths whose content is another now.
         missing: Paths where there is no file any more, or a file that cannot be read.
+
+    Example:
+        >>> from clip_guidance.index import Verification
+        >>> found = Verification(intact=2, missing=["/photos/cat.png"])
+        >>> found.intact, found.changed, found.missing
+        (2, [], ['/photos/cat.png'])
     """
 
     intact: int = 0
@@ -45,7 +57,17 @@ class Verification:
 
 @dataclass(frozen=True)
 class Moved:
-    """Report an image that lies elsewhere now."""
+    """Report an image that lies elsewhere now.
+
+    Attributes:
+        old: Absolute path where the image was.
+        new: Absolute path where the image is.
+
+    Example:
+        >>> from clip_guidance.index import Moved
+        >>> Moved(old="/photos/cat.png", new="/photos/pets/cat.png").new
+        '/photos/pets/cat.png'
+    """
 
     old: str
     new: str
@@ -64,6 +86,12 @@ class Changes:
         unchanged: Number of images that were as the index knew them.
         removed: Paths taken out because there is no file any more (``ImageIndex.sync`` only).
         skipped: Files that could not be read, and why. An image that the index already holds stays as it was.
+
+    Example:
+        >>> from clip_guidance.index import Changes
+        >>> total = Changes(added=["/photos/cat.png"]) + Changes(unchanged=3, removed=["/photos/dog.png"])
+        >>> total.added, total.unchanged, total.removed
+        (['/photos/cat.png'], 3, ['/photos/dog.png'])
     """
 
     added: list[str] = field(default_factory=list)

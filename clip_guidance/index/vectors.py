@@ -22,7 +22,16 @@ BLOCK = 16384  # rows held in memory at once: 32 MiB of 512 float32
 
 
 class ImageIndexError(ValueError):
-    """Report that an image index cannot be used as asked; the message names it and says what to do."""
+    """Report that an image index cannot be used as asked; the message names it and says what to do.
+
+    Example:
+        >>> from clip_guidance.index import ImageIndex, ImageIndexError
+        >>> try:
+        ...     ImageIndex.open("no-such-folder", create=False)
+        ... except ImageIndexError as error:
+        ...     print("no-such-folder" in str(error))
+        True
+    """
 
 
 class VectorFile:

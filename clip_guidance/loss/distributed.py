@@ -20,6 +20,13 @@ class ProcessGroup:
     Attributes:
         size: Number W of processes.
         rank: Number of this process, in [0, W).
+
+    Example:
+        >>> import torch
+        >>> from clip_guidance.loss import ProcessGroup
+        >>> group = ProcessGroup()
+        >>> group.size, group.rank, group.gather(torch.ones(2, 3)).shape
+        (1, 0, torch.Size([2, 3]))
     """
 
     def __init__(self, process_group: Any = None):

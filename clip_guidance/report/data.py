@@ -15,6 +15,18 @@ def data_check(report: Report) -> Page:
 
     Args:
         report: What ``clip_guidance.data.check`` returned.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from clip_guidance import data, report
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 8), "red").save(Path(folder, "1.png"))
+        ...     _ = Path(folder, "1.txt").write_text("a red apple")
+        ...     page = report.data_check(data.check(data.open_pairs(folder)))
+        >>> "good (1)" in page.to_html()
+        True
     """
     return Page("What training would read", data_parts(report))
 

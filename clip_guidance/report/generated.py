@@ -22,6 +22,14 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
     Args:
         rows: One mapping per image: ``image``, as for ``load_image``, and what ``GeneratedImage.record`` returns.
         failed: Images that could not be generated: ``path`` and ``reason``.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> record = {"settings": {"prompt": "a red apple", "seed": 7}, "scores": [], "device": "cpu", "versions": {}}
+        >>> page = report.generated([{"image": Image.new("RGB", (64, 64), "red"), **record}])
+        >>> "a red apple" in page.to_html(), "seed 7" in page.to_html()
+        (True, True)
     """
     settings = [dict(row["settings"]) for row in rows]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in IN_CARDS]

@@ -30,6 +30,13 @@ class Scores:
         rows: Triples (image, text, score); read once, so this may be a generator of any length.
         title: Name of the definition.
         facts: More about the definition, such as ``ScoreDefinition.record``.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> rows = [(Image.new("RGB", (64, 64), "red"), "a red square", 27.5)]
+        >>> report.Scores(rows, "CLIPScore", {"weight": 2.5}).title
+        'CLIPScore'
     """
 
     rows: Iterable[tuple[ImageSource, str, float]]
@@ -89,6 +96,14 @@ def comparison(found: PairedComparison, *, facts: Mapping[str, Any] | None = Non
     Args:
         found: What ``compare_scores`` returned.
         facts: Names and values shown at the top.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from clip_guidance import report
+        >>> found = cg.compare_scores({"cat": 20.0, "dog": 25.0}, {"cat": 22.0, "dog": 26.0})
+        >>> page = report.comparison(found, facts={"judge": "emoji"})
+        >>> "+1.5000 (+1.0000 to +2.0000)" in page.to_html()
+        True
     """
     return Page("Two runs compared", (parts.facts(facts or {}), *comparison_parts(found)))
 

@@ -37,6 +37,14 @@ def similarity(
 
     Raises:
         ValueError: The numbers of images do not fit the matrix.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+        >>> page = report.similarity([[1.0, 0.25], [0.25, 1.0]], [red, blue])
+        >>> page.title, page.to_html().count("0.250")
+        ('How alike images are', 2)
     """
     values = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
     rows = as_list(images_a) if values else []
@@ -74,6 +82,14 @@ def ranking(
 
     Raises:
         ValueError: There are not as many cosines as images.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> red, pink, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "salmon", "blue"))
+        >>> page = report.ranking([pink, blue], [0.875, 0.25], to=red)
+        >>> page.title, page.to_html().count("<img")
+        ('Images by likeness', 3)
     """
     cards = [Card(image, value=f"{cos:.3f}") for image, cos in zip(images, cosines, strict=True)]
     query = () if to is None else (parts.section("Compared with", parts.gallery([Card(to)])),)
@@ -87,6 +103,13 @@ def search(query: str, hits: Sequence[Hit], *, facts: Mapping[str, Any] | None =
         query: The query, in words.
         hits: Hits, as ``ImageIndex.search`` returns them.
         facts: Names and values shown at the top.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from clip_guidance.index import Hit
+        >>> page = report.search("a cat", [Hit("/photos/cat.png", 0.3125, {"year": 2020})])
+        >>> page.title, "year: 2020" in page.to_html()
+        ('Search: a cat', True)
     """
     return Page(f"Search: {query}", (parts.facts(facts or {}), _hits(hits)))
 
@@ -115,6 +138,14 @@ def duplicates(
         groups: Groups of images.
         facts: Names and values shown at the top.
         failed: Inputs that could not be read: ``path`` and ``reason``.
+
+    Example:
+        >>> from clip_guidance import report
+        >>> from PIL import Image
+        >>> red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+        >>> page = report.duplicates([[red, red], [blue, blue, blue]])
+        >>> page.title, page.to_html().count("<img")
+        ('Near-duplicates', 5)
     """
     bodies, room = [], parts.MAX_IMAGES
     for number, group in enumerate(groups, 1):

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hold one label and its probability, in [0, 1]."""
+    """Hold one label and its probability.
+
+    Attributes:
+        label: The label, as it was given to the classifier.
+        prob: Probability, in [0, 1].
+
+    Example:
+        >>> from clip_guidance.zero_shot import Prediction
+        >>> best = max(Prediction("cat", 0.75), Prediction("dog", 0.25), key=lambda prediction: prediction.prob)
+        >>> f"{best.label} {best.prob:.0%}"
+        'cat 75%'
+    """
 
     label: str
     prob: float
