@@ -27,7 +27,7 @@ from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettin
 from clip_guidance.guidance import CLIPGuidance
 from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
 
-__all__ = ["GenerateSettings", "GeneratedImage", "ImageGenerator", "generate"]
+__all__ = ["ImageGenerator", "generate"]
 
 
 def generate(

@@ -121,6 +121,7 @@ def test_the_adapter_is_small_and_peft_reads_it(hub_clip, tmp_path):
     assert load_file(tmp_path / "adapter" / "heads.safetensors").keys() == set(HEADS)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(hub_clip, tmp_path):
     whole = train(adapted(hub_clip)[0], tmp_path / "whole")
     train(adapted(hub_clip)[0], tmp_path / "killed", killed_after=2)

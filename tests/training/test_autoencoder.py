@@ -128,6 +128,7 @@ def test_training_goes_on_where_it_was_stopped(training, tmp_path, monkeypatch):
     assert "mean_psnr" in (tmp_path / "whole" / "log.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_the_program_saves_a_stock_autoencoder_of_unit_variance(training, tmp_path, capsys):
     names = ["cat", "dog", "bus"]
     table = str(write_table(tmp_path / "train.parquet", names, size=64))

@@ -78,6 +78,7 @@ def test_exact_settings_come_before_approximate_ones(pipe, guidance):
     assert plan_memory(guidance, pipe, least - 1, SIDE, SIDE, 3).decoding.resolution == 0.75
 
 
+@pytest.mark.slow
 def test_the_tiny_decoder_comes_before_a_smaller_image(pipe, guidance):
     least = estimate(guidance, pipe, Decoding(checkpoint=True), 1)
     tiny = make_tiny_decoder()
@@ -157,6 +158,7 @@ def test_it_says_what_an_approximate_setting_gives_up():
     assert plan["Costs"] == "no time."
 
 
+@pytest.mark.slow
 def test_it_says_what_is_not_counted(pipe, guidance):
     assert "the denoiser, which is at rest" in words()["Not counted"]
     assert "mode='exact' keeps at the same time and which come on top" in words(mode="exact")["Not counted"]
@@ -166,6 +168,7 @@ def test_it_says_what_is_not_counted(pipe, guidance):
     assert plan.startswith("Guidance of 3 images of 64 x 64 by StableDiffusionPipeline: about ")
 
 
+@pytest.mark.slow
 def test_an_exact_plan_steers_as_the_plain_setting(pipe):
     def steered(plan=None):
         guidance = CLIPGuidance(make_clip(), "a red apple", scale=5.0, cutouts=VIEWS)
