@@ -50,7 +50,7 @@ def test_files_are_dropped_from_the_page_cache_and_stay_as_they_are(program, tmp
 def test_after_the_first_model_garbage_is_collected_again():
     code = """
 import gc
-from clip_guidance.cli import common
+from clip_guidance.cli import _common as common
 try:
     common.load_clip("no/such/model", "cpu")
 except ValueError:

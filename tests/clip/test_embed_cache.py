@@ -130,7 +130,7 @@ def test_a_damaged_file_is_told(cache):
 def test_what_was_put_survives_a_kill_and_is_seen_by_other_processes(cache):
     code = f"""
 import os, signal, torch
-from clip_guidance.embed_cache import EmbedCache
+from clip_guidance.clip.embed_cache import EmbedCache
 cache = EmbedCache({str(cache.folder)!r})
 cache.put("key", {{"00ff": torch.arange(3.0)}})
 os.kill(os.getpid(), signal.SIGKILL)
