@@ -17,7 +17,7 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_atomically(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
     The temporary file is flushed to the disk before it is renamed, and its folder afterwards, so that whoever opens
@@ -26,6 +26,8 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: Destination. Its folder must exist; a file in its place is replaced.
+        suffix: Ends the name of the temporary file. With the default only one writer of ``path`` may run at a time;
+            give each a suffix of its own, such as its process id, where several may.
 
     Yields:
         Path of the temporary file, in the same folder. The block must create and close it.
@@ -44,7 +46,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         ['scores.csv']
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(path.name + suffix)
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -7,6 +7,9 @@ With the gradient G of a matrix, or of a kernel whose rows are its output channe
 where orthogonal(U S Vᵀ) is nearly U Vᵀ, by five steps of a Newton-Schulz iteration of fifth order. The factor gives its
 entries the root mean square of an update of AdamW (Liu et al. 2025, arXiv:2502.16982, section 2.2), so that both take
 the same learning rate. Biases, norms and kernels with very few rows or columns are left to AdamW.
+
+``torch.optim.Muon`` takes matrices alone: it refuses the kernels of convolutions, which are nearly all of an
+autoencoder, and leaves the rest to a second optimizer, whose state a checkpoint would have to hold too.
 """
 
 from __future__ import annotations
@@ -74,16 +77,19 @@ class Muon(torch.optim.Optimizer):
 
     def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
-        average = state.setdefault("momentum", torch.zeros_like(parameter))
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average = state["momentum"]
         average.lerp_(gradient, 1 - group["momentum"])
         update = orthogonal(gradient.lerp(average, group["momentum"]).flatten(1))
         return (0.2 * max(update.shape) ** 0.5 * update).view(parameter.shape)
 
     def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
-        first = state.setdefault("exp_avg", torch.zeros_like(parameter))
-        second = state.setdefault("exp_avg_sq", torch.zeros_like(parameter))
-        step = state.setdefault("step", torch.zeros(()))
+        if not state:
+            state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            state["step"] = torch.zeros(())
+        first, second, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         step += 1
         slow, slower = group["betas"]
         first.lerp_(gradient, 1 - slow)

@@ -8,6 +8,7 @@ from helpers import html_pages
 from markupsafe import Markup
 from PIL import Image
 
+from clip_guidance import _files
 from clip_guidance.report import Page
 from clip_guidance.report.html.thumbnails import SIZE, thumbnail
 
@@ -86,3 +87,20 @@ def test_a_thumbnail_never_fails(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     assert thumbnail(tmp_path / "a.png").reason == "is empty (0 bytes)"
     assert thumbnail(Image.new("RGB", (1000, 1))).uri is not None
+
+
+def test_two_processes_may_write_one_report(tmp_path, monkeypatch):
+    """Each has a temporary file of its own, so the second to end replaces a whole page by a whole page."""
+    path, first, second = tmp_path / "page.html", Page("first", ()), Page("second", ())
+    fsync_file = _files.fsync_file
+
+    def meanwhile(file):
+        monkeypatch.setattr(_files, "fsync_file", fsync_file)
+        with monkeypatch.context() as other:
+            other.setattr("os.getpid", lambda: -1)
+            second.save(path)
+        fsync_file(file)
+
+    monkeypatch.setattr(_files, "fsync_file", meanwhile)
+    first.save(path)
+    assert path.read_text() == first.to_html() and [file.name for file in tmp_path.iterdir()] == ["page.html"]

@@ -62,7 +62,7 @@ class Page:
         path = Path(path)
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as partial:
+        with write_atomically(path, f".{os.getpid()}.part") as partial:
             # Names of files may hold bytes that are no text; the surrogates that Python reads them as are no UTF-8.
             partial.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
         return path
