@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline  # noqa: F401
@@ -20,6 +21,9 @@ for name in clip_guidance.__all__:
     getattr(clip_guidance, name)
 
 pytest_plugins = ["helpers.slow"]
+# The same examples every time, so that a run fails only for a change of the code; time is the matter of --cpu-limit.
+hypothesis.settings.register_profile("suite", max_examples=40, derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("suite")
 ROOT = Path(__file__).resolve().parents[1]
 # Many tests compare bit for bit; with several threads a busy machine may split the same sum differently. Besides,
 # there is a process of pytest-xdist for every core already. The variable says so to the programs that tests start.

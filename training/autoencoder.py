@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.generation.pipelines import load_pipeline
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
@@ -26,6 +28,15 @@ def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -
         sample_size=size,
         scaling_factor=1.0,
     )
+
+
+def load_autoencoder(name: str) -> AutoencoderKL:
+    """Load an autoencoder from its own folder, else from a pipeline, in float32 and frozen."""
+    if (Path(name) / "diffusion_pytorch_model.safetensors").is_file():
+        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True)
+    else:
+        vae = load_pipeline(name).vae
+    return vae.float().eval().requires_grad_(False)
 
 
 def pixels(images: Tensor, device: torch.device) -> Tensor:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from autoencoder import decibels, encode, pixels, squared_errors
+from autoencoder import decibels, encode, load_autoencoder, pixels, squared_errors
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.training.settings import parse_settings
 
 GAP = 2  # white pixels between images, before they are enlarged
@@ -38,15 +36,6 @@ class Settings:
     columns: int = 4  # groups side by side: an image and what each autoencoder makes of it
     zoom: int = 2  # how many times the sheet is enlarged
     seed: int = 0  # of the draw of images for the sheet
-
-
-def load_autoencoder(name: str) -> AutoencoderKL:
-    """Load an autoencoder from its own folder, else from a pipeline, in float32 and ready to be measured."""
-    if (Path(name) / "diffusion_pytorch_model.safetensors").is_file():
-        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True)
-    else:
-        vae = load_pipeline(name).vae
-    return vae.float().eval().requires_grad_(False)
 
 
 def decoding_seconds(vae: AutoencoderKL, latents: Tensor, repeats: int = 12) -> float:

@@ -14,13 +14,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from autoencoder import AutoencoderLoss, inflated, make_autoencoder, mean_psnr, normalise_latents, pixels, quicken
+from autoencoder import (
+    AutoencoderLoss,
+    inflated,
+    load_autoencoder,
+    make_autoencoder,
+    mean_psnr,
+    normalise_latents,
+    pixels,
+    quicken,
+)
 from diffusers import AutoencoderKL
 from muon import Muon
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.training.batches import SampleOrder
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
@@ -34,7 +42,7 @@ class Settings:
 
     data: str  # captioned images: a table, folder, tars or a data set of the Hub; see clip_guidance.data
     output: str  # folder for checkpoints, and in its folder "final" the finished autoencoder
-    init: str | None = None  # pipeline whose autoencoder to continue from, a folder or a name
+    init: str | None = None  # autoencoder to continue from: its folder, or folder or name of a pipeline that has one
     validation: str | None = None  # captioned images on which the PSNR is measured
     validation_count: int = 128  # how many of them are measured on the way; at the end all are
     size: int = 64  # side of the square images, in pixels
@@ -62,7 +70,7 @@ def first_autoencoder(settings: Settings, data: CaptionedImages, device: torch.d
     torch.manual_seed(settings.seed)
     if settings.init is None:
         return make_autoencoder(settings.channels, settings.latent_channels, settings.size).to(device)
-    known = load_pipeline(settings.init).vae
+    known = load_autoencoder(settings.init)
     vae = inflated(known, settings.latent_channels).to(device)
     normalise_latents(vae.eval(), data, device, 256)  # new channels at the scale of the known ones
     quicken(vae, known.config.latent_channels)
