@@ -138,7 +138,7 @@ class DenoisingLoss:
 
 
 class HeldOutError:
-    """The pipeline's squared error of the velocity on images it never saw; the same times and noise every time.
+    """Measure the squared error of the velocity on unseen images, always with the same noise.
 
     Args:
         pipeline: Its UNet is measured.
