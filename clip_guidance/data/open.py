@@ -22,9 +22,8 @@ from clip_guidance.data.sources.tar import TarSource
 from clip_guidance.images.load import EXTENSIONS
 
 SUPPORTED = (
-    "a folder of images with captions.csv (.tsv, .jsonl), metadata.jsonl, a .txt beside each image, or folders "
-    "named after what they show; .csv, .tsv, .jsonl and .parquet tables; WebDataset .tar archives, also "
-    "shards/{0000..0012}.tar; or the owner/name of a Hub data set"
+    "a folder of images with captions.csv, metadata.jsonl, a .txt beside each, or folders named by what they show; "
+    ".csv, .tsv, .jsonl, .json, .parquet; .tar, also {0000..0012}.tar; or the owner/name of a Hub data set"
 )
 CAPTION_TABLES = re.compile(r"(metadata|captions)\.(csv|tsv|jsonl|parquet)", re.IGNORECASE)
 # Files of these names are tables of captions if they are tables: captions.txt may also be the text of captions.jpg.

@@ -63,14 +63,14 @@ class Columns:
         """
         needed = (image, *captions) if need_captions else (image,)
         if absent := [name for name in needed if name and name not in names]:
-            raise SourceError(f"{where}: no column {', '.join(absent)}; it has {_listed(names)}")
+            raise SourceError(f"{where}: no column {', '.join(absent):.60}; it has {_listed(names)}")
         image = image or next((n for known in IMAGES for n in names if n.lower() == known), None)
         captions = captions or next(filter(None, (_numbered(known, names) for known in CAPTIONS)), [])
         for column, meant, known in ((image, "images", IMAGES), (captions, "captions", CAPTIONS)):
             if not column and (need_captions or meant == "images"):
                 raise SourceError(
                     f"{where}: no column of {meant} found; it has {_listed(names)}; "
-                    f"name it, or rename it to one of {', '.join(known)}"
+                    f"name it, or rename it to one of {', '.join(known[:6])}, ..."
                 )
         assert image is not None
         return cls(image, tuple(captions), classes or {})
@@ -128,4 +128,4 @@ def _numbered(stem: str, names: Sequence[str]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names)) or 'none':.500}"
+    return f"{', '.join(map(repr, names)) or 'none':.100}"
