@@ -1,4 +1,4 @@
-"""Train the autoencoder of a small latent diffusion model, from a trained one or from scratch.
+"""Train the autoencoder of a latent diffusion model, from a trained one or from scratch.
 
     accelerate launch training/train_autoencoder.py --config training/recipes/emoji-autoencoder.yaml
 
