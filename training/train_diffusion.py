@@ -30,6 +30,7 @@ from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.training.batches import SampleOrder
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
 from clip_guidance.training.trainer import Plan, fit
 
@@ -198,6 +199,12 @@ def main(settings: Settings) -> None:
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     accelerator = make_accelerator()
+    with errors_as_sentences(), locked_output(settings.output, accelerator):
+        train(settings, accelerator)
+
+
+def train(settings: Settings, accelerator: Accelerator) -> None:
+    """Train the phases that are asked for, and save the pipeline in ``output``."""
     clip = CLIP.from_pretrained(settings.clip) if settings.phase == "all" else None
     if clip is not None and not hasattr(clip.text_encoder, "to_clip_text_model"):
         raise SystemExit(
