@@ -43,7 +43,7 @@ class PromptReward(nn.Module):
 
         Args:
             images: Tensor (B, 3, H, W) of values in [0, 1].
-            prompts: One for all images, or n for B/n consecutive images each.
+            prompts: One for all images, or n for B/n consecutive images each; not read where the reward needs none.
 
         Returns:
             Tensor (B,), at least float32, differentiable in the images.
@@ -53,6 +53,8 @@ class PromptReward(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"{self.name} reads images (B, 3, H, W) in [0, 1], got {tuple(images.shape)}")
+        if not self.needs_prompt:
+            return self.rate(images, ())
         prompts = _checked(prompts)
         if len(images) % len(prompts):
             raise ValueError(f"{self.name}: {len(prompts)} prompts cannot be shared out among {len(images)} images")
@@ -65,9 +67,9 @@ class PromptReward(nn.Module):
         Raises:
             ValueError: The reward was loaded without a prompt; otherwise as for :meth:`score`.
         """
-        if self.prompts is None:
+        if self.needs_prompt and self.prompts is None:
             raise ValueError(f"{self.name} was loaded without a prompt: load_reward({self.name!r}, prompt) steers")
-        return self.score(images, self.prompts)
+        return self.score(images, self.prompts or ())
 
 
 def _checked(prompts: str | Sequence[str]) -> list[str]:
