@@ -111,9 +111,10 @@ class FolderSource:
                 yield Record(name, self.name, problem=BadRow("unreadable", f"folder {name}: {reason}"))
             return
         for image in self.images[index * PART_IMAGES : (index + 1) * PART_IMAGES]:
-            yield self._record(image)
+            yield self.record(image)
 
-    def _record(self, image: str) -> Record:
+    def record(self, image: str) -> Record:
+        """Return the record of an image, given by its path relative to the folder."""
         stored, folder = StoredFile(self.root / image), os.path.dirname(image)
         if texts := self.texts.of(image):
             members = {suffix: StoredFile(self.root / text) for suffix, text in texts.items()}
