@@ -112,8 +112,8 @@ ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
 Scored = Annotated[
     list[str] | None,  # a Path would turn ./- into -
     typer.Argument(
-        help="Images, folders (with a .txt beside an image as its prompt), globs, tables (.csv, .tsv, .jsonl, .parquet) "
-        "of image and maybe prompt; - for lines of paths or JSON objects, or a CSV.",
+        help="Images, folders (a .txt beside an image is its prompt), globs, tables (.csv, .tsv, .jsonl, .parquet) of "
+        "image and maybe prompt; - for lines of paths or JSON objects, or a CSV.",
         show_default=False,
     ),
 ]
@@ -262,7 +262,8 @@ Quarantine = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="Read only this many rows.", show_default="all of them")]
 MaxBadShare = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted, from 0 to 1.")]
 ImageColumn = Annotated[
-    str | None, typer.Option(help="Column of the images; of tars and folders, their suffix.", show_default="by its name")
+    str | None,
+    typer.Option(help="Column of the images; of tars and folders, their suffix.", show_default="by its name"),
 ]
 CaptionColumns = Annotated[
     list[str] | None,

@@ -102,8 +102,10 @@ def _csv_rows(rows: Iterator[list[str]], names: Sequence[str], spaced: bool) -> 
         if len(fields) == len(names):
             row: dict[str, Any] = {}
             for name, value in zip(names, map(str.strip, fields) if spaced else fields, strict=True):
-                row[name] = [*row[name], value] if isinstance(row.get(name), list) else (
-                    [row[name], value] if name in row else value
+                row[name] = (
+                    [*row[name], value]
+                    if isinstance(row.get(name), list)
+                    else ([row[name], value] if name in row else value)
                 )
             yield row
         elif fields:  # else an empty line
@@ -132,7 +134,9 @@ def _is_header(names: Iterable[str]) -> bool:
 def is_csv_header(line: str) -> bool:
     """Return whether a line is the first one of a CSV: it names a column of images and another, or is ``sep=;``."""
     line = line.removeprefix("\ufeff").rstrip("\r\n")
-    return bool(_MARK.fullmatch(line)) or any(_is_header(found) and len(found) > 1 for found in (_fields([line], each) for each in DELIMITERS))
+    return bool(_MARK.fullmatch(line)) or any(
+        _is_header(found) and len(found) > 1 for found in (_fields([line], each) for each in DELIMITERS)
+    )
 
 
 def _json_row(line: str) -> Row | BadRow:

@@ -1,7 +1,7 @@
 """What there is to score, one item after the other: images, folders, globs, tables, lines of standard input.
 
-Prompts are read as training reads captions, by the readers of :mod:`clip_guidance.data`. Nothing is kept in memory: of a
-folder only the names in it, of a table one row at a time.
+Prompts are read as training reads captions, by the readers of :mod:`clip_guidance.data`. Nothing is kept in memory: of
+a folder only the names in it, of a table one row at a time.
 """
 
 from __future__ import annotations
@@ -152,8 +152,11 @@ def _of_lines(lines: Iterable[str]) -> Iterator[ScoreItem]:
     columns = _with_prompts(table, lambda asked, need: Columns.find(names, str(table), None, asked, None, need))
     for number, row in enumerate(rows, start=1):
         key = f"row {number}"
-        bad = isinstance(row, BadRow)
-        yield from _of_record(Record(key, STDIN, problem=row) if bad else columns.record(row, key, STDIN, Path()), table)
+        if isinstance(row, BadRow):
+            record = Record(key, STDIN, problem=row)
+        else:
+            record = columns.record(row, key, STDIN, Path())
+        yield from _of_record(record, table)
 
 
 def _of_line(line: str) -> ScoreItem | None:

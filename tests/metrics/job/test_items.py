@@ -250,7 +250,8 @@ def captioned(folder):
 
 
 def as_training(folder):
-    return sorted((pair.key, text) for pair in open_pairs(folder, policy=Policy(max_bad_share=1)) for text in pair.captions)
+    pairs = open_pairs(folder, policy=Policy(max_bad_share=1))
+    return sorted((pair.key, text) for pair in pairs for text in pair.captions)
 
 
 def as_scoring(folder, prompt=None):
@@ -289,7 +290,9 @@ def test_a_text_that_cannot_be_read_costs_its_image_alone(tmp_path):
     assert problems == {"1.PNG": "prompt: not UTF-8 (byte 3); save the text as UTF-8"}
 
 
-@pytest.mark.parametrize("header", ["filepath, title", '"filepath" , "title"', "filepath; prompt", "\ufefffilepath,caption"])
+@pytest.mark.parametrize(
+    "header", ["filepath, title", '"filepath" , "title"', "filepath; prompt", "\ufefffilepath,caption"]
+)
 def test_a_header_with_spaces_keeps_its_prompts(tmp_path, header, recwarn):
     table = tmp_path / "pairs.csv"
     table.write_text(f"{header}\na.png{';' if ';' in header else ','} a red apple\n")
