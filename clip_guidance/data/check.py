@@ -119,9 +119,11 @@ class Report(DisplayMixin):
         share = f"{sum(self.bad.values())} of {self.rows} rows are bad ({self.bad_share:.1%})"
         if not self.good:
             return f"{share}: no pair"
+        if self.bad_share > self.max_bad_share:
+            return f"{share}, more than {allowed}"
         if self.uniform:
             return f"{share}, and all {self.captions} captions are the same: a CLIP has nothing to learn"
-        return f"{share}, {'within' if self.accepted else 'more than'} {allowed}"
+        return f"{share}, within {allowed}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as a dict that JSON can hold."""
