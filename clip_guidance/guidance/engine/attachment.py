@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
+from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.engine.cap import Corrections, capped
@@ -21,7 +22,7 @@ from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
-from clip_guidance.guidance.per_sample import per_sample
+from clip_guidance.guidance.per_sample import are_finite, per_sample
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Attachment:
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
         self.needs_correction = self.mode.needs_correction or guidance.cap is not None
         self.dropped = 0
+        self._told: set[str] = set()  # what was warned of, by its kind
         self._last_index: int | None = None
         self._held: tuple[Tensor, float] | None = None  # the latest shift, and its step's posterior variance
         if self.mode.needs_tape:
@@ -102,12 +104,13 @@ class Attachment:
     def shift(self, step: Step) -> Tensor:
         """Compute the scaled shift of the predicted clean sample, (B, ...)."""
         guidance, prediction = self.guidance, step.prediction
+        sound = self._sound(step)
         correction = step.corrections.rms(prediction) if self.needs_correction else None
         scale = guidance.strength(step.done, len(prediction.sample))
         variance = posterior_variance(prediction.level, self.data_variance)
         if self._held is None or step.index % guidance.every == 0:
             state = self._state(step, scale, correction)
-            self._held = self._without_non_finite(self.mode.shift(state)), variance
+            self._held = self._without_non_finite(self.mode.shift(state), sound), variance
             guidance.report.steps.append(step.index)
         shift, held_variance = self._held
         shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
@@ -132,7 +135,27 @@ class Attachment:
             vjp=partial(step.tape.vjp, step.prediction),
             eta=step.eta,
             correction=correction,
+            tell=self._tell,
         )
+
+    def _tell(self, message: str, kind: str | None = None) -> None:
+        """Warn, once of each kind: by default of each text."""
+        if (kind or message) not in self._told:
+            self._told.add(kind or message)
+            warnings.warn(message, stacklevel=3)
+
+    def _sound(self, step: Step) -> Tensor:
+        """Return which noisy samples are finite, (B,); warn of the first step at which some are not."""
+        sound = are_finite(step.prediction.sample)
+        if not sound.all():
+            self._tell(
+                f"{int((~sound).sum())} of {len(sound)} noisy samples are not finite at step {step.index} (timestep "
+                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them so "
+                "at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler with "
+                "eta=1, is the usual cause",
+                kind="samples",
+            )
+        return sound
 
     def _capped(self, shift: Tensor, correction: Tensor | None, variance: float) -> Tensor:
         cap = self.guidance.cap
@@ -143,11 +166,10 @@ class Attachment:
         self.guidance.report.capped += found.count
         return found.shift
 
-    def _without_non_finite(self, shift: Tensor) -> Tensor:
-        finite = shift.flatten(1).isfinite().all(1)
-        dropped = int((~finite).sum())
-        self.dropped += dropped
-        self.guidance.report.dropped += dropped
+    def _without_non_finite(self, shift: Tensor, sound: Tensor) -> Tensor:
+        finite = are_finite(shift)
+        self.dropped += int((~finite & sound).sum())
+        self.guidance.report.dropped += int((~finite).sum())
         return torch.where(per_sample(finite, shift), shift, 0)
 
 
