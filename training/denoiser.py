@@ -51,6 +51,33 @@ def make_unet(
     )
 
 
+@torch.no_grad()
+def inflated_unet(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """Give a trained UNet more latent channels.
+
+    What it predicts for the channels that it had stays the same, whatever the new ones hold; for those it predicts 0,
+    the mean of the velocity of latents with zero mean.
+
+    Args:
+        unet: The UNet, left as it is.
+        latent_channels: How many channels the result reads and predicts; as many as before makes a copy.
+
+    Raises:
+        ValueError: The UNet has more channels already.
+    """
+    known = unet.config.in_channels
+    if latent_channels < known:
+        raise ValueError(f"latent_channels: expected at least the {known} of the UNet, got {latent_channels}")
+    wide = UNet2DConditionModel.from_config(unet.config, in_channels=latent_channels, out_channels=latent_channels)
+    state = unet.state_dict()
+    for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
+        shape = list(state[name].shape)
+        shape[axis] = latent_channels - known
+        state[name] = torch.cat([state[name], state[name].new_zeros(shape)], axis)
+    wide.load_state_dict(state)
+    return wide.to(unet.dtype)
+
+
 def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
     """Leave out a share, in [0, 1), of the values inside each residual block in training mode."""
     for module in unet.modules():
@@ -147,7 +174,7 @@ class DenoisingLoss:
 
 
 class HeldOutError:
-    """The pipeline's squared error of the velocity on images it never saw; the same times and noise every time.
+    """Measure the squared error of the velocity on unseen images, always with the same noise.
 
     Args:
         pipeline: Its UNet is measured.
