@@ -1,5 +1,6 @@
-"""Numbers of each sample of a batch: brought to the sample's shape, and root mean squares."""
+"""Numbers of each sample of a batch: brought to the sample's shape, root mean squares, and powers of two."""
 
+import torch
 from torch import Tensor
 
 
@@ -9,5 +10,22 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Return the root mean square of each sample of (B, ...), as (B,)."""
-    return x.flatten(1).square().mean(1).sqrt()
+    """Return the root mean square of each sample of (B, ...), as (B,), also where the squares would leave float32."""
+    factor = power_of_two(x)
+    return (x * factor).flatten(1).square().mean(1).sqrt() / factor.flatten()
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """Return the power of two that brings a sample's largest element into (1/2, 1].
+
+    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
+    """
+    largest = x.detach().flatten(1).abs().amax(1)
+    factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
+    factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
+    return per_sample(factor, x)
+
+
+def are_finite(x: Tensor) -> Tensor:
+    """Return whether all elements of each sample of (B, ...) are finite, as (B,)."""
+    return x.flatten(1).isfinite().all(1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.per_sample import per_sample, rms
+from clip_guidance.guidance.per_sample import are_finite, per_sample, rms
 
 
 class Corrections:
@@ -74,8 +74,9 @@ class Corrections:
 
 def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
     """Sum the squared distances of ``output`` from the line through each sample's predictions."""
-    first, *others = (each.flatten(1) for each in predictions)
-    ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
+    finite = are_finite(torch.stack([output, *predictions], 1))
+    first, *others = (each[finite].flatten(1) for each in predictions)
+    ways, target = torch.stack([each - first for each in others], -1), (output[finite].flatten(1) - first)[..., None]
     gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
     return (target - ways @ (torch.linalg.pinv(gram) @ (ways.mT @ target))).square().sum()
 
