@@ -150,9 +150,9 @@ class Attachment:
         if not sound.all():
             self._tell(
                 f"{int((~sound).sum())} of {len(sound)} noisy samples are not finite at step {step.index} (timestep "
-                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them so "
-                "at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler with "
-                "eta=1, is the usual cause",
+                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them "
+                "so at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler "
+                "with eta=1, is the usual cause",
                 kind="samples",
             )
         return sound
