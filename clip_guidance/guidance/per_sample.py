@@ -1,4 +1,6 @@
-"""Numbers of each sample of a batch: brought to the sample's shape, root mean squares, and powers of two."""
+"""Numbers of each sample of a batch: brought to its shape, root mean squares and their bound, powers of two."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,3 +31,24 @@ def power_of_two(x: Tensor) -> Tensor:
 def are_finite(x: Tensor) -> Tensor:
     """Return whether all elements of each sample of (B, ...) are finite, as (B,)."""
     return x.flatten(1).isfinite().all(1)
+
+
+@dataclass(frozen=True)
+class Capped:
+    """Hold shifts after the cap.
+
+    Attributes:
+        shift: The shifts (B, ...).
+        count: Number of samples whose shift was longer than its limit.
+    """
+
+    shift: Tensor
+    count: int
+
+
+def capped(shift: Tensor, limit: Tensor) -> Capped:
+    """Shorten shifts (B, ...) to a root mean square of at most ``limit``, (B,)."""
+    length = rms(shift)
+    longer = length > limit
+    factor = torch.where(longer, limit / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
+    return Capped(shift * per_sample(factor, shift), int(longer.sum()))

@@ -15,7 +15,7 @@ from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
-from clip_guidance.guidance.engine.cap import Corrections, capped
+from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
@@ -23,7 +23,7 @@ from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
-from clip_guidance.guidance.per_sample import are_finite, per_sample
+from clip_guidance.guidance.per_sample import are_finite, capped, per_sample
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ class Attachment:
         if not sound.all():
             self._tell(
                 f"{int((~sound).sum())} of {len(sound)} noisy samples are not finite at step {step.index} (timestep "
-                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them so "
-                "at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler with "
-                "eta=1, is the usual cause",
+                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them "
+                "so at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler "
+                "with eta=1, is the usual cause",
                 kind="samples",
             )
         return sound

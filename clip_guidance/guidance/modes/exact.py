@@ -25,11 +25,10 @@ import math
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.engine.cap import capped
 from clip_guidance.guidance.modes import x0
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
-from clip_guidance.guidance.per_sample import rms
+from clip_guidance.guidance.per_sample import capped, rms
 
 _DEVIATIONS = 3.0  # standard deviations of the posterior
 
