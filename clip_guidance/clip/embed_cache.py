@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_guidance.clip.finite import check_finite, why_not_finite
 from clip_guidance.images.files import content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
@@ -138,12 +139,14 @@ class CachedCLIP:
 
         Raises:
             ImageError: An image cannot be read; the message names it.
+            ValueError: An embedding is not finite.
         """
         listed = as_list(images)
         names = [image_name(image, place) for place, image in enumerate(listed)]
         named = list(zip(listed, names, strict=True))
         parts = (named[start : start + batch_size] for start in range(0, len(named), batch_size))
-        return torch.cat([encode(self, [prepare(self, *pair) for pair in part]) for part in parts])
+        embeds = torch.cat([encode(self, [prepare(self, *pair) for pair in part]) for part in parts])
+        return check_finite(self.clip, embeds, "image")
 
 
 def cache_key(clip: CLIP) -> str:
@@ -173,7 +176,7 @@ class EncodedBatch:
     Attributes:
         names: The paths of the images that could be read.
         embeds: Their unit vectors (n, d), float32 on the model's device.
-        skipped: The images that could not be read.
+        skipped: The images that could not be read, or whose vectors are not finite.
     """
 
     names: list[str]
@@ -237,7 +240,19 @@ def encode_files(
                 prepared[place] = prepare(clip, name, name)
             except ImageError as error:
                 skipped.append(Skipped(name, error.reason))
-        yield EncodedBatch([names[place] for place in prepared], encode(clip, list(prepared.values())), skipped)
+        yield _finite_batch(clip, [names[place] for place in prepared], encode(clip, list(prepared.values())), skipped)
+
+
+def _finite_batch(
+    clip: CLIP | CachedCLIP, names: list[str], embeds: Tensor, skipped: list[Skipped]
+) -> EncodedBatch:
+    """Make a batch of the images whose vectors are finite; the others are skipped, and the cause is said."""
+    finite = embeds.isfinite().all(-1)
+    if not finite.all():
+        reason = f"its embedding is not finite: {why_not_finite(getattr(clip, 'clip', clip))}"
+        skipped = [*skipped, *(Skipped(name, reason) for name, good in zip(names, finite, strict=True) if not good)]
+        names = [name for name, good in zip(names, finite, strict=True) if good]
+    return EncodedBatch(names, embeds[finite], skipped)
 
 
 def _bytes_of(source: ImageSource) -> bytes | None:
