@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from clip_guidance.clip.finite import check_finite, why_not_finite
-from clip_guidance.images.files import content_hash, read_bytes
+from clip_guidance.images.files import NO_MEMORY, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
 if TYPE_CHECKING:
@@ -195,7 +195,11 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
         content, source = content_hash(data), data
         if (embed := clip.cache.get(clip.key, content)) is not None:
             return Prepared(content, embed)
-    return Prepared(content, pixels=clip.image_processor(load_image(source, name)))
+    image = load_image(source, name)
+    try:
+        return Prepared(content, pixels=clip.image_processor(image))
+    except MemoryError:
+        raise ImageError(name, NO_MEMORY) from None
 
 
 @torch.no_grad()

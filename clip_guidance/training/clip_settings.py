@@ -81,8 +81,6 @@ def check_settings(settings: Settings) -> None:
             raise SystemExit(f"--{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
     try:
         settings.image_config()
-        if settings.text_tower == "transformer":
-            settings.heads("text_width")
     except ValueError as error:
         raise SystemExit(str(error)) from None
     given = [f"--{name}" for name in ("init", "init_text", "init_image") if getattr(settings, name)]

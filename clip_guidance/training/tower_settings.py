@@ -29,24 +29,8 @@ class TowerSettings:
     context_length: int = 32  # longest text in tokens, start and end included
     projection_dim: int = 128  # of the embeddings that images and texts share
 
-    def heads(self, option: str) -> int:
-        """Return the number of attention heads for the width that an option sets: one per 32 channels.
-
-        Raises:
-            ValueError: The heads do not divide the width; the message names the option.
-        """
-        width = getattr(self, option)
-        heads = max(1, width // 32)
-        if width < 1 or width % heads:
-            raise ValueError(f"--{option}: expected a multiple of its {heads} heads (one per 32 channels), got {width}")
-        return heads
-
     def text_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-        """Make the config of the text tower over this vocabulary.
-
-        Raises:
-            ValueError: A setting is out of range.
-        """
+        """Make the config of the text tower over this vocabulary."""
         options = dict(
             vocab_size=len(tokenizer),
             hidden_size=self.text_width,
@@ -58,22 +42,18 @@ class TowerSettings:
             pad_token_id=tokenizer.pad_token_id,
         )
         if self.text_tower == "transformer":
-            options |= dict(num_hidden_layers=self.text_layers, num_attention_heads=self.heads("text_width"))
+            options |= dict(num_hidden_layers=self.text_layers, num_attention_heads=_heads(self.text_width))
         return TEXT_TOWERS[self.text_tower][0](**options)
 
     def image_config(self) -> PreTrainedConfig:
-        """Make the config of the image tower.
-
-        Raises:
-            ValueError: A setting is out of range.
-        """
+        """Make the config of the image tower."""
         options: dict[str, object]
         if self.image_tower == "vit":
             options = dict(
                 hidden_size=self.image_width,
                 intermediate_size=4 * self.image_width,
                 num_hidden_layers=self.image_layers,
-                num_attention_heads=self.heads("image_width"),
+                num_attention_heads=_heads(self.image_width),
                 patch_size=self.patch_size,
                 stem_widths=self.stem_widths or None,
                 pooling=self.pooling,
@@ -82,3 +62,8 @@ class TowerSettings:
         else:
             options = dict(hidden_sizes=self.resnet_widths, depths=self.resnet_depths)
         return IMAGE_TOWERS[self.image_tower][0](image_size=self.image_size, **options)
+
+
+def _heads(width: int) -> int:
+    """Return the largest number of heads of at least 32 channels each that divides the width; at least one head."""
+    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)

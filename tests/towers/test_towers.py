@@ -210,4 +210,4 @@ def test_one_head_is_enough_for_a_narrow_tower():
     sizes = {"image_size": 32, "patch_size": 8, "intermediate_size": 32, "num_hidden_layers": 1}
     tower = ViTModel(ViTConfig(hidden_size=16, num_attention_heads=1, **sizes))
     assert tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape == (1, 16)
-    assert TowerSettings(image_width=16).image_config().num_attention_heads == 1
+    assert [TowerSettings(image_width=width).image_config().num_attention_heads for width in (16, 100)] == [1, 2]
