@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from transformers import PreTrainedModel
+
+from clip_guidance.images.load import Skipped
 
 
-def check_finite(model: PreTrainedModel, embeds: Tensor, kind: str) -> Tensor:
+def check_finite(model: Any, embeds: Tensor, kind: str) -> Tensor:
     """Return embeddings (n, d) that are all finite.
 
     Args:
@@ -23,7 +26,19 @@ def check_finite(model: PreTrainedModel, embeds: Tensor, kind: str) -> Tensor:
     return embeds
 
 
-def why_not_finite(model: PreTrainedModel) -> str:
+def finite_rows(
+    model: Any, names: list[str], embeds: Tensor, skipped: list[Skipped]
+) -> tuple[list[str], Tensor, list[Skipped]]:
+    """Keep the images whose embeddings (n, d) are finite; add the others to those that were skipped, with the cause."""
+    finite = embeds.isfinite().all(-1)
+    if finite.all():
+        return names, embeds, skipped
+    reason = f"its embedding is not finite: {why_not_finite(model)}"
+    damaged = [Skipped(name, reason) for name, good in zip(names, finite, strict=True) if not good]
+    return [name for name, good in zip(names, finite, strict=True) if good], embeds[finite], [*skipped, *damaged]
+
+
+def why_not_finite(model: Any) -> str:
     """Name the weights that are not finite, or the precision in which finite ones overflow."""
     name = f"{model.name_or_path or 'this CLIP'!s:.80}"
     tensors = model.state_dict().items()

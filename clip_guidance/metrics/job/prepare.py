@@ -112,7 +112,8 @@ class Preparer:
         ]
         for place in missing if self.cache else []:
             assert self.cache is not None
-            if (embed := self.cache.get(self.judges[place].key, prepared.hash)) is not None:
+            judge = self.judges[place]
+            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.config.projection_dim)) is not None:
                 prepared.embeds[place] = embed
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)
