@@ -146,13 +146,14 @@ def resolve_device(device: str | None) -> str:
     """
     import torch
 
+    from clip_guidance._tensors import check_device
+
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the name is unknown, or torch was built without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    return device
+        return str(check_device(device))
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def quiet(*libraries: str) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from clip_guidance._files import shorten
 from clip_guidance._sqlite import check_schema, connect, schema_of
+from clip_guidance.clip.finite import check_finite, finite_rows
 from clip_guidance.images.files import NO_MEMORY, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
@@ -183,12 +184,12 @@ class CachedCLIP:
 
         Raises:
             ImageError: An image cannot be read; the message names it.
+            ValueError: An embedding is not finite.
         """
-        listed = as_list(images)
-        names = [image_name(image, place) for place, image in enumerate(listed)]
-        named = list(zip(listed, names, strict=True))
-        parts = (named[start : start + batch_size] for start in range(0, len(named), batch_size))
-        return torch.cat([encode(self, [prepare(self, *pair) for pair in part]) for part in parts])
+        named = [(image, image_name(image, place)) for place, image in enumerate(as_list(images))]
+        starts = range(0, len(named), batch_size)
+        parts = ([prepare(self, *pair) for pair in named[start : start + batch_size]] for start in starts)
+        return check_finite(self.clip, torch.cat([encode(self, part) for part in parts]), "image")
 
 
 def cache_key(clip: CLIP) -> str:
@@ -218,7 +219,7 @@ class EncodedBatch:
     Attributes:
         names: The paths of the images that could be read.
         embeds: Their unit vectors (n, d), float32 on the model's device.
-        skipped: The images that could not be read.
+        skipped: The images that could not be read, or whose vectors are not finite.
     """
 
     names: list[str]
@@ -286,7 +287,8 @@ def encode_files(
                 prepared[place] = prepare(clip, name, name)
             except ImageError as error:
                 skipped.append(Skipped(name, error.reason))
-        yield EncodedBatch([names[place] for place in prepared], encode(clip, list(prepared.values())), skipped)
+        read = [names[place] for place in prepared]
+        yield EncodedBatch(*finite_rows(clip, read, encode(clip, list(prepared.values())), skipped))
 
 
 def _bytes_of(source: ImageSource) -> bytes | None:

@@ -109,7 +109,7 @@ def _of_line(line: str) -> ScoreItem | None:
         return ScoreItem(text, text) if text else None
     try:
         row: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, or nested too deeply
         return ScoreItem(text[:60], None, problem=f"is no path and no JSON ({error})")
     image, prompt = row.get("image"), row.get("prompt")
     if not isinstance(image, str) or not image:

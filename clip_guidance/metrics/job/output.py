@@ -147,7 +147,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield row if isinstance(row, dict) else None
 

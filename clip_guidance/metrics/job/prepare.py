@@ -69,7 +69,7 @@ class Preparer:
     ) -> None:
         self.judges, self.known, self.cache = judges, known, cache
         self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
-        self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
+        self.draft_side = 2 * max(max(judge.clip.image_processor.sides) for judge in judges) if draft else 0
 
     def __call__(self, item: ScoreItem) -> PreparedItem:
         """Prepare an item, or say why it failed.
