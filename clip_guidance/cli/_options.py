@@ -112,8 +112,8 @@ ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
 Scored = Annotated[
     list[str] | None,  # a Path would turn ./- into -
     typer.Argument(
-        help="Images, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
-        "- for lines of paths or JSON objects.",
+        help="Images, folders (a .txt beside an image is its prompt), globs, tables (.csv, .tsv, .jsonl, .parquet) of "
+        "image and maybe prompt; - for lines of paths or JSON objects, or a CSV.",
         show_default=False,
     ),
 ]
@@ -261,10 +261,17 @@ Quarantine = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read only this many rows.", show_default="all of them")]
 MaxBadShare = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted, from 0 to 1.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="by its name")]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the images; of tars and folders, their suffix.", show_default="by its name"),
+]
 CaptionColumns = Annotated[
     list[str] | None,
-    typer.Option("--caption-column", help="Column of captions; repeat for several.", show_default="by their names"),
+    typer.Option(
+        "--caption-column",
+        help="Column of captions; of tars and folders, a suffix or a key of the .json. Repeat for several.",
+        show_default="by their names",
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 Workers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 import tempfile
@@ -130,6 +131,8 @@ def _check_input(
 def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreItem]:
     from clip_guidance.metrics.job.items import read_items
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 cost their line alone
+        sys.stdin.reconfigure(errors="surrogateescape")
     return read_items(given, prompt, sys.stdin)
 
 
