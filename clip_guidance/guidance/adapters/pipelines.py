@@ -209,7 +209,8 @@ def find_adapter(pipe: Any) -> Adapter:
     name = by_class(ChainMap[str, Any](UNSUPPORTED_PIPELINES, LATENT_ONLY, ADAPTERS), pipe)
     if name in UNSUPPORTED_PIPELINES:
         raise ValueError(f"{name} cannot be guided: {UNSUPPORTED_PIPELINES[name]}")
-    if name in ADAPTERS and _reads_the_image_in_the_sample(pipe):  # x̂₀ lacks that part too, and decodes to another video
+    if name in ADAPTERS and _reads_the_image_in_the_sample(pipe):
+        # The predicted clean sample lacks that part too, and decodes to another video.
         return replace(ADAPTERS[name], decoder=None, decode=None)
     if name in ADAPTERS:
         return ADAPTERS[name]
