@@ -65,6 +65,7 @@ class CLIPReward(nn.Module):
     """
 
     text_embeds: Tensor
+    _prompt: Prompt
 
     def __init__(self, clip: "CLIP", prompt: Prompt, cutouts: Cutouts | None = None, chunk: int | None = None) -> None:
         super().__init__()
@@ -117,13 +118,15 @@ class CLIPReward(nn.Module):
     def _embeds(self, prompt: Prompt) -> Tensor:
         """Encode the prompt, and keep it, if it is one."""
         texts = _as_prompts(prompt)
-        weighted = isinstance(prompt, Mapping)
-        # Checked before the texts are encoded, which takes time.
-        weights = [_as_weight(weight, f"prompt {shown(text)}") for text, weight in prompt.items()] if weighted else []
+        if not isinstance(prompt, Mapping):
+            embeds = self.clip.encode_text(texts)
+            self._prompt = prompt if isinstance(prompt, str) else texts
+            return embeds
+        weights = [_as_weight(weight, f"prompt {shown(text)}") for text, weight in prompt.items()]
         embeds = self.clip.encode_text(texts)
-        self._prompt = prompt if isinstance(prompt, str) else dict(prompt) if weighted else texts
+        self._prompt = dict(prompt)
         # The cosine is linear in the text's unit vector, so that one vector, of another length, serves for all.
-        return embeds.new_tensor(weights)[None] @ embeds if weighted else embeds
+        return embeds.new_tensor(weights)[None] @ embeds
 
     def reset(self) -> None:
         """Restart the random crops, so that equal runs give equal images."""
@@ -194,6 +197,8 @@ class WeightedRewards(nn.Module):
         tensor([1., 1.])
         >>> guidance = cg.Guidance(reward, scale=10.0)
     """
+
+    _weights: list[float]
 
     def __init__(self, rewards: Iterable[tuple[float, Callable[[Tensor], Tensor]]]) -> None:
         super().__init__()
