@@ -85,7 +85,7 @@ class Attachment:
         self.host = resolve(pipe)
         self.mode = find_mode(guidance.mode)
         self.mode.check(self.host.scheduler)
-        self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter)
+        self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter, guidance.to_image)
         self.data_variance = guidance.data_variance or self.host.adapter.data_variance
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
         self.needs_correction = self.mode.needs_correction or guidance.cap is not None
@@ -104,8 +104,9 @@ class Attachment:
             check_recordable(self.host.scheduler)
         #: The networks whose forwards are recorded: "exact" differentiates through all that read the noisy sample.
         self.recorded = self.host.readers if self.mode.needs_tape else []
+        found = guidance.reward, guidance.to_image, self.decoder.module, *self.recorded
         #: The networks that a gradient passes through.
-        self.networks = [m for m in (guidance.reward, self.decoder.module, *self.recorded) if isinstance(m, nn.Module)]
+        self.networks = [m for m in found if isinstance(m, nn.Module)]
 
     def applies_to(self, call: PipelineCall | None) -> bool:
         """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""

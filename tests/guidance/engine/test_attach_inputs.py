@@ -96,7 +96,7 @@ def test_an_unknown_scheduler_is_refused_at_attach():
     class NewScheduler:
         pass
 
-    with pytest.raises(UnsupportedSchedulerError, match="noise levels of DDIMScheduler, .* is a NewScheduler"):
+    with pytest.raises(UnsupportedSchedulerError, match="noise levels of .*Scheduler and .* is a NewScheduler"):
         Guidance(brightness, space="latent").attach(NewPipeline(scheduler=NewScheduler(), unet=Denoiser()))
 
 
