@@ -66,6 +66,7 @@ def build(state: AppState, folder: str, index: str, model: str) -> Iterator[str]
                 yield f"{len(opened)} images in the index so far"
             failed = "".join(f"\n- `{entry.path}`: {entry.reason}" for entry in total.skipped)
             counts = f"{len(total.added)} added, {total.unchanged} unchanged, {len(total.skipped)} failed"
+            counts += f", {len(total.repaired)} of damaged vectors encoded anew" if total.repaired else ""
             yield f"**{len(opened)} images in the index** of the CLIP {opened.model}: {counts}{failed}"
 
 

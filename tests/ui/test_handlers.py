@@ -175,6 +175,12 @@ def test_an_image_finds_itself(state, files, index):
     assert [caption for _, caption in found.images][:1] == ["1.000 · a.png"] and len(found.images) == 2
 
 
+def test_a_filter_by_an_unknown_key_is_told(state, index):
+    found = search(state, index, "rocket", None, "foo = 1", 3)
+    (message,) = found.failed
+    assert found.images == [] and message.endswith("has the key 'foo'; the keys there are: path")
+
+
 def test_text_image_and_filter_work_together(state, files, index):
     plain = search(state, index, "rocket", None, "", 3)
     both = search(state, index, "rocket", files[:1], 'path ~ "*b.png"', 3)
