@@ -79,8 +79,8 @@ def _work(output: Path | None, processes: Processes, resume: bool) -> Iterator[J
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
         work = Job(place, processes)
-        work.check(resume)
         stack.enter_context(work.locked())
+        work.check(resume)  # while no other run holds the files that it speaks of
         yield work
 
 

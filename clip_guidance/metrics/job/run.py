@@ -82,7 +82,7 @@ class Job:
         return sorted(path for path in found if path.name.removeprefix(prefix).isdecimal())
 
     def check(self, resume: bool) -> None:
-        """Check that a run may begin.
+        """Check that a run may begin; under the lock, since the files may be those of a run that goes on.
 
         Raises:
             ScoresError: There are scores already and ``resume`` is not set.
