@@ -110,9 +110,14 @@ class Job:
             narrate("failed", f"{name}: {left} more like these, {len(reasons)} in all; --json lists every one")
 
     def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
-        """Yield the embeddings of the readable images in batches; the other images fail by name."""
+        """Yield the embeddings of the readable images in batches; the other images fail by name.
+
+        At the end images of a kind that the CLIP does not know are told.
+        """
+        from clip_guidance.clip.domain import DomainCheck
         from clip_guidance.clip.embed_cache import EncodedBatch, encode_files
 
+        domain = DomainCheck(clip)
         with progress() as bar:
             task = bar.add_task("images", total=len(paths))
             for batch in encode_files(clip, paths, batch_size):
@@ -124,7 +129,10 @@ class Job:
                     self.fail(name, f"its embedding by {clip.name_or_path} is not finite")
                 if any(finite):
                     names = [name for name, good in zip(batch.names, finite, strict=True) if good]
+                    domain.add(batch.embeds[finite])
                     yield EncodedBatch(names, batch.embeds[finite])
+        if message := domain.message():
+            narrate("warning", message)
 
     def finish(self) -> None:
         """End the command with exit code 0, 1 or 130."""

@@ -116,8 +116,12 @@ def _draw(
 ) -> Iterator[tuple[GeneratedImage, Path | None]]:
     """Generate the images; one whose own settings cannot be followed fails by name."""
     common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
+    from clip_guidance.clip.domain import foreign_prompts
     from clip_guidance.generation.generator import ImageGenerator
 
+    for model in dict.fromkeys(settings.model for settings, _ in planned):
+        if message := foreign_prompts(model, [one.prompt for one, _ in planned if one.model == model]):
+            common.narrate("warning", message)
     generator = ImageGenerator(common.resolve_device(device))
     with common.progress() as bar:
         task = bar.add_task("steps", total=sum(settings.steps for settings, _ in planned))

@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
+DOMAIN = "domain"  # statistics, see clip/domain.py, not a network
 FOLDER = Path(__file__).parent.parent / "models"  # clip/hub.py defines it too, but is slow to import
 
 
@@ -50,7 +51,7 @@ def describe(folder: Path) -> PackagedModel:
     return PackagedModel(
         name=folder.name,
         kind="CLIP and pipeline" if (folder / "unet").is_dir() else "CLIP",
-        parameters=sum(count_parameters(path) for path in files if path.suffix == ".safetensors"),
+        parameters=sum(count_parameters(path) for path in files if path.suffix == ".safetensors" and path.stem != DOMAIN),
         bytes=sum(path.stat().st_size for path in files),
         description=_first_line(folder / "README.md"),
     )

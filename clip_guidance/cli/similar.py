@@ -33,7 +33,7 @@ def command(
 
     The similarity is the cosine of CLIP embeddings: 1 for the same image.
 
-    Example: clip-guidance similar photos/ --to query.png
+    Example: clip-guidance similar images/ --to query.png
     """
     checks.check_similar(paths, to, duplicates, index, cache)
     if index is not None and duplicates is not None:

@@ -177,10 +177,8 @@ def _check(name: str, annotation: str, value: Any) -> None:
     types, expected = _KINDS[kind]
     if not isinstance(value, types) or isinstance(value, bool):
         raise ValueError(f"{name} must be {expected}, got {shortened(value)}")
-    if isinstance(value, str):
-        if not is_valid_text(value):
-            raise ValueError(f"{name} must be valid text, got {shortened(value)}")
-        return
-    low, high = RANGES[name]
-    if not low <= value <= high:  # false for NaN too
+    if isinstance(value, str) and not is_valid_text(value):
+        raise ValueError(f"{name} must be valid text, got {shortened(value)}")
+    low, high = RANGES.get(name, (0, 0))
+    if isinstance(value, (int, float)) and not low <= value <= high:  # NaN is in no range
         raise ValueError(f"{name} must be from {low:,} to {high:,}, got {shortened(value)}")

@@ -7,7 +7,7 @@ import functools
 import gradio as gr
 
 from clip_guidance.report import classification
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, encode, read_images
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 from clip_guidance.zero_shot.labels import parse_labels
 
@@ -36,7 +36,7 @@ def classify(
     with as_gradio_error():
         classifier = ZeroShotClassifier(state.clip(model), parse_labels(labels or ""), multi_label=multi_label)
         images = read_images(files)
-        result = classifier(images.images)
+        result = classifier.classify_embeds(encode(state.clip(model), images))
         return classification(result, images.images, k=LABELS_PER_IMAGE, failed=images.failed)._repr_html_()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from clip_guidance.clip.domain import foreign_prompts
 from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.ui.preview import Finished, generate_with_previews
 from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn, whole_number
@@ -76,8 +77,15 @@ def generate_pair(
     """
     pair = Pair()
     with as_gradio_error():
-        numbers = {"seed": whole_number("seed", seed), "steps": whole_number("steps", steps)}
-        base = GenerateSettings(prompt, **numbers, model=model, clip=state.steering_clip(model))
+        base = GenerateSettings(
+            prompt,
+            seed=whole_number("seed", seed),
+            steps=whole_number("steps", steps),
+            model=model,
+            clip=state.steering_clip(model),
+        )
+        if message := foreign_prompts(model, [prompt]):
+            warn(message)
         yield pair
         for name, scale in (("without", 0.0), ("guided", float(strength))):
             for event in generate_with_previews(state.generator, replace(base, scale=scale)):

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from clip_guidance.clip import CLIP
+from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.clip.hub import PACKAGED, packaged_models
 from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 #: Options of every event that computes. Only one runs at a time, because the models are shared; no event is an API.
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
@@ -128,6 +130,15 @@ def read_images(files: Sequence[tuple[str, str | None]] | None, what: str = "an 
     if not found.images:
         raise ValueError("; ".join(f"{entry['path']}: {entry['reason']}" for entry in found.failed))
     return found
+
+
+def encode(clip: CLIP, images: UploadedImages) -> Tensor:
+    """Embed uploaded images (n, d), and warn of images of a kind that the CLIP does not know."""
+    embeds, domain = clip.encode_image(images.images), DomainCheck(clip)
+    domain.add(embeds)
+    if message := domain.message():
+        warn(message)
+    return embeds
 
 
 def whole_number(name: str, value: float | None) -> int:

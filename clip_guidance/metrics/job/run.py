@@ -210,6 +210,8 @@ def _embeds(block: list[PreparedItem], judge: Judge, place: int, cache: EmbedCac
         embeds |= {each.item.position: embed for each, embed in zip(encode, encoded, strict=True)}
         if cache is not None:
             cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
+    if embeds:
+        judge.domain.add(torch.stack(list(embeds.values())))
     return embeds
 
 
