@@ -43,7 +43,7 @@ def sample(denoiser: nn.Module, run: Run, steps: int, at_start: Callable[[int], 
 
 
 def step_seconds(denoiser: nn.Module, run: Run, steps: int) -> float:
-    """Seconds a step, over ``steps`` steps; on the CPU those that this process computed, all threads together."""
+    """Measure the seconds per step, over ``steps`` steps; on the CPU those of all threads together."""
     on_gpu = next(denoiser.parameters()).is_cuda
     marks: list[float] = []
 
@@ -80,7 +80,7 @@ class CudaMeter:
 
 
 class CpuMeter:
-    """The same of the CPU's allocator, from the profiler's record of what it gave out and took back."""
+    """Measure the CPU's allocator, from the profiler's record of what it gave out and took back."""
 
     peak = 0
 

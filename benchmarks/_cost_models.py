@@ -1,4 +1,4 @@
-"""Networks for ``guidance_cost.py``: the real sizes with random weights, since a step costs the same whatever they say.
+"""Make the networks of ``guidance_cost.py``: real sizes, random weights, same cost.
 
 The configs are those of ``stable-diffusion-v1-5``, ``stable-diffusion-xl-base-1.0``, ``taesd`` and OpenAI's CLIPs on
 the hub, written out, so that nothing is downloaded. ``small`` is Stable Diffusion 1.5 with a quarter of all widths and
@@ -75,7 +75,7 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One size: configs of the pipeline's networks, where they differ from the classes' defaults."""
+    """Hold one size: what the networks' configs say where they differ from the classes' defaults."""
 
     side: int  # of the image, in pixels
     unet: dict[str, Any]
@@ -226,7 +226,7 @@ def filled(cls: type[nn.Module], device: str, dtype: torch.dtype, **config: Any)
 
 
 def letter_tokenizer() -> CLIPTokenizer:
-    """One token per letter, with special tokens where OpenAI's vocabulary has them; prompts are padded to 77."""
+    """Make a tokenizer of letters, with special tokens where OpenAI's has them; it pads to 77."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
     vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}

@@ -1,4 +1,4 @@
-"""Scores by transformers and torchmetrics for ``score_equality.py``; knows nothing of ``clip_guidance``.
+"""Score with transformers and torchmetrics for ``score_equality.py``, without ``clip_guidance``.
 
     python benchmarks/_score_peers.py CLIP_FOLDER REQUEST.json
 
@@ -26,7 +26,7 @@ PAIR = ["Good photo.", "Bad photo."]  # Wang et al. 2023
 
 
 class TensorFeatures:
-    """A CLIPModel whose features are tensors, as they were before transformers 5 and as torchmetrics expects them."""
+    """Return features as tensors, as before transformers 5 and as torchmetrics expects them."""
 
     def __init__(self, model: CLIPModel):
         self.model, self.config = model, model.config
@@ -46,7 +46,7 @@ def features(output: Any) -> torch.Tensor:
 
 
 def by_hand(model: CLIPModel, processor: CLIPProcessor, request: dict[str, list[str]]) -> dict[str, Any]:
-    """Cosines of every image with its texts, cut to the context where they are longer, the end token kept."""
+    """Compute every image's cosines with its texts, cut to the context with their end token kept."""
     prompts = request["prompts"]
     texts = {"prompts": prompts, "prefixed": [PREFIX + prompt for prompt in prompts], "long": request["long_prompts"]}
 

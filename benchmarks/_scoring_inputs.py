@@ -1,4 +1,4 @@
-"""A CLIP of random weights, photograph-like JPEG files and prompts, for measuring how quickly they are scored."""
+"""Make a CLIP of random weights, photograph-like JPEG files and prompts whose scoring is timed."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def save_images(folder: Path, count: int, side: int) -> list[str]:
 
 
 def prompt_of(number: int, per_prompt: int) -> str:
-    """Twelve letters and thus, with start and end, fourteen tokens: a short caption of CLIP's vocabulary."""
+    """Make a prompt of twelve letters: fourteen tokens with start and end, as a short caption has."""
     number //= per_prompt
     return "".join(chr(ord("a") + number // 26**place % 26) for place in range(12))

@@ -1,4 +1,4 @@
-"""How long it takes from ``clip-guidance classify IMAGE`` to its result, each time in a fresh process.
+"""Time ``clip-guidance classify IMAGE`` from start to result, each time in a fresh process.
 
     python benchmarks/cold_start.py --runs 5 --output benchmarks/cold_start.md
     python benchmarks/cold_start.py --runs 5 --cold True

@@ -1,4 +1,4 @@
-"""Memory and time of the contrastive loss over the size of the batch: tiled, plain, and with checkpointed rows.
+"""Measure memory and time of the contrastive loss: tiled, plain, and with checkpointed rows.
 
     python benchmarks/contrastive_loss.py --sizes 4096 8192 16384 --output benchmarks/contrastive_loss.md
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def checkpointed_rows(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, rows: int = 1024) -> Tensor:
-    """Rows of logits a block at a time, each made again in the backward pass by torch; columns the same way."""
+    """Compute logits block by block, rows then columns; torch recomputes each in the backward pass."""
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     factor = logit_scale.exp()
 
@@ -65,7 +65,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def measure(method: str, size: int, dim: int) -> dict[str, float]:
-    """Seconds and bytes of one pass, and the gradient's sum of squares: the cells of a size must agree on it."""
+    """Measure seconds, bytes and the gradient's sum of squares, on which all must agree."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(size, dim, generator=generator).requires_grad_() for _ in range(2)]
     scale = torch.tensor([2.6]).requires_grad_()
@@ -81,7 +81,7 @@ def measure(method: str, size: int, dim: int) -> dict[str, float]:
 
 
 def peak_bytes(forget: bool = False) -> int:
-    """Of this process, so far; where the system can (Linux), without what was before it was told to ``forget``."""
+    """Measure this process's peak so far; on Linux without what was before ``forget``."""
     status = Path("/proc/self/status")
     if forget and status.is_file():
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now (proc(5))

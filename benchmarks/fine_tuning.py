@@ -1,4 +1,4 @@
-"""Fine-tuning works: a CLIP that knows emoji learns groceries from photographs, and what it forgets meanwhile.
+"""Fine-tune a CLIP that knows emoji on photographs of groceries; measure what it forgets.
 
     python benchmarks/fine_tuning.py --photos ../shared/data/grocery64.parquet \
         --emoji ../shared/data/emoji64-train.parquet --emoji_held_out ../shared/data/emoji64-val.parquet \

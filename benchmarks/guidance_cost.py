@@ -1,4 +1,4 @@
-r"""What does a guided step cost? Seconds and memory over an unguided step, beside diffusers' community pipeline.
+r"""Measure a guided step's seconds and memory, beside diffusers' community pipeline's.
 
     python benchmarks/guidance_cost.py --size sd15 --device cuda --dtype float16 \
         --community clip_guided_stable_diffusion.py --output benchmarks/guidance_cost.md

@@ -1,4 +1,4 @@
-"""Kills a process that changes an image index, again and again, and checks after each kill that nothing is lost.
+"""Kill a process that changes an image index, again and again; check that nothing is lost.
 
     python benchmarks/index_kills.py --store folder   # or file (Milvus, embedded), server (Milvus over the network)
 
@@ -119,7 +119,7 @@ def child(task: Callable[[Callable[..., None]], None]) -> Iterator[tuple[int, in
 
 
 def lines(source: int, until: float | None = None, on_end: Callable[[], None] = lambda: None) -> Iterator[dict]:
-    """Complete lines of a pipe; ``on_end`` is called at that time, and what was in the pipe then is read too."""
+    """Read complete lines of a pipe; at its end call ``on_end`` and read what is left too."""
     rest = b""
     while True:
         wait = None if until is None else max(0.0, until - time.monotonic())

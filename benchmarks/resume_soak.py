@@ -1,4 +1,4 @@
-"""Kills a training run again and again, and compares what comes out with an undisturbed run, bit for bit.
+"""Kill a training run again and again; compare the result with a calm run's bits.
 
     python benchmarks/resume_soak.py --data ../shared/data/emoji64-val.parquet --output benchmarks/resume_soak.md
 

@@ -1,4 +1,4 @@
-"""Our scores beside torchmetrics' and transformers', on the same weights and the same image files.
+"""Compare our scores with torchmetrics' and transformers', on the same weights and files.
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch transformers torchmetrics pillow
     python benchmarks/score_equality.py --peer_python /tmp/peers/bin/python --output benchmarks/score_equality.md
@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
 
 
 def make_clip(folder: Path, size: str) -> Path:
-    """Random weights, so large that embeddings tell images and texts apart; the stock initialisation's hardly do."""
+    """Draw weights so large that embeddings tell images and texts apart; stock ones hardly do."""
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(**CLIPS[size]))
     for name, parameter in model.named_parameters():

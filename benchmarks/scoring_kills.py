@@ -1,4 +1,4 @@
-"""Kills a scoring run, again and again, resumes it, and compares what comes out with a run that was left alone.
+"""Kill and resume a scoring run again and again; compare its result with an undisturbed run's.
 
     python benchmarks/scoring_kills.py --format parquet   # or jsonl, csv
 

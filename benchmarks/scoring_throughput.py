@@ -1,14 +1,11 @@
-"""Images a second, from JPEG files to scores, beside transformers' and torchmetrics' own loops on the same weights.
+"""Time scoring from JPEG files, beside transformers' and torchmetrics' own loops.
 
     python benchmarks/scoring_throughput.py --output benchmarks/scoring_throughput.md
-    python benchmarks/scoring_throughput.py --memory True --output benchmarks/scoring_memory.md
 
 Weights are random, of the shape of ViT-B/32; images are generated. All loops have the same threads of torch and the
 same batches; ours reads, hashes, decodes and acknowledges every row on the disk besides. Repeats are interleaved and a
 ratio is the median over repeats, since the machine may be busy; CPU time tells what was computed. torchmetrics is
 measured where it is installed and runs.
-
-With ``--memory True``: the peak of the resident memory of a process that scores 1,000 or 10,000 small images.
 """
 
 from __future__ import annotations
@@ -16,10 +13,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +52,6 @@ class Settings:
     decode_threads: int = 2  # threads that read images
     repeats: int = 3  # timed runs of each loop
     only: str = ""  # beginnings of the names of the loops to run, separated by commas
-    memory: bool = False  # measure the peak of the memory instead of the speed
-    memory_images: str = "1000,10000"  # with memory: numbers of images, separated by commas
     output: Path | None = None  # Markdown file to append the table to
     json: bool = False  # print JSON instead of a table
 
@@ -233,31 +225,6 @@ def median_ratio(peer: list[float], own: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(peer, own, strict=True))
 
 
-def peak_memory(settings: Settings, count: int) -> float:
-    """MiB at the most, of a process of its own that scores so many small images."""
-    words = ["--memory", "True", "--memory_images", str(count), "--json", "True", "--model", "tiny"]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])["peak"]
-
-
-def score_small(settings: Settings, folder: Path) -> float:
-    """Score many small images by the tiny CLIP; return the peak memory of this process in MiB."""
-    files = save_images(folder / "images", 50, 40)
-    judge = make_judge(CLIP.from_pretrained(save_clip(folder / "clip", "tiny")), ["torchmetrics"])
-    count = int(settings.memory_images)
-    for number in range(50, count):
-        (folder / "images" / f"{number:06}.jpg").hardlink_to(files[number % 50])
-    items = (
-        ScoreItem(path, path, prompt_of(i, 8), position=i)
-        for i in range(count)
-        if (path := str(folder / "images" / f"{i:06}.jpg"))
-    )
-    work = score_all(items, [judge], Job(folder / "scores.jsonl", Processes()), settings)
-    if work.output.read_bytes().count(b"\n") != count:
-        raise SystemExit(f"expected {count} rows")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| loop | images / s | ratio | CPU ms / image | ratio | largest difference of a score |"]
     lines.append("| --- " * 6 + "|")
@@ -276,23 +243,12 @@ def main(settings: Settings) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(settings.torch_threads)
-    counts = settings.memory_images.split(",")
-    if settings.memory and len(counts) == 1:
-        with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps({"peak": score_small(settings, Path(scratch))}))
-        return
-    rows: list[dict[str, Any]]
-    if settings.memory:
-        rows = [{"images": int(count), "peak": peak_memory(settings, int(count))} for count in counts]
-        lines = ["| images | peak resident memory, MiB |", "| --- | --- |"]
-        text = "\n".join([*lines, *(f"| {row['images']} | {row['peak']:.0f} |" for row in rows)])
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = measure(settings, Path(scratch))
-        shown = replace(settings, output=None)
-        text = f"{shown.images} JPEG files of {shown.side} × {shown.side}, {shown.per_prompt} a prompt, "
-        text += f"{shown.model}, batches of {shown.batch_size}, torch with {shown.torch_threads} and decoding with "
-        text += f"{shown.decode_threads} threads:\n\n{table(rows)}"
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = measure(settings, Path(scratch))
+    shown = replace(settings, output=None)
+    text = f"{shown.images} JPEG files of {shown.side} × {shown.side}, {shown.per_prompt} per prompt, "
+    text += f"{shown.model}, batches of {shown.batch_size}, torch with {shown.torch_threads} and decoding with "
+    text += f"{shown.decode_threads} threads:\n\n{table(rows)}"
     print(json.dumps(rows) if settings.json else text)
     if settings.output:
         with settings.output.open("a") as file:

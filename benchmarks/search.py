@@ -1,4 +1,4 @@
-"""Exact search of an image index beside faiss-cpu's exact index and Milvus Lite, on the same vectors.
+"""Time exact search of an image index beside faiss-cpu and Milvus Lite, on the same vectors.
 
     python benchmarks/search.py --count 200000 --dim 512
 

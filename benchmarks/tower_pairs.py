@@ -1,4 +1,4 @@
-r"""Retrieval of held-out images by tower pair, after the same number of training steps, from the logs of their runs.
+r"""Tabulate retrieval of held-out images by tower pair at one training step, from the logs.
 
     for image in vit resnet; do for text in transformer cbow; do
         accelerate launch training/train_clip.py --config training/recipes/emoji-clip.yaml \

@@ -1,4 +1,4 @@
-"""Samples a second of a whole training step, beside transformers' CLIPModel with its own Trainer.
+"""Measure a training step's samples per second, beside transformers' CLIPModel and Trainer.
 
     python benchmarks/training_step.py --output benchmarks/training_step.md
 

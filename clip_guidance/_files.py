@@ -114,3 +114,21 @@ def is_valid_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def shorten(text: str, most: int, end: bool = False) -> str:
+    """Cut a text to ``most`` characters, with an ellipsis where something is left out.
+
+    Args:
+        text: A name or a message that somebody else wrote, of any length.
+        most: Number of characters that are kept, the ellipsis included.
+        end: Keep the end, which is what tells paths apart; by default the beginning.
+
+    Example:
+        >>> from clip_guidance._files import shorten
+        >>> shorten("file is not a database", 8), shorten("/photos/2024/cat.png", 8, end=True)
+        ('file is…', '…cat.png')
+    """
+    if len(text) <= most:
+        return text
+    return "…" + text[len(text) - most + 1 :] if end else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Stable Diffusion with CLIP guidance as arguments of its call, in place of a ``with`` block.
+"""Run Stable Diffusion with CLIP guidance as arguments of its call, without a ``with`` block.
 
     pipe = DiffusionPipeline.from_pretrained(
         folder, custom_pipeline="pipelines/clip_guided_stable_diffusion.py", trust_remote_code=True

@@ -1,4 +1,7 @@
-"""A small convolutional autoencoder of unit variance latents (Rombach et al. 2022, arXiv:2112.10752, section 3.1)."""
+"""Make and measure a small convolutional autoencoder of unit variance latents.
+
+It is that of Rombach et al. 2022 (arXiv:2112.10752, section 3.1) without attention.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from clip_guidance.generation.pipelines import load_pipeline
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
-    """Make a convolutional autoencoder without attention: 3 levels make 16x16 latents of 64x64 images."""
+    """Make an autoencoder without attention: 3 levels make 16x16 latents of 64x64 images."""
     levels = len(channels)
     return AutoencoderKL(
         block_out_channels=tuple(channels),
@@ -172,7 +175,7 @@ def encode(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size:
 
 @torch.no_grad()
 def squared_errors(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
-    """Measure the autoencoder's mean squared error, of values in [0, 1], on each uint8 image (N, 3, H, W)."""
+    """Measure the mean squared error (N,), of values in [0, 1], on uint8 images (N, 3, H, W)."""
     errors = []
     for part in images.split(batch_size):
         reconstruction = vae.decode(vae.encode(pixels(part, device)).latent_dist.mean).sample.clamp(-1, 1)
@@ -181,7 +184,7 @@ def squared_errors(vae: AutoencoderKL, images: Tensor, device: torch.device, bat
 
 
 def decibels(errors: Tensor) -> Tensor:
-    """Convert mean squared errors of values in [0, 1] to peak signal-to-noise ratios, 10 log10 1/MSE.
+    """Convert mean squared errors of values in [0, 1] to PSNRs in decibels, 10 log10 1/MSE.
 
     The ratios end at 60 dB: that of an image that comes back exactly would be infinite, and so would every mean.
     """
@@ -194,7 +197,7 @@ def psnr(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: i
 
 
 def mean_psnr(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> float:
-    """Measure the mean of the images' own PSNRs in decibels; :func:`psnr` is that of all their pixels."""
+    """Measure the mean of the images' own PSNRs in decibels; :func:`psnr` pools all their pixels."""
     return decibels(squared_errors(vae, images, device, batch_size)).mean().item()
 
 

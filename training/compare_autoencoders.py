@@ -1,4 +1,4 @@
-"""Compare autoencoders: what they keep of held-out images, their latents, the cost of decoding.
+"""Compare what autoencoders keep of held-out images, their latents, the cost of decoding.
 
     python training/compare_autoencoders.py --autoencoders emoji runs/emoji-autoencoder/final \
         --data ../shared/data/emoji64-val.parquet --output sheet.png
@@ -39,7 +39,7 @@ class Settings:
 
 
 def decoding_seconds(vae: AutoencoderKL, latents: Tensor, repeats: int = 12) -> float:
-    """Measure the processor time of decoding with its gradient, as in guidance: the least of several."""
+    """Measure the processor time of decoding with its gradient: the least of several."""
     times = []
     for _ in range(repeats):
         leaf = latents.clone().requires_grad_()

@@ -1,7 +1,7 @@
 """A small latent UNet conditioned on text: its schedule, its loss and its error.
 
 v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal signal-to-noise ratio
-(Lin et al. 2024, arXiv:2305.08891), captions dropped for classifier-free guidance (Ho & Salimans 2022,
+(Lin et al. 2024, arXiv:2305.08891; all but zero), captions dropped for classifier-free guidance (Ho & Salimans 2022,
 arXiv:2207.12598).
 """
 
@@ -16,10 +16,13 @@ from accelerate import Accelerator
 from autoencoder import encode
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher, SampleOrder
+
+TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
 
 
 def make_unet(
@@ -48,6 +51,33 @@ def make_unet(
     )
 
 
+@torch.no_grad()
+def inflated_unet(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """Give a trained UNet more latent channels.
+
+    What it predicts for the channels that it had stays the same, whatever the new ones hold; for those it predicts 0,
+    the mean of the velocity of latents with zero mean.
+
+    Args:
+        unet: The UNet, left as it is.
+        latent_channels: How many channels the result reads and predicts; as many as before makes a copy.
+
+    Raises:
+        ValueError: The UNet has more channels already.
+    """
+    known = unet.config.in_channels
+    if latent_channels < known:
+        raise ValueError(f"latent_channels: expected at least the {known} of the UNet, got {latent_channels}")
+    wide = UNet2DConditionModel.from_config(unet.config, in_channels=latent_channels, out_channels=latent_channels)
+    state = unet.state_dict()
+    for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
+        shape = list(state[name].shape)
+        shape[axis] = latent_channels - known
+        state[name] = torch.cat([state[name], state[name].new_zeros(shape)], axis)
+    wide.load_state_dict(state)
+    return wide.to(unet.dtype)
+
+
 def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
     """Leave out a share, in [0, 1), of the values inside each residual block in training mode."""
     for module in unet.modules():
@@ -56,13 +86,19 @@ def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Make the schedule: v-prediction up to pure noise, else white backgrounds turn grey."""
+    """Make the schedule: v-prediction up to pure noise, else white backgrounds turn grey.
+
+    ᾱ ends at ``TERMINAL``, not at 0: there 1 − ᾱ' − τ² of DDIM's step with η = 1 is 0, which rounds below 0 on some
+    processors, and its root is no number. All other ᾱ differ from those of zero terminal signal-to-noise ratio by at
+    most as much. The betas are written out, since no parameters of a stock scheduler give them; so any scheduler that
+    is built from this one's config has them too.
+    """
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    products = TERMINAL + (1 - TERMINAL) * (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    betas = 1 - products / torch.cat([products.new_ones(1), products[:-1]])
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        trained_betas=[round(beta, 9) for beta in betas.tolist()],
         prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
@@ -138,7 +174,7 @@ class DenoisingLoss:
 
 
 class HeldOutError:
-    """The pipeline's squared error of the velocity on images it never saw; the same times and noise every time.
+    """Measure the squared error of the velocity on unseen images, always with the same noise.
 
     Args:
         pipeline: Its UNet is measured.

@@ -1,4 +1,4 @@
-"""Train the autoencoder of a small latent diffusion model, from a trained one or from scratch.
+"""Train the autoencoder of a latent diffusion model, from a trained one or from scratch.
 
     accelerate launch training/train_autoencoder.py --config training/recipes/emoji-autoencoder.yaml
 
@@ -32,6 +32,7 @@ from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.training.batches import SampleOrder
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
 from clip_guidance.training.trainer import Plan, fit
 
@@ -125,16 +126,17 @@ def train(
 
 def main(settings: Settings) -> None:
     accelerator = make_accelerator()
-    data = CaptionedImages.load(settings.data, settings.size)
-    unseen = CaptionedImages.load(settings.validation, settings.size) if settings.validation else None
-    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
-    save_settings(settings, Path(settings.output) / "settings.json")
-    vae = train(settings, data, accelerator, unseen)
-    if accelerator.is_main_process:
-        vae.to(memory_format=torch.contiguous_format).half().save_pretrained(Path(settings.output) / "final")
-    if unseen is not None:
-        error = mean_psnr(vae.float(), unseen.images, accelerator.device)
-        accelerator.print(f"mean PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
+    with errors_as_sentences(), locked_output(settings.output, accelerator):
+        data = CaptionedImages.load(settings.data, settings.size)
+        unseen = CaptionedImages.load(settings.validation, settings.size) if settings.validation else None
+        accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
+        save_settings(settings, Path(settings.output) / "settings.json")
+        vae = train(settings, data, accelerator, unseen)
+        if accelerator.is_main_process:
+            vae.to(memory_format=torch.contiguous_format).half().save_pretrained(Path(settings.output) / "final")
+        if unseen is not None:
+            error = mean_psnr(vae.float(), unseen.images, accelerator.device)
+            accelerator.print(f"mean PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
 
 
 if __name__ == "__main__":

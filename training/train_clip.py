@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,36 +24,33 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from clip_guidance.clip import CLIP, CLIPConfig
-from clip_guidance.clip.hub import ModelError
 from clip_guidance.clip.lora import add_lora, merge_adapters, save_adapter
-from clip_guidance.clip.model_card import write_model_card
-from clip_guidance.clip.tokenizer import tokenize, train_tokenizer
-from clip_guidance.data import Policy, SourceError, TooManyBadRows, open_pairs
+from clip_guidance.clip.model_card import Figure, write_model_card
+from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.data import Policy, open_pairs
 from clip_guidance.data.dataset import CaptionedImages, caption
 from clip_guidance.metrics.retrieval import unique
 from clip_guidance.training.augment import random_erasing, random_grayscale, random_noise, random_views
 from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, SampleOrder, StreamedBatches, ToSquare
-from clip_guidance.training.checkpoints import BEST, CheckpointError, full_state_dict
+from clip_guidance.training.checkpoints import BEST, full_state_dict
 from clip_guidance.training.class_name_loss import ClassNameLoss
 from clip_guidance.training.clip_settings import Settings, check_settings
 from clip_guidance.training.efficiency import checkpoint_blocks, compile_towers, set_patch_dropout
 from clip_guidance.training.ema import make_ema_model
-from clip_guidance.training.evaluation import evaluating, name_recall, retrieval_metrics, zero_shot_metrics
+from clip_guidance.training.evaluation import at_chance, evaluating, name_recall, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.frozen_embeds import cached_image_embeds
 from clip_guidance.training.launch import make_accelerator
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective, caption_groups
+from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
-from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
+from clip_guidance.training.trainer import Plan, fit
+from clip_guidance.training.vocabulary import check_captions, find_tokenizer
 from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
-CARD_METRICS = re.compile(r"(R@|zero_shot_|retrieval_).*(?<!_low)(?<!_high)$")  # of the log, for the model card
-# errors whose message says all that a user needs: they end the program without a traceback
-EXPECTED = (CheckpointError, FileNotFoundError, ModelError, NonFiniteLossError, SourceError, TooManyBadRows)
-Evaluation = tuple[int, Callable[[CLIP], dict[str, float]]]  # steps from one to the next, and what it measures
+Evaluation = tuple[int, partial[dict[str, float]]]  # steps from one to the next, and what is measured of a CLIP
 
 
 def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches | StreamedBatches:
@@ -84,24 +80,16 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
     return MemoryBatches(data, order, seed, settings.random_flip)
 
 
-def captions(settings: Settings, batches: MemoryBatches | StreamedBatches) -> Iterator[str]:
-    """Yield the captions that the vocabulary is learnt from."""
+def captions(settings: Settings, batches: MemoryBatches | StreamedBatches, rows: int | None) -> Iterator[str]:
+    """Yield captions of the data; of a stream those of the first ``rows`` rows."""
     if isinstance(batches, StreamedBatches):
         exclude = settings.exclude_captions_containing
         pairs = open_pairs(
             settings.data, seed=settings.seed, shuffle_buffer=settings.shuffle_buffer, exclude=exclude
         )
-        return itertools.chain.from_iterable(pairs.captions(settings.vocabulary_rows))
+        return itertools.chain.from_iterable(pairs.captions(rows))
     rng = random.Random(settings.seed)
     return (caption(row, rng) for row in batches.data.rows for _ in range(4))
-
-
-def find_tokenizer(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIPTokenizer:
-    """Return the vocabulary, which the first launch learns and saves, and later ones read."""
-    if not (Path(settings.output) / "tokenizer.json").is_file():
-        tokenizer = train_tokenizer(captions(settings, batches), settings.vocab_size, settings.context_length)
-        tokenizer.save_pretrained(settings.output)
-    return CLIPTokenizer.from_pretrained(settings.output)
 
 
 def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIP:
@@ -114,7 +102,8 @@ def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> C
         clip = CLIP(config, known.tokenizer)
         clip.text_encoder, clip.text_projection = known.text_encoder, known.text_projection
         return clip
-    tokenizer = find_tokenizer(settings, batches)
+    texts = captions(settings, batches, settings.vocabulary_rows)
+    tokenizer = find_tokenizer(settings.output, texts, settings.vocab_size, settings.context_length)
     if settings.init_image:
         known = CLIP.from_pretrained(settings.init_image).float()
         config = CLIPConfig(**{**known.config.to_dict(), "text_config": settings.text_config(tokenizer)})
@@ -177,8 +166,10 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
     return adapters
 
 
-def make_objective(settings: Settings, clip: CLIP, names: list[str]) -> ContrastiveObjective:
-    """Make the loss of a CLIP whose towers are prepared; ``names`` are all those of the data."""
+def make_objective(
+    settings: Settings, clip: CLIP, names: list[str], whole: Collection[str] = ()
+) -> ContrastiveObjective:
+    """Make the loss of a CLIP whose towers are prepared; ``names`` are all those of the data, some whole captions."""
     weight = settings.class_name_loss_weight
     return ContrastiveObjective(
         clip.train(),
@@ -188,7 +179,7 @@ def make_objective(settings: Settings, clip: CLIP, names: list[str]) -> Contrast
         augment=lambda images: augment(images, settings),
         pixel_values=clip.image_processor.differentiable,
         cached_images=settings.freeze_image,
-        class_name_loss=ClassNameLoss(clip, names) if weight else None,
+        class_name_loss=ClassNameLoss(clip, names, captions=whole) if weight else None,
         class_name_loss_weight=weight,
         freeze_batch_norm=settings.freeze_batch_norm,
     )
@@ -196,6 +187,7 @@ def make_objective(settings: Settings, clip: CLIP, names: list[str]) -> Contrast
 
 def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
     """Train on every pair of images and captions, and save the CLIP in ``output``."""
+    check_captions(captions(settings, batches, None), ", ".join(settings.data))
     folder, evaluations = Path(settings.output), load_evaluations(settings)
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():  # which learns the vocabulary and embeds the images
@@ -204,8 +196,10 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
             batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
     adapters = prepare_towers(clip, settings)
     classify = settings.class_name_loss_weight > 0
-    names, name_indices = unique([row.name for row in batches.data.rows]) if classify else ([], torch.empty(0))
-    objective = make_objective(settings, clip, names).to(accelerator.device)
+    rows = batches.data.rows if classify else []
+    names, name_indices = unique([row.name for row in rows])
+    objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions})
+    objective = objective.to(accelerator.device)
     ema_model = make_ema_model(objective, settings.ema_decay) if settings.ema_decay else None
     trained = objective if ema_model is None else ema_model.module
     stream = batches if settings.streaming else None
@@ -240,10 +234,12 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     fit(accelerator, objective, loss, plan, folder, phase="clip", ema_model=ema_model, **options)
     state = full_state_dict(trained.clip)
     if accelerator.is_main_process:
-        save_results(settings, clip.eval(), state, adapters)
+        save_results(settings, clip.eval(), state, evaluations, adapters)
 
 
-def save_results(settings: Settings, clip: CLIP, state: dict[str, Tensor], adapters: Any = None) -> None:
+def save_results(
+    settings: Settings, clip: CLIP, state: dict[str, Tensor], evaluations: Sequence[Evaluation], adapters: Any = None
+) -> None:
     """Write the CLIP of this state, the best one if it was kept, and the model card."""
     folder = Path(settings.output)
     save_clip(clip, state, folder, adapters)
@@ -253,8 +249,14 @@ def save_results(settings: Settings, clip: CLIP, state: dict[str, Tensor], adapt
         save_clip(clip, state, folder / "best", adapters)
     log = folder / "log.jsonl"
     last = read_log(log)[-1] if log.is_file() else {}
-    metrics = {name: value for name, value in last.items() if CARD_METRICS.match(name)}
-    write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=metrics)
+    sets = {name_recall: "validation", zero_shot_metrics: "zero_shot_data", retrieval_metrics: "retrieval_data"}
+    figures: dict[str, Figure] = {}
+    for _, measure in evaluations:
+        of = Path(getattr(settings, sets[measure.func])).name
+        for name, (count, chance) in at_chance(measure.func, measure.keywords["data"]).items():
+            if name in last:
+                figures[name] = Figure(last[name], count, chance, of)
+    write_model_card(folder, CLIP.from_pretrained(folder), settings=asdict(settings), figures=figures)
 
 
 def save_clip(clip: CLIP, state: dict[str, Tensor], folder: Path, adapters: Any = None) -> None:
@@ -277,12 +279,10 @@ def main(settings: Settings) -> None:
         accelerator = make_accelerator(settings.report_to, settings.output, settings)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    save_settings(settings, Path(settings.output) / "settings.json")
-    try:
+    with errors_as_sentences(), locked_output(settings.output, accelerator):
+        save_settings(settings, Path(settings.output) / "settings.json")
         with contextlib.closing(load_batches(settings, accelerator)) as batches:
             train(settings, accelerator, batches)
-    except EXPECTED as error:
-        raise SystemExit(str(error)) from error
     accelerator.end_training()
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from autoencoder import AutoencoderLoss, make_autoencoder, normalise_latents, pixels, psnr
-from denoiser import DenoisingLoss, HeldOutError, make_scheduler, make_unet, set_dropout
+from autoencoder import AutoencoderLoss, load_autoencoder, make_autoencoder, normalise_latents, pixels, psnr
+from denoiser import DenoisingLoss, HeldOutError, inflated_unet, make_scheduler, make_unet, set_dropout
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -30,6 +30,7 @@ from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.training.batches import SampleOrder
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
 from clip_guidance.training.trainer import Plan, fit
 
@@ -42,6 +43,7 @@ class Settings:
     output: str  # folder for checkpoints, samples and the finished pipeline
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
     init: str | None = None  # pipeline to continue from: its autoencoder is kept, its UNet trained further
+    autoencoder: str | None = None  # trained autoencoder, its folder or a pipeline; in place of that of init
     phase: str = "all"  # "all", or "autoencoder" to stop before the UNet
     exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
     validation: str | None = None  # captioned images on which the errors of autoencoder and UNet are measured
@@ -137,7 +139,7 @@ def train_unet(
     if unet is None:
         size = settings.size // 2 ** (len(settings.vae_channels) - 1)
         width = text_encoder.config.hidden_size
-        unet = make_unet(settings.unet_channels, settings.latent_channels, size, width)
+        unet = make_unet(settings.unet_channels, vae.config.latent_channels, size, width)
     set_dropout(unet.train(), settings.unet_dropout)
     unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
@@ -197,6 +199,12 @@ def main(settings: Settings) -> None:
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     accelerator = make_accelerator()
+    with errors_as_sentences(), locked_output(settings.output, accelerator):
+        train(settings, accelerator)
+
+
+def train(settings: Settings, accelerator: Accelerator) -> None:
+    """Train the phases that are asked for, and save the pipeline in ``output``."""
     clip = CLIP.from_pretrained(settings.clip) if settings.phase == "all" else None
     if clip is not None and not hasattr(clip.text_encoder, "to_clip_text_model"):
         raise SystemExit(
@@ -209,14 +217,18 @@ def main(settings: Settings) -> None:
         accelerator.print(f"  row {row}: {reason}")
     save_settings(settings, Path(settings.output) / "settings.json")
     known = load_pipeline(settings.init) if settings.init else None
-    vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
+    if settings.autoencoder:
+        vae = load_autoencoder(settings.autoencoder)
+    else:
+        vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
+    unet = known and inflated_unet(known.unet, vae.config.latent_channels)
     unseen = None
     if settings.validation:
         unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude_captions_containing)
         error = psnr(vae.to(accelerator.device), unseen.images, accelerator.device)
         accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
     if clip is not None:
-        pipeline = train_unet(settings, data, vae, clip, accelerator, known and known.unet, unseen)
+        pipeline = train_unet(settings, data, vae, clip, accelerator, unet, unseen)
         if accelerator.is_main_process:
             pipeline.save_pretrained(settings.output, safe_serialization=True)
 

@@ -1,4 +1,4 @@
-"""How far does the guide's own knowledge go? Its verdict on what it steered, beside the judge's.
+"""Compare the guide's verdict on what it steered with the judge's.
 
     python benchmarks/steering/agreement.py \
         --data ../shared/data/emoji64-train.parquet --held_out ../shared/data/emoji64-val.parquet \

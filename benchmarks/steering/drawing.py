@@ -1,4 +1,4 @@
-"""Draws the images of one method, batch by batch, each batch a file that an interruption leaves whole."""
+"""Draw the images of one method, a file per batch that an interruption leaves whole."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Drawer:
         return paths
 
     def draw_all(self, root: Path, method: Method, items: Sequence[Item], share: slice = slice(None)) -> Iterator[int]:
-        """Draws the batches of ``share`` that are not there yet; yields the number of images after each."""
+        """Draw the batches of ``share`` that are not there yet; yield the number of images after each."""
         starts = range(0, len(items), self.batch_size)
         for start, path in list(zip(starts, self.paths(root, method, items), strict=True))[share]:
             batch = items[start : start + self.batch_size]

@@ -129,7 +129,7 @@ class Judge:
         return torch.tensor(ranks)
 
     def named(self, images: Tensor, items: Sequence[Item]) -> Tensor | None:
-        """(n,), 1 where the judge prefers the target's name to all others, in its style; None without names."""
+        """Return (n,): 1 where the judge prefers the target's name to all others; None without names."""
         if any(item.row is None for item in items):
             return None
         return self.naming(images, [self.held_out.rows[item.row] for item in items])  # type: ignore[index]
@@ -142,13 +142,13 @@ class Judge:
 
 
 def mean_interval(values: Tensor, seed: int = 0) -> Interval:
-    """Mean of (n,) with its 95 % bootstrap interval; the same resamples for every method, which are so paired."""
+    """Average (n,), with a 95 % bootstrap interval from the same resamples for every method."""
     means = resample_counts(len(values), 2000, seed) @ values.double() / len(values)
     return Interval(values.double().mean().item(), *bounds(means))
 
 
 def nearest(images: Tensor, training: Tensor, chunk: int = 256) -> Tensor:
-    """(n,) root mean square difference of each image to the nearest of ``training``, both uint8 (., 3, H, W)."""
+    """Find each image's root mean square difference (n,) to the nearest of ``training``."""
     known = training.flatten(1).float() / 255
     parts = []
     for part in images.split(chunk):

@@ -1,4 +1,4 @@
-"""What is compared. The packaged default, its strengths and its options beside the methods of the papers.
+"""List what is compared: the packaged default and its options beside the papers' methods.
 
 A paper's method keeps its own parameters, and is run at a few strengths around them, since the rewards of the papers
 are not ours: one of each, chosen on the tuning prompts, stands in the table beside ours.
@@ -96,7 +96,7 @@ def tried() -> list[Method]:
 
 
 def papers(strengths: dict[str, Sequence[Any]] | None = None) -> list[Method]:
-    """On top of classifier-free guidance, in the papers' samplers: η = 1 where they need its noise.
+    """List the papers' methods on top of classifier-free guidance, with η = 1 where they need it.
 
     Args:
         strengths: of each method; by default those that :data:`CHOSEN` has.

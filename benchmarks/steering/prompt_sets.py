@@ -88,7 +88,7 @@ def keywords(row: Row, rng: random.Random) -> str:
 
 
 def pairs(rows: Sequence[Row], candidates: int, rng: random.Random) -> list[Item]:
-    """Each row's concept beside that of another row of its style; short names only, which an image can hold two of."""
+    """Pair each row's concept with that of another row of its style; short names only."""
     short = [row for row in rows if len(row.name.split()) <= 2]
     items = []
     for row in short:

@@ -105,7 +105,7 @@ def duels(results: Sequence[Result], budget: Sequence[str]) -> str:
 
 
 def gained(ours: Tensor | None, others: Tensor | None) -> str:
-    """Points between verdicts (n,) of the same prompts, with the interval of the paired difference."""
+    """Compute the points between verdicts (n,) of the same prompts, with their paired interval."""
     if ours is None or others is None:
         return ""
     gain = mean_interval(ours - others)
@@ -113,7 +113,7 @@ def gained(ours: Tensor | None, others: Tensor | None) -> str:
 
 
 def plot(results: Sequence[Result], path: Path, families: Sequence[str]) -> None:
-    """Alignment against seconds, and against the distance to real images: up and to the left is better.
+    """Plot alignment against seconds and against the distance to real images; up left is better.
 
     Alignment is the judge's choice of all names, where the prompts have one: it tells methods apart that its choice
     among a hundred texts does not.
@@ -164,7 +164,7 @@ def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
 
 
 def side_by_side(prompts: Sequence[str], rows: Sequence[tuple[Result, Cell]], columns: int = 8) -> Image.Image:
-    """Return the first prompts of a set as the methods of ``rows`` draw them, from the same noise.
+    """Show the first prompts of a set as the methods of ``rows`` draw them from the same noise.
 
     A green frame: the judge prefers the prompt to the other texts.
     """

@@ -1,4 +1,4 @@
-"""Does CLIP guidance help, where, and at what price? Methods x strengths, judged by a CLIP that never guided.
+"""Draw and judge methods x strengths of guidance with a CLIP that never guided.
 
     torchrun --nproc_per_node 2 benchmarks/steering/run.py \
         --data ../shared/data/emoji64-train.parquet --held_out ../shared/data/emoji64-val.parquet \
@@ -113,7 +113,7 @@ class Program:
         broadcast_object_list(values)
 
     def mebibytes(self, method: Method, item: Item) -> float:
-        """Peak of two steps of one image above the weights, both of them guided if the method guides."""
+        """Measure the peak above the weights of two steps of one image, guided if the method guides."""
         method = replace(method, options={**method.options, **({"start": 0.0, "stop": 1.0} if method.scale else {})})
         drawer = Drawer(self.drawer.pipe, self.drawer.clip, 1, self.settings.seed)
 

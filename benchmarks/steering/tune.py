@@ -1,4 +1,4 @@
-"""Searches good defaults of CLIP guidance on prompts that the report never uses, one option after the other.
+"""Search defaults of CLIP guidance, option by option, on prompts that the report never uses.
 
     torchrun --nproc_per_node 2 benchmarks/steering/tune.py --data ... --held_out ... \
         --output benchmarks/steering/tuning
@@ -43,14 +43,14 @@ def variant(method: Method, option: str, value: float) -> Method:
 
 
 def best(results: Sequence[Result], alone: Result) -> Result:
-    """Most often named rightly, of those not farther from real images than classifier-free guidance, else of all."""
+    """Choose the row most often named rightly, of those no farther from real images than CFG."""
     limit = alone.judgement.kernel_distance.estimate
     fair = [result for result in results if result.judgement.kernel_distance.estimate <= limit]
     return max(fair or results, key=named)
 
 
 def named(result: Result) -> float:
-    """Share of the images that the judge calls by the right name of all; tuning prompts have one each."""
+    """Compute the share of images that the judge calls by the right name of all."""
     share = result.judgement.named
     if share is None:
         raise ValueError("expected prompts that name a real image")

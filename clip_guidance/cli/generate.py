@@ -137,9 +137,9 @@ def _draw(
 
 
 def _compare(generated: GeneratedImage, original: Path) -> None:
-    from PIL import Image
+    from clip_guidance.images.decoders import open_image
 
-    with Image.open(original) as image:
+    with open_image(original) as image:
         same = image.convert("RGB").tobytes() == generated.image.tobytes()
     if same:
         common.narrate("same", f"{original} was drawn again bit for bit")

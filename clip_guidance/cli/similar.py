@@ -124,6 +124,7 @@ def _page(document: dict[str, Any], facts: dict[str, Any], failed: list[dict[str
 
 def _print_duplicates_of_index(address: str, threshold: float, json: bool, report: Path | None) -> None:
     from clip_guidance.index import ImageIndex
+    from clip_guidance.index.address import public_address
 
     with ImageIndex.open(address, create=False) as opened:
         groups = opened.duplicates(threshold)
@@ -133,7 +134,7 @@ def _print_duplicates_of_index(address: str, threshold: float, json: bool, repor
     else:
         common.print_table(["group", "image"], _lines(groups))
     if report is not None:
-        facts = {"model": opened.model, "index": address, "least cosine": threshold}
+        facts = {"model": opened.model, "index": public_address(address), "least cosine": threshold}
         common.save_report(_page({"duplicates": groups}, facts, []), report)
 
 

@@ -86,9 +86,10 @@ class Domain:
         """Write ``domain.safetensors`` into the folder of a CLIP."""
         about = {"name": self.name, "fingerprint": self.fingerprint}
         about |= {"words": " ".join(sorted(self.words)), "media": " ".join(sorted(self.media))}
-        tensors = {"quadratic": self.quadratic, "linear": self.linear, "constant": self.constant}
+        parts = {"quadratic": self.quadratic, "linear": self.linear, "constant": self.constant}
+        tensors = {name: part.float().contiguous() for name, part in parts.items()}
         with write_atomically(Path(folder, FILE)) as partial:
-            save_file({name: each.float().contiguous() for name, each in tensors.items()}, partial, {_KEY: json.dumps(about)})
+            save_file(tensors, partial, {_KEY: json.dumps(about)})
 
 
 def fit_domain(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,25 @@ pipe.text_encoder = clip.text_encoder  # condition one that is trained on it
 ```"""
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a model card, with what is needed to judge it.
+
+    Attributes:
+        value: Share in [0, 1].
+        count: Number of cases.
+        chance: Share that a model which knows nothing would reach.
+        of: What was measured, such as the name of a data set.
+    """
+
+    value: float
+    count: int
+    chance: float
+    of: str
+
+
 def model_card(
-    clip: CLIP, name: str, *, settings: Mapping[str, Any] | None = None, figures: Mapping[str, float] | None = None
+    clip: CLIP, name: str, *, settings: Mapping[str, Any] | None = None, figures: Mapping[str, Figure] | None = None
 ) -> str:
     """Compose a model card in Markdown, with the hub's metadata.
 
@@ -42,7 +60,7 @@ def model_card(
         clip: The trained model.
         name: What the model will be called on the hub.
         settings: What the model was trained with; values of None, "" and [] are left out.
-        figures: What was measured on held-out images, such as ``{"R@1": 0.45}``; shares in [0, 1].
+        figures: What was measured on images that the user holds out, such as ``{"R@1": Figure(0.45, 789, ...)}``.
 
     Returns:
         The text of a README.md.
@@ -72,8 +90,12 @@ def model_card(
         USE.format(name=name),
     ]
     if figures:
-        lines = [f"| {key} | {100 * value:.1f} % |" for key, value in figures.items()]
-        parts += ["## Figures", "Held-out images:", "| | |\n| --- | --- |\n" + "\n".join(lines)]
+        lines = [
+            f"| {key} | {100 * figure.value:.1f} % | {100 * figure.chance:.2g} % | {figure.count:,} of {figure.of} |"
+            for key, figure in figures.items()
+        ]
+        head = "| figure | share | by chance | n |\n| --- | --- | --- | --- |\n"
+        parts += ["## Figures", head + "\n".join(lines)]
     if settings:
         given = {key: value for key, value in settings.items() if value not in (None, "", [])}
         parts += ["## Training", "```json\n" + json.dumps(given, indent=1, default=str) + "\n```"]

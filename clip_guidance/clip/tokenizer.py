@@ -34,13 +34,12 @@ class PromptTruncatedWarning(UserWarning):
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
-    """Learn a byte-pair vocabulary.
-
-    Ties are broken differently from run to run: save the tokenizer rather than learning it again.
+    """Learn a byte-pair vocabulary, the same for equal texts in any order and on any number of threads.
 
     Args:
         texts: What to learn from; lower-cased, as in CLIP.
-        vocab_size: Number of tokens, the 512 bytes (inside a word and at its end) and 3 special tokens included.
+        vocab_size: Number of tokens, the 512 bytes (inside a word and at its end) and 3 special tokens included; fewer
+            where the texts hold no further pair.
         context_length: Number of tokens that a text is cut or padded to, start and end included.
 
     Raises:
@@ -53,13 +52,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
         (515, 16)
     """
     alphabet = sorted(ByteLevel.alphabet())
-    bytes_ = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
+    word_ends = [symbol + "</w>" for symbol in alphabet]
+    bytes_ = [*alphabet, *word_ends]
     least = len(bytes_) + 3
     if vocab_size < least:
         raise ValueError(f"expected a vocab_size of at least {least} (bytes, special tokens), got {vocab_size}")
     learner = CLIPTokenizer().backend_tokenizer  # for CLIP's own normalisation and splitting
+    # Of pairs that are equally frequent the one with the lower ids is merged. The trainer would number the bytes at the
+    # end of words as it meets them in a hash map, in another order each time; special tokens are numbered as listed.
     trainer = BpeTrainer(
-        vocab_size=vocab_size - 3 - len(alphabet),
+        vocab_size=vocab_size - 3,
+        special_tokens=word_ends,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,

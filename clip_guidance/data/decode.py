@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from clip_guidance._files import is_valid_text
 from clip_guidance.data.policy import DecodeResult, Policy
 from clip_guidance.data.records import BadRow, Pair, Record
+from clip_guidance.images.decoders import open_image
 from clip_guidance.images.load import ImageError, load_image
 
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -66,7 +67,7 @@ def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if kept:
         return kept, ("caption_dropped",) * (len(kept) < len(values))
     if wrong := [value for value in values if value is not None and not (isinstance(value, str) and not value.strip())]:
-        found = "text that is not UTF-8" if isinstance(wrong[0], str) else f"{type(wrong[0]).__name__} {wrong[0]!r:.60}"
+        found = "text that is not UTF-8; save it as UTF-8" if isinstance(wrong[0], str) else f"{type(wrong[0]).__name__} {wrong[0]!r:.60}"
         raise BadRow("caption_not_text", f"expected a text, got {found}")
     raise BadRow("no_caption", "the caption is empty" if values else "there is no caption")
 
@@ -94,7 +95,7 @@ def open_header(data: bytes, policy: Policy) -> Image.Image:
         BadRow: It is not an image, or the policy does not allow its size.
     """
     try:
-        header = Image.open(io.BytesIO(data))
+        header = open_image(io.BytesIO(data))
         width, height = header.size
     except _BOMBS as error:
         raise BadRow("too_large", str(error)) from None

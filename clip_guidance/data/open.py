@@ -17,16 +17,18 @@ from clip_guidance.data.sources import table, tar
 from clip_guidance.data.sources.folder import FolderSource, Listing, list_files
 from clip_guidance.data.sources.hub import HubSource
 from clip_guidance.data.sources.joined import JoinedSource
-from clip_guidance.data.sources.table import TableSource
+from clip_guidance.data.sources.table import AmbiguousFolderError, TableSource
 from clip_guidance.data.sources.tar import TarSource
 from clip_guidance.images.load import EXTENSIONS
 
 SUPPORTED = (
-    "a folder of images with captions.csv (.tsv, .jsonl), metadata.jsonl, a .txt beside each image, or folders "
-    "named after what they show; .csv, .tsv, .jsonl and .parquet tables; WebDataset .tar archives, also "
-    "shards/{0000..0012}.tar; or the owner/name of a Hub data set"
+    "a folder of images with captions.csv, metadata.jsonl, a .txt beside each, or folders named by what they show; "
+    ".csv, .tsv, .jsonl, .json, .parquet; .tar, also {0000..0012}.tar; or the owner/name of a Hub data set"
 )
 CAPTION_TABLES = re.compile(r"(metadata|captions)\.(csv|tsv|jsonl|parquet)", re.IGNORECASE)
+# Files of these names are tables of captions if they are tables: captions.txt may also be the text of captions.jpg.
+MAYBE_TABLES = re.compile(r"(metadata|captions?)\.txt|(metadata|annotations|(.*_)?captions?(_.*)?)\.json", re.IGNORECASE)
+TABLES_ALONE = (".csv", ".tsv", ".jsonl", ".parquet")  # in a folder without images; a .json may hold anything
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+)?")
 
 
@@ -44,8 +46,10 @@ def open_pairs(
     Args:
         path: A folder, a table, a tar, several of them as a glob or with braces, or ``owner/name`` on the Hub; or a
             list of these, which are read as one.
-        image_column: Column of tables and data sets; by default the first with a customary name.
-        caption_columns: Columns of tables and data sets; by default those with a customary name.
+        image_column: Column of tables and data sets, or suffix of files in folders and tars, such as ``input.jpg``; by
+            default the first with a customary name.
+        caption_columns: Columns of tables and data sets; of folders and tars, suffixes of files (``outputs.txt``), or
+            keys in the .json of an image. By default those with a customary name.
         split: Split of a data set.
         streaming: Whether a Hub data set is read while it is downloaded.
         **options: Options of :class:`~clip_guidance.data.pairs.Pairs`: ``policy``, ``shard``, ``seed``,
@@ -88,7 +92,7 @@ def find_source(name: str, columns: dict[str, Any], hub: dict[str, Any]) -> Sour
         raise SourceError(f"{name}: there is no such file or folder; supported are {SUPPORTED}")
     kinds = Counter(_kind(file) for file in files)
     if set(kinds) == {"tar"}:
-        return TarSource(files, name)
+        return TarSource(files, name, **columns)
     if set(kinds) == {"table"}:
         return TableSource(files, name, **columns)
     if len(kinds) > 1:
@@ -100,18 +104,37 @@ def _source_in(listing: Listing, columns: dict[str, Any]) -> Source:
     """Find the source in a folder: archives, else tables of captions, else images alone."""
     root = listing.root
     if tars := listing.with_suffix(*tar.SUFFIXES):
-        return TarSource([root / file for file in tars], str(root))
-    captions = [file for file in listing.files if CAPTION_TABLES.fullmatch(PurePath(file).name)]
+        return TarSource([root / file for file in tars], str(root), **columns)
     images = listing.with_suffix(*EXTENSIONS)
     parquet = listing.with_suffix(".parquet")
-    tables = captions or (parquet if not images or _holds_images(root, parquet, columns) else [])
-    tables = tables or ([] if images else listing.with_suffix(*table.SUFFIXES))
+    tables = caption_tables(listing, columns) or (
+        parquet if not images or _holds_images(root, parquet, columns) else []
+    )
+    tables = tables or ([] if images else listing.with_suffix(*TABLES_ALONE))
     if tables:
-        return TableSource([root / file for file in tables], str(root), **columns)
+        return TableSource([root / file for file in tables], str(root), **columns, root=root)
     if images or listing.denied:
-        return FolderSource(listing)
+        return FolderSource(listing, **columns)
     found = _counted(map(PurePath, listing.files)) or "nothing"
     raise SourceError(f"{root}: found {found}; supported are {SUPPORTED}")
+
+
+def caption_tables(listing: Listing, columns: dict[str, Any]) -> list[str]:
+    """List the tables in a folder that caption its images; empty where there is none."""
+    if tables := [file for file in listing.files if CAPTION_TABLES.fullmatch(PurePath(file).name)]:
+        return tables
+    maybe = [file for file in listing.files if MAYBE_TABLES.fullmatch(PurePath(file).name)]
+    return [file for file in maybe if _is_table(listing.root, file, columns)]
+
+
+def _is_table(root: Path, file: str, columns: dict[str, Any]) -> bool:
+    try:
+        source = TableSource([root / file], file, **columns, root=root)
+    except AmbiguousFolderError:
+        raise
+    except SourceError:
+        return False
+    return source.columns(root / file) is not None
 
 
 def _holds_images(root: Path, parquet: list[str], columns: dict[str, Any]) -> bool:

@@ -175,7 +175,7 @@ class Counters:
         else:
             found = f"none of {self.rows} rows gives a pair"
         counts = ", ".join(f"{count} {reason}" for reason, count in self.bad.most_common())
-        first = next((f"; the first is {e[0]['key']}: {e[0]['detail']}" for e in self.examples.values()), "")
+        first = next((f"; the first is {e[0]['key']}: {e[0]['detail']:.120}" for e in self.examples.values()), "")
         listed = f"; all are listed in {self.quarantine}" if self.quarantine else ""
         raise TooManyBadRows(f"{self.source}: {found}: {counts}{first}{listed}; see `clip-guidance data check`")
 

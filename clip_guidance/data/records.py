@@ -6,6 +6,7 @@ A record is what a row says before its image is read, so that skipping records i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ REASONS = {
     "too_small": "a side shorter than the limit, such as a 1 × 1 spacer",
     "corrupt": "a truncated or corrupt image, or one in a colour mode that is not supported",
 }
+
+MAX_DEPTH = 100  # of JSON: reading what is deeper would exhaust the stack
+CAPTION_KEYS = (  # of a JSON object, in order of preference
+    "captions", "caption", "text", "txt", "raw", "sentences", "sentence", "description", "title", "prompt",
+)  # fmt: skip
 
 
 class BadRow(Exception):
@@ -196,16 +202,43 @@ def decode_text(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRow("caption_not_text", f"not UTF-8 (byte {error.start})") from None
+        raise BadRow("caption_not_text", f"not UTF-8 (byte {error.start}); save the text as UTF-8") from None
+
+
+def load_json(text: str) -> Any:
+    """Parse JSON that is nested at most :data:`MAX_DEPTH` deep.
+
+    Raises:
+        BadRow: The text is something else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("malformed_row", f"not JSON: {error}") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise BadRow("malformed_row", f"not JSON: nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        nested = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        level = [entry for entries in nested for entry in entries]
+    return bool(level)
 
 
 def caption_values(value: Any) -> list[Any]:
     """List the captions that a cell holds, or a JSON object with ``caption`` or the like."""
     if isinstance(value, Mapping):
-        known = ("captions", "caption", "text", "txt", "raw", "title")
-        return caption_values(next((value[name] for name in known if value.get(name)), None))
+        return caption_values(next((value[name] for name in _caption_keys(value) if value.get(name)), None))
     if isinstance(value, (list, tuple)):
         return [
             found for entry in value for found in (caption_values(entry) if isinstance(entry, Mapping) else [entry])
         ]
     return [value]
+
+
+def _caption_keys(value: Mapping[Any, Any]) -> list[Any]:
+    """List the keys under which a JSON object may hold its captions, the customary ones first."""
+    return [*CAPTION_KEYS, *(key for key in value if isinstance(key, str) and "caption" in key.lower())]

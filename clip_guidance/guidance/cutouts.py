@@ -5,8 +5,10 @@ noise (Crowson's CLIP-guided diffusion, 2021; Liu et al. 2021, "FuseDream", arXi
 scores; Shen et al. 2024, "Understanding and Improving Training-free Loss-based Diffusion Guidance", Table 4).
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -53,7 +55,8 @@ class Cutouts:
     flip: bool = True
     jitter: float = 0.0
     noise: float = 0.0
-    _generator: torch.Generator = field(default_factory=torch.Generator, init=False, repr=False, compare=False)
+    #: By thread, so that runs at once in several threads do not draw from one another's.
+    _generators: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -68,7 +71,13 @@ class Cutouts:
 
     def reset(self) -> None:
         """Start the draws over, as at the beginning of a run."""
-        self._generator.manual_seed(self.seed)
+        self._generators[threading.current_thread()] = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def _generator(self) -> torch.Generator:
+        if threading.current_thread() not in self._generators:
+            self.reset()
+        return self._generators[threading.current_thread()]
 
     def __call__(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the views of images (B, 3, H, W), each (B, 3, h, w)."""

@@ -116,7 +116,12 @@ class GuidanceOptions:
     def prepare(self, pipe: Any) -> None:
         """Prepare for guiding ``pipe``; a subclass may move its reward, nothing is done here."""
 
-    def start_run(self) -> None:
-        """Start the report and the reward over, at the first step of every run of the pipeline."""
-        self.report = GuidanceReport()
+    def start_run(self) -> GuidanceReport:
+        """Start the report and the reward over, at the first step of every run of the pipeline.
+
+        Returns:
+            The report of this run: by its end, ``self.report`` may be that of another thread's.
+        """
+        self.report = report = GuidanceReport()
         getattr(self.reward, "reset", lambda: None)()
+        return report

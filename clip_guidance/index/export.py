@@ -21,7 +21,7 @@ def export(store: Store, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / EMBEDS) as embeds, write_atomically(folder / ENTRIES) as entries:  # noqa: SIM117
         with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
-            rows = store.rows()
+            rows = store.sound(vectors)
             matrix.write(_header(len(rows), store))
             for start, block in blocks(vectors, rows):
                 matrix.write(block.astype("<f4").tobytes())

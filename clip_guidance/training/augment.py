@@ -1,4 +1,4 @@
-"""Random augmentation of images on white: shift, scale, rotation, colour, erasing, noise.
+"""Random augmentation of images: shift, scale, rotation, colour, erasing, noise.
 
 All draws are from torch's global random state, which the training loop sets from (seed, step).
 """
@@ -16,7 +16,8 @@ def random_views(
     """Shift, scale, rotate and recolour each image at random.
 
     Args:
-        images: (B, 3, H, W) in [0, 1]; what moves in from outside is white.
+        images: (B, 3, H, W) in [0, 1]; what moves in from outside has the values of the border, so it is white only
+            where the border is.
         scale: Each image is magnified by a factor in [1 - scale, 1 + scale].
         shift: Each image is moved by up to this share of its side.
         colour: Brightness and contrast change by up to this share.
@@ -37,7 +38,7 @@ def random_views(
     theta[:, 0, 1] = -theta[:, 1, 0]
     theta[:, :, 2] = 2 * uniform(shift, 2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    views = 1 + F.grid_sample(images - 1, grid, align_corners=False)  # outside is 0 + 1: white
+    views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     contrast, brightness = 1 + uniform(colour, 1, 1, 1), 1 + uniform(colour, 1, 1, 1)
     return ((views - 0.5) * contrast + 0.5).mul(brightness).clamp(0, 1)
 

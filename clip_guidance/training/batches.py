@@ -25,6 +25,10 @@ from clip_guidance.data.dataset import CaptionedImages, Row, caption, square
 T = TypeVar("T")
 
 
+class BatchSizeError(ValueError):
+    """There are fewer samples than one batch has."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The pairs of one process in one step.
@@ -68,7 +72,7 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
         int64 tensors (batch_size,).
 
     Raises:
-        ValueError: There are fewer samples than one batch has.
+        BatchSizeError: There are fewer samples than one batch has.
 
     Example:
         >>> endless = batches(count=5, batch_size=2, seed=0)
@@ -78,7 +82,7 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
         True
     """
     if batch_size > count:
-        raise ValueError(f"batch_size {batch_size} exceeds the {count} samples there are")
+        raise BatchSizeError(f"batch_size {batch_size} exceeds the {count} samples there are")
     per_epoch = count // batch_size
     epoch, first = divmod(start, per_epoch)
     while True:
@@ -188,6 +192,9 @@ class StreamedBatches:
         seed: Of the draws of captions and mirroring.
         accelerator: Tells how many processes there are, and which one this is.
         random_flip: Mirror each image with probability 1/2, where its row says that it may be.
+
+    Raises:
+        BatchSizeError: When a batch is asked for: this process has fewer pairs than one batch has.
     """
 
     def __init__(self, pairs: Pairs, batch_size: int, seed: int, accelerator: Accelerator, random_flip: bool = False):
@@ -200,13 +207,28 @@ class StreamedBatches:
     def __call__(self, step: int) -> Batch:
         if step != self.next_step:
             raise ValueError(f"a stream goes forward: expected step {self.next_step}, was asked for {step}")
-        found: list[Pair] = list(itertools.islice(self.stream, self.batch_size))
+        found = self._next_pairs()
         self.next_step = step + 1
         rows = [Row(pair.captions[0], "", (), pair.captions) for pair in found]
         captions, mirrored = draw(rows, f"{self.seed}-{step}", self.first, self.random_flip)
         self.described = {"pairs": [f"{pair.origin}: {pair.key}" for pair in found], "captions": captions}
         self.described["mirrored"] = mirrored
         return Batch(_mirrored(torch.stack([pair.image for pair in found]), mirrored), captions, self.described)
+
+    def _next_pairs(self) -> list[Pair]:
+        """Read the pairs of a batch; an epoch is no shorter than a batch, so that none is there twice."""
+        found: list[Pair] = []
+        start = 0 if self.pairs.row == 0 else None  # where in the batch the present epoch began
+        while len(found) < self.batch_size:
+            epoch = self.pairs.epoch
+            pair = next(self.stream)
+            if self.pairs.epoch != epoch:
+                if start is not None:
+                    have = len(found) - start
+                    raise BatchSizeError(f"batch_size {self.batch_size} exceeds the {have} samples there are")
+                start = len(found)
+            found.append(pair)
+        return found
 
     def describe(self, step: int) -> dict[str, Any]:
         """Describe the pairs of the last batch, ready for JSON, whatever the step."""

@@ -11,7 +11,7 @@ with a_i the embedding of image i and b_k that of name k, through the text proje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class ClassNameLoss(nn.Module):
         clip: Its text encoder is locked; it is used in evaluation mode and left in the mode it was in.
         names: K distinct names.
         batch_size: Texts per pass.
+        captions: Those of the names that are whole captions, which are asked as they are; the others are put into each
+            of the templates.
 
     Raises:
         ValueError: A parameter of the text encoder would be trained, or names repeat.
@@ -38,7 +40,7 @@ class ClassNameLoss(nn.Module):
 
     pooled: Tensor
 
-    def __init__(self, clip: CLIP, names: Sequence[str], batch_size: int = 256):
+    def __init__(self, clip: CLIP, names: Sequence[str], batch_size: int = 256, captions: Collection[str] = ()):
         super().__init__()
         if any(parameter.requires_grad for parameter in clip.text_encoder.parameters()):
             raise ValueError("names are read once, which needs a locked text encoder: freeze_text")
@@ -46,7 +48,10 @@ class ClassNameLoss(nn.Module):
             raise ValueError(f"expected distinct names, got {len(names)} of which {len(set(names))} are distinct")
         training = clip.text_encoder.training
         clip.text_encoder.eval()
-        texts = [template.format(name) for template in TRAINING_TEMPLATES for name in names]
+        whole = set(captions)
+        texts = [
+            name if name in whole else template.format(name) for template in TRAINING_TEMPLATES for name in names
+        ]
         with torch.no_grad():
             parts = [
                 clip.text_encoder(tokenize(clip.tokenizer, texts[i : i + batch_size]).to(clip.device)).pooler_output

@@ -12,7 +12,9 @@ The interval is about another sample of n images, not about another training run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,10 +51,13 @@ def evaluating(objective: ContrastiveObjective) -> Iterator[CLIP]:
 
 @torch.no_grad()
 def name_recall(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
-    """Return ``R@1`` and ``R@5`` of the images among all distinct names of the data."""
-    names, targets = unique([row.name for row in data.rows])
+    """Return ``R@1`` and ``R@5`` of the images among all distinct names or first captions of the data.
+
+    A name is put into the sentence of ``NAME_TEMPLATE``; a caption is a sentence already, and asked as it is.
+    """
+    texts, targets = unique(_name_texts(data))
     image_embeds = clip.encode_image(data.images, batch_size=256)
-    text_embeds = clip.encode_text([NAME_TEMPLATE.format(name) for name in names])
+    text_embeds = clip.encode_text(texts)
     return recall_at_k(image_embeds, text_embeds, targets.to(image_embeds.device))
 
 
@@ -101,3 +106,46 @@ def retrieval_metrics(clip: CLIP, data: CaptionedImages) -> dict[str, float]:
     image = recall_at_k(text_embeds, image_embeds, torch.stack([numbers, images], 1), KS)
     shares = {f"retrieval_text_{k}": share for k, share in text.items()}
     return with_intervals(shares | {f"retrieval_image_{k}": share for k, share in image.items()}, len(data))
+
+
+def at_chance(measure: Callable[..., dict[str, float]], data: CaptionedImages) -> dict[str, tuple[int, float]]:
+    """Return what a CLIP that knows nothing would reach, for each figure that a measurement can give.
+
+    Args:
+        measure: :func:`name_recall`, :func:`zero_shot_metrics` or :func:`retrieval_metrics`.
+        data: The images that it measures.
+
+    Returns:
+        For each figure the number of cases, which are images, or captions where those ask, and the expected share.
+    """
+    images = len(data)
+    if measure is retrieval_metrics:
+        captions = [dict.fromkeys(row.captions or (row.prompt,)) for row in data.rows]
+        right = Counter(text for own in captions for text in own)
+        asked = {
+            "text": _recall_at_chance([len(own) for own in captions], len(right)),
+            "image": _recall_at_chance(list(right.values()), images),
+        }
+        counts = {"text": images, "image": len(right)}
+        return {f"retrieval_{ask}_R@{k}": (counts[ask], chance(k)) for ask, chance in asked.items() for k in KS}
+    if measure is name_recall:
+        chance = _recall_at_chance([1], len(set(_name_texts(data))))
+        return {f"R@{k}": (images, chance(k)) for k in (1, 5)}
+    chance = _recall_at_chance([1], len({row.name for row in data.rows}))
+    shares = {"zero_shot_top1": chance(1), "zero_shot_top5": chance(5), "zero_shot_mean_per_class_recall": chance(1)}
+    return {name: (images, share) for name, share in shares.items()}
+
+
+def _recall_at_chance(right: Sequence[int], candidates: int) -> Callable[[int], float]:
+    """Return R@k of a random order as a function of k, where each query has this many right candidates."""
+
+    def chance(k: int) -> float:
+        drawn = min(k, candidates)
+        missed = [math.comb(candidates - own, drawn) / math.comb(candidates, drawn) for own in right]
+        return 1 - sum(missed) / len(missed)
+
+    return chance
+
+
+def _name_texts(data: CaptionedImages) -> list[str]:
+    return [row.captions[0] if row.captions else NAME_TEMPLATE.format(row.name) for row in data.rows]

@@ -42,7 +42,7 @@ class TowerSettings:
             pad_token_id=tokenizer.pad_token_id,
         )
         if self.text_tower == "transformer":
-            options |= dict(num_hidden_layers=self.text_layers, num_attention_heads=self.text_width // 32)
+            options |= dict(num_hidden_layers=self.text_layers, num_attention_heads=_heads(self.text_width))
         return TEXT_TOWERS[self.text_tower][0](**options)
 
     def image_config(self) -> PreTrainedConfig:
@@ -53,7 +53,7 @@ class TowerSettings:
                 hidden_size=self.image_width,
                 intermediate_size=4 * self.image_width,
                 num_hidden_layers=self.image_layers,
-                num_attention_heads=self.image_width // 32,
+                num_attention_heads=_heads(self.image_width),
                 patch_size=self.patch_size,
                 stem_widths=self.stem_widths or None,
                 pooling=self.pooling,
@@ -62,3 +62,8 @@ class TowerSettings:
         else:
             options = dict(hidden_sizes=self.resnet_widths, depths=self.resnet_depths)
         return IMAGE_TOWERS[self.image_tower][0](image_size=self.image_size, **options)
+
+
+def _heads(width: int) -> int:
+    """Return the largest number of heads of at least 32 channels each that divides the width; at least one head."""
+    return next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)

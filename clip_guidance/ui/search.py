@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class SearchResults:
 
     Attributes:
         images: Each image with its caption (cosine and file name), best first.
-        failed: A message for each image that could not be loaded.
+        failed: A message for each image that could not be loaded, and the warnings of the search.
     """
 
     images: list[tuple[Image.Image, str]] = field(default_factory=list)
@@ -102,9 +103,11 @@ def search(
             raise ValueError("expected a text, an image, or both to search for, got neither")
         with ImageIndex.open(address, create=False) as made:
             model = made.model
-        with ImageIndex.open(address, state.clip(model), create=False) as opened:
+        opening = ImageIndex.open(address, state.clip(model), create=False)
+        with opening as opened, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             hits = opened.search(terms, whole_number("count", count), where.strip() or None)
-        results = SearchResults()
+        results = SearchResults(failed=[str(warning.message) for warning in told])
         for hit in hits:
             try:
                 if not state.may_read(hit.path):

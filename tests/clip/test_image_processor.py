@@ -2,9 +2,12 @@
 
 import json
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from helpers.limits import little_memory
+from hypothesis import given
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -36,6 +39,34 @@ def test_tensor_form_equals_image_form(size):
     assert difference.max() <= 2.5 / 127.5  # PIL rounds to 8 bits after each of its two passes
 
 
+SIDES = st.integers(1, 40) | st.integers(1, 600)
+
+
+@given(SIDES, SIDES, st.integers(1, 16), st.integers(0, 8), st.sampled_from([2, 3]))
+def test_any_ratio_equals_transformers(width, height, crop, more, resample):
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    sizes = {"size": {"shortest_edge": crop + more}, "crop_size": {"height": crop, "width": crop}}
+    theirs = CLIPImageProcessorPil(**sizes, resample=resample, image_mean=[0.0] * 3, image_std=[1 / 255] * 3)
+    ours = ImageProcessor(crop, (0.0,) * 3, (1 / 255,) * 3, crop + more, resample)
+    expected = theirs(Image.fromarray(noise), return_tensors="pt").pixel_values[0]
+    # A span that is no whole number of pixels is rounded to float32 by PIL, so that an 8-bit value may round otherwise.
+    slender = max(width, height) > 8 * min(width, height)
+    torch.testing.assert_close(ours(Image.fromarray(noise)), expected, rtol=0, atol=1.001 if slender else 1e-3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_slender_image_takes_no_more_memory_than_its_output(turned):
+    line = np.random.default_rng(0).integers(0, 256, (1, 1_000_000, 3), dtype=np.uint8)
+    middle = line[:, 499_500:500_500]
+    slender, short = (Image.fromarray(part.transpose(1, 0, 2) if turned else part) for part in (line, middle))
+    theirs = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    ours = ImageProcessor(24, tuple(theirs.image_mean), tuple(theirs.image_std))
+    expected = theirs(short, return_tensors="pt").pixel_values[0]  # the whole would be 24 by 24,000,000 pixels
+    with little_memory(64 << 20):
+        found = ours(slender)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # a level of 255 is 0.015
+
+
 def test_round_trip_through_json(tmp_path):
     ours = ImageProcessor(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize_to=36)
     ours.save_pretrained(tmp_path)
@@ -57,3 +88,5 @@ def test_errors_name_what_arrived():
         ImageProcessor(8).differentiable(torch.zeros(3, 8, 8))
     with pytest.raises(ValueError, match="expected 2 .* or 3 .*, got 0"):
         ImageProcessor(8, resample=0)
+    with pytest.raises(ValueError, match="image_size: expected 1 to resize_to=8, got 9"):
+        ImageProcessor(9, resize_to=8)

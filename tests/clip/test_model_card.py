@@ -6,18 +6,19 @@ import pytest
 from helpers.factories import PAIRS, make_clip
 from huggingface_hub import ModelCard
 
-from clip_guidance.clip.model_card import model_card, write_model_card
+from clip_guidance.clip.model_card import Figure, model_card, write_model_card
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_card_is_one_of_the_hub_and_counts_the_parameters(pair):
     clip = make_clip(*pair)
-    text = model_card(clip, "me/clip", settings={"steps": 7, "init": None, "data": ["a"]}, figures={"R@1": 0.4567})
+    figure = Figure(0.4567, 1234, 0.0125, "val.parquet")
+    text = model_card(clip, "me/clip", settings={"steps": 7, "init": None, "data": ["a"]}, figures={"R@1": figure})
     metadata = ModelCard(text).data.to_dict()
     assert (metadata["library_name"], metadata["pipeline_tag"]) == ("clip_guidance", "zero-shot-image-classification")
     total = sum(parameter.numel() for parameter in clip.parameters())
     assert f"A CLIP of {total / 1e6:.2f} M parameters" in text and 'from_pretrained("me/clip")' in text
-    assert "| R@1 | 45.7 % |" in text and '"steps": 7' in text and "init" not in text
+    assert "| R@1 | 45.7 % | 1.2 % | 1,234 of val.parquet |" in text and '"steps": 7' in text and "init" not in text
     kinds = re.findall(r"\| (?:image|text) \| `(\w+)`", text)
     assert kinds == [clip.config.vision_config.model_type, clip.config.text_config.model_type]
 

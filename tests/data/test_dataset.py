@@ -46,7 +46,7 @@ def test_real_images(shared_data):
     assert len(data) == 789 and data.images.shape[1:] == (3, 64, 64) and not data.skipped
 
 
-def test_views_stay_on_white_and_in_range():
+def test_views_of_white_stay_white_and_in_range():
     torch.manual_seed(0)
     white = torch.ones(4, 3, 16, 16)
     torch.testing.assert_close(random_views(white, colour=0.0), white)
@@ -54,6 +54,18 @@ def test_views_stay_on_white_and_in_range():
     views = random_views(images)
     assert views.min() >= 0 and views.max() <= 1 and not torch.allclose(views, images)
     torch.testing.assert_close(random_views(images, 0.0, 0.0, 0.0, 0.0), images)
+
+
+def test_what_moves_in_has_the_values_of_the_border():
+    torch.manual_seed(0)
+    blue = torch.tensor([0.1, 0.2, 0.7])[:, None, None].expand(8, 3, 16, 16)
+    torch.testing.assert_close(random_views(blue, colour=0.0), blue.contiguous())
+    dark = 0.3 * torch.rand(8, 3, 16, 16)
+    assert random_views(dark, colour=0.0).max() <= 0.3
+    framed = torch.ones(8, 3, 16, 16)
+    framed[..., 4:12, 4:12] = 0
+    views = random_views(framed, colour=0.0)
+    torch.testing.assert_close(views[..., [0, -1]][..., [0, -1], :], torch.ones(8, 3, 2, 2))
 
 
 def test_noise_falls_on_a_share_of_the_images():

@@ -236,3 +236,55 @@ def test_numbers_of_classes_are_read_as_their_names(tmp_path, label):
     found, counters = read(tmp_path / "a.parquet")
     named = {0: {0: ("cat",)}, 1: {0: ("red fox",)}}.get(label, {})
     assert found == {**named, 1: ("red fox",)} and counters.bad == ({} if named else {"caption_not_text": 1})
+
+
+# Tables as spreadsheets and other programs write them
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "captions"),
+    [
+        ("sep=;\r\nimage;caption\r\n0.png;a, b\r\n", "utf-8-sig", "a, b"),
+        ('"sep=,"\nimage,caption\n0.png,"a; b; c"\n', "utf-8", "a; b; c"),
+        ('"image";"caption, of, the image"\n0.png;a\n', "utf-8", "a"),
+        ('"caption; or\n text";image\na;0.png\n', "utf-8", "a"),
+        ("image\tcaption\r\n0.png\tein Äpfel\r\n", "utf-16", "ein Äpfel"),
+        ("image,caption\n0.png,図\n", "utf-16", "図"),
+        (" image , caption \n 0.png , a dog \n", "utf-8", "a dog"),
+        ('filepath, title\n0.png, "red, round"\n', "utf-8", "red, round"),
+        ("image,caption,,\n0.png,a,,\n", "utf-8", "a"),
+        ("image,caption\n0.png,a,,,\n", "utf-8", "a"),
+        ("image_name| comment_number| comment\n0.png| 0| a dog .\n", "utf-8", "a dog ."),
+    ],
+)
+def test_tables_of_spreadsheets(folder, text, encoding, captions):
+    header = "caption, of, the image" if "of, the" in text else "caption; or\n text" if "; or" in text else None
+    options = {"caption_columns": [header]} if header else {}
+    assert read(write(folder / "a.csv", text, encoding), **options)[0] == {0: (captions,)}
+
+
+def test_a_column_that_is_named_twice_keeps_both_values(folder):
+    assert read(write(folder / "a.csv", "image,text,text,text\n0.png,a,b,c\n"))[0] == {0: ("a", "b", "c")}
+
+
+def test_a_column_of_the_bytes_of_images(tmp_path):
+    rows = {"image_path": ["gone.png"], "image_bytes": [number(3)], "text": ["three"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[0] == {3: ("three",)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"image": "0.png", "caption": ' + "[" * 500 + "]" * 500 + "}", "[" * 100_000, '{"image": ' + "9" * 5000 + "}"],
+)
+def test_a_deep_or_endless_value_costs_its_row(folder, line):
+    found, counters = read(write(folder / "a.jsonl", f'{line}\n{{"image": "1.png", "caption": "one"}}\n'))
+    assert found == {1: ("one",)} and counters.bad == {"malformed_row": 1}
+
+
+def test_a_table_in_another_encoding_names_the_cure(folder):
+    pairs = open_pairs(write(folder / "a.csv", "image,caption\n0.png,café\n", "latin-1"), policy=ANY)
+    with pytest.raises(ValueError, match="row 1: expected a text, got text that is not UTF-8; save it as UTF-8"):
+        list(pairs)
+    with pytest.raises(SourceError, match=r"no column of captions found; it has 'image', 'caf\\udce9'"):
+        open_pairs(write(folder / "b.csv", "image,café\n0.png,x\n", "latin-1"))

@@ -158,3 +158,72 @@ def test_img2dataset_folder(tmp_path):
     assert [read_number(pair.image) for pair in pairs] == [0, 1] and pairs.counters.bad_share == 0
     braces = open_pairs(f"{tmp_path}/{{00000..00001}}.tar")
     assert [pair.key for pair in braces] == ["000000000", "000010000"]
+
+
+def test_dots_in_names_are_parts_of_names(tmp_path):
+    members = [*sample("a.b", 1, "one"), *sample("a.c.d", 2, "two"), ("x/2020.01.05.jpg", number(3))]
+    members += [("x/2020.01.06.txt", b"of another"), *sample("v1.0/y", 4, "four")]
+    found, counters = read(write_members(tmp_path / "a.tar", members))
+    assert found == {"a.b": ("one",), "a.c.d": ("two",), "v1.0/y": ("four",)}
+    assert counters.bad == {"no_caption": 1, "no_image": 1}  # of two days: no pair
+
+
+def test_members_that_say_what_they_are_for(tmp_path):
+    members = [("x.input.jpg", number(1)), ("x.outputs.txt", b"one"), ("y.input.jpg", number(2)), ("y.outputs.txt", b"two")]
+    assert read(write_members(tmp_path / "a.tar", members))[0] == {"x": ("one",), "y": ("two",)}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_members_of_a_sample_may_lie_apart(tmp_path, mode):
+    members = [(f"{i}.jpg", number(i)) for i in range(3)] + [(f"{i}.json", b'{"caption": "j"}') for i in range(3)]
+    members += [(f"{i}.txt", f"caption {i}".encode()) for i in range(3)] + [("9.txt", b"no image")]
+    found, counters = read(write_members(tmp_path / "a.tar", members, mode))
+    assert found == {f"{i}": (f"caption {i}",) for i in range(3)} and counters.bad == {"no_image": 1}
+
+
+@pytest.mark.parametrize(
+    ("texts", "captions"),
+    [
+        ({"caption": "red"}, ("red",)),
+        ({"cls": "red fox"}, ("red fox",)),
+        ({"cls": "1"}, ("red fox",)),
+        ({"json": '{"prompt": "red"}'}, ("red",)),
+        ({"json": '{"url": "x", "blip_caption": "red"}'}, ("red",)),
+        ({"txt": " \n", "json": '{"caption": "red"}'}, ("red",)),
+        ({"txt": "red", "json": "{broken"}, ("red",)),
+        ({"TXT": "red\ngreen"}, ("red", "green")),
+    ],
+)
+def test_texts_of_other_kinds(tmp_path, texts, captions):
+    (tmp_path / "classnames.txt").write_text("tench\nred fox\n")
+    members = [("1.jpg", number(1)), *((f"1.{suffix}", text.encode()) for suffix, text in texts.items())]
+    assert read(write_members(tmp_path / "a.tar", members))[0] == {"1": captions}
+
+
+def test_a_class_without_a_name_is_a_bad_row(tmp_path):
+    pairs = open_pairs(write_members(tmp_path / "a.tar", [("1.jpg", number(1)), ("1.cls", b"7")]), policy=ANY)
+    with pytest.raises(ValueError, match="1 caption_not_text; the first is 1: class 7 has no name; list them in class"):
+        list(pairs)
+
+
+def test_columns_pick_members_and_keys(tmp_path):
+    described = json.dumps({"alt": "of alt", "caption": "no"}).encode()
+    members = [("1.input.jpg", number(1)), ("1.target.png", number(2)), ("1.txt", b"of txt"), ("1.json", described)]
+    path = write_members(tmp_path / "a.tar", [*members, ("1.words.txt", b"of words")])
+
+    def picked(**options):
+        ((image, captions),) = [(read_number(pair.image), pair.captions) for pair in open_pairs(path, **options)]
+        return image, captions
+
+    assert picked(image_column="target", caption_columns=["words"]) == (2, ("of words",))
+    assert picked(image_column="input.jpg", caption_columns=["alt"]) == (1, ("of alt",))
+    assert picked(image_column="png", caption_columns=["txt"])[0] == 2
+    with pytest.raises(ValueError, match="there is no title in the sample; it has"):
+        list(open_pairs(path, image_column="png", caption_columns=["title"]))
+
+
+def test_metadata_that_is_nested_deeply_costs_its_sample(tmp_path):
+    deep = b'{"caption": ' + b'[{"caption": ' * 200 + b'"x"' + b"}]" * 200 + b"}"
+    path = write_members(tmp_path / "a.tar", [*sample("1"), ("2.jpg", number(2)), ("2.json", deep)])
+    found, counters = read(path)
+    assert set(found) == {"1"} and counters.examples["malformed_row"][0]["detail"] == "not JSON: nested more than 100 deep"

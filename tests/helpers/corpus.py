@@ -139,7 +139,8 @@ def write_tar(folder: Path, rows) -> Path:
     members = []
     for key, image, captions in rows:
         members += [(f"{key}.jpg", image), (f"{key}.txt", "\n".join(captions).encode())]
-        members += [(f"{key}.json", json.dumps({"caption": "of the metadata", "key": key}).encode())]
+        described = "of the metadata" if any(map(str.strip, captions)) else ""
+        members += [(f"{key}.json", json.dumps({"caption": described, "key": key}).encode())]
     return write_members(folder / "00000.tar", members)
 
 

@@ -93,6 +93,7 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
     rows = read_log(tmp_path / "unet-run" / "log.jsonl")
     monkeypatch.syspath_prepend(root / "training")
+    from autoencoder import inflated
     from denoiser import HeldOutError
 
     error = HeldOutError(pipe, CaptionedImages.load(data, 32))  # of the average that was saved, without dropout
@@ -105,6 +106,15 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     for part in ("vae", "unet"):
         weights = getattr(cg.load_pipeline(further), part).state_dict()
         assert all(weights[name].equal(value) for name, value in getattr(pipe, part).state_dict().items()), part
+    torch.manual_seed(0)
+    wide = inflated(pipe.vae, 6)
+    wide.save_pretrained(tmp_path / "wide")
+    options[options.index(further)] = further = tmp_path / "wider"
+    done = launch(root, "train_diffusion.py", *options, "--autoencoder", tmp_path / "wide")
+    assert done.returncode == 0, done.stderr
+    made = cg.load_pipeline(further)
+    assert made.unet.config.in_channels == made.vae.config.latent_channels == 6
+    assert all(made.vae.state_dict()[name].equal(value) for name, value in wide.state_dict().items())
 
 
 def test_two_processes_train_what_one_trains(root, data, clip_folder, tmp_path):

@@ -35,6 +35,14 @@ def test_it_is_the_cross_entropy_over_all_names():
         assert found.item() == pytest.approx(expected / 3, rel=1e-9)
 
 
+def test_whole_captions_are_read_as_they_are():
+    clip, template = locked_clip(), 2
+    loss = ClassNameLoss(clip, ["a red cat", "table"], captions=["a red cat"])
+    found = clip.text_projection(loss.pooled[template])
+    expected = clip.encode_text(["a red cat", TRAINING_TEMPLATES[template].format("table")])
+    torch.testing.assert_close(torch.nn.functional.normalize(found, dim=-1), expected, rtol=0, atol=1e-6)
+
+
 def test_images_the_projection_and_the_temperature_learn_and_the_text_encoder_does_not():
     clip = locked_clip()
     embeds = torch.randn(2, 24, dtype=torch.float64, requires_grad=True)

@@ -62,3 +62,19 @@ def test_every_resolution_hears_the_text(denoiser):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-4
     assert unet(x, t, text[:1]).sample.equal(outputs[0])  # dropout is of training alone
     assert not unet.train()(x, t, text[:1]).sample.equal(outputs[0])
+
+
+def test_known_channels_survive_new_ones(denoiser):
+    torch.manual_seed(0)
+    unet = denoiser.make_unet([16, 32], 2, 8, 32).eval()
+    for parameter in unet.parameters():  # zeros at the start would hide a place that is mixed up
+        nn.init.normal_(parameter, std=0.1)
+    wide = denoiser.inflated_unet(unet, 5).eval()
+    x, t, text = torch.randn(3, 5, 8, 8), torch.tensor([500]), torch.randn(3, 12, 32)
+    with torch.no_grad():
+        narrow, found = unet(x[:, :2], t, text).sample, wide(x, t, text).sample
+    torch.testing.assert_close(found[:, :2], narrow)
+    assert found[:, 2:].eq(0).all() and narrow.abs().min() > 0
+    assert wide.config.in_channels == wide.config.out_channels == 5 and unet.config.in_channels == 2
+    with pytest.raises(ValueError, match="latent_channels: expected at least the 5 of the UNet, got 2"):
+        denoiser.inflated_unet(wide, 2)

@@ -1,5 +1,7 @@
 """What is measured during training: against scipy's interval, a perfect CLIP, and the definitions written out."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,8 @@ from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages, Row
 from clip_guidance.metrics import retrieval
 from clip_guidance.metrics.statistics import wilson_interval
-from clip_guidance.training.evaluation import evaluating, retrieval_metrics, zero_shot_metrics
+from clip_guidance.metrics.retrieval import recall_at_k
+from clip_guidance.training.evaluation import at_chance, evaluating, name_recall, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
@@ -69,6 +72,32 @@ def test_recall_where_images_share_captions_and_have_several(monkeypatch):
     low, high = (found[f"retrieval_image_R@1_{end}"] for end in ("low", "high"))
     expected = wilson_interval(3 / 4, 3)  # of three images
     assert (low, high) == (expected.low, expected.high)
+
+
+def test_captions_are_asked_as_they_are_and_names_in_a_sentence():
+    """The CLIP knows these texts and no others: asked with another one it fails."""
+    rows = [Row("a cat, asleep", "", (), ("a cat, asleep", "b")), Row("dog", "noto", ()), Row("a bus", "", (), ("a bus",))]
+    clip = Ideal({"a cat, asleep": 0, "a picture of a dog": 1, "a bus": 2}, torch.eye(3))
+    assert name_recall(clip, CaptionedImages(images(3), rows)) == {"R@1": 1, "R@5": 1}
+
+
+def test_chance_is_the_mean_over_all_orders():
+    rows = [Row("a", "", (), ("a", "x")), Row("b", "", (), ("b",)), Row("a", "", (), ("a", "y", "z"))]
+    data = CaptionedImages(images(3), rows)
+    texts, numbers = retrieval.unique([text for row in rows for text in row.captions])
+    owners = torch.arange(3).repeat_interleave(torch.tensor([2, 1, 3]))
+    orders = [torch.tensor(order, dtype=torch.float) for order in itertools.permutations(range(5))]
+    by_text = [recall_at_k(torch.ones(3, 1), order[:, None], torch.stack([owners, numbers], 1), (1, 2)) for order in orders]
+    by_image = [
+        recall_at_k(torch.ones(5, 1), torch.tensor(order)[:, None].float(), torch.stack([numbers, owners], 1), (1, 2))
+        for order in itertools.permutations(range(3))
+    ]
+    found = at_chance(retrieval_metrics, data)
+    assert found["retrieval_text_R@1"] == (3, pytest.approx(np.mean([each["R@1"] for each in by_text])))
+    assert found["retrieval_image_R@1"] == (5, pytest.approx(np.mean([each["R@1"] for each in by_image])))
+    assert found["retrieval_image_R@5"] == (5, 1)
+    assert at_chance(name_recall, data) == {"R@1": (3, pytest.approx(1 / 2)), "R@5": (3, 1)}
+    assert at_chance(zero_shot_metrics, data)["zero_shot_mean_per_class_recall"] == (3, pytest.approx(1 / 2))
 
 
 def test_zero_shot_equals_a_classifier_asked_by_hand():

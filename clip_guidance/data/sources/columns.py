@@ -12,10 +12,10 @@ from clip_guidance.data.records import BadRow, Record, SourceError, Stored, Stor
 
 # In order of preference: the first name that a table has is taken.
 IMAGES = (
-    "image", "img", "picture", "photo", "file_name", "filename", "filepath", "file_path", "image_path",
-    "image_file", "path", "file", "jpg", "jpeg", "png", "webp",
+    "image", "img", "picture", "photo", "image_bytes", "file_name", "filename", "filepath", "file_path", "image_path",
+    "image_name", "image_file", "path", "file", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
-CAPTIONS = ("caption", "text", "txt", "sentence", "description", "title", "prompt", "json", "name", "label")
+CAPTIONS = ("caption", "text", "txt", "sentence", "description", "title", "prompt", "comment", "json", "name", "label")
 
 
 Remote: TypeAlias = Callable[[str], Stored]
@@ -63,14 +63,14 @@ class Columns:
         """
         needed = (image, *captions) if need_captions else (image,)
         if absent := [name for name in needed if name and name not in names]:
-            raise SourceError(f"{where}: no column {', '.join(absent)}; it has {', '.join(map(repr, names)) or 'none'}")
+            raise SourceError(f"{where}: no column {', '.join(absent):.60}; it has {_listed(names)}")
         image = image or next((n for known in IMAGES for n in names if n.lower() == known), None)
         captions = captions or next(filter(None, (_numbered(known, names) for known in CAPTIONS)), [])
         for column, meant, known in ((image, "images", IMAGES), (captions, "captions", CAPTIONS)):
             if not column and (need_captions or meant == "images"):
                 raise SourceError(
-                    f"{where}: no column of {meant} found; it has {', '.join(map(repr, names)) or 'none'}; "
-                    f"name it, or rename it to one of {', '.join(known)}"
+                    f"{where}: no column of {meant} found; it has {_listed(names)}; "
+                    f"name it, or rename it to one of {', '.join(known[:6])}, ..."
                 )
         assert image is not None
         return cls(image, tuple(captions), classes or {})
@@ -125,3 +125,7 @@ def _numbered(stem: str, names: Sequence[str]) -> list[str]:
     matches = {name: re.fullmatch(rf"{stem}s?(?:[_ ]?(\d+))?", name, re.IGNORECASE) for name in names}
     found = {name: int(match[1] or -1) for name, match in matches.items() if match}
     return sorted(found, key=lambda name: found[name])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names)) or 'none':.100}"

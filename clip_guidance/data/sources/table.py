@@ -1,26 +1,35 @@
-"""Read tables with one row per image: CSV, TSV, JSONL, and parquet by row groups."""
+"""Read tables with one row per image: CSV, TSV, JSONL, JSON, and parquet by row groups."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_guidance.data.records import BadRow, Part, Record, SourceError
 from clip_guidance.data.sources.columns import Columns
+from clip_guidance.data.sources.text_table import text_columns, text_rows
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 BATCH_ROWS = 64  # of a parquet file in memory at once
-COLUMN_SEARCH_ROWS = 1000  # of a JSONL file, whose keys are its columns: the first row may be a bad one
+FOLDER_SEARCH_ROWS = 100  # of a table, by whose images the folder of its images is found
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures")  # of several folders these are preferred
+
+
+class AmbiguousFolderError(SourceError):
+    """The images that a table names are in several folders."""
 
 
 class TableSource:
     """Read the rows of one or more tables, as a :class:`.Source`.
 
-    A part is a row group of a parquet file, or a whole text file. Relative paths start at the table's folder.
+    A part is a row group of a parquet file, or a whole text file. Relative paths start at the table's folder; where no
+    image is there, at the one folder beside or below the table where images are (``Images/`` beside ``captions.txt``).
 
     Args:
         paths: The tables.
@@ -28,9 +37,11 @@ class TableSource:
         image_column: Column of the image; by default the first with a customary name.
         caption_columns: Columns of the captions; by default those with a customary name.
         need_captions: Whether a table must have a column of captions; see :meth:`Columns.find`.
+        root: Folder outside of which no images are looked for; by default the one above that of a table.
 
     Raises:
-        SourceError: A table has no column of images, or no column of captions where it must have one.
+        SourceError: A table has no column of images, no column of captions where it must have one, or its images are
+            in several folders.
     """
 
     kind = "table"
@@ -42,11 +53,13 @@ class TableSource:
         image_column: str | None = None,
         caption_columns: Sequence[str] = (),
         need_captions: bool = True,
+        root: Path | None = None,
     ):
         self.name = name
         self.parts: list[Part] = []
         self._places: list[tuple[Path, int, int]] = []  # table, row group, number of its first row
         self._columns: dict[Path, Columns] = {}
+        self._folders: dict[Path, Path] = {}
         self._broken: dict[Path, str] = {}
         for path in paths:
             try:
@@ -58,6 +71,7 @@ class TableSource:
             else:
                 options = (image_column, caption_columns, classes, need_captions)
                 self._columns[path] = Columns.find(names, str(path), *options)
+                self._folders[path] = _image_folder(path, self._columns[path], root)
             first = 1
             for group, rows in enumerate(groups):
                 self.parts.append(Part(f"{path.name}/{group}", rows))
@@ -76,7 +90,7 @@ class TableSource:
             yield Record(path.name, origin, problem=BadRow("broken_file", self._broken[path]))
             return
         columns = self._columns[path]
-        rows = _parquet_rows(path, group, columns) if path.suffix.lower() == ".parquet" else _text_rows(path)
+        rows = _parquet_rows(path, group, columns) if path.suffix.lower() == ".parquet" else text_rows(path)
         for number in itertools.count(first):
             try:
                 row = next(rows)
@@ -89,13 +103,13 @@ class TableSource:
             if isinstance(row, BadRow):
                 yield Record(f"row {number}", origin, problem=row)
             else:
-                yield columns.record(row, f"row {number}", origin, path.parent)
+                yield columns.record(row, f"row {number}", origin, self._folders[path])
 
 
 def _layout(path: Path) -> tuple[list[str], list[int | None], dict[str, list[str]]]:
     """Return column names, the rows of each part where known, and class names by column."""
     if path.suffix.lower() != ".parquet":
-        return *_text_layout(path), {}
+        return text_columns(path), [None], {}
     with _parquet(path) as file:
         meta, schema = file.metadata, file.schema_arrow
         groups = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
@@ -126,63 +140,35 @@ def _parquet(path: Path) -> Any:
     return pq.ParquetFile(path, pre_buffer=False)
 
 
-def _text_layout(path: Path) -> tuple[list[str], list[int | None]]:
-    """Return column names, and one part of unknown length.
+def _image_folder(path: Path, columns: Columns, root: Path | None) -> Path:
+    """Find the folder at which the relative paths of a table start.
 
     Raises:
-        ValueError: The file has no first row.
+        AmbiguousFolderError: The images are in several folders beside or below the table.
     """
-    if path.suffix.lower() == ".jsonl":
-        rows = itertools.islice((row for row in _text_rows(path) if isinstance(row, dict)), COLUMN_SEARCH_ROWS)
-        names = dict.fromkeys(name for row in rows for name in row)
-        if not names:
-            raise ValueError("expected JSON objects, one per line; found none")
-        return list(names), [None]
-    with _open(path) as file:
-        header = next(csv.reader(file, delimiter=_delimiter(path)), None)
-    if not header:
-        raise ValueError("expected a first line with the names of the columns; it is empty")
-    return header, [None]
+    here = path.parent
+    if path.suffix.lower() == ".parquet":  # holds the images, most often
+        return here
+    values = (row.get(columns.image) for row in itertools.islice(text_rows(path), FOLDER_SEARCH_ROWS) if isinstance(row, dict))
+    names = [value for value in values if isinstance(value, str) and value and "://" not in value]
+    if not names or _holds(here, names):
+        return here
+    above = [] if root is not None and here == root else [here.parent]
+    for folder in [here, *above]:
+        with contextlib.suppress(OSError):
+            below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+            found = [entry for entry in below if _holds(entry, names)]
+            found = [entry for entry in found if entry.name.lower() in IMAGE_FOLDERS] or found
+            if len(found) > 1:
+                raise AmbiguousFolderError(
+                    f"{path}: {names[0]} is in {found[0].name}/ and in {found[1].name}/; "
+                    "write the paths of the images in the table with their folder"
+                )
+            if found:
+                return found[0]
+    return here
 
 
-def _text_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    with _open(path) as file:
-        if path.suffix.lower() == ".jsonl":
-            yield from (_json_row(line) for line in file if line.strip())
-            return
-        lines = csv.reader(file, delimiter=_delimiter(path))
-        header = next(lines)
-        while True:
-            try:
-                fields = next(lines)
-            except StopIteration:
-                return
-            except csv.Error as error:  # an unclosed quote makes a field above csv's limit
-                yield BadRow("malformed_row", str(error))
-                continue
-            if len(fields) == len(header):
-                yield dict(zip(header, fields, strict=True))
-            elif fields:  # else an empty line
-                yield BadRow("malformed_row", f"{len(fields)} fields, the header has {len(header)}")
-
-
-def _json_row(line: str) -> dict[str, Any] | BadRow:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return BadRow("malformed_row", f"not JSON: {error}")
-    return row if isinstance(row, dict) else BadRow("malformed_row", f"expected an object, got {type(row).__name__}")
-
-
-def _open(path: Path) -> Any:
-    """Open a table as text; bytes that are not UTF-8 make their row bad and not the whole table."""
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _delimiter(path: Path) -> str:
-    """Return a tab for a .tsv, else the most frequent separator of the first line."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    with _open(path) as file:
-        header = file.readline(1 << 16)
-    return max(",;\t", key=header.count)
+def _holds(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether one of the files is in a folder."""
+    return any(os.path.exists(folder / name) for name in names if "\0" not in name)

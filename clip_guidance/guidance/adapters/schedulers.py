@@ -162,11 +162,39 @@ def num_steps(scheduler: Any) -> int:
     return find_scheduler_adapter(scheduler).num_steps(scheduler)
 
 
-def fraction_done(scheduler: Any, index: int) -> float:
+def fraction_done(scheduler: Any, index: int, first: int = 0, count: int | None = None) -> float:
     """Return the fraction, in [0, 1), of a run that is done before the step at ``index``.
 
     A step that is taken again counts once: :mod:`clip_guidance.guidance.methods.recurrence` then keeps the fractions
     in ``scheduler.fractions_done``.
+
+    Args:
+        scheduler: The scheduler after ``set_timesteps``.
+        index: Position of the step in the scheduler's timesteps.
+        first: Position of the run's first step; image to image begins inside the timesteps.
+        count: Number of the run's steps; None if it runs to the end of the timesteps.
     """
-    fractions = getattr(scheduler, "fractions_done", None)
-    return index / num_steps(scheduler) if fractions is None else fractions[index]
+    fractions, steps = getattr(scheduler, "fractions_done", None), num_steps(scheduler)
+
+    def done(position: int) -> float:
+        if position >= steps:
+            return 1.0
+        return position / steps if fractions is None else fractions[position]
+
+    begin, end = done(max(first, 0)), done(steps if count is None else first + count)
+    return (done(index) - begin) / (end - begin)
+
+
+def count_steps(scheduler: Any, timesteps: Tensor | None, first: int) -> int | None:
+    """Count the steps of a run that a pipeline has cut short; None if it runs to the end.
+
+    Args:
+        scheduler: The scheduler after ``set_timesteps``.
+        timesteps: The pipeline's own list of the run's timesteps; None if it keeps none.
+        first: Position of the run's first step in the scheduler's timesteps.
+    """
+    if timesteps is None or first < 0:
+        return None
+    count = len(timesteps)
+    same = scheduler.timesteps[first : first + count].tolist() == timesteps.tolist()
+    return count if same and first + count < num_steps(scheduler) else None

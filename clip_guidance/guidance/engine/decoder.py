@@ -7,7 +7,7 @@ of the image, recomputation, and one image at a time.
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_ad
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.weights.clone import clone
+from clip_guidance.guidance.weights.hold import held
 from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
 
 
@@ -186,14 +187,12 @@ def latent_channels(decoder: Any) -> int | None:
 
 @contextmanager
 def _recomputed(network: Any) -> Iterator[None]:
-    modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
-    before = [(module, module.gradient_checkpointing) for module in modules]
-    network.enable_gradient_checkpointing()
-    try:
+    with ExitStack() as stack:
+        for module in network.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                stack.enter_context(held(module, "gradient_checkpointing", True))
+        network.enable_gradient_checkpointing()  # it also sets the function that recomputes
         yield
-    finally:
-        for module, value in before:
-            module.gradient_checkpointing = value
 
 
 def _dtype(module: Any) -> torch.dtype:

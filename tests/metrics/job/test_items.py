@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_guidance.data.sources.table import COLUMN_SEARCH_ROWS
+from clip_guidance.data.sources.text_table import COLUMN_SEARCH_ROWS
 from clip_guidance.images.load import find_images
 from clip_guidance.metrics.job import items as work
 from clip_guidance.metrics.job.items import ScoreItem, check_table, read_items
