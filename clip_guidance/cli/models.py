@@ -48,10 +48,11 @@ def command(json: options.Json = False) -> None:
 def describe(folder: Path) -> PackagedModel:
     """Describe a packaged model: ``clip/`` holds the CLIP, ``unet/`` and others the pipeline."""
     files = [path for path in folder.rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors" and path.stem != DOMAIN]
     return PackagedModel(
         name=folder.name,
         kind="CLIP and pipeline" if (folder / "unet").is_dir() else "CLIP",
-        parameters=sum(count_parameters(path) for path in files if path.suffix == ".safetensors" and path.stem != DOMAIN),
+        parameters=sum(map(count_parameters, weights)),
         bytes=sum(path.stat().st_size for path in files),
         description=_first_line(folder / "README.md"),
     )
