@@ -33,7 +33,7 @@ def command(
     Changed and moved files are detected, and unchanged files are not read again. An interrupted run keeps the images
     added so far.
 
-    Example: clip-guidance index photos/ --index photos.index --metadata album=summer
+    Example: clip-guidance index images/ --index images.index --metadata album=summer
     """
     from clip_guidance.images.find import find_images
     from clip_guidance.index.results import Changes

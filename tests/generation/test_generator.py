@@ -165,7 +165,7 @@ def test_steps_are_counted(settings):
     "values,message",
     [
         ({"prompt": " "}, "a prompt with at least one word, got ' '"),
-        ({"prompt": "a", "steps": 0}, "steps must be at least 1, got 0"),
+        ({"prompt": "a", "steps": 0}, "steps must be from 1 to 10,000, got 0"),
         ({"prompt": "a", "scheduler": "ddmp"}, r"scheduler must be one of ddim, ddpm, .*, tcd, got 'ddmp'"),
     ],
 )
