@@ -1,7 +1,7 @@
 """A small latent UNet conditioned on text: its schedule, its loss and its error.
 
 v-prediction (Salimans & Ho 2022, arXiv:2202.00512, appendix D) on a schedule of zero terminal signal-to-noise ratio
-(Lin et al. 2024, arXiv:2305.08891), captions dropped for classifier-free guidance (Ho & Salimans 2022,
+(Lin et al. 2024, arXiv:2305.08891; all but zero), captions dropped for classifier-free guidance (Ho & Salimans 2022,
 arXiv:2207.12598).
 """
 
@@ -16,10 +16,13 @@ from accelerate import Accelerator
 from autoencoder import encode
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher, SampleOrder
+
+TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
 
 
 def make_unet(
@@ -83,13 +86,19 @@ def set_dropout(unet: UNet2DConditionModel, share: float) -> None:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Make the schedule: v-prediction up to pure noise, else white backgrounds turn grey."""
+    """Make the schedule: v-prediction up to pure noise, else white backgrounds turn grey.
+
+    ᾱ ends at ``TERMINAL``, not at 0: there 1 − ᾱ' − τ² of DDIM's step with η = 1 is 0, which rounds below 0 on some
+    processors, and its root is no number. All other ᾱ differ from those of zero terminal signal-to-noise ratio by at
+    most as much. The betas are written out, since no parameters of a stock scheduler give them; so any scheduler that
+    is built from this one's config has them too.
+    """
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    products = TERMINAL + (1 - TERMINAL) * (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    betas = 1 - products / torch.cat([products.new_ones(1), products[:-1]])
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        trained_betas=[round(beta, 9) for beta in betas.tolist()],
         prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from clip_guidance._files import is_valid_text
 from clip_guidance.data.policy import DecodeResult, Policy
 from clip_guidance.data.records import BadRow, Pair, Record
+from clip_guidance.images.decoders import open_image
 from clip_guidance.images.load import ImageError, load_image
 
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -96,7 +97,7 @@ def open_header(data: bytes, policy: Policy) -> Image.Image:
         BadRow: It is not an image, or the policy does not allow its size.
     """
     try:
-        header = Image.open(io.BytesIO(data))
+        header = open_image(io.BytesIO(data))
         width, height = header.size
     except _BOMBS as error:
         raise BadRow("too_large", str(error)) from None

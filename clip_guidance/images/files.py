@@ -6,19 +6,22 @@ import hashlib
 import os
 from pathlib import Path
 
-from clip_guidance._files import is_valid_text, stat_regular
+from clip_guidance._files import is_valid_text, shorten, stat_regular
+
+MAX_BYTES = 1 << 30  # of a file: 179 megapixels, above which no image is decoded, take 0.7 GB in 8 bits uncompressed
+NO_MEMORY = "needs more memory than there is"
 
 
 class ImageError(ValueError):
     """An image cannot be read; the message names the image and the reason.
 
     Args:
-        name: File name of the image, or what else it is called in messages.
-        reason: Why it cannot be read.
+        name: File name of the image, or what else it is called in messages. In the message, the end of a long name.
+        reason: Why it cannot be read; cut after 200 characters, since a decoder may quote the file.
 
     Attributes:
         name: As given.
-        reason: As given.
+        reason: As in the message.
 
     Example:
         >>> import clip_guidance as cg
@@ -31,7 +34,8 @@ class ImageError(ValueError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+        reason = shorten(reason, 200)
+        super().__init__(f"{shorten(name, 298 - len(reason), end=True)}: {reason}")
         self.name, self.reason = name, reason
 
 
@@ -65,11 +69,16 @@ def read_bytes(path: str) -> bytes:
     """Read the bytes of an image file.
 
     Raises:
-        ImageError: As :func:`stat_image` says, or reading fails.
+        ImageError: As :func:`stat_image` says, the file is larger than ``MAX_BYTES`` (a sparse file may pretend to any
+            size), or reading fails.
     """
-    stat_image(path)
+    size = stat_image(path).st_size
+    if size > MAX_BYTES:
+        raise ImageError(path, f"too large, {size / 1e9:.1f} GB where {MAX_BYTES / 1e9:.1f} GB are the cap")
     try:
         return Path(path).read_bytes()
+    except MemoryError:
+        raise ImageError(path, NO_MEMORY) from None
     except OSError as error:
         raise ImageError(path, f"cannot be read ({error.strerror})") from None
 

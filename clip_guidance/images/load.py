@@ -6,6 +6,7 @@ The rules are written down because image readers differ silently, and scores cha
   the log of this module says once.
 - Grey, palette and CMYK images become RGB. 16-bit and float images are scaled to 8 bits, where PIL's
   ``convert("RGB")`` would saturate them to white.
+- PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM and ICO are read (:mod:`.decoders`), whatever a file is named.
 - Images above 179 megapixels (twice PIL.Image.MAX_IMAGE_PIXELS) are rejected before they are decoded, and files that
   are not regular are never opened: reading a pipe could wait for ever.
 - What cannot be read raises an ``ImageError`` that names the file and the reason; ``load_images`` can skip and report
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_guidance.images.decoders import foreign_format, open_image
+from clip_guidance.images.files import NO_MEMORY, read_bytes
 from clip_guidance.images.files import ImageError as ImageError
-from clip_guidance.images.files import read_bytes
 from clip_guidance.images.find import EXTENSIONS as EXTENSIONS
 from clip_guidance.images.find import find_images as find_images
 
@@ -109,6 +111,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         most = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
         reason = f"too large, above the cap of {most} ({error}); trusted? raise PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(name, reason) from None
+    except MemoryError:
+        raise ImageError(name, NO_MEMORY) from None
     except Exception as error:  # Pillow's decoders raise anything: OSError, SyntaxError, struct.error, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(name, f"cannot be read ({reason})") from error
@@ -206,10 +210,11 @@ def _decode(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("", "is empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
     except UnidentifiedImageError:
         start = data[:_SEARCHED_BYTES]
-        kind = next((kind for kind, marks in _FOREIGN_FORMATS.items() if any(mark in start for mark in marks)), None)
+        marked = (kind for kind, marks in _FOREIGN_FORMATS.items() if any(mark in start for mark in marks))
+        kind = next(marked, None) or foreign_format(start)
         reason = f"{kind} is not supported; convert it to PNG or JPEG" if kind else "is not an image"
         raise ImageError("", reason) from None
 

@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_guidance.images.decoders import open_image
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -38,7 +40,7 @@ def png_with_record(image: Image.Image, record: Mapping[str, Any]) -> bytes:
     from PIL import PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    info.add_text(METADATA_KEY, json.dumps(record))
+    info.add_text(METADATA_KEY, json.dumps(record, allow_nan=False))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -53,10 +55,8 @@ def read_record(path: str | os.PathLike[str] | IO[bytes]) -> dict[str, Any] | No
     Returns:
         The record; None where the file carries none, is not an image, or cannot be read.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             record = json.loads(image.info[METADATA_KEY])
     except Exception:  # missing, broken, another format, another program's text
         return None

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clip_guidance._files import is_valid_text
 from clip_guidance.clip.embed_cache import EmbedCache
-from clip_guidance.images.files import check_name, content_hash, read_bytes
+from clip_guidance.images.decoders import open_image
+from clip_guidance.images.files import NO_MEMORY, check_name, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, load_image
 from clip_guidance.images.metadata import read_record
 from clip_guidance.metrics.job.items import ScoreItem
@@ -68,7 +69,7 @@ class Preparer:
     ) -> None:
         self.judges, self.known, self.cache = judges, known, cache
         self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
-        self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
+        self.draft_side = 2 * max(max(judge.clip.image_processor.sides) for judge in judges) if draft else 0
 
     def __call__(self, item: ScoreItem) -> PreparedItem:
         """Prepare an item, or say why it failed.
@@ -85,6 +86,8 @@ class Preparer:
                 self._prepare(prepared, read_bytes(item.source) if isinstance(item.source, str) else item.source)
             except ImageError as error:
                 prepared.failure = error.reason
+            except MemoryError:
+                prepared.failure = NO_MEMORY
         return prepared
 
     def _prepare(self, prepared: PreparedItem, data: bytes) -> None:
@@ -109,7 +112,8 @@ class Preparer:
         ]
         for place in missing if self.cache else []:
             assert self.cache is not None
-            if (embed := self.cache.get(self.judges[place].key, prepared.hash)) is not None:
+            judge = self.judges[place]
+            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.config.projection_dim)) is not None:
                 prepared.embeds[place] = embed
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)
@@ -118,7 +122,7 @@ class Preparer:
     def _decode(self, data: bytes, name: str) -> Image.Image:
         if self.draft_side and data[:2] == b"\xff\xd8":  # a JPEG, whose decoder can shrink by 2, 4 or 8
             try:
-                image = Image.open(io.BytesIO(data))
+                image = open_image(io.BytesIO(data))
                 image.draft("RGB", (self.draft_side, self.draft_side))
                 return load_image(image, name)
             except Exception:  # Pillow raises anything, also for too many pixels; load_image names the reason better
