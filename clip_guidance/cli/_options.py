@@ -276,8 +276,7 @@ Limit = Annotated[
 ]
 MaxBadShare = Annotated[float, _number(0, 1, help="Share of bad rows that is accepted, from 0 to 1.")]
 ImageColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the images; of tars and folders, their suffix.", show_default="by its name"),
+    str | None, typer.Option(help="Column of images; of tars and folders, their suffix.", show_default="by its name")
 ]
 CaptionColumns = Annotated[
     list[str] | None,
