@@ -190,7 +190,8 @@ def test_other_schedulers_are_refused_when_attached(method):
     with pytest.raises(UnsupportedSchedulerError, match=message):
         Guidance(quadratic, mode=method, space="latent").attach(pipe)
     assert "step" not in vars(scheduler)
-    Guidance(quadratic, mode=UniversalGuidance(), space="latent").attach(pipe)
+    with Guidance(quadratic, mode=UniversalGuidance(), space="latent").attach(pipe):
+        pass
 
 
 @pytest.mark.parametrize(
