@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.index_helpers import check_hits, make_store, names, put, ranking, save_image, unit_vectors
 from helpers.limits import little_time, read_only_copy
-from hypothesis import given
+from hypothesis import given, settings
 
 import clip_guidance as cg
 from clip_guidance.index.compact import compact
@@ -130,6 +130,7 @@ def damage(draw):
     return change
 
 
+@settings(max_examples=25)
 @given(damage())
 def test_whatever_became_of_the_vectors_only_intact_ones_are_scored(store_folder, tmp_path_factory, change):
     folder = shutil.copytree(store_folder, tmp_path_factory.mktemp("damaged") / "index")
