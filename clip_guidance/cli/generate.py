@@ -118,6 +118,7 @@ def _draw(
     common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
     from clip_guidance.clip.domain import foreign_prompts
     from clip_guidance.generation.generator import ImageGenerator
+    from clip_guidance.generation.image import FailedImageError
 
     for model in dict.fromkeys(settings.model for settings, _ in planned):
         if message := foreign_prompts(model, [one.prompt for one, _ in planned if one.model == model]):
@@ -129,9 +130,9 @@ def _draw(
             try:
                 generated = generator(settings, lambda: bar.advance(task))
             except ValueError as error:
-                if original is None:  # what the command line asks for holds for every image
-                    raise
-                job.fail(str(original), str(error))
+                if original is None and not isinstance(error, FailedImageError):
+                    raise  # what the command line asks for holds for every image
+                job.fail(str(original or f"--prompt {settings.prompt!r}"), str(error))
                 continue
             yield generated, original
 
