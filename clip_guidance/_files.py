@@ -34,7 +34,7 @@ def write_atomically(path: str | os.PathLike[str], suffix: str = ".part") -> Ite
         Path of the temporary file, in the same folder. The block must create and close it.
 
     Raises:
-        OSError: The file cannot be written, flushed or renamed; ``path`` is as it was before.
+        OSError: The file cannot be written, flushed or renamed; ``path`` is as it was before, and the error names it.
 
     Example:
         >>> import tempfile
@@ -53,9 +53,11 @@ def write_atomically(path: str | os.PathLike[str], suffix: str = ".part") -> Ite
         with partial.open("rb+") as file:
             fsync_file(file)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the first error counts, also where the folder itself is gone
             partial.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say of which file
+            error.filename = os.fspath(path)
         raise
     fsync_folder(path.parent)
 

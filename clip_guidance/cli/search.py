@@ -21,7 +21,7 @@ def command(
 
     Words are joined by spaces; a sign between spaces starts the next term, unless it stands in "quotes".
 
-    Example: clip-guidance search "2 * red apple" - ./worm.png --index photos.index --where "album = summer"
+    Example: clip-guidance search "2 * red apple" - ./worm.png --index images.index --where "album = summer"
     """
     from clip_guidance.index import ImageIndex
     from clip_guidance.index.where import compile_where

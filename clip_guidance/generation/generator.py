@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
-from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.image import GeneratedImage, check_image, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
 from clip_guidance.guidance import CLIPGuidance
@@ -85,6 +86,7 @@ class ImageGenerator:
 
         Raises:
             ValueError: A model is unknown, or a setting is out of range.
+            FailedImageError: The image came out empty; another one is not touched by it.
         """
         one = settings.resolved()
         pipe = self.pipeline(one)  # first, since an unknown model is the most likely mistake
@@ -92,7 +94,9 @@ class ImageGenerator:
         # loaded before an image is generated, since loading may fail
         guide, judge = (self._scorer(name, self.device) if name else None for name in names)
         guidance = _guidance(guide.clip, one) if guide and one.scale else None
-        generated = GeneratedImage(_draw(pipe, guidance, one, on_step), one, device=str(self.device))
+        image = _draw(pipe, guidance, one, on_step)
+        check_image(image, one)
+        generated = GeneratedImage(image, one, device=str(self.device))
         if guide and guidance:
             generated.guide = {"name": guide.record["model"], "fingerprint": guide.record["fingerprint"]}
         generated.scores = [each.score(generated) for each in (guide, judge) if each]
@@ -109,6 +113,8 @@ class _Scorer:
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
         target = generated.settings.target
         score = clip_score(self.clip, generated.image, target, TORCHMETRICS).item()
+        if not math.isfinite(score):
+            raise ValueError(f"{self.record['model']}: its score of the image is {score}, expected a finite number")
         guided = generated.guide is not None and generated.guide["fingerprint"] == self.record["fingerprint"]
         return {"score": score, "prompt": target, "guided": guided, **self.record}
 
@@ -154,10 +160,13 @@ def _draw(
     }
     if settings.negative_prompt:
         call["negative_prompt"] = settings.negative_prompt
-    if on_step and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
 
         def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step()
+            if "latents" in tensors and not tensors["latents"].isfinite().all():
+                raise failed(settings, f"is not finite after step {step + 1} of {settings.steps}")
+            if on_step:
+                on_step()
             return tensors
 
         call["callback_on_step_end"] = callback

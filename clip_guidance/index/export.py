@@ -27,7 +27,7 @@ def export(store: Store, folder: Path) -> int:
                 matrix.write(block.astype("<f4").tobytes())
                 for entry in store.by_rows(rows[start : start + len(block)]):
                     line = {"path": entry.path, "hash": entry.hash, "size": entry.size, "metadata": entry.metadata}
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             for file in (matrix, lines):  # both are on the disk before either takes the place of a former export
                 fsync_file(file)
     return len(rows)

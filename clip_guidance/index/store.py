@@ -168,7 +168,10 @@ class Store(Catalogue):
                 self._keep_checksums()
                 row, file = self.get("rows"), self._file()
                 embeds = np.asarray(np.stack(list(batch.embeds)), file.dtype)
-                file.write(row, embeds)
+                try:
+                    file.write(row, embeds)
+                except OSError as error:
+                    raise ImageIndexError(f"{short_name(file.path)}: cannot be written ({error.strerror})") from error
                 sums = checksums(embeds).tolist()
                 rows = [{**vars(seen), "row": row + i, "checksum": sums[i]} for i, seen in enumerate(batch.put)]
                 self._db.run_many(PUT, rows)

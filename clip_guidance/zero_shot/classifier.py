@@ -203,7 +203,13 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def classify_embeds(self, image_embeds: torch.Tensor) -> ZeroShotResult:
-        """Classify images that are already encoded, (n, d)."""
+        """Classify images that are already encoded, (n, d).
+
+        Raises:
+            ValueError: An embedding is not finite: the weights are damaged, or overflow in their precision.
+        """
+        if bad := (~image_embeds.isfinite().all(-1)).nonzero().flatten().tolist():
+            raise ValueError(f"{self.clip.name_or_path}: its embedding of image {bad[0]} is not finite")
         images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
         cosines = images @ self.class_embeds.T
         if self.any_embeds is not None:
@@ -249,6 +255,8 @@ class ZeroShotClassifier:
         """Return the direction of the mean over templates of each label's sentences, (L, d)."""
         texts = [_sentence(template, label) for label in self.labels for template in templates]
         embeds = F.normalize(self.clip.encode_text(texts, batch_size=self.batch_size), dim=-1)
+        if bad := [text for text, good in zip(texts, embeds.isfinite().all(-1).tolist(), strict=True) if not good]:
+            raise ValueError(f"{self.clip.name_or_path}: its embedding of {bad[0]!r:.100} is not finite")
         return F.normalize(embeds.view(len(self.labels), len(templates), -1).mean(dim=1), dim=-1)
 
 

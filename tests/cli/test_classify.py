@@ -79,7 +79,7 @@ def test_probabilities_fit_a_labelled_sample(cli, clip, good, tmp_path):
     "rows, message",
     [
         ([("a.png",)], "broken.csv: line 2: expected an image and a label, got 'a.png' and None"),
-        ([("a.png", "cat"), ("b.png", " ")], "line 3: expected an image and a label, got 'b.png' and ' '"),
+        ([("a.png", "cat"), ("b.png", " ")], "line 3: expected an image and a label, got 'b.png' and ''"),
         ([("a.png", "cat"), ("a.png", "cat"), ("a.png", "dog")], "line 4: a.png is dog, but was cat before"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 from helpers.index_helpers import held, make_store, put, unit_vectors
 
+from clip_guidance.index import vectors
 from clip_guidance.index.schema import FILE
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, VectorFile
@@ -59,6 +60,20 @@ def test_a_missing_vector_file_is_named(folder, store):
         held(again)
     assert not again._db.in_transaction
     again.close()
+
+
+def test_a_full_disk_is_named_and_loses_nothing(folder, store, monkeypatch):
+    put(store, ["a"], unit_vectors(1))
+    before = held(store)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vectors, "fsync_file", full)
+    with pytest.raises(ImageIndexError, match=r"vectors-\w+: cannot be written \(No space left on device\)$"):
+        put(store, ["b"], unit_vectors(1, seed=1))
+    monkeypatch.undo()
+    assert held(store) == before and not store._db.in_transaction and store.damaged() == []
 
 
 def test_a_making_that_was_killed_is_made_anew(folder, monkeypatch):

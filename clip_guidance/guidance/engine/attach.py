@@ -62,10 +62,11 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
-        yield guidance
+        with guidance.attached():
+            yield guidance
         return
     enter(attachment)
-    with steered_by(attachment):
+    with guidance.attached(), steered_by(attachment):
         yield guidance
     warn_of_dropped([attachment], stacklevel=4)
     if host.pipe.scheduler is not host.scheduler:

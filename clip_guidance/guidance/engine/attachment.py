@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
+from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
-from clip_guidance.guidance.engine.cap import Corrections, capped
+from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
@@ -22,7 +23,7 @@ from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
-from clip_guidance.guidance.per_sample import per_sample
+from clip_guidance.guidance.per_sample import are_finite, capped, per_sample
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Attachment:
         self.host = resolve(pipe)
         self.mode = find_mode(guidance.mode)
         self.mode.check(self.host.scheduler)
-        self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter)
+        self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter, guidance.to_image)
         self.data_variance = guidance.data_variance or self.host.adapter.data_variance
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
         self.needs_correction = self.mode.needs_correction or guidance.cap is not None
@@ -92,6 +93,7 @@ class Attachment:
         self.origin: Any = None
         self.report = guidance.report
         self.dropped = 0
+        self._told: set[str] = set()  # what was warned of, by its kind
         #: Whether another pipeline that shares the scheduler took a step.
         self.passed_by = False
         self._run: Run | None = None
@@ -102,8 +104,9 @@ class Attachment:
             check_recordable(self.host.scheduler)
         #: The networks whose forwards are recorded: "exact" differentiates through all that read the noisy sample.
         self.recorded = self.host.readers if self.mode.needs_tape else []
+        found = guidance.reward, guidance.to_image, self.decoder.module, *self.recorded
         #: The networks that a gradient passes through.
-        self.networks = [m for m in (guidance.reward, self.decoder.module, *self.recorded) if isinstance(m, nn.Module)]
+        self.networks = [m for m in found if isinstance(m, nn.Module)]
 
     def applies_to(self, call: PipelineCall | None) -> bool:
         """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""
@@ -153,6 +156,7 @@ class Attachment:
     def shift(self, step: Step) -> Tensor:
         """Compute the scaled shift of the predicted clean sample, (B, ...)."""
         guidance, prediction = self.guidance, step.prediction
+        sound = self._sound(step)
         correction = step.corrections.rms(prediction) if self.needs_correction else None
         assert self._run is not None  # begin_step comes first
         self._run.guided = True
@@ -160,7 +164,7 @@ class Attachment:
         variance = posterior_variance(prediction.level, self.data_variance)
         if self._held is None or step.index % guidance.every == 0:
             state = self._state(step, scale, correction)
-            self._held = self._without_non_finite(self.mode.shift(state)), variance
+            self._held = self._without_non_finite(self.mode.shift(state), sound), variance
             self.report.steps.append(step.index)
         shift, held_variance = self._held
         shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
@@ -185,7 +189,27 @@ class Attachment:
             vjp=partial(step.tape.vjp, step.prediction),
             eta=step.eta,
             correction=correction,
+            tell=self._tell,
         )
+
+    def _tell(self, message: str, kind: str | None = None) -> None:
+        """Warn, once of each kind: by default of each text."""
+        if (kind or message) not in self._told:
+            self._told.add(kind or message)
+            warnings.warn(message, stacklevel=3)
+
+    def _sound(self, step: Step) -> Tensor:
+        """Return which noisy samples are finite, (B,); warn of the first step at which some are not."""
+        sound = are_finite(step.prediction.sample)
+        if not sound.all():
+            self._tell(
+                f"{int((~sound).sum())} of {len(sound)} noisy samples are not finite at step {step.index} (timestep "
+                f"{float(shared_timestep(step.timestep)):g}), before guidance: the scheduler or the denoiser made them "
+                "so at the step before, and their images are lost. A denoiser in float16, or rounding in a scheduler "
+                "with eta=1, is the usual cause",
+                kind="samples",
+            )
+        return sound
 
     def _capped(self, shift: Tensor, correction: Tensor | None, variance: float) -> Tensor:
         cap = self.guidance.cap
@@ -196,11 +220,10 @@ class Attachment:
         self.report.capped += found.count
         return found.shift
 
-    def _without_non_finite(self, shift: Tensor) -> Tensor:
-        finite = shift.flatten(1).isfinite().all(1)
-        dropped = int((~finite).sum())
-        self.dropped += dropped
-        self.report.dropped += dropped
+    def _without_non_finite(self, shift: Tensor, sound: Tensor) -> Tensor:
+        finite = are_finite(shift)
+        self.dropped += int((~finite & sound).sum())
+        self.report.dropped += int((~finite).sum())
         return torch.where(per_sample(finite, shift), shift, 0)
 
 

@@ -14,7 +14,7 @@ from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.gradient import power_of_two
+from clip_guidance.guidance.per_sample import are_finite, power_of_two
 from clip_guidance.guidance.weights.hold import held, lacks
 from clip_guidance.guidance.weights.offload import keep_onloaded
 
@@ -228,8 +228,9 @@ def _squeezed(x: Tensor, axis: int, part: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _multiple(copies: Tensor, sample: Tensor) -> float | None:
-    """Return c if the copies (k, *sample.shape) are c·sample, else None."""
-    copies, sample = at_least_float32(copies), at_least_float32(sample)
+    """Return c if the copies (k, *sample.shape) are c·sample, else None; samples that are not finite say nothing."""
+    finite = are_finite(sample)
+    copies, sample = at_least_float32(copies[:, finite]), at_least_float32(sample[finite])
     norm = sample.square().sum()
     if norm == 0:
         return 1.0 if not copies.any() else None

@@ -6,6 +6,7 @@ next network begins. A backward needs the weights where they were in the forward
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -21,8 +22,7 @@ def keep_onloaded(module: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for group in _groups(module):
-            # Looked up when it is called: by then the group offloads again.
-            stack.enter_context(held(group, "offload_", _do_nothing, lambda group=group: group.offload_()))
+            stack.enter_context(held(group, "offload_", _do_nothing, released=partial(_offload, group)))
         yield
 
 
@@ -50,6 +50,10 @@ def no_neighbour_offload(module: nn.Module) -> Iterator[None]:
         for each in hooks:
             stack.enter_context(held(each, "prev_module_hook", None))
         yield
+
+
+def _offload(group: Any) -> None:
+    group.offload_()  # looked up now, when it offloads again
 
 
 def _do_nothing() -> None:
