@@ -187,8 +187,7 @@ class CachedCLIP:
             ValueError: An embedding is not finite.
         """
         named = [(image, image_name(image, place)) for place, image in enumerate(as_list(images))]
-        starts = range(0, len(named), batch_size)
-        parts = ([prepare(self, *pair) for pair in named[start : start + batch_size]] for start in starts)
+        parts = ([prepare(self, *pair) for pair in named[i : i + batch_size]] for i in range(0, len(named), batch_size))
         return check_finite(self.clip, torch.cat([encode(self, part) for part in parts]), "image")
 
 

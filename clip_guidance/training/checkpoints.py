@@ -109,7 +109,7 @@ class Checkpoints:
                 metadata = _metadata(path)
                 self.stream_positions = json.loads(metadata.get("places", "[]"))
                 self.loss_scale = json.loads(metadata.get("loss_scale", "null"))
-            except (SafetensorError, OSError, ValueError, RecursionError) as error:  # the last two of its metadata's JSON
+            except (SafetensorError, OSError, ValueError, RecursionError) as error:  # also of its JSON
                 warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
                 continue
             load_weights(tensors, modules, path)
