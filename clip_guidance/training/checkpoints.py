@@ -110,7 +110,8 @@ class Checkpoints:
                 self.stream_positions = json.loads(metadata.get("places", "[]"))
                 self.loss_scale = json.loads(metadata.get("loss_scale", "null"))
             except (SafetensorError, OSError, ValueError, RecursionError) as error:  # also of its JSON
-                warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
+                told = f"{path} cannot be read ({error}); going back to the one before"
+                warnings.warn(told, stacklevel=2)
                 continue
             load_weights(tensors, modules, path)
             self.loaded = path
