@@ -53,7 +53,7 @@ def _is_count(value: Any, most: int = 1 << 40) -> bool:
 META: dict[str, Callable[[Any], bool]] = {
     "version": lambda value: value == VERSION,
     "fingerprint": lambda value: _is_text(value, 64),
-    "model": _is_text,
+    "model": lambda value: value == "" or _is_text(value),  # a CLIP that was never saved has no name
     "dim": lambda value: _is_count(value, 1 << 16) and value > 0,
     "dtype": lambda value: value in ("float32", "float16"),
     "id": lambda value: _is_text(value) and re.fullmatch("[0-9a-f]{32}", value) is not None,
