@@ -115,7 +115,7 @@ class Job:
         At the end images of a kind that the CLIP does not know are told.
         """
         from clip_guidance.clip.domain import DomainCheck
-        from clip_guidance.clip.embed_cache import EncodedBatch, encode_files
+        from clip_guidance.clip.embed_cache import encode_files
 
         domain = DomainCheck(clip)
         with progress() as bar:
@@ -124,13 +124,9 @@ class Job:
                 for skipped in batch.skipped:
                     self.fail(skipped.path, skipped.reason)
                 bar.advance(task, len(batch.names) + len(batch.skipped))
-                finite = batch.embeds.isfinite().all(-1).tolist()
-                for name in (name for name, good in zip(batch.names, finite, strict=True) if not good):
-                    self.fail(name, f"its embedding by {clip.name_or_path} is not finite")
-                if any(finite):
-                    names = [name for name, good in zip(batch.names, finite, strict=True) if good]
-                    domain.add(batch.embeds[finite])
-                    yield EncodedBatch(names, batch.embeds[finite])
+                if batch.names:
+                    domain.add(batch.embeds)
+                    yield batch
         if message := domain.message():
             narrate("warning", message)
 

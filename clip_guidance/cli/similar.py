@@ -75,10 +75,14 @@ class Found:
 
 def _query(clip: CLIP, to: Path) -> torch.Tensor:
     """Encode the image of --to."""
-    query = clip.encode_image(to)
-    if not query.isfinite().all():
-        raise ValueError(f"{to}: its embedding by {clip.name_or_path} is not finite")
-    return query
+    from clip_guidance.images.load import ImageError
+
+    try:
+        return clip.encode_image(to)
+    except ImageError:  # names the file itself
+        raise
+    except ValueError as error:
+        raise ValueError(f"{to}: {error}") from error
 
 
 def _find(paths: list[Path]) -> list[Path]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,8 +112,6 @@ class _Scorer:
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
         target = generated.settings.target
         score = clip_score(self.clip, generated.image, target, TORCHMETRICS).item()
-        if not math.isfinite(score):
-            raise ValueError(f"{self.record['model']}: its score of the image is {score}, expected a finite number")
         guided = generated.guide is not None and generated.guide["fingerprint"] == self.record["fingerprint"]
         return {"score": score, "prompt": target, "guided": guided, **self.record}
 
