@@ -6,6 +6,7 @@ import importlib.util
 import clip_guidance
 
 
+@pytest.mark.slow
 def test_no_module_hides_a_name():
     """A submodule becomes an attribute of the package when it is imported: a function of its name would be lost."""
     for name, module in clip_guidance._EXPORTS.items():

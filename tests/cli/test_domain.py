@@ -16,7 +16,11 @@ def photographs(shared_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["score", "--prompt", "an apple"], ["classify", "--labels", "apple,pear"], ["similar"]]
+    "words",
+    [
+        ["score", "--prompt", "an apple"],
+        *(pytest.param(w, marks=pytest.mark.slow) for w in (["classify", "--labels", "apple,pear"], ["similar"])),
+    ],
 )
 def test_photographs_are_told_once_per_run(cli, photographs, tmp_path, words):
     cache = tmp_path / "cache"

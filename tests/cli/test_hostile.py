@@ -155,8 +155,8 @@ def test_weights_that_are_nan_fail_by_name(cli, nan_clip, good, words):
 
 def test_texts_and_queries_that_are_nan_are_named(cli, nan_clip, good, tmp_path):
     query = cli("similar", *good, "--to", good[0], "--model", nan_clip)
-    assert query.code == 2 and f"its embedding is not finite: the weights visual_projection.weight of {nan_clip}" in query.err
-    assert f"error: {good[0]}: " in query.err
+    assert query.code == 2 and f"error: {good[0]}: " in query.err
+    assert f"its embedding is not finite: the weights visual_projection.weight of {nan_clip}" in query.err
     clip = make_clip()
     with torch.no_grad():
         clip.text_projection.weight.fill_(torch.nan)

@@ -174,8 +174,8 @@ def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
     [
         ["classify", "--labels", "cat,dog", "--top-k", 2],
         ["similar"],
-        ["similar", "--to", "FIRST"],
-        ["similar", "--duplicates", 0.5],
+        pytest.param(["similar", "--to", "FIRST"], marks=pytest.mark.slow),
+        pytest.param(["similar", "--duplicates", 0.5], marks=pytest.mark.slow),
         ["index", "--index", "INDEX"],
     ],
     ids=lambda words: " ".join(map(str, words)),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.factories import TinyCLIP, generate
 from helpers.minimal_pipeline import brightness, loop, minimal_pipeline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_guidance.guidance import CLIPGuidance, CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
@@ -203,6 +203,7 @@ def check_numbers(name, value):
 
 
 @pytest.mark.parametrize("name", ["start", "stop", "every", "data_variance", "cap", "cutouts", "seed", "chunk"])
+@settings(max_examples=15)
 @given(value=JUNK)
 def test_an_option_of_a_number_is_right_or_refused_by_name(name, value):
     expected = check_numbers(name, value)

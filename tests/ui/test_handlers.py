@@ -45,6 +45,7 @@ def refused(message: str):
 # Generate
 
 
+@pytest.mark.slow
 def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
     sides = shown[-1].without, shown[-1].guided
     settings = [read_settings(side.file) for side in sides]

@@ -231,5 +231,6 @@ def test_a_refused_scheduler_is_told_why(name):
 
 
 def test_an_unknown_scheduler_is_refused_by_name():
-    with pytest.raises(UnsupportedSchedulerError, match=r"levels of .*and \d+ more; the pipeline's scheduler is a SimpleNamespace. Exchange it"):
+    message = r"levels of .* and \d+ more; the pipeline's scheduler is a SimpleNamespace. Exchange it"
+    with pytest.raises(UnsupportedSchedulerError, match=message):
         noise_level(SimpleNamespace(), 10)

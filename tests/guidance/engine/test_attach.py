@@ -137,6 +137,7 @@ def test_repeated_runs_and_attachments_agree(tiny_pipeline, clip, scheduler, mod
     assert first.equal(third)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["x0", "exact"])
 @pytest.mark.parametrize("outer", ["x0", "exact"])
 def test_nested_guidances_do_not_depend_on_their_order(tiny_pipeline, clip, outer, inner):

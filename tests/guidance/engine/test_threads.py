@@ -75,7 +75,7 @@ def check_threads(pipes, guided, mode, runs):
     assert "step" not in vars(pipes[0].scheduler) and not pipes[0].unet._forward_pre_hooks
 
 
-@pytest.mark.parametrize("shared", ["pipe", "unet"])
+@pytest.mark.parametrize("shared", [pytest.param("pipe", marks=pytest.mark.slow), "unet"])
 @modes
 def test_each_thread_is_steered_by_its_own_guidance(pipeline, guided, eager_threads, mode, shared):
     check_threads([pipeline()] * 3 if shared == "pipe" else [pipeline() for _ in range(3)], guided, mode, runs=2)

@@ -197,6 +197,7 @@ def with_tiles_larger_than_the_image(pipe):
     assert pipe.vae.tile_latent_min_size >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [with_attention, with_vae_slicing, with_tiles_larger_than_the_image])
 @exact_first
 def test_slices_give_the_same_images(save, mode):
