@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 
+import pytest
+
 import clip_guidance
 
 
