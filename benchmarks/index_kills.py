@@ -94,7 +94,7 @@ def inspect(index: ImageIndex, embeds: dict[str, np.ndarray]) -> dict[str, Any]:
     hits = index.search_embeds(queries, index.fingerprint, k=len(embeds)) if held else []
     wrong += [name for name, found in zip(held, hits, strict=True) if Path(found[0].path).name != name]
     wrong += [f"{len(found)} of {len(held)} found" for found in hits if len(found) != len(held)][:1]
-    damage = [message for (message,) in index._store._run("PRAGMA integrity_check") if message != "ok"]
+    damage = [message for (message,) in index._store._db.run("PRAGMA integrity_check") if message != "ok"]
     return {"held": sorted(held), "wrong": wrong + damage}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def write_atomically(path: str | os.PathLike[str], suffix: str = ".part") -> Ite
         Path of the temporary file, in the same folder. The block must create and close it.
 
     Raises:
-        OSError: The file cannot be written, flushed or renamed; ``path`` is as it was before.
+        OSError: The file cannot be written, flushed or renamed; ``path`` is as it was before, and the error names it.
 
     Example:
         >>> import tempfile
@@ -52,9 +53,11 @@ def write_atomically(path: str | os.PathLike[str], suffix: str = ".part") -> Ite
         with partial.open("rb+") as file:
             fsync_file(file)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the first error counts, also where the folder itself is gone
             partial.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say of which file
+            error.filename = os.fspath(path)
         raise
     fsync_folder(path.parent)
 
@@ -94,6 +97,40 @@ def stat_regular(path: str | os.PathLike[str]) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return found
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not UTF-8, not JSON, nested too deeply, or holds something other than an object. The message
+            begins with a verb, to stand after the name of the file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from clip_guidance._files import read_json
+        >>> path = Path(tempfile.mkdtemp(), "config.json")
+        >>> _ = path.write_text('{"image_size": 64}')
+        >>> read_json(path)
+        {'image_size': 64}
+    """
+    stat_regular(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except RecursionError:
+        raise ValueError("is JSON that is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 ({error})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: {error}") from None
+    except ValueError as error:  # a number with more digits than Python converts
+        raise ValueError(f"is not valid JSON: {error!s:.100}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"holds a {type(document).__name__}, expected a JSON object")
+    return document
 
 
 def is_valid_text(text: str) -> bool:

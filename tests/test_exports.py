@@ -3,9 +3,12 @@
 import importlib
 import importlib.util
 
+import pytest
+
 import clip_guidance
 
 
+@pytest.mark.slow
 def test_no_module_hides_a_name():
     """A submodule becomes an attribute of the package when it is imported: a function of its name would be lost."""
     for name, module in clip_guidance._EXPORTS.items():

@@ -68,6 +68,7 @@ def test_the_reward_rises_with_the_scale():
     assert cosines[0] < cosines[1] < cosines[2]
 
 
+@pytest.mark.slow
 def test_a_community_pipeline_only_composes(root, tmp_path):
     from diffusers import DiffusionPipeline
 

@@ -219,7 +219,8 @@ def test_scores_are_resumed(cli, suffix):
     printed = json.loads(cli("score", "images", *options).out)
     expected = [WRONG, *(row["score"] for row in before[1:])]
     assert [row["score"] for row in printed["results"]] == pytest.approx(expected, abs=1e-4)
-    assert [row["definition"] for row in printed["results"]] == [row["definition"] for row in before]
+    names = [row["definition"].removesuffix(" with positional embedding") for row in before]  # a column of its own now
+    assert [row["definition"] for row in printed["results"]] == names
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -253,6 +254,13 @@ TRAINED = {
     "--log_every 1 --vae_steps 4 --save_every 2",
 }
 
+# Of the steps taken since then: what moves into a view has the border's values (it was white), and R@1 asks with the
+# captions as they are. With the white of then, the losses are those of then.
+SINCE = {
+    4: {"loss": 0.7103184461593628, "grad_norm": 84.49883270263672, "R@1": 0.5},
+    5: {"loss": 0.7949295043945312, "grad_norm": 140.3052215576172, "R@1": 0.5},
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", TRAINED)
@@ -266,6 +274,7 @@ def test_a_run_of_training_is_resumed(root, program):
     rows = lines(log)
     for row, expected in zip(rows, EXPECTED[program], strict=True):
         assert row.pop("phase") == expected.pop("phase") and row.pop("seconds") > 0
+        expected |= SINCE.get(row["step"], {}) if program == "train_clip" else {}
         assert row == pytest.approx(expected, rel=1e-3)
     if program == "train_clip":
         assert len(Path(program, "quarantine.jsonl").read_text().splitlines()) == 1  # it was known before

@@ -39,7 +39,10 @@ def test_other(): pass
 """
 
 
-@pytest.mark.parametrize("options", [["-p", "no:xdist"], ["-n", "1"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(["-p", "no:xdist"], id="one process"), pytest.param(["-n", "1"], id="xdist", marks=pytest.mark.slow)],
+)
 def test_slow_tests_wait_for_full(run, options):
     done = run(TWO, *options)
     done.assert_outcomes(passed=1, deselected=0 if "-n" in options else 1)  # xdist itself does not count them

@@ -2,6 +2,7 @@
 
     python training/package_models.py --clip runs/emoji-clip --judge runs/emoji-judge --diffusion runs/emoji-diffusion
 
+Run ``training/domain_statistics.py`` afterwards: it measures what the new CLIPs know.
 The pipeline's text encoder is the CLIP's text tower, so it is stored once, with the CLIP. The model cards
 (``README.md`` in each folder) are written by hand and left alone.
 """

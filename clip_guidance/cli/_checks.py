@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
 
 SCORE_FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def check_finite(value: float | None) -> float | None:
+    """Reject a number that is NaN, which lies within any range, or infinite."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a finite number, got {value}")
+    return value
 
 
 def check_report(path: Path | None) -> Path | None:

@@ -6,6 +6,8 @@ import csv
 import gc
 import importlib
 import json
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,14 +28,43 @@ if TYPE_CHECKING:
     from clip_guidance.report.html.page import Page
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+# What a terminal obeys instead of showing: C0 and C1 controls, line separators, marks that reorder text; and lone
+# surrogates, which stand for the bytes of a file name that are no UTF-8.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHOWN = 5  # failures of one kind that are named, where all of them would bury the rest
 _STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
 
 
 def narrate(kind: str, message: str) -> None:
     """Print one line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
     style = _STYLES.get(kind, "cyan")
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()  # a file name need not be valid UTF-8
-    stderr.print(f"[{style}]{kind}:[/] {escape(line)}")
+    stderr.print(f"[{style}]{kind}:[/] {escape(printable(' '.join(message.split())))}")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Escape what a terminal would obey, such as a sequence in a file name that clears the screen.
+
+    Args:
+        text: What somebody wrote: the name of a file, a caption, a prompt.
+        keep: Characters that are left as they are.
+
+    Example:
+        >>> from clip_guidance.cli._common import printable
+        >>> print(printable("\x1b[2Jcat.png"))
+        \x1b[2Jcat.png
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+class LogNarrator(logging.Handler):
+    """Narrate what the package logs, as everything else that goes to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        narrate(record.levelname.lower(), record.getMessage())
 
 
 def warn_once() -> Callable[..., None]:
@@ -70,18 +101,34 @@ class Job:
         self.failures.append({"path": name, "reason": reason})
         narrate("failed", f"{name}: {reason}")
 
+    def fail_alike(self, name: str, reasons: Sequence[str]) -> None:
+        """Record failures of one kind and one input; name the first of them, and count the others."""
+        for reason in reasons[:_SHOWN]:
+            self.fail(name, reason)
+        self.failures += [{"path": name, "reason": reason} for reason in reasons[_SHOWN:]]
+        if (left := len(reasons) - _SHOWN) > 0:
+            narrate("failed", f"{name}: {left} more like these, {len(reasons)} in all; --json lists every one")
+
     def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
-        """Yield the embeddings of the readable images in batches; the other images fail by name."""
+        """Yield the embeddings of the readable images in batches; the other images fail by name.
+
+        At the end images of a kind that the CLIP does not know are told.
+        """
+        from clip_guidance.clip.domain import DomainCheck
         from clip_guidance.clip.embed_cache import encode_files
 
+        domain = DomainCheck(clip)
         with progress() as bar:
             task = bar.add_task("images", total=len(paths))
             for batch in encode_files(clip, paths, batch_size):
                 for skipped in batch.skipped:
                     self.fail(skipped.path, skipped.reason)
-                if batch.names:
-                    yield batch
                 bar.advance(task, len(batch.names) + len(batch.skipped))
+                if batch.names:
+                    domain.add(batch.embeds)
+                    yield batch
+        if message := domain.message():
+            narrate("warning", message)
 
     def finish(self) -> None:
         """End the command with exit code 0, 1 or 130."""
@@ -146,13 +193,14 @@ def resolve_device(device: str | None) -> str:
     """
     import torch
 
+    from clip_guidance._tensors import check_device
+
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the name is unknown, or torch was built without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    return device
+        return str(check_device(device))
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def quiet(*libraries: str) -> None:
@@ -169,9 +217,14 @@ def save_report(page: Page, path: Path) -> None:
 
 
 def as_json(document: Any, indent: int | None = None) -> str:
-    """Format JSON for stdout, in ASCII where stdout is not UTF-8 and would escape otherwise."""
+    """Format JSON for stdout, in ASCII where stdout is not UTF-8 and would escape otherwise.
+
+    Raises:
+        ValueError: A number is not finite: JSON has none that is not.
+    """
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(document, indent=indent, ensure_ascii=not utf8)
+    text = json.dumps(document, indent=indent, ensure_ascii=not utf8, allow_nan=False)
+    return _OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(document: Any) -> None:
@@ -180,9 +233,12 @@ def print_json(document: Any) -> None:
 
 
 def print_lines(rows: Iterable[Iterable[Any]]) -> None:
-    """Print tab-separated lines; quote a cell that holds a tab, a quote or a line break."""
+    """Print tab-separated lines; quote a cell that holds a tab, a quote or a line break.
+
+    Cells that begin with = + - @ stay as they are: these lines are for other programs, which would read another value.
+    """
     writer = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
-    writer.writerows(map(_cells, rows))
+    writer.writerows([printable(cell, keep="\t\r\n") for cell in _cells(row)] for row in rows)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -193,9 +249,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = Table()
     for index, column in enumerate(columns):
         numeric = bool(rows) and isinstance(rows[0][index], (int, float))
-        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(printable(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, _cells(row)))
+        table.add_row(*(escape(printable(cell, keep="\n")) for cell in _cells(row)))
     Console().print(table)
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli._checks import check_quarantine, check_report
-from clip_guidance.generation.settings import SCHEDULERS
+from clip_guidance.cli._checks import check_finite, check_quarantine, check_report
+from clip_guidance.generation.settings import RANGES, SCHEDULERS
 
 TUNED_DEFAULT = "tuned for the model"
+MANY = 1_000_000  # the most of anything that is counted: rows, images, resamples
+
+
+def _number(low: float, high: float, *names: str, help: str, **how: Any) -> Any:
+    """Make an option that takes a finite number from ``low`` to ``high``."""
+    return typer.Option(*names, min=low, max=high, callback=check_finite, help=help, **how)
 
 
 class LongPrompts(str, Enum):
@@ -42,7 +48,7 @@ Paths = Annotated[list[Path], typer.Argument(help="Images, folders of images, or
 Model = Annotated[str, typer.Option("--model", help="CLIP: a packaged name, a folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute.", show_default="a GPU if there is one")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch, which are in memory and encoded at once.")]
+BatchSize = Annotated[int, _number(1, 65_536, help="Images per batch, which are in memory and encoded at once.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -68,8 +74,8 @@ From = Annotated[
 ]
 NegativePrompt = Annotated[str, typer.Option(help="Text that classifier-free guidance steers away from.")]
 ClipPrompt = Annotated[str | None, typer.Option(help="Text that CLIP guidance steers to.", show_default="the prompt")]
-Seed = Annotated[int, typer.Option(help="Seed of the first image; the next one has seed + 1.")]
-NumImages = Annotated[int, typer.Option(min=1, help="Images per prompt.")]
+Seed = Annotated[int, _number(*RANGES["seed"], help="Seed of the first image; the next one has seed + 1.")]
+NumImages = Annotated[int, _number(1, MANY, help="Images per prompt.")]
 SteeringCLIP = Annotated[
     str | None,
     typer.Option(help="CLIP that steers: a packaged name, a folder, or a hub id.", show_default="that of the model"),
@@ -82,28 +88,31 @@ Judge = Annotated[
     ),
 ]
 Scale = Annotated[
-    float | None, typer.Option(help="Strength of CLIP guidance; 0 switches it off.", show_default=TUNED_DEFAULT)
+    float | None,
+    _number(*RANGES["scale"], help="Strength of CLIP guidance; 0 switches it off.", show_default=TUNED_DEFAULT)
 ]
-GuidanceScale = Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1 switches it off.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps per image.")]
+GuidanceScale = Annotated[
+    float, _number(*RANGES["guidance_scale"], help="Strength of classifier-free guidance; 1 switches it off.")
+]
+Steps = Annotated[int, _number(*RANGES["steps"], help="Denoising steps per image.")]
 Mode = Annotated[
     str, typer.Option(help="Gradient of CLIP guidance: exact (through the denoiser), or x0 (not through it; cheaper).")
 ]
 Start = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, help="Share of the steps after which CLIP guidance begins.", show_default=TUNED_DEFAULT
+    _number(
+        *RANGES["start"], help="Share of the steps after which CLIP guidance begins.", show_default=TUNED_DEFAULT
     ),
 ]
-Stop = Annotated[float, typer.Option(min=0, max=1, help="Share of the steps after which CLIP guidance ends.")]
-Every = Annotated[int, typer.Option(min=1, help="Apply CLIP guidance at every n-th step.")]
-Cutouts = Annotated[int, typer.Option(min=1, help="Views that CLIP sees: the whole image, and random crops of it.")]
+Stop = Annotated[float, _number(*RANGES["stop"], help="Share of the steps after which CLIP guidance ends.")]
+Every = Annotated[int, _number(*RANGES["every"], help="Apply CLIP guidance at every n-th step.")]
+Cutouts = Annotated[int, _number(*RANGES["cutouts"], help="Views that CLIP sees: the whole image, and random crops.")]
 Scheduler = Annotated[
     str | None, typer.Option(help=f"Scheduler: one of {', '.join(SCHEDULERS)}.", show_default="the model's own")
 ]
 Cap = Annotated[
     float | None,
-    typer.Option(help="Longest step of CLIP guidance, in steps of classifier-free guidance.", show_default="none"),
+    _number(*RANGES["cap"], help="Longest step of CLIP guidance, in steps of classifier-free.", show_default="none"),
 ]
 ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
 
@@ -112,8 +121,8 @@ ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
 Scored = Annotated[
     list[str] | None,  # a Path would turn ./- into -
     typer.Argument(
-        help="Images, folders, globs, tables (.csv, .tsv, .jsonl, .parquet) of image and maybe prompt; "
-        "- for lines of paths or JSON objects.",
+        help="Images, folders (a .txt beside an image is its prompt), globs, tables (.csv, .tsv, .jsonl, .parquet) of "
+        "image and maybe prompt; - for lines of paths or JSON objects, or a CSV.",
         show_default=False,
     ),
 ]
@@ -159,7 +168,7 @@ LongPromptsOption = Annotated[
 ]
 Precision = Annotated[DType, typer.Option(help="Precision in which the CLIP computes; it is written with the scores.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one per core, at most 8")
+    int | None, _number(1, 1024, help="Threads that decode images.", show_default="one per core, at most 8")
 ]
 Draft = Annotated[
     bool, typer.Option("--draft", help="Decode large JPEGs at a smaller size: faster, but the scores change.")
@@ -178,13 +187,15 @@ OneModel = Annotated[
     str | None,
     typer.Option(help="CLIP to compare, by its name in A, where the files hold several.", show_default=False),
 ]
-Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")]
-Probability = Annotated[float, typer.Option(help="Confidence level of the intervals, between 0 and 1.")]
-ResampleSeed = Annotated[int, typer.Option(help="Seed of the resamples.")]
+Resamples = Annotated[int, _number(1, MANY, help="Bootstrap resamples.")]
+Probability = Annotated[float, _number(0, 1, help="Confidence level of the intervals, between 0 and 1.")]
+ResampleSeed = Annotated[int, _number(*RANGES["seed"], help="Seed of the resamples.")]
 
 # ---------------------------------------------------------------- classify
 
-Labels = Annotated[str | None, typer.Option(help="Labels, separated by commas.", show_default=False)]
+Labels = Annotated[
+    str | None, typer.Option(help='Labels between commas: cat, "guinea pig, long-haired".', show_default=False)
+]
 LabelsFile = Annotated[Path | None, typer.Option(help="A text file with one label per line.", show_default=False)]
 Templates = Annotated[
     list[str] | None,
@@ -193,8 +204,8 @@ Templates = Annotated[
 MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Several labels may hold per image, or none.")]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, help="Least probability of a label that is given.", show_default="0; 0.5 if several may hold"
+    _number(
+        0, 1, help="Least probability of a label that is given.", show_default="0; 0.5 if several may hold"
     ),
 ]
 Calibrate = Annotated[
@@ -208,7 +219,7 @@ Truth = Annotated[
         show_default=False,
     ),
 ]
-TopLabels = Annotated[int, typer.Option(min=1, help="Labels shown per image.")]
+TopLabels = Annotated[int, _number(1, MANY, help="Labels shown per image.")]
 
 # ---------------------------------------------------------------- similar, index, search
 
@@ -217,7 +228,8 @@ OptionalPaths = Annotated[
 ]
 To = Annotated[Path | None, typer.Option(help="Rank the images by similarity to this one.", show_default=False)]
 Duplicates = Annotated[
-    float | None, typer.Option(help="Group images whose cosine is at least this, such as 0.95.", show_default=False)
+    float | None,
+    _number(0, 1, help="Group images whose cosine is at least this, such as 0.95.", show_default=False),
 ]
 IndexOfDuplicates = Annotated[
     str | None, typer.Option("--index", help="With --duplicates: search the images of this index.", show_default=False)
@@ -242,7 +254,7 @@ Where = Annotated[
     str | None,
     typer.Option(help='Filter of the metadata: year >= 2020 and album in (a, "b c")', show_default=False),
 ]
-TopImages = Annotated[int, typer.Option(min=1, help="Images found at most.")]
+TopImages = Annotated[int, _number(1, MANY, help="Images found at most.")]
 
 # ---------------------------------------------------------------- data, ui
 
@@ -259,18 +271,30 @@ Quarantine = Annotated[
         callback=check_quarantine, help="Write every bad row to this new .jsonl file as it is read.", show_default=False
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Read only this many rows.", show_default="all of them")]
-MaxBadShare = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is accepted, from 0 to 1.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="by its name")]
+Limit = Annotated[
+    int | None, _number(1, RANGES["seed"][1], help="Read only this many rows.", show_default="all of them")
+]
+MaxBadShare = Annotated[float, _number(0, 1, help="Share of bad rows that is accepted, from 0 to 1.")]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Column of images; of tars and folders, their suffix.", show_default="by its name")
+]
 CaptionColumns = Annotated[
     list[str] | None,
-    typer.Option("--caption-column", help="Column of captions; repeat for several.", show_default="by their names"),
+    typer.Option(
+        "--caption-column",
+        help="Column of captions; of tars and folders, a suffix or a key of the .json. Repeat for several.",
+        show_default="by their names",
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
-Workers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+Workers = Annotated[int, _number(0, 1024, help="Threads that decode images.")]
 Host = Annotated[str, typer.Option(help="Address to listen at.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
+Port = Annotated[int, _number(1, 65535, help="Port to listen at.")]
 PageCLIP = Annotated[
     str | None, typer.Option("--clip", help="CLIP that steers and is selected first.", show_default="that of the model")
 ]
 Root = Annotated[Path, typer.Option(help="Folder in which the page may search images and keep indices.")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(help="Further name under which browsers reach the page; repeat for more.", show_default=False),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def command(
 
     The probabilities are relative to the labels offered.
 
-    Example: clip-guidance classify photos/ --labels cat,dog,"guinea pig" --top-k 2
+    Example: clip-guidance classify images/ --labels "rocket, red apple, dog face" --top-k 2
     """
     from clip_guidance.images.find import find_images
 
@@ -94,10 +95,21 @@ class Classified:
 
 
 def _labels(labels: str | None, labels_file: Path | None) -> list[str]:
-    chosen = [label for label in (labels or "").split(",") if labels]
+    chosen = []
+    if labels:
+        from clip_guidance.zero_shot.labels import parse_labels  # imports torch: not for a request without labels
+
+        chosen = parse_labels(labels)
     if labels_file is not None:
-        chosen += [line for line in labels_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        chosen += [line for line in _read_text(labels_file).splitlines() if line.strip()]
     return chosen
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got byte {error.object[error.start]:#x}") from None
 
 
 def _classifier(
@@ -176,20 +188,24 @@ def _truth(given: str | None, found: list[Path]) -> dict[str, str]:
 
 def _read_labels(path: Path) -> dict[str, str]:
     """Read ``image`` and ``label`` of a CSV file; an image path may be relative to its folder."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "label"} <= set(reader.fieldnames or ()):
-            raise typer.BadParameter(f"{path}: expected the columns image, label; it has {reader.fieldnames or 'none'}")
-        rows = [(row["image"], row["label"], reader.line_num) for row in reader]
+    lines = csv.reader(io.StringIO(_read_text(path), newline=""), skipinitialspace=True)
+    try:
+        header = [name.strip() for name in next(lines, [])]
+        if not {"image", "label"} <= set(header):
+            raise ValueError(f"{path}: expected the columns image, label; it has {header or 'none'}")
+        rows = [(dict(zip(header, fields, strict=False)), lines.line_num) for fields in lines if fields]
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {lines.line_num}: {error}") from None
     if not rows:
-        raise typer.BadParameter(f"{path}: has no row")
+        raise ValueError(f"{path}: has no row")
     labels: dict[str, str] = {}
-    for image, label, line in rows:
+    for row, line in rows:
+        image, label = row.get("image"), row.get("label")
         if not image or not label or not label.strip():
-            raise typer.BadParameter(f"{path}: line {line}: expected an image and a label, got {image!r} and {label!r}")
+            raise ValueError(f"{path}: line {line}: expected an image and a label, got {image!r} and {label!r}")
         name = str(beside if (beside := path.parent / image).is_file() else image)
         if labels.setdefault(name, label.strip()) != label.strip():
-            raise typer.BadParameter(f"{path}: line {line}: {image} is {label.strip()}, but was {labels[name]} before")
+            raise ValueError(f"{path}: line {line}: {image} is {label.strip()}, but was {labels[name]} before")
     return labels
 
 

@@ -38,8 +38,7 @@ def command(
     first, second = _read(a, b, definition, model, job)
     found = compare_scores(first.scores(on.value), second.scores(on.value), resamples, probability, seed)
     for path, other, keys in ((a, b, found.only_a), (b, a, found.only_b)):
-        for key in keys:
-            job.fail(str(path), f"{' | '.join(_cells(key))}: is not in {other}")
+        job.fail_alike(str(path), [f"{' | '.join(_cells(key))}: is not in {other}" for key in keys])
     facts = {"a": str(a), "b": str(b), "definition": first.record, "on": on.value}
     bootstrap = {"resamples": resamples, "probability": probability, "seed": seed}
     _print(found, facts, bootstrap, json, job)
@@ -59,8 +58,7 @@ def _read(a: Path, b: Path, definition: str | None, model: str | None, job: comm
             common.narrate("warning", f"{path}: its last line was cut short and is left out")
     first, second = find_comparable(read_scores(a), read_scores(b), definition, model)
     for file in (first, second):
-        for problem in file.skipped:
-            job.fail(str(file.path), problem)
+        job.fail_alike(str(file.path), file.skipped)
     return first, second
 
 

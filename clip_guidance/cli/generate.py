@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clip_guidance.generation.image import GeneratedImage
 
 DEFAULTS = GenerateSettings(prompt="unset")
+Planned: TypeAlias = tuple[GenerateSettings, Path | None]  # and the image that --from named
 
 
 def command(
@@ -54,39 +55,48 @@ def command(
     rows: list[dict[str, Any]] = []
     with common.Job() as job:
         originals = _originals(from_ or [], job)
-        planned = _plan([replace(base, **given) for base in originals or [DEFAULTS]], prompt, num_images, job)
-        for generated in _draw(planned if originals or not from_ else [], device):
-            rows.append({"image": str(generated.save(output)), **generated.record()})
-            if generated.settings in originals:
-                _compare(generated, originals[generated.settings])
+        planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, job)
+        for generated, original in _draw(planned, device, job):
+            try:
+                rows.append({"image": str(generated.save(output)), **generated.record()})
+            except OSError as error:  # a full disk, for which the next image is too large as well
+                job.fail(str(error.filename or output), f"cannot be written ({error.strerror or error})")
+                break
+            if original is not None and generated.settings == originals[original]:
+                _compare(generated, original)
     _print(rows, json)
     if report is not None:
         _save_report(rows, job, report)
     job.finish()
 
 
-def _originals(paths: list[Path], job: common.Job) -> dict[GenerateSettings, Path]:
+def _originals(paths: list[Path], job: common.Job) -> dict[Path | None, GenerateSettings]:
     """Read the settings of the images of --from; an image without settings fails by name."""
-    originals = {}
+    originals: dict[Path | None, GenerateSettings] = {}
     for path in paths:
         try:
-            originals[read_settings(path)] = path
-        except (ValueError, TypeError) as error:
+            originals[path] = read_settings(path)
+        except ValueError as error:
             job.fail(str(path), str(error).removeprefix(f"{path}: "))
     return originals
 
 
 def _plan(
-    bases: list[GenerateSettings], prompts: list[str] | None, num_images: int, job: common.Job
-) -> list[GenerateSettings]:
-    """List the settings of each image; a prompt without words fails by name, the others go on."""
-    planned = []
-    for base in bases:
+    bases: Mapping[Path | None, GenerateSettings],
+    given: dict[str, Any],
+    prompts: list[str] | None,
+    num_images: int,
+    job: common.Job,
+) -> list[Planned]:
+    """List the settings of each image; what no image can be made of fails by name, the others go on."""
+    planned: list[Planned] = []
+    for original, base in bases.items():
         for text in prompts or [base.prompt]:
             try:
-                planned += [replace(base, prompt=text, seed=base.seed + number) for number in range(num_images)]
+                first = replace(base, **given, prompt=text)
+                planned += [(replace(first, seed=first.seed + number), original) for number in range(num_images)]
             except ValueError as error:
-                job.fail(f"--prompt {text!r}", str(error))
+                job.fail(f"--prompt {text!r}" if prompts else str(original), str(error))
     return planned
 
 
@@ -101,13 +111,30 @@ def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] 
     return given
 
 
-def _draw(planned: list[GenerateSettings], device: str | None) -> Iterator[GeneratedImage]:
+def _draw(
+    planned: list[Planned], device: str | None, job: common.Job
+) -> Iterator[tuple[GeneratedImage, Path | None]]:
+    """Generate the images; one whose own settings cannot be followed fails by name."""
     common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
-    from clip_guidance.generation.generator import generate
+    from clip_guidance.clip.domain import foreign_prompts
+    from clip_guidance.generation.generator import ImageGenerator
+    from clip_guidance.generation.image import FailedImageError
 
+    for model in dict.fromkeys(settings.model for settings, _ in planned):
+        if message := foreign_prompts(model, [one.prompt for one, _ in planned if one.model == model]):
+            common.narrate("warning", message)
+    generator = ImageGenerator(common.resolve_device(device))
     with common.progress() as bar:
-        task = bar.add_task("steps", total=sum(settings.steps for settings in planned))
-        yield from generate(planned, common.resolve_device(device), on_step=lambda: bar.advance(task))
+        task = bar.add_task("steps", total=sum(settings.steps for settings, _ in planned))
+        for settings, original in planned:
+            try:
+                generated = generator(settings, lambda: bar.advance(task))
+            except ValueError as error:
+                if original is None and not isinstance(error, FailedImageError):
+                    raise  # what the command line asks for holds for every image
+                job.fail(str(original or f"--prompt {settings.prompt!r}"), str(error))
+                continue
+            yield generated, original
 
 
 def _compare(generated: GeneratedImage, original: Path) -> None:

@@ -33,7 +33,7 @@ def command(
     Changed and moved files are detected, and unchanged files are not read again. An interrupted run keeps the images
     added so far.
 
-    Example: clip-guidance index photos/ --index photos.index --metadata album=summer
+    Example: clip-guidance index images/ --index images.index --metadata album=summer
     """
     from clip_guidance.images.find import find_images
     from clip_guidance.index.results import Changes
@@ -62,12 +62,14 @@ def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: comm
     if json:
         moved = [{"from": move.old, "to": move.new} for move in total.moved]
         rows = {"added": total.added, "updated": total.updated, "moved": moved, "removed": total.removed}
+        rows["repaired"] = total.repaired
         known = {"name": opened.model, "fingerprint": opened.fingerprint}
         common.print_json(
             {"model": known, **rows, "unchanged": total.unchanged, "images": count, "failed": job.failures}
         )
     else:
         counts = {name: len(getattr(total, name)) for name in ("added", "updated", "moved", "removed")}
+        counts |= {"repaired": len(total.repaired)} if total.repaired else {}  # whose vectors were damaged
         table = {**counts, "unchanged": total.unchanged, "failed": len(job.failures), "images in all": count}
         common.print_table(["what", "number"], [list(row) for row in table.items()])
 

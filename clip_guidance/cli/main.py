@@ -7,6 +7,7 @@ request, 130 interrupted. Subcommands import torch only when they run, so that `
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ def run(args: Sequence[str] | None = None) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape names that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")  # as JSON escapes them too
+    log = logging.getLogger("clip_guidance")
+    if not any(isinstance(handler, common.LogNarrator) for handler in log.handlers):
+        log.addHandler(common.LogNarrator(logging.WARNING))
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = common.warn_once()

@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
+DOMAIN = "domain"  # statistics, see clip/domain.py, not a network
 FOLDER = Path(__file__).parent.parent / "models"  # clip/hub.py defines it too, but is slow to import
 
 
@@ -47,10 +48,11 @@ def command(json: options.Json = False) -> None:
 def describe(folder: Path) -> PackagedModel:
     """Describe a packaged model: ``clip/`` holds the CLIP, ``unet/`` and others the pipeline."""
     files = [path for path in folder.rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors" and path.stem != DOMAIN]
     return PackagedModel(
         name=folder.name,
         kind="CLIP and pipeline" if (folder / "unet").is_dir() else "CLIP",
-        parameters=sum(count_parameters(path) for path in files if path.suffix == ".safetensors"),
+        parameters=sum(map(count_parameters, weights)),
         bytes=sum(path.stat().st_size for path in files),
         description=_first_line(folder / "README.md"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def command(
     Memory does not grow with the number of images. An image or table row that cannot be read is named and skipped.
     Scores survive a kill, for --resume. Under torchrun or accelerate launch, the processes share the images.
 
+    The default CLIP knows emoji only: images unlike them are told, and need another --model.
+
     Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
     checks.check_score(paths, prompts_file, prompt, output, resume)
@@ -79,8 +82,8 @@ def _work(output: Path | None, processes: Processes, resume: bool) -> Iterator[J
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.jsonl"
         work = Job(place, processes)
-        work.check(resume)
         stack.enter_context(work.locked())
+        work.check(resume)  # while no other run holds the files that it speaks of
         yield work
 
 
@@ -130,6 +133,8 @@ def _check_input(
 def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreItem]:
     from clip_guidance.metrics.job.items import read_items
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 cost their line alone
+        sys.stdin.reconfigure(errors="surrogateescape")
     return read_items(given, prompt, sys.stdin)
 
 
@@ -161,6 +166,9 @@ def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: 
                 job.fail(failure.image, failure.reason)
             repeated += done.repeated
             bar.advance(task, done.items)
+    for judge in judges:
+        if message := judge.domain.message():
+            common.narrate("warning", message)
     if repeated:
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 

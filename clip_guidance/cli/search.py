@@ -21,7 +21,7 @@ def command(
 
     Words are joined by spaces; a sign between spaces starts the next term, unless it stands in "quotes".
 
-    Example: clip-guidance search "2 * red apple" - ./worm.png --index photos.index --where "album = summer"
+    Example: clip-guidance search "2 * red apple" - ./worm.png --index images.index --where "album = summer"
     """
     from clip_guidance.index import ImageIndex
     from clip_guidance.index.where import compile_where
@@ -41,6 +41,8 @@ def command(
     else:
         common.print_table(["image", "similarity"], [[hit.path, hit.score] for hit in hits])
     if report is not None:
+        from clip_guidance.index.address import public_address
         from clip_guidance.report import search
 
-        common.save_report(search(words, hits, facts={"model": known["name"], "index": index, "where": where}), report)
+        facts = {"model": known["name"], "index": public_address(index), "where": where}
+        common.save_report(search(words, hits, facts=facts), report)

@@ -33,7 +33,7 @@ def command(
 
     The similarity is the cosine of CLIP embeddings: 1 for the same image.
 
-    Example: clip-guidance similar photos/ --to query.png
+    Example: clip-guidance similar images/ --to query.png
     """
     checks.check_similar(paths, to, duplicates, index, cache)
     if index is not None and duplicates is not None:
@@ -42,7 +42,7 @@ def command(
     clip = common.load_clip(model, device)
     embeds: dict[str, torch.Tensor] = {}
     with common.caching(clip, cache) as encoder:
-        query = None if to is None else encoder.encode_image(to)
+        query = None if to is None else _query(encoder, to)
         with common.Job() as job:
             for batch in job.encoded(encoder, _find(paths or []), batch_size):
                 embeds |= zip(batch.names, batch.embeds, strict=True)
@@ -73,6 +73,18 @@ class Found:
     lines: list[list[Any]]
 
 
+def _query(clip: CLIP, to: Path) -> torch.Tensor:
+    """Encode the image of --to."""
+    from clip_guidance.images.load import ImageError
+
+    try:
+        return clip.encode_image(to)
+    except ImageError:  # names the file itself
+        raise
+    except ValueError as error:
+        raise ValueError(f"{to}: {error}") from error
+
+
 def _find(paths: list[Path]) -> list[Path]:
     from clip_guidance.images.find import find_images
 
@@ -88,7 +100,7 @@ def _compare(
     from clip_guidance.index.duplicates import duplicate_groups
 
     names = list(embeds)
-    images = torch.stack(list(embeds.values())) if embeds else clip.encode_image([])
+    images = torch.stack(list(embeds.values())) if embeds else torch.empty(0, clip.config.projection_dim)
     if duplicates is not None:
         groups = [[names[i] for i in group] for group in duplicate_groups(images.cpu().numpy(), duplicates)]
         return Found({"duplicates": groups}, ["group", "image"], _lines(groups))
@@ -116,6 +128,7 @@ def _page(document: dict[str, Any], facts: dict[str, Any], failed: list[dict[str
 
 def _print_duplicates_of_index(address: str, threshold: float, json: bool, report: Path | None) -> None:
     from clip_guidance.index import ImageIndex
+    from clip_guidance.index.address import public_address
 
     with ImageIndex.open(address, create=False) as opened:
         groups = opened.duplicates(threshold)
@@ -125,7 +138,7 @@ def _print_duplicates_of_index(address: str, threshold: float, json: bool, repor
     else:
         common.print_table(["group", "image"], _lines(groups))
     if report is not None:
-        facts = {"model": opened.model, "index": address, "least cosine": threshold}
+        facts = {"model": opened.model, "index": public_address(address), "least cosine": threshold}
         common.save_report(_page({"duplicates": groups}, facts, []), report)
 
 

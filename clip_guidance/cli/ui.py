@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def command(
     model: options.Pipeline = "emoji",
     clip: options.PageCLIP = None,
     root: options.Root = Path("."),
+    allow_host: options.AllowedHosts = None,
     device: options.Device = None,
 ) -> None:
     """Serve a page to generate, classify, compare and search images; Ctrl-C stops it.
@@ -37,7 +39,8 @@ def command(
     # A service manager stops the server with SIGTERM, which must clean up as Ctrl-C does.
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(model, clip, common.resolve_device(device), root, host, port, lambda url: common.narrate("page", url))
+        started = functools.partial(common.narrate, "page")
+        serve(model, clip, common.resolve_device(device), root, host, port, started, allow_host or ())
     except KeyboardInterrupt:
         common.narrate("page", "closed")
     finally:

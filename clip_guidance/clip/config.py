@@ -9,6 +9,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS
+from clip_guidance.towers.checks import check_counts
+
+MOST_START = 50.0  # of the log of the inverse temperature: e**50 times a cosine is not a likelihood of anything
 
 
 class CLIPConfig(PreTrainedConfig):
@@ -23,7 +26,8 @@ class CLIPConfig(PreTrainedConfig):
             as in Radford et al. 2021 (arXiv:2103.00020), section 2.5.
 
     Raises:
-        ValueError: A dict names a ``model_type`` that is not one of our towers.
+        ValueError: A config is not one of our towers', or a setting of it is out of range; or the size or the
+            temperature is.
 
     Example:
         >>> import clip_guidance as cg
@@ -45,6 +49,10 @@ class CLIPConfig(PreTrainedConfig):
         self.text_config = _tower_config("text_config", self.text_config, TEXT_TOWERS, "transformer")
         self.vision_config = _tower_config("vision_config", self.vision_config, IMAGE_TOWERS, "vit")
         super().__post_init__(**kwargs)
+        check_counts(self, "projection_dim")
+        start = self.logit_scale_init_value
+        if type(start) not in (int, float) or not abs(start) < MOST_START:
+            raise ValueError(f"logit_scale_init_value: expected a number within ±{MOST_START}, got {start!r:.60}")
 
 
 def tower_class(config: PreTrainedConfig) -> Any:
@@ -63,8 +71,15 @@ def _tower_config(name: str, value: Any, towers: Mapping[str, tuple[Any, Any]], 
     classes = {config_class.model_type: config_class for config_class, _ in towers.values()}
     if value is None:
         return towers[default][0]()
-    if not isinstance(value, dict):
+    if isinstance(value, tuple(classes.values())):
         return value
-    if value.get("model_type") not in classes:
-        raise ValueError(f"{name}: expected a model_type among {sorted(classes)}, got {value.get('model_type')!r}")
-    return classes[value["model_type"]](**{k: v for k, v in value.items() if k != "model_type"})
+    if not isinstance(value, dict):
+        expected = ", ".join(config_class.__name__ for config_class in classes.values())
+        raise ValueError(f"{name}: expected one of {expected}, or its dict, got {value!r:.60}")
+    kind = value.get("model_type")
+    if not isinstance(kind, str) or kind not in classes:
+        raise ValueError(f"{name}: expected a model_type among {sorted(classes)}, got {kind!r:.60}")
+    try:
+        return classes[kind](**{k: v for k, v in value.items() if k != "model_type"})
+    except Exception as error:  # of any kind, from the fields of transformers' own config
+        raise ValueError(f"{name}: {' '.join(str(error).split()):.240}") from error

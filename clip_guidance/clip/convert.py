@@ -9,6 +9,7 @@ from transformers import CLIPModel
 
 from clip_guidance.clip.config import CLIPConfig
 from clip_guidance.towers import TransformerTextConfig, ViTConfig
+from clip_guidance.towers.transformer import LARGEST_ID
 
 
 def convert_transformers(source: CLIPModel) -> tuple[CLIPConfig, dict[str, Tensor]]:
@@ -21,8 +22,9 @@ def convert_transformers(source: CLIPModel) -> tuple[CLIPConfig, dict[str, Tenso
         The config, and the weights under the names that our CLIP gives them.
     """
     text_config = _shared_fields(TransformerTextConfig, source.config.text_config)
-    if text_config.eos_token_id == 2:
-        # OpenAI's configs carry this wrong id; transformers then pools at the largest id, which is the true one.
+    if text_config.eos_token_id == LARGEST_ID:
+        # OpenAI's configs carry this wrong id; transformers then pools at the largest id. That of the vocabulary is the
+        # true one unless tokens were added; a tokenizer that CLIP is given says which, else such a text is refused.
         text_config.eos_token_id = text_config.vocab_size - 1
     config = CLIPConfig(
         text_config=text_config,

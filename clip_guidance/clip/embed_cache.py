@@ -2,7 +2,8 @@
 
 An image is identified by the hash of its bytes (BLAKE2b-128), a CLIP by its fingerprint and precision: files that were
 moved or renamed are found again, and changed files and other models are never mixed up. Each CLIP has an SQLite file,
-in which a row is a hash and a float32 vector. Processes may share it, and a kill loses only what was not written yet.
+in which a row is a hash, a float32 vector and a checksum of both. Processes may share it, and a kill loses only what
+was not written yet. A vector that was damaged counts as not there: it is computed anew, and replaced.
 
     encode_files(CachedCLIP(clip, cache), paths)      batch by batch; names what cannot be read
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_guidance._files import shorten
+from clip_guidance._sqlite import check_schema, connect, schema_of
+from clip_guidance.clip.finite import check_finite, finite_rows
 from clip_guidance.images.files import NO_MEMORY, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
 if TYPE_CHECKING:
     from clip_guidance.clip.model import CLIP
+
+_TABLE = "CREATE TABLE IF NOT EXISTS embeds (hash TEXT PRIMARY KEY, embed BLOB NOT NULL)"
+_CHECKSUM = "ALTER TABLE embeds ADD COLUMN checksum INTEGER"  # older caches have none
+_KNOWN = schema_of([_TABLE]) | schema_of([_TABLE, _CHECKSUM])
+_GET = "SELECT embed, checksum FROM embeds WHERE hash = ?"
+_PUT = """INSERT INTO embeds (hash, embed, checksum) VALUES (?, ?, ?) ON CONFLICT (hash) DO UPDATE
+    SET embed = excluded.embed, checksum = excluded.checksum WHERE checksum IS NOT checksum_of(hash, embed)"""
 
 
 class EmbedCacheError(ValueError):
@@ -38,6 +50,9 @@ class EmbedCache:
     Args:
         folder: Created where it does not exist.
 
+    Raises:
+        EmbedCacheError: There is something else in its place, or it cannot be created.
+
     Example:
         >>> import tempfile, torch
         >>> from clip_guidance.clip.embed_cache import EmbedCache
@@ -49,7 +64,12 @@ class EmbedCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            name = shorten(str(self.folder), 120, end=True)
+            raise EmbedCacheError(f"{name}: cannot be a folder of embeddings ({reason})") from error
         self._files: dict[str, sqlite3.Connection] = {}
         self._lock = threading.Lock()
 
@@ -66,22 +86,27 @@ class EmbedCache:
                 file.close()
             self._files.clear()
 
-    def get(self, key: str, content: str) -> Tensor | None:
-        """Look up the vector (d,) of an image; return None where there is none.
+    def get(self, key: str, content: str, dim: int | None = None) -> Tensor | None:
+        """Look up the vector (d,) of an image; return None where there is none, or a damaged one.
 
         Args:
             key: Key of the CLIP, see :func:`cache_key`.
             content: Hash of the image's bytes, hexadecimal.
+            dim: Size d of the vector; by default any.
 
         Raises:
             EmbedCacheError: The file is damaged.
         """
-        sql = "SELECT embed FROM embeds WHERE hash = ?"
-        row = self._run(key, lambda file: file.execute(sql, (content,)).fetchone())
-        return torch.from_numpy(np.frombuffer(row[0], np.float32).copy()) if row else None
+        row = self._run(key, lambda file: file.execute(_GET, (content,)).fetchone())
+        if row is None or not isinstance(row[0], bytes) or len(row[0]) % 4:
+            return None
+        embed = torch.from_numpy(np.frombuffer(row[0], np.float32).copy())
+        # A vector of an older cache has no checksum; it should at least have the length of those that CLIP computes.
+        whole = row[1] == _checksum(content, row[0]) if row[1] is not None else abs(embed.norm() - 1) < 0.01
+        return embed if whole and dim in (None, len(embed)) else None
 
     def put(self, key: str, embeds: Mapping[str, Tensor]) -> None:
-        """Store vectors (d,) by the hashes of their images; a vector that is stored already stays.
+        """Store vectors (d,) by the hashes of their images; what is stored already stays, unless it is damaged.
 
         Vectors that are not finite are not stored: another device may compute them without overflow.
 
@@ -93,23 +118,44 @@ class EmbedCache:
             EmbedCacheError: The file is damaged, or the disk is full.
         """
         found = ((content, embed.detach().float().cpu()) for content, embed in embeds.items())
-        rows = [(content, embed.numpy().tobytes()) for content, embed in found if embed.isfinite().all()]
-        self._run(key, lambda file: file.executemany("INSERT OR IGNORE INTO embeds VALUES (?, ?)", rows))
+        data = [(content, embed.numpy().tobytes()) for content, embed in found if embed.isfinite().all()]
+        rows = [(content, embed, _checksum(content, embed)) for content, embed in data]
+        self._run(key, lambda file: file.executemany(_PUT, rows))
 
     def _run(self, key: str, work: Any) -> Any:
         path = self.folder / f"{key}.sqlite"
         with self._lock:
             try:
                 if key not in self._files:
-                    self._files[key] = file = sqlite3.connect(path, timeout=60, check_same_thread=False)
-                    file.execute("PRAGMA journal_mode = WAL")
-                    file.execute("PRAGMA synchronous = NORMAL")
-                    file.execute("CREATE TABLE IF NOT EXISTS embeds (hash TEXT PRIMARY KEY, embed BLOB NOT NULL)")
+                    self._files[key] = _open(path)
                 with self._files[key] as file:  # commits
                     return work(file)
             except sqlite3.Error as error:
-                hint = "if it is damaged, delete it: it is computed anew"
-                raise EmbedCacheError(f"{path}: {error}; {hint}") from error
+                name, reason = shorten(str(path), 120, end=True), shorten(str(error), 100)
+                raise EmbedCacheError(f"{name}: {reason}; if it is damaged, delete it: it is computed anew") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    file = connect(path, timeout=60, check_same_thread=False)
+    try:
+        file.create_function("checksum_of", 2, _checksum, deterministic=True)
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = NORMAL")
+        check_schema(file, _KNOWN)
+        with file:
+            file.execute("BEGIN IMMEDIATE")  # another process may be doing the same
+            file.execute(_TABLE)
+            if not file.execute("SELECT 1 FROM pragma_table_info('embeds') WHERE name = 'checksum'").fetchone():
+                file.execute(_CHECKSUM)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _checksum(content: Any, embed: Any) -> int:
+    typed = isinstance(content, str) and isinstance(embed, bytes)
+    return zlib.crc32(embed, zlib.crc32(content.encode())) if typed else -1
 
 
 class CachedCLIP:
@@ -138,12 +184,11 @@ class CachedCLIP:
 
         Raises:
             ImageError: An image cannot be read; the message names it.
+            ValueError: An embedding is not finite.
         """
-        listed = as_list(images)
-        names = [image_name(image, place) for place, image in enumerate(listed)]
-        named = list(zip(listed, names, strict=True))
-        parts = (named[start : start + batch_size] for start in range(0, len(named), batch_size))
-        return torch.cat([encode(self, [prepare(self, *pair) for pair in part]) for part in parts])
+        named = [(image, image_name(image, place)) for place, image in enumerate(as_list(images))]
+        parts = ([prepare(self, *pair) for pair in named[i : i + batch_size]] for i in range(0, len(named), batch_size))
+        return check_finite(self.clip, torch.cat([encode(self, part) for part in parts]), "image")
 
 
 def cache_key(clip: CLIP) -> str:
@@ -173,7 +218,7 @@ class EncodedBatch:
     Attributes:
         names: The paths of the images that could be read.
         embeds: Their unit vectors (n, d), float32 on the model's device.
-        skipped: The images that could not be read.
+        skipped: The images that could not be read, or whose vectors are not finite.
     """
 
     names: list[str]
@@ -190,7 +235,7 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
     content = None
     if isinstance(clip, CachedCLIP) and (data := _bytes_of(source)) is not None:
         content, source = content_hash(data), data
-        if (embed := clip.cache.get(clip.key, content)) is not None:
+        if (embed := clip.cache.get(clip.key, content, clip.config.projection_dim)) is not None:
             return Prepared(content, embed)
     image = load_image(source, name)
     try:
@@ -241,7 +286,8 @@ def encode_files(
                 prepared[place] = prepare(clip, name, name)
             except ImageError as error:
                 skipped.append(Skipped(name, error.reason))
-        yield EncodedBatch([names[place] for place in prepared], encode(clip, list(prepared.values())), skipped)
+        read = [names[place] for place in prepared]
+        yield EncodedBatch(*finite_rows(clip, read, encode(clip, list(prepared.values())), skipped))
 
 
 def _bytes_of(source: ImageSource) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Turn an image into what an image tower reads: resize the shorter side, crop the centre, normalise.
+"""Turn an image into what an image tower reads: resize, crop the centre, normalise.
 
 There are two forms of one map. ``__call__`` on PIL images equals ``transformers.CLIPImageProcessorPil``. Of an image
 more than eight times as long as wide it resizes only what the crop keeps, on the same grid, so that its memory depends
@@ -9,9 +9,11 @@ on the output and not on the ratio: of 10⁶ pixels by one, 16 GB would be made 
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
+from clip_guidance._files import read_json
+from clip_guidance.clip.hub import ModelError, Place
+
+MOST_PIXELS = 10_000  # on a side; no image tower reads more, and each image costs three numbers per pixel
+MOST_VALUE = 1e6  # of means and deviations, which are of pixels in [0, 1]
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of the filters
 _SUPPORT = 2  # pixels on either side that a filter reads, of the coarser of the two grids; of bilinear it is 1
 _SLENDER = 8  # ratio of the sides from which only the part that the crop keeps is resized
@@ -33,11 +40,13 @@ class ImageProcessor:
         image_size: Side S of the square output, in pixels.
         image_mean: Mean of each of the three channels, for values in [0, 1]; subtracted.
         image_std: Standard deviation of each of the three channels; divided by.
-        resize_to: Length of the shorter side before the crop, in pixels; 0 for ``image_size``.
+        resize_to: Length of the shorter side before the crop, in pixels, or the height and the width to which an image
+            is stretched; 0 for a shorter side of ``image_size``.
         resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
 
     Raises:
-        ValueError: ``resample`` is neither 2 nor 3, or the crop is larger than what is cropped.
+        ValueError: A size is no whole number of at least 1, the crop is larger than what it is cut from, a mean or
+            deviation is not three finite numbers (the deviation above 0), or ``resample`` is neither 2 nor 3.
 
     Example:
         >>> import torch
@@ -54,15 +63,28 @@ class ImageProcessor:
     image_size: int
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resize_to: int = 0
+    resize_to: int | tuple[int, int] = 0
     resample: int = 3
 
     def __post_init__(self) -> None:
-        if self.resample not in RESAMPLING:
-            raise ValueError(f"resample: expected 2 (bilinear) or 3 (bicubic), got {self.resample}")
+        if type(self.resample) is not int or self.resample not in RESAMPLING:
+            raise ValueError(f"resample: expected 2 (bilinear) or 3 (bicubic), got {self.resample!r:.60}")
+        for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(least < value < math.inf for value in values):
+                above = " above 0" if name == "image_std" else ""
+                raise ValueError(f"{name}: expected 3 finite numbers{above}, got {values!s:.60}")
         object.__setattr__(self, "resize_to", self.resize_to or self.image_size)
-        if not 1 <= self.image_size <= self.resize_to:
+        if any(type(side) is not int or not 1 <= side <= MOST_PIXELS for side in (self.image_size, *self.sides)):
+            given = f"{self.image_size!r:.60} and {self.resize_to!r:.60}"
+            raise ValueError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {given}")
+        if min(self.sides) < self.image_size:
             raise ValueError(f"image_size: expected 1 to resize_to={self.resize_to}, got {self.image_size}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width that a square image is resized to, in pixels."""
+        return self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to, self.resize_to)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn a PIL image into a normalised float32 tensor (3, S, S)."""
@@ -115,6 +137,8 @@ class ImageProcessor:
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Return (H, W) with ``resize_to`` as the shorter side; the longer is rounded down."""
+        if isinstance(self.resize_to, tuple):
+            return self.resize_to
         short = self.resize_to
         if height <= width:
             return short, int(short * width / height)
@@ -131,10 +155,12 @@ class ImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does."""
-        side = {"height": self.image_size, "width": self.image_size}
+        size = {"height": self.sides[0], "width": self.sides[1]}
+        if not isinstance(self.resize_to, tuple):
+            size = {"shortest_edge": self.resize_to}
         CLIPImageProcessorPil(
-            size={"shortest_edge": self.resize_to},
-            crop_size=side,
+            size=size,
+            crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             resample=self.resample,
@@ -144,19 +170,90 @@ class ImageProcessor:
     def from_json(cls, path: str | Path) -> ImageProcessor:
         """Read the ``preprocessor_config.json`` of a CLIP.
 
+        ``transformers`` reads the sizes, in any of the forms that its versions wrote, and sets what is left out.
+
         Raises:
-            ValueError: The file asks for something other than resizing, centre crop and normalisation.
+            OSError: The file cannot be read.
+            ValueError: The file is damaged, or asks for something other than resizing, a square crop of the centre and
+                normalisation.
         """
-        config = json.loads(Path(path).read_text())
-        config = config.get("image_processor", config)
-        for step in ("do_resize", "do_center_crop", "do_normalize"):
-            if not config.get(step, True):
-                raise ValueError(f"{path}: {step} is false, which CLIP's preprocessing never is")
-        size, crop = config.get("size", 224), config.get("crop_size", 224)
-        return cls(
-            image_size=crop["height"] if isinstance(crop, dict) else crop,
-            image_mean=tuple(map(float, config["image_mean"])),
-            image_std=tuple(map(float, config["image_std"])),
-            resize_to=size["shortest_edge"] if isinstance(size, dict) else size,
-            resample=int(config.get("resample", 3)),
-        )
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error!s:.240}") from error
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ImageProcessor:
+        """Make it from what ``preprocessor_config.json`` or ``processor_config.json`` hold, as :meth:`from_json` does.
+
+        Raises:
+            ValueError: As for :meth:`from_json`.
+        """
+        theirs = _read_by_transformers(config.get("image_processor", config))
+        for step in ("do_resize", "do_rescale", "do_normalize"):
+            if not getattr(theirs, step):
+                raise ValueError(f"{step} is false, which CLIP's preprocessing never is")
+        if not isinstance(theirs.rescale_factor, float) or not math.isclose(theirs.rescale_factor, 1 / 255):
+            raise ValueError(f"rescale_factor: expected 1/255, got {theirs.rescale_factor!r:.60}")
+        if theirs.do_pad:
+            raise ValueError("do_pad is true, which CLIP's preprocessing never is")
+        size, crop = theirs.size, theirs.crop_size if theirs.do_center_crop else theirs.size
+        if not crop.height or crop.height != crop.width:
+            cut = "crop_size" if theirs.do_center_crop else "do_center_crop is false, size"
+            raise ValueError(f"{cut}: expected a square of height and width, got {_given(crop)!s:.80}")
+        if given := set(_given(size)) - {"shortest_edge", "height", "width"}:
+            raise ValueError(f"size: expected shortest_edge, or height and width, got {', '.join(sorted(given))}")
+        resize_to = (size.height, size.width) if size.height and size.width else size.shortest_edge
+        mean, std = (_per_channel(name, getattr(theirs, name)) for name in ("image_mean", "image_std"))
+        resample = getattr(theirs.resample, "value", theirs.resample)  # where it is left out, PIL's enumeration
+        return cls(crop.height, mean, std, resize_to, resample)
+
+
+def load_image_processor(place: Place) -> ImageProcessor:
+    """Load a model's preprocessing, from the file that any version of transformers writes.
+
+    Raises:
+        ModelError: There is no such file, or it asks for what :class:`ImageProcessor` does not do.
+    """
+    path = place.file("preprocessor_config.json") or place.file("processor_config.json")
+    if path is None:
+        raise ModelError(f"{place.name}: has no preprocessor_config.json; give an image_processor")
+    try:
+        return ImageProcessor.from_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place.name}: {error}") from error
+
+
+def _read_by_transformers(config: Any) -> CLIPImageProcessorPil:
+    """Read preprocessing as the class that it names does; all of CLIP's names are one class.
+
+    Raises:
+        ValueError: It names another class, or values that the class cannot read.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"image_processor: expected a JSON object, got {config!r:.60}")
+    named = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
+    if not isinstance(named, str) or not named.startswith("CLIP"):
+        raise ValueError(f"expected the class CLIPImageProcessor, got {named!r:.60}")
+    known = {key: value for key, value in config.items() if key in CLIPImageProcessorPil.valid_kwargs.__annotations__}
+    try:
+        return CLIPImageProcessorPil(**known)
+    except Exception as error:  # of any kind, according to what was given
+        raise ValueError(f"not readable by transformers: {error!s:.160}") from error
+
+
+def _per_channel(name: str, values: Any) -> tuple[float, ...]:
+    """Return one number per channel; where one number is given, it is that of every channel.
+
+    Raises:
+        ValueError: ``values`` are no numbers.
+    """
+    values = values if isinstance(values, list | tuple) else [values] * 3
+    if any(type(value) not in (int, float) or not abs(value) < MOST_VALUE for value in values):
+        raise ValueError(f"{name}: expected numbers, got {values!s:.60}")
+    return tuple(float(value) for value in values)
+
+
+def _given(size: Any) -> dict[str, Any]:
+    """Return the sides that a size of transformers names."""
+    return {name: value for name, value in dict(size).items() if value is not None}

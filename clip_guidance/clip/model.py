@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import CLIPModel as TransformersCLIP
-from transformers.utils import ModelOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clip_guidance._tensors import unit_vectors
+from clip_guidance._tensors import check_device, unit_vectors
 from clip_guidance.clip.config import CLIPConfig, tower_class
 from clip_guidance.clip.convert import convert_transformers
 from clip_guidance.clip.fingerprint import fingerprint
-from clip_guidance.clip.hub import FoundModel, ModelError, find_model
+from clip_guidance.clip.finite import check_finite
+from clip_guidance.clip.hub import HubOptions, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
-from clip_guidance.clip.tokenizer import tokenize
+from clip_guidance.clip.load import as_model_errors, check_loaded, check_options, check_parts, load_parts
+from clip_guidance.clip.output import CLIPOutput as CLIPOutput
+from clip_guidance.clip.tokenizer import check_ids, check_texts, tokenize
 from clip_guidance.images.load import ImageSource, as_list, load_image
 from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 from clip_guidance.towers import ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
-
-_AUTO_OPTIONS = {"config", "adapter_kwargs", "trust_remote_code", "revision"}  # which AutoModel passes on unasked
-
-
-@dataclass
-class CLIPOutput(ModelOutput):
-    """What :meth:`CLIP.forward` returns.
-
-    Attributes:
-        loss: Scalar, only with ``return_loss``.
-        logits_per_image: (N, M), exp(logit_scale) · cos, only without ``return_loss``.
-        image_embeds: (N, d) unit vectors.
-        text_embeds: (M, d) unit vectors.
-    """
-
-    loss: Tensor | None = None
-    logits_per_image: Tensor | None = None
-    image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
 
 
 class CLIP(SelfInitialised, PreTrainedModel):
@@ -53,7 +34,8 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     Args:
         config: A :class:`CLIPConfig`.
-        tokenizer: Needed by everything that takes texts; its ``model_max_length`` is the context.
+        tokenizer: Needed by everything that takes texts; its ``model_max_length`` is the context, and its
+            ``eos_token_id`` becomes the config's.
         image_processor: Needed by everything that takes images; by default made for the image tower's size, with mean
             and standard deviation 0.5.
 
@@ -84,6 +66,8 @@ class CLIP(SelfInitialised, PreTrainedModel):
     ):
         super().__init__(config)
         text_config, vision_config = config.text_config, config.vision_config
+        if tokenizer is not None and tokenizer.eos_token_id is not None:
+            text_config.eos_token_id = tokenizer.eos_token_id  # where a text is pooled; the config's may be wrong
         self.text_encoder: TextTower = tower_class(text_config)(text_config)
         self.image_encoder: ImageTower = tower_class(vision_config)(vision_config)
         self.text_projection = linear(text_config.hidden_size, config.projection_dim, bias=False)
@@ -149,24 +133,23 @@ class CLIP(SelfInitialised, PreTrainedModel):
             Float32 (n, d), on the model's device.
 
         Raises:
-            ValueError: There is no text, one is empty or not a string, or the CLIP has no tokenizer.
+            ValueError: There is no text, one is empty or not a string, has no end token or a token that the text tower
+                does not know, the CLIP has no tokenizer, or an embedding is not finite.
 
         Warns:
             PromptTruncatedWarning: A text is longer than the context; the message says what was cut.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise ValueError("expected at least one text, got an empty list")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"text {index}: expected a prompt with at least one word, got {text!r}")
+        check_texts(texts)
         if self.tokenizer is None:
-            raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
+            given = "CLIP(config, tokenizer) or from_pretrained(name, tokenizer=...)"
+            raise ValueError(f"{self.name_or_path or 'this CLIP'} was made without a tokenizer: {given}")
         parts = []
         for part in _parts(texts, batch_size):
             input_ids = tokenize(self.tokenizer, part, padding="longest")  # padding costs time and changes nothing
+            check_ids(input_ids, self.tokenizer, self.config.text_config.vocab_size)
             parts.append(self.text_embeds(input_ids.to(self.device)))
-        return torch.cat(parts)
+        return check_finite(self, torch.cat(parts), "text")
 
     @torch.no_grad()
     def encode_image(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
@@ -182,12 +165,13 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
         Raises:
             ImageError: An image cannot be read; the message names it.
+            ValueError: An embedding is not finite.
         """
         parts = []
         for part in _parts(as_list(images), batch_size):
             pixel_values = torch.stack([self.preprocess(image) for image in part])
             parts.append(self.image_embeds(pixel_values.to(self.device, self.dtype)))
-        return torch.cat(parts)
+        return check_finite(self, torch.cat(parts), "image")
 
     def preprocess(self, image: ImageSource) -> Tensor:
         """Turn one image into what the image tower reads, (3, S, S)."""
@@ -225,47 +209,58 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "emoji", dtype: torch.dtype = torch.float32, **auto: Any
+        cls,
+        name_or_path: str | Path = "emoji",
+        dtype: torch.dtype | str = torch.float32,
+        device: str | torch.device | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: ImageProcessor | None = None,
+        **others: Any,
     ) -> CLIP:
         """Load a CLIP, ready for inference.
 
         Args:
-            name_or_path: A packaged model ("emoji", "emoji-judge"), a folder, or a hub id; saved by this package, or a
-                ``transformers`` CLIP. Weights must be safetensors.
-            dtype: Precision of the weights, whatever they are stored in.
-            **auto: What ``AutoModel`` passes on; it is ignored, because the folder holds all of it.
+            name_or_path: A packaged model ("emoji", "emoji-judge"), a folder (or "local-dir:folder"), or a hub id (or
+                "hf-hub:owner/name"); saved by this package, or a ``transformers`` CLIP. Weights must be safetensors.
+            dtype: Precision of the weights, whatever they are stored in; "auto" for that.
+            device: Where the model is put; by default where ``transformers`` loads it, the CPU.
+            revision: Branch, tag or commit of a repository on the hub; by default its main branch.
+            token: Access token for the hub; by default the one that ``hf auth login`` stored.
+            cache_dir: Folder of downloads; by default the hub's.
+            local_files_only: Whether only what was downloaded before is read.
+            subfolder: Folder of the model inside the folder or repository.
+            tokenizer: Used in place of the model's own, which may be absent then. Its ``model_max_length`` is lowered
+                to the context where it is larger.
+            image_processor: Used in place of the model's own, which may be absent then.
+            **others: ``torch_dtype`` stands for ``dtype``. What ``AutoModel`` adds is taken too.
 
         Raises:
             ModelError: There is no such model, its weights are pickled, it is not a CLIP, or it is damaged.
-            TypeError: Another option is given.
+            TypeError: Another option is given, or one of another type.
+            ValueError: There is no such dtype or device, or a model that is not on the hub has no such ``revision``.
         """
-        if unknown := auto.keys() - _AUTO_OPTIONS:
-            raise TypeError(f"CLIP.from_pretrained: expected name_or_path and dtype, got also {', '.join(unknown)}")
-        found = find_model(name_or_path, "clip", model_types=(CLIPConfig.model_type, "clip"))
-        try:
-            tokenizer = found.tokenizer()
-            model = cls._load(found, tokenizer, found.image_processor(), dtype)
-        except ModelError:
-            raise
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{name_or_path}: cannot be loaded: {error}") from error
-        tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+        dtype, config = check_options(others, dtype)
+        check_parts(tokenizer, image_processor)
+        device = None if device is None else check_device(device)
+        options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+        found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip"), options)
+        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **found.options}
+        with as_model_errors(found.name):
+            tokenizer, processor = load_parts(found, tokenizer, image_processor)
+            if found.model_type == CLIPConfig.model_type:
+                model, info = super().from_pretrained(found.path, tokenizer, processor, config=config, **weights)
+            else:
+                source, info = TransformersCLIP.from_pretrained(found.path, **weights)
+                model = cls.from_transformers(source, tokenizer, processor)
+            check_loaded(found.name, model, info)
         model.name_or_path = str(name_or_path)
-        return model.eval()
-
-    @classmethod
-    def _load(
-        cls, found: FoundModel, tokenizer: PreTrainedTokenizerBase, processor: ImageProcessor, dtype: torch.dtype
-    ) -> CLIP:
-        options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        if found.model_type == CLIPConfig.model_type:
-            model, info = super().from_pretrained(found.path, tokenizer, processor, **options)
-        else:
-            source, info = TransformersCLIP.from_pretrained(found.path, **options)
-            model = None
-        if missing := sorted(info["missing_keys"]):
-            raise ModelError(f"{found.name}: weights missing from it: {', '.join(missing[:5])}")
-        return model if model is not None else cls.from_transformers(source, tokenizer, processor)
+        return model.eval() if device is None else model.eval().to(device)
 
     @classmethod
     def from_transformers(
@@ -293,7 +288,3 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
 def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-AutoConfig.register(CLIPConfig.model_type, CLIPConfig, exist_ok=True)
-AutoModel.register(CLIPConfig, CLIP, exist_ok=True)

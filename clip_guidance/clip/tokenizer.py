@@ -1,4 +1,4 @@
-"""Learn byte-pair vocabularies (Sennrich et al. 2016, arXiv:1508.07909) in CLIP's format, and warn of truncation.
+"""Load tokenizers, learn byte-pair vocabularies (Sennrich et al. 2016, arXiv:1508.07909), and warn of truncation.
 
 A vocabulary learnt here is a stock ``transformers.CLIPTokenizer`` in every respect but one: its padding is a token of
 its own, so that the attention mask follows from the ids.
@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
+from clip_guidance.clip.hub import ModelError, Place
+
+PROBE = "a photo of a red apple"  # plain words, in which all ways to split texts into words agree
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
@@ -31,6 +36,56 @@ class PromptTruncatedWarning(UserWarning):
         >>> caught[0].category.__name__
         'PromptTruncatedWarning'
     """
+
+
+def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
+    """Load a model's tokenizer, as the class that the model's files name.
+
+    Args:
+        place: Where the model is.
+
+    Returns:
+        The tokenizer; None where there is neither a vocabulary nor ``tokenizer_config.json``.
+
+    Raises:
+        ModelError: The vocabulary is missing, or the class cannot read it.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.options)
+        files = dict(type(tokenizer).vocab_files_names)
+        whole = place.file(files.pop("tokenizer_file", "tokenizer.json"))
+        # Where a file is missing, transformers makes an empty vocabulary without a word.
+        if whole is None and not all(place.file(name) for name in files.values()):
+            if place.file("tokenizer_config.json") is None:
+                return None
+            wanted = "".join(f", or {' and '.join(files.values())}" if files else "")
+            raise ModelError(f"{place.name}: no vocabulary: expected tokenizer.json{wanted}")
+        if whole is not None and (problem := _disagrees(tokenizer, whole)):
+            raise ModelError(f"{place.name}: {problem}")
+    except (ModelError, Warning):
+        raise
+    except Exception as error:  # of any kind, because what is read is somebody else's file
+        raise ModelError(f"{place.name}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
+    return tokenizer
+
+
+def _disagrees(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
+    """Say how the class of a tokenizer reads ``tokenizer.json`` otherwise than it is written; "" where it does not.
+
+    A class such as CLIP's takes the vocabulary from the file and splits texts in its own way, which is wrong for a
+    vocabulary of another kind.
+    """
+    written = Tokenizer.from_file(str(path))
+    written.no_padding()
+    written.no_truncation()
+    ids = [written.encode(PROBE, add_special_tokens=False).ids, tokenizer(PROBE, add_special_tokens=False).input_ids]
+    if ids[0] == ids[1]:
+        return ""
+    model = type(written.model).__name__
+    return (
+        f"tokenizer.json holds a {model} that {type(tokenizer).__name__} reads otherwise: tokenizer_config.json has to "
+        "name its tokenizer_class, such as PreTrainedTokenizerFast; or give a tokenizer"
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
@@ -95,7 +150,8 @@ def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: str = "max_length") -> Tensor:
     """Turn texts into token ids, padded or cut to the tokenizer's context.
 
-    The end token is kept where a text is cut.
+    The end token is kept where a text is cut. Texts are padded at their end, whatever the tokenizer's own side: CLIP
+    counts positions from the start, and padding by the end token would be taken for the end.
 
     Args:
         tokenizer: The tokenizer of the CLIP.
@@ -109,4 +165,36 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: 
         PromptTruncatedWarning: A text is cut.
     """
     warn_truncated(tokenizer, texts)
-    return tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt").input_ids
+    options = {"padding": padding, "padding_side": "right", "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(texts), **options).input_ids
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Check that there are texts and that each has a word.
+
+    Raises:
+        ValueError: There is no text, or one is empty or not a string.
+    """
+    if not texts:
+        raise ValueError("expected at least one text, got an empty list")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text {index}: expected a prompt with at least one word, got {text!r:.60}")
+
+
+def check_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Check that a text tower knows all tokens.
+
+    Args:
+        input_ids: Token ids, on the CPU.
+        tokenizer: Where they are from.
+        vocab_size: Number of tokens that the tower embeds.
+
+    Raises:
+        ValueError: A token was added to the tokenizer and not to the tower.
+    """
+    if (largest := int(input_ids.max())) >= vocab_size:
+        raise ValueError(
+            f"token {tokenizer.convert_ids_to_tokens(largest)!r:.60} has the id {largest}, and the text tower embeds "
+            f"{vocab_size} tokens: text_encoder.resize_token_embeddings({len(tokenizer)}), or load the right tokenizer"
+        )

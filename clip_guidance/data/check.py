@@ -103,7 +103,12 @@ class Report(DisplayMixin):
     @property
     def accepted(self) -> bool:
         """Whether training would accept the source."""
-        return self.good > 0 and self.bad_share <= self.max_bad_share
+        return self.good > 0 and self.bad_share <= self.max_bad_share and not self.uniform
+
+    @property
+    def uniform(self) -> bool:
+        """Whether several images were read, to the end of the source, and all their captions are one and the same."""
+        return self.complete and self.good > 1 and self.captions - self.duplicate_captions == 1
 
     @property
     def verdict(self) -> str:
@@ -112,7 +117,13 @@ class Report(DisplayMixin):
             return "there is no row to read"
         allowed = f"max_bad_share={self.max_bad_share:.1%}"
         share = f"{sum(self.bad.values())} of {self.rows} rows are bad ({self.bad_share:.1%})"
-        return f"{share}, {'within' if self.accepted else 'more than'} {allowed}" if self.good else f"{share}: no pair"
+        if not self.good:
+            return f"{share}: no pair"
+        if self.bad_share > self.max_bad_share:
+            return f"{share}, more than {allowed}"
+        if self.uniform:
+            return f"{share}, and all {self.captions} captions are the same: a CLIP has nothing to learn"
+        return f"{share}, within {allowed}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as a dict that JSON can hold."""

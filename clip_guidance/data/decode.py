@@ -67,7 +67,9 @@ def clean_captions(values: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if kept:
         return kept, ("caption_dropped",) * (len(kept) < len(values))
     if wrong := [value for value in values if value is not None and not (isinstance(value, str) and not value.strip())]:
-        found = "text that is not UTF-8; save it as UTF-8" if isinstance(wrong[0], str) else f"{type(wrong[0]).__name__} {wrong[0]!r:.60}"
+        found = f"{type(wrong[0]).__name__} {wrong[0]!r:.60}"
+        if isinstance(wrong[0], str):
+            found = "text that is not UTF-8; save it as UTF-8"
         raise BadRow("caption_not_text", f"expected a text, got {found}")
     raise BadRow("no_caption", "the caption is empty" if values else "there is no caption")
 

@@ -27,7 +27,9 @@ SUPPORTED = (
 )
 CAPTION_TABLES = re.compile(r"(metadata|captions)\.(csv|tsv|jsonl|parquet)", re.IGNORECASE)
 # Files of these names are tables of captions if they are tables: captions.txt may also be the text of captions.jpg.
-MAYBE_TABLES = re.compile(r"(metadata|captions?)\.txt|(metadata|annotations|(.*_)?captions?(_.*)?)\.json", re.IGNORECASE)
+MAYBE_TABLES = re.compile(
+    r"(metadata|captions?)\.txt|(metadata|annotations|(.*_)?captions?(_.*)?)\.json", re.IGNORECASE
+)
 TABLES_ALONE = (".csv", ".tsv", ".jsonl", ".parquet")  # in a folder without images; a .json may hold anything
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+)?")
 

@@ -21,7 +21,7 @@ from PIL import Image
 from clip_guidance.clip import CLIP
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
-from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.image import GeneratedImage, check_image, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
 from clip_guidance.guidance import CLIPGuidance
@@ -85,6 +85,7 @@ class ImageGenerator:
 
         Raises:
             ValueError: A model is unknown, or a setting is out of range.
+            FailedImageError: The image came out empty; another one is not touched by it.
         """
         one = settings.resolved()
         pipe = self.pipeline(one)  # first, since an unknown model is the most likely mistake
@@ -92,7 +93,9 @@ class ImageGenerator:
         # loaded before an image is generated, since loading may fail
         guide, judge = (self._scorer(name, self.device) if name else None for name in names)
         guidance = _guidance(guide.clip, one) if guide and one.scale else None
-        generated = GeneratedImage(_draw(pipe, guidance, one, on_step), one, device=str(self.device))
+        image = _draw(pipe, guidance, one, on_step)
+        check_image(image, one)
+        generated = GeneratedImage(image, one, device=str(self.device))
         if guide and guidance:
             generated.guide = {"name": guide.record["model"], "fingerprint": guide.record["fingerprint"]}
         generated.scores = [each.score(generated) for each in (guide, judge) if each]
@@ -154,10 +157,13 @@ def _draw(
     }
     if settings.negative_prompt:
         call["negative_prompt"] = settings.negative_prompt
-    if on_step and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
 
         def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step()
+            if "latents" in tensors and not tensors["latents"].isfinite().all():
+                raise failed(settings, f"is not finite after step {step + 1} of {settings.steps}")
+            if on_step:
+                on_step()
             return tensors
 
         call["callback_on_step_end"] = callback

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,36 @@ from clip_guidance.images.metadata import png_with_record
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+class FailedImageError(ValueError):
+    """Report an image that came out empty: its numbers were not finite, or all of its pixels have one color.
+
+    Example:
+        >>> from PIL import Image
+        >>> check_image(Image.new("RGB", (64, 64)), GenerateSettings("a red apple", guidance_scale=99.0))
+        Traceback (most recent call last):
+        clip_guidance...FailedImageError: the image of 'a red apple' (seed 0) is of one color, (0, 0, 0): ...
+    """
+
+
+def check_image(image: Image.Image, settings: GenerateSettings) -> None:
+    """Refuse an image whose pixels all have one color, as they do where latents were infinite or no numbers.
+
+    Raises:
+        FailedImageError: The image has one color.
+    """
+    colors = image.convert("RGB").getcolors(maxcolors=1)  # None where there are more
+    if colors:
+        raise failed(settings, f"is of one color, {colors[0][1]}")
+
+
+def failed(settings: GenerateSettings, what: str) -> FailedImageError:
+    """Make the error of an image, which names what is known to cause it."""
+    return FailedImageError(
+        f"the image of {reprlib.repr(settings.prompt)} (seed {settings.seed}) {what}: a strength that is too large "
+        f"(scale {settings.scale}, guidance_scale {settings.guidance_scale}) or a model in float16 is the usual cause"
+    )
 
 
 @dataclass

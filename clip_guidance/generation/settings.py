@@ -6,9 +6,12 @@ Nothing here is slow to import, because the command line takes its defaults from
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from reprlib import repr as shortened
 from typing import Any
 
+from clip_guidance._files import is_valid_text
 from clip_guidance.images.metadata import read_record
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and changes of its configuration
@@ -31,6 +34,23 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and 
 }
 TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # by model, found by benchmarks/steering/tune.py
 UNTUNED = {"scale": 1.0, "start": 0.0}
+RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included; the command line and the page obey too
+    "seed": (-(2**63), 2**63 - 1),  # what torch's generators take
+    "scale": (-10_000.0, 10_000.0),
+    "guidance_scale": (-1_000.0, 1_000.0),
+    "steps": (1, 10_000),
+    "start": (0.0, 1.0),
+    "stop": (0.0, 1.0),
+    "every": (1, 10_000),
+    "cutouts": (1, 256),
+    "cap": (1e-6, 1_000.0),
+}
+MAX_NAME = 1_000  # characters of the name of a model, which is a path or a hub id
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -86,12 +106,17 @@ class GenerateSettings:
     cap: float | None = None
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            _check(entry.name, str(entry.type), getattr(self, entry.name))
         if not self.prompt.strip():
-            raise ValueError(f"expected a prompt with at least one word, got {self.prompt!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            raise ValueError(f"expected a prompt with at least one word, got {shortened(self.prompt)}")
+        for name in ("model", "clip", "judge"):
+            if len(given := getattr(self, name) or "") > MAX_NAME or "\0" in given:
+                raise ValueError(f"{name} must be a name, a folder or a hub id, got {shortened(given)}")
+        if not (self.start or 0.0) < self.stop:
+            raise ValueError(f"start must be less than stop, got {self.start or 0.0} and {self.stop}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}")
+            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {shortened(self.scheduler)}")
 
     def resolved(self) -> GenerateSettings:
         """Fill in the model's own values where none were given; an image records the result."""
@@ -111,12 +136,49 @@ def read_settings(path: str | os.PathLike[str]) -> GenerateSettings:
     """Read the settings that an image was made with from its file.
 
     Raises:
-        ValueError: The file holds no settings, or those of another version of this package.
+        ValueError: The file holds no settings, those of another version of this package, or one that is of another
+            type or out of range; the message names it.
     """
     record = read_record(path)
     if record is None:
         raise ValueError(f"{path}: holds no clip_guidance settings; expected a PNG written by generate")
+    try:
+        return settings_from(record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def settings_from(values: Mapping[str, Any]) -> GenerateSettings:
+    """Make settings from what a record holds, which anybody may have written.
+
+    Raises:
+        ValueError: A setting is missing, unknown, of another type, or out of range; the message names it.
+
+    Example:
+        >>> from clip_guidance.generation.settings import settings_from
+        >>> settings_from({"prompt": "a red apple", "seed": "7"})
+        Traceback (most recent call last):
+        ValueError: seed must be a whole number, got '7'
+    """
+    required = [entry.name for entry in fields(GenerateSettings) if entry.default is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"the setting {missing[0]} is missing")
     known = {entry.name for entry in fields(GenerateSettings)}
-    if unknown := sorted(set(record["settings"]) - known):
-        raise ValueError(f"{path}: settings {', '.join(unknown)} are unknown to this version")
-    return GenerateSettings(**record["settings"])
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"settings {shortened(unknown)} are unknown to this version")
+    return GenerateSettings(**values)
+
+
+def _check(name: str, annotation: str, value: Any) -> None:
+    """Check one setting by its annotation, such as ``float | None``, and its range."""
+    kind, _, optional = annotation.partition(" | ")
+    if value is None and optional:
+        return
+    types, expected = _KINDS[kind]
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise ValueError(f"{name} must be {expected}, got {shortened(value)}")
+    if isinstance(value, str) and not is_valid_text(value):
+        raise ValueError(f"{name} must be valid text, got {shortened(value)}")
+    low, high = RANGES.get(name, (0, 0))
+    if isinstance(value, (int, float)) and not low <= value <= high:  # NaN is in no range
+        raise ValueError(f"{name} must be from {low:,} to {high:,}, got {shortened(value)}")

@@ -1,11 +1,13 @@
 """Guidance by CLIP: the reward is CLIP's logit; saved and loaded by a config."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers.guiders import BaseGuidance
+from torch import Tensor
 
 from clip_guidance.clip import CLIP
 from clip_guidance.guidance.config import (
@@ -52,20 +54,23 @@ class CLIPGuidance(Guidance):
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
             two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
-        start: Fraction of the steps before which guidance rests, in [0, 1).
-        stop: Fraction of the steps from which on guidance rests, in (0, 1].
+        start: Fraction of the run's steps before which guidance rests, in [0, 1).
+        stop: Fraction of the run's steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
             of the step, so that the strength does not depend on it.
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
         data_variance: Variance of an element of the clean sample; None for the pipeline's default, 1 for
             latents and 1/4 for pixels in [-1, 1].
-        schedule: Maps the fraction of the steps that are done, in [0, 1), to a factor of ``scale``; None for 1
+        schedule: Maps the fraction of the run's steps that are done, in [0, 1), to a factor of ``scale``; None for 1
             throughout.
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
+        to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
+            pipeline whose images :class:`Guidance` cannot make by itself; it takes the place of ``decoding``. None for
+            the pipeline's own decoder. For pixels in [-1, 1] it goes with ``data_variance=0.25``.
         guider: As the guider of a modular pipeline: the guider that this one goes around, such as
             ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
             conditional prediction alone.
@@ -109,9 +114,9 @@ class CLIPGuidance(Guidance):
         schedule: Callable[[float], float] | None = None,
         cap: float | None = None,
         decoding: Decoding | None = None,
+        to_image: Callable[[Tensor], Tensor] | None = None,
         guider: BaseGuidance | None = None,
     ) -> None:
-        self.prompt = prompt
         self._is_named = isinstance(clip, str | Path)
         cutouts = cutouts if isinstance(cutouts, Cutouts) else Cutouts(cutouts, seed)
         loaded = CLIP.from_pretrained(clip) if isinstance(clip, str | Path) else clip
@@ -127,8 +132,55 @@ class CLIPGuidance(Guidance):
             schedule=schedule,
             cap=cap,
             decoding=decoding,
+            to_image=to_image,
             guider=guider,
         )
+
+    def _check(self) -> None:
+        super()._check()
+        if not isinstance(self.reward, CLIPReward):
+            raise TypeError(f"reward must be a CLIPReward, got {type(self.reward).__name__}; Guidance takes any other")
+
+    @property
+    def clip(self) -> CLIP:
+        """The model."""
+        return self.reward.clip
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt, or a copy of several; another one acts from the next step on."""
+        return self.reward.prompt
+
+    @prompt.setter
+    def prompt(self, prompt: Prompt) -> None:
+        self.reward.prompt = prompt
+
+    @property
+    def cutouts(self) -> Cutouts:
+        """Views of each image; others, or their number, act from the next step on."""
+        return self.reward.cutouts
+
+    @cutouts.setter
+    def cutouts(self, cutouts: int | Cutouts) -> None:
+        self.reward.cutouts = cutouts if isinstance(cutouts, Cutouts) else replace(self.cutouts, count=cutouts)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the crops; another one acts from the next run on."""
+        return self.cutouts.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.cutouts.seed = seed
+
+    @property
+    def chunk(self) -> int | None:
+        """Number of views that pass through CLIP together; None for all."""
+        return self.reward.chunk
+
+    @chunk.setter
+    def chunk(self, chunk: int | None) -> None:
+        self.reward.chunk = chunk
 
     def prepare(self, pipe: Any) -> None:
         """Move a CLIP that was loaded here to the pipeline's device.
@@ -147,20 +199,20 @@ class CLIPGuidance(Guidance):
             TypeError: An argument is code or has weights.
             ValueError: The CLIP has no name: it was made here, and not loaded.
         """
-        if self.schedule is not None:
-            raise TypeError(
-                "a schedule is code, which a config does not hold. Save without it, and set it after loading"
-            )
+        for code in ("schedule", "to_image"):
+            if getattr(self, code) is not None:
+                raise TypeError(
+                    f"{code} is code, which a config does not hold. Save without it, and set it after loading"
+                )
         name = getattr(self.reward.clip, "name_or_path", "")
         if not name:
             raise ValueError(
                 "a config names the CLIP, it does not hold its weights, and this CLIP was not loaded from anywhere: "
                 "use `clip.save_pretrained(folder)` and `CLIPGuidance(folder, ...)`"
             )
-        prompt = self.prompt if isinstance(self.prompt, str | Mapping) else list(self.prompt)
         return {
             "clip": str(name),
-            "prompt": dict(prompt) if isinstance(prompt, Mapping) else prompt,
+            "prompt": self.prompt,
             "scale": self.scale if isinstance(self.scale, int | float) else self._scales,
             "cutouts": cutouts_to_config(self.reward.cutouts),
             "chunk": self.reward.chunk,

@@ -5,17 +5,21 @@ noise (Crowson's CLIP-guided diffusion, 2021; Liu et al. 2021, "FuseDream", arXi
 scores; Shen et al. 2024, "Understanding and Improving Training-free Loss-based Diffusion Guidance", Table 4).
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+
+from clip_guidance.guidance.checks import Checked, as_number, as_whole, shown
 
 View = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Cutouts:
+class Cutouts(Checked):
     """Draw ``count`` views of images: the whole image, and ``count - 1`` random square crops.
 
     The crops of a step are stratified, as a Latin hypercube (McKay et al. 1979): their sizes and positions are
@@ -34,6 +38,7 @@ class Cutouts:
         noise: Standard deviation of Gaussian noise added to each crop, at least 0; pixels are in [0, 1].
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: An argument is out of range.
 
     Example:
@@ -53,22 +58,39 @@ class Cutouts:
     flip: bool = True
     jitter: float = 0.0
     noise: float = 0.0
-    _generator: torch.Generator = field(default_factory=torch.Generator, init=False, repr=False, compare=False)
+    #: By thread, so that runs at once in several threads do not draw from one another's.
+    _generators: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"cutouts must be at least 1 (the whole image), got {self.count}")
-        if not 0 < self.smallest <= 1:
-            raise ValueError(f"smallest must be in (0, 1], got {self.smallest}")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter must be in [0, 1), got {self.jitter}")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"noise must be finite and at least 0, got {self.noise}")
+        self._check()
         self.reset()
+        self._is_checked = True
+
+    def _check(self) -> None:
+        count = as_whole("cutouts", self.count, "at least 1 (the whole image)", 1)
+        seed = as_whole("seed", self.seed, "a whole number of at most 64 bits", -(2**63))
+        if seed >= 2**64:
+            raise ValueError(f"seed must be a whole number of at most 64 bits, got {shown(seed)}")
+        smallest, jitter, noise = (as_number(name, getattr(self, name)) for name in ("smallest", "jitter", "noise"))
+        if not 0 < smallest <= 1:
+            raise ValueError(f"smallest must be in (0, 1], got {shown(smallest)}")
+        if not isinstance(self.flip, bool):
+            raise TypeError(f"flip must be True or False, got {type(self.flip).__name__} {shown(self.flip)}")
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter must be in [0, 1), got {shown(jitter)}")
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"noise must be finite and at least 0, got {shown(noise)}")
+        vars(self).update(count=count, seed=seed, smallest=smallest, jitter=jitter, noise=float(noise))
 
     def reset(self) -> None:
         """Start the draws over, as at the beginning of a run."""
-        self._generator.manual_seed(self.seed)
+        self._generators[threading.current_thread()] = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def _generator(self) -> torch.Generator:
+        if threading.current_thread() not in self._generators:
+            self.reset()
+        return self._generators[threading.current_thread()]
 
     def __call__(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the views of images (B, 3, H, W), each (B, 3, h, w)."""

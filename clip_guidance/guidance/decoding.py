@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from clip_guidance.guidance.checks import as_number, as_whole, shown
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -28,6 +30,7 @@ class Decoding:
         seed: Seed of the random windows; each run starts from it.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: A share is outside (0, 1] or ``images`` is below 1.
 
     Example:
@@ -46,8 +49,13 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.decoder is not None and not isinstance(self.decoder, nn.Module):
+            raise TypeError(f"decoder must be a module, or None, got {type(self.decoder).__name__}")
         for name in ("resolution", "crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"images must be at least 1, or None for all at once, got {self.images}")
+            if not 0 < as_number(name, getattr(self, name)) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {shown(getattr(self, name))}")
+        if self.images is not None:
+            as_whole("images", self.images, "at least 1, or None for all at once", 1)
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point dtype of torch, or None, got {shown(self.dtype)}")
+        as_whole("seed", self.seed, "a whole number", -(2**63))

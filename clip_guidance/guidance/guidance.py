@@ -19,9 +19,9 @@ class Guidance(Guider):
     Attach it to a pipeline, or make it the guider of a modular one, ``pipe.update_components(guider=guidance)``.
 
     Args:
-        reward: Maps images (B, 3, H, W) in [0, 1], or latents, to one number per image, (B,), to be raised. A reward
-            that has ``parts(images)``, an iterator of rewards that add up to it, is differentiated part by part; one
-            that has ``reset()`` is told when a run begins.
+        reward: Maps images (B, 3, H, W) in [0, 1], of one channel from a grey pipeline, or latents, to one number per
+            image, (B,), to be raised. A reward that has ``parts(images)``, an iterator of rewards that add up to it,
+            is differentiated part by part; one that has ``reset()`` is told when a run begins.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
             negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
             the order of the pipeline's prompts.
@@ -30,20 +30,23 @@ class Guidance(Guider):
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
             two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
-        start: Fraction of the steps before which guidance rests, in [0, 1).
-        stop: Fraction of the steps from which on guidance rests, in (0, 1].
+        start: Fraction of the run's steps before which guidance rests, in [0, 1).
+        stop: Fraction of the run's steps from which on guidance rests, in (0, 1].
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
             of the step, so that the strength does not depend on it.
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
         data_variance: Variance of an element of the clean sample; None for the pipeline's default, 1 for
             latents and 1/4 for pixels in [-1, 1].
-        schedule: Maps the fraction of the steps that are done, in [0, 1), to a factor of ``scale``; None for 1
+        schedule: Maps the fraction of the run's steps that are done, in [0, 1), to a factor of ``scale``; None for 1
             throughout.
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
+        to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
+            pipeline whose images :class:`Guidance` cannot make by itself; it takes the place of ``decoding``. None for
+            the pipeline's own decoder. For pixels in [-1, 1] it goes with ``data_variance=0.25``.
         guider: As the guider of a modular pipeline: the guider that this one goes around, such as
             ``ClassifierFreeGuidance``, ``AdaptiveProjectedGuidance`` or ``PerturbedAttentionGuidance``; None for the
             conditional prediction alone.

@@ -9,6 +9,7 @@ step, and adds up with guidances that are attached.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
+from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call, is_calling
 from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attach import steered_by
-from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped
+from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
 from clip_guidance.guidance.engine.patch import patched
+from clip_guidance.guidance.engine.threads import ADVICE
 from clip_guidance.guidance.options import GuidanceOptions
 
 
@@ -40,6 +42,8 @@ class Guider(GuidanceOptions, BaseGuidance):
     _alone: BaseGuidance | None = None
     _attachments: Sequence[Attachment] = ()  # this guidance and those inside it, in the current run
     _step, _is_last = -1, False
+    _thread: int | None = None  # whose run it is, with these timesteps of the scheduler
+    _timesteps: Tensor | None = None
     _ending: ExitStack | None = None  # what must be undone after the current step
     _prediction: Tensor | None = None
 
@@ -124,9 +128,11 @@ class Guider(GuidanceOptions, BaseGuidance):
         """Begin a step.
 
         Raises:
-            RuntimeError: No modular pipeline is running.
+            RuntimeError: No modular pipeline is running, or two threads run it at once.
             ValueError: The pipeline cannot be guided.
         """
+        if self._attachments:
+            self._check_thread(_current_pipe().scheduler)
         self._end_step()  # a run that was cut off may have left one open
         self.inner.set_state(step, num_inference_steps, timestep)
         steering = [guidance for guidance in self._chain if guidance.any_scale]
@@ -135,11 +141,27 @@ class Guider(GuidanceOptions, BaseGuidance):
             return
         pipe = _current_pipe()
         if not self._attachments or self._attachments[0].host.pipe is not pipe or step <= self._step:  # a run begins
+            self._thread, self._timesteps = threading.get_ident(), pipe.scheduler.timesteps
             for guidance in steering:
                 guidance.prepare(pipe)
             self._attachments = [Attachment(guidance, pipe) for guidance in steering]
+        self._check_timesteps(pipe.scheduler)
         self._step = step
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
+
+    def _check_thread(self, scheduler: Any) -> None:
+        """Refuse a step while another thread's run is under way: guider and scheduler hold the state of one run."""
+        thread = self._thread
+        if thread not in (None, threading.get_ident()) and is_calling(thread, scheduler):
+            raise RuntimeError(f"this pipeline and its guider are in the middle of another thread's run. {ADVICE}")
+
+    def _check_timesteps(self, scheduler: Any) -> None:
+        """Refuse a step after another run has begun on the scheduler."""
+        if scheduler.timesteps is not self._timesteps:
+            raise RuntimeError(
+                f"the timesteps of this run's {type(scheduler).__name__} were set again in the middle of it, maybe by "
+                f"another thread. {ADVICE}"
+            )
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Prepare one of the denoiser's forwards.
@@ -181,7 +203,9 @@ class Guider(GuidanceOptions, BaseGuidance):
         _forget_graph(self.inner)
         if self._is_last:
             attachments, self._attachments = self._attachments, ()  # they hold the pipeline, which holds this guider
+            self._timesteps = None
             warn_of_dropped(attachments, stacklevel=2)
+            warn_of_unguided(attachments, stacklevel=2)
 
     @contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
@@ -197,6 +221,7 @@ class Guider(GuidanceOptions, BaseGuidance):
         if not self._is_guider_in(current_call()):  # the step that was to follow was never taken
             self._end_step()
             return step(*args, **kwargs)
+        self._check_timesteps(self._attachments[0].host.scheduler)
         call = inspect.signature(step).bind(*args, **kwargs)
         call.arguments["model_output"] = _recorded(call.arguments["model_output"], self._prediction)
         try:

@@ -1,7 +1,9 @@
 """Options of a guidance, checked, and the report of its latest run: what the engine reads."""
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +11,14 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
+from clip_guidance.guidance.checks import Checked, as_number, as_numbers, as_whole, is_number, shown
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
 SPACES = ("image", "latent")
+_AT_ATTACH = ("mode", "space", "data_variance", "cap", "decoding", "to_image")  # the options that `attach` reads
+_lock = threading.Lock()
 
 
 @dataclass
@@ -41,7 +46,7 @@ class GuidanceReport:
 
 
 @dataclass(eq=False)
-class GuidanceOptions:
+class GuidanceOptions(Checked):
     """Hold and check the options of a guidance.
 
     :class:`~clip_guidance.guidance.Guidance` documents each of them.
@@ -58,51 +63,107 @@ class GuidanceOptions:
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
     decoding: Decoding | None = field(default=None, kw_only=True)
+    to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
-    report: GuidanceReport = field(default_factory=GuidanceReport, init=False, repr=False)
+
+    _attached = 0  # number of ``with`` blocks in which it is attached
 
     def __post_init__(self) -> None:
+        self._report = GuidanceReport()
+        self._check()
+        self._is_checked = True
+
+    def _check(self) -> None:
         if not callable(self.reward):
             raise TypeError(f"reward must be callable, got {type(self.reward).__name__}")
-        if not self._scales or not all(math.isfinite(scale) for scale in self._scales):
-            raise ValueError(f"scale must be finite, got {self.scale}")
-        find_mode(self.mode)
-        if not 0 <= self.start < self.stop <= 1:
-            raise ValueError(f"expected 0 <= start < stop <= 1, got start={self.start}, stop={self.stop}")
-        if self.every != int(self.every) or self.every < 1:
-            raise ValueError(f"every must be a whole number of steps, at least 1, got {self.every}")
-        if self.space not in SPACES:
-            raise ValueError(f"space must be one of {', '.join(SPACES)}, got {self.space!r}")
-        if self.data_variance is not None and not 0 < self.data_variance < math.inf:
-            raise ValueError(f"data_variance must be positive and finite, got {self.data_variance}")
-        if self.schedule is not None and not callable(self.schedule):
-            raise TypeError(f"schedule must be callable, got {type(self.schedule).__name__}")
-        if self.cap is not None and not 0 < self.cap < math.inf:
-            raise ValueError(f"cap must be positive and finite, or None, got {self.cap}")
+        scales = as_numbers("scale", self.scale)
+        find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
+        start, stop = as_number("start", self.start), as_number("stop", self.stop)
+        if not 0 <= start < stop <= 1:
+            raise ValueError(f"expected 0 <= start < stop <= 1, got start={shown(start)}, stop={shown(stop)}")
+        every = as_whole("every", self.every, "a whole number of steps, at least 1", 1)
+        if not isinstance(self.space, str) or self.space not in SPACES:
+            raise ValueError(f"space must be one of {', '.join(SPACES)}, got {shown(self.space)}")
+        for name, none in (("data_variance", ""), ("cap", ", or None")):
+            if (value := getattr(self, name)) is not None:
+                vars(self)[name] = value = as_number(name, value)
+                if not 0 < value < math.inf:
+                    raise ValueError(f"{name} must be positive and finite{none}, got {shown(value)}")
+        for name in ("schedule", "to_image"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+        if self.decoding is not None and not isinstance(self.decoding, Decoding):
+            raise TypeError(f"decoding must be a Decoding, or None, got {type(self.decoding).__name__}")
+        if self.to_image is not None and (self.space != "image" or self.decoding is not None):
+            raise ValueError(
+                "to_image makes the images that the reward reads, in place of space='latent' and of a decoding; "
+                "give one of the three"
+            )
         if self.guider is not None and not isinstance(self.guider, BaseGuidance):
             raise TypeError(
                 "guider must be a guider of diffusers, such as ClassifierFreeGuidance, or None, got "
                 f"{type(self.guider).__name__}"
             )
+        # Of numpy's and torch's numbers Python's own are kept, which a config can hold.
+        vars(self).update(scale=scales[0] if is_number(self.scale) else scales, start=start, stop=stop, every=every)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; an option acts from the next step on, or, if it is read by ``attach``, before that alone.
+
+        Raises:
+            AttributeError: The option cannot change while the guidance is attached.
+        """
+        if self._attached and (name in _AT_ATTACH or (name == "scale" and not self.any_scale)):
+            raise AttributeError(f"{name} acts when the guidance is attached: set it outside of the `with` block")
+        super().__setattr__(name, value)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Keep the options as they are that ``attach`` has read, inside the ``with`` block."""
+        with _lock:
+            self._attached += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                self._attached -= 1
+
+    @property
+    def report(self) -> GuidanceReport:
+        """What happened in the latest run."""
+        return self._report
 
     @property
     def _scales(self) -> list[float]:
-        return [float(self.scale)] if isinstance(self.scale, int | float) else [float(each) for each in self.scale]
+        return [float(each) for each in as_numbers("scale", self.scale)]
 
     @property
     def any_scale(self) -> bool:
         """Whether any image is steered at all."""
         return any(self._scales)
 
-    def is_active(self, fraction: float) -> bool:
-        """Return whether the step at this fraction of all steps is guided."""
-        return self.start <= fraction < self.stop and (self.schedule is None or self.schedule(fraction) != 0)
-
-    def strength(self, fraction: float, batch: int) -> Tensor:
-        """Return the scales (B,) of the images at the step at this fraction of all steps.
+    def _factor(self, fraction: float) -> float:
+        """Return the schedule's factor of the scale at this fraction of the run.
 
         Raises:
-            ValueError: There is not one scale for each image, or for each group of as many.
+            ValueError: It is not finite.
+        """
+        factor = 1.0 if self.schedule is None else as_number("the schedule", self.schedule(fraction))
+        if not math.isfinite(factor):
+            raise ValueError(f"the schedule must return a finite number, got {factor} at fraction {fraction:g}")
+        return float(factor)
+
+    def is_active(self, fraction: float) -> bool:
+        """Return whether the step at this fraction of the run's steps is guided."""
+        return self.start <= fraction < self.stop and self._factor(fraction) != 0
+
+    def strength(self, fraction: float, batch: int) -> Tensor:
+        """Return the scales (B,) of the images at the step at this fraction of the run's steps.
+
+        Raises:
+            ValueError: There is not one scale for each image, or for each group of as many; or the schedule's factor
+                is not finite.
         """
         scales = self._scales
         if batch % len(scales):
@@ -110,13 +171,18 @@ class GuidanceOptions:
                 f"{len(scales)} scales cannot be shared out evenly among a batch of {batch} images; give one, or "
                 "as many as the pipeline is given prompts"
             )
-        factor = 1.0 if self.schedule is None else float(self.schedule(fraction))
-        return factor * torch.tensor(scales, dtype=torch.float64).repeat_interleave(batch // len(scales))
+        each = torch.tensor(scales, dtype=torch.float64).repeat_interleave(batch // len(scales))
+        return self._factor(fraction) * each
 
     def prepare(self, pipe: Any) -> None:
         """Prepare for guiding ``pipe``; a subclass may move its reward, nothing is done here."""
 
-    def start_run(self) -> None:
-        """Start the report and the reward over, at the first step of every run of the pipeline."""
-        self.report = GuidanceReport()
+    def start_run(self) -> GuidanceReport:
+        """Start the report and the reward over, at the first step of every run of the pipeline.
+
+        Returns:
+            The report of this run: by its end, ``self.report`` may be that of another thread's.
+        """
+        self._report = report = GuidanceReport()
         getattr(self.reward, "reset", lambda: None)()
+        return report

@@ -9,19 +9,28 @@ gradient of one part after the other, so that only one part's activations are in
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from copy import copy
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
+from clip_guidance.guidance.checks import as_number, as_whole, is_number, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
 from clip_guidance.guidance.engine.gradient import parts, sized_for_half
+from clip_guidance.images.find import EXTENSIONS
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
 
+_NO_IMAGES = (
+    " An image cannot be a target yet: describe it in words, or give Guidance a reward that compares images with it"
+)
 Prompt = str | Sequence[str] | Mapping[str, float]
 
 
@@ -56,28 +65,75 @@ class CLIPReward(nn.Module):
     """
 
     text_embeds: Tensor
+    _prompt: Prompt
 
     def __init__(self, clip: "CLIP", prompt: Prompt, cutouts: Cutouts | None = None, chunk: int | None = None) -> None:
         super().__init__()
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1 view, or None for all, got {chunk}")
-        self.clip = clip
-        self.cutouts = cutouts or Cutouts()
+        if not hasattr(clip, "encode_text") or isinstance(clip, type):
+            raise TypeError(f"clip must be a CLIP, got {type(clip).__name__} {shown(clip)}")
+        self.cutouts = Cutouts() if cutouts is None else cutouts
         self.chunk = chunk
-        prompts = _as_prompts(list(prompt) if isinstance(prompt, Mapping) else prompt)
-        embeds = clip.encode_text(prompts)
-        if isinstance(prompt, Mapping):
-            # The cosine is linear in the text's unit vector, so that one vector, of another length, serves for all.
-            weights = [_as_weight(weight, f"prompt {text!r}") for text, weight in prompt.items()]
-            embeds = embeds.new_tensor(weights)[None] @ embeds
-        self.register_buffer("text_embeds", embeds, persistent=False)
+        self.clip = clip
+        self.register_buffer("text_embeds", self._embeds(prompt), persistent=False)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt, or a copy of several; another one that is set is encoded at once."""
+        return self._prompt if isinstance(self._prompt, str) else copy(self._prompt)
+
+    @prompt.setter
+    def prompt(self, prompt: Prompt) -> None:
+        self._buffers["text_embeds"] = self._embeds(prompt).to(self.text_embeds.device)
+
+    @property
+    def cutouts(self) -> Cutouts:
+        """Views of each image over which the logit is averaged."""
+        return self._cutouts
+
+    @cutouts.setter
+    def cutouts(self, cutouts: Cutouts) -> None:
+        if not isinstance(cutouts, Cutouts):
+            raise TypeError(f"cutouts must be Cutouts, got {type(cutouts).__name__} {shown(cutouts)}")
+        self._cutouts = cutouts
+
+    @property
+    def chunk(self) -> int | None:
+        """Number of views that pass through the image tower together; None for all."""
+        return self._chunk
+
+    @chunk.setter
+    def chunk(self, chunk: int | None) -> None:
+        self._chunk = None if chunk is None else as_whole("chunk", chunk, "at least 1 view, or None for all", 1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but for the CLIP and what it made of the prompt.
+
+        Raises:
+            AttributeError: ``name`` is one of these, which belong together.
+        """
+        if name in ("clip", "text_embeds") and "text_embeds" in self._buffers:
+            raise AttributeError(f"{name} cannot be set, since it goes with the prompt: make another CLIPReward")
+        super().__setattr__(name, value)
+
+    def _embeds(self, prompt: Prompt) -> Tensor:
+        """Encode the prompt, and keep it, if it is one."""
+        texts = _as_prompts(prompt)
+        if not isinstance(prompt, Mapping):
+            embeds = self.clip.encode_text(texts)
+            self._prompt = prompt if isinstance(prompt, str) else texts
+            return embeds
+        weights = [_as_weight(weight, f"prompt {shown(text)}") for text, weight in prompt.items()]
+        embeds = self.clip.encode_text(texts)
+        self._prompt = dict(prompt)
+        # The cosine is linear in the text's unit vector, so that one vector, of another length, serves for all.
+        return embeds.new_tensor(weights)[None] @ embeds
 
     def reset(self) -> None:
         """Restart the random crops, so that equal runs give equal images."""
         self.cutouts.reset()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits (B,) of images (B, 3, H, W) in [0, 1].
+        """Compute the logits (B,) of images (B, 3, H, W) in [0, 1], or (B, 1, H, W) of grey ones.
 
         Raises:
             ValueError: ``images`` have another shape, or their number is not a multiple of the number of prompts.
@@ -86,6 +142,8 @@ class CLIPReward(nn.Module):
 
     def parts(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the reward in parts, (B,) for each chunk of views, whose sum is the reward."""
+        if images.ndim == 4 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)  # grey
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"CLIPReward reads images (B, 3, H, W) in [0, 1], got {tuple(images.shape)}; "
@@ -140,18 +198,34 @@ class WeightedRewards(nn.Module):
         >>> guidance = cg.Guidance(reward, scale=10.0)
     """
 
+    _weights: list[float]
+
     def __init__(self, rewards: Iterable[tuple[float, Callable[[Tensor], Tensor]]]) -> None:
         super().__init__()
-        pairs = list(rewards)
+        pairs = list(rewards) if isinstance(rewards, Iterable) else [None]
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise TypeError(f"expected pairs (weight, reward), got {type(rewards).__name__} {shown(rewards)}")
         if not pairs:
             raise ValueError("expected at least one (weight, reward), got none")
-        self.weights = [_as_weight(weight, f"reward {index}") for index, (weight, _) in enumerate(pairs)]
+        self.weights = [weight for weight, _ in pairs]
         for index, (_, reward) in enumerate(pairs):
             if not callable(reward):
                 raise TypeError(f"reward {index} must be callable, got {type(reward).__name__}")
         named = {str(index): reward for index, (_, reward) in enumerate(pairs)}
         self.networks = nn.ModuleDict({k: each for k, each in named.items() if isinstance(each, nn.Module)})
         self._functions = {name: each for name, each in named.items() if not isinstance(each, nn.Module)}
+
+    @property
+    def weights(self) -> list[float]:
+        """A copy of the weights; as many others may be set."""
+        return list(self._weights)
+
+    @weights.setter
+    def weights(self, weights: Sequence[float]) -> None:
+        found = [_as_weight(weight, f"reward {index}") for index, weight in enumerate(weights)]
+        if len(found) != len(getattr(self, "_weights", found)):
+            raise ValueError(f"expected {len(self._weights)} weights, one for each reward, got {len(found)}")
+        self._weights = found
 
     @property
     def rewards(self) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
@@ -176,20 +250,37 @@ class WeightedRewards(nn.Module):
 
 
 def _as_weight(weight: float, owner: str) -> float:
-    if not isinstance(weight, int | float):
+    if not is_number(weight):
         raise TypeError(f"the weight of {owner} is a {type(weight).__name__}; expected a number")
-    if not math.isfinite(weight):
-        raise ValueError(f"the weight of {owner} must be finite, got {weight}")
-    return float(weight)
+    number = as_number(f"the weight of {owner}", weight)
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of {owner} must be finite, got {shown(number)}")
+    return float(number)
 
 
-def _as_prompts(prompt: str | Sequence[str]) -> list[str]:
+def _as_prompts(prompt: Prompt) -> list[str]:
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | Set):
+        raise TypeError(
+            f"the prompt must be a text, several, or texts with weights, got {type(prompt).__name__} "
+            f"{shown(prompt)}.{_NO_IMAGES if isinstance(prompt, PurePath | Tensor) else ''}"
+        )
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("the prompt is an empty list; expected at least one text")
     for index, text in enumerate(prompts):
         if not isinstance(text, str):
-            raise TypeError(f"prompt {index} is a {type(text).__name__}; expected a string")
+            advice = " Weights are one mapping of texts for all images" if isinstance(text, Mapping) else ""
+            advice = _NO_IMAGES if isinstance(text, PurePath | Tensor) else advice
+            raise TypeError(f"prompt {index} is a {type(text).__name__}; expected a string.{advice}")
         if not text.strip():
             raise ValueError(f"prompt {index} is empty; there is nothing to steer towards")
+        if PurePath(text.strip()).suffix.lower() in EXTENSIONS or _is_path_of_file(text):
+            warnings.warn(
+                f"prompt {index}, {shown(text)}, looks like an image's path, and is read as a text.{_NO_IMAGES}",
+                stacklevel=5,
+            )
     return prompts
+
+
+def _is_path_of_file(text: str) -> bool:
+    return os.sep in text and os.path.isfile(text)

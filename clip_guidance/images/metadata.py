@@ -40,7 +40,7 @@ def png_with_record(image: Image.Image, record: Mapping[str, Any]) -> bytes:
     from PIL import PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    info.add_text(METADATA_KEY, json.dumps(record))
+    info.add_text(METADATA_KEY, json.dumps(record, allow_nan=False))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -2,7 +2,7 @@
 
 A file whose size and time are those of the catalogue is not read. A file that is read is known by the hash of its
 bytes: at the same place it is unchanged; at a new place, while the file at the old place is gone, it has moved. Neither
-is encoded again.
+is encoded again, unless its vector was damaged meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from clip_guidance.clip.embed_cache import Prepared, encode, prepare
 from clip_guidance.images.files import check_name, content_hash, read_bytes, stat_image
 from clip_guidance.images.load import ImageError, Skipped
-from clip_guidance.index.entries import Batch, Entry, Seen
+from clip_guidance.index.entries import Batch, Entry, Seen, exactly
 from clip_guidance.index.results import Changes, Moved
 
 if TYPE_CHECKING:
@@ -59,7 +59,28 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
         reason = "another process removed it from the index meanwhile; add it again"
         plan.changes.skipped += [Skipped(path, reason) for path in lost]
         plan.changes.moved = [moved for moved in plan.changes.moved if moved.new not in lost]
+    if damaged := store.damaged(exactly(paths)):  # after the batch, since an image may have moved with its vector
+        plan.changes += _repair(store, clip, damaged)
     return plan.changes
+
+
+def _repair(store: Store, clip: CLIP, paths: Sequence[str]) -> Changes:
+    """Encode images anew whose vectors were damaged."""
+    plan = _Plan()
+    for path in paths:
+        try:
+            data, found = read_bytes(path), stat_image(path)
+            plan.prepared.append(prepare(clip, data, path))
+        except ImageError as error:
+            reason = f"its vector is damaged, and the image cannot be read: {error.reason}"
+            plan.changes.skipped.append(Skipped(path, reason))
+            continue
+        plan.batch.put.append(Seen(path, content_hash(data), found.st_size, 0))
+        plan.new.append(False)
+    _encode(clip, plan)
+    if plan.batch:
+        store.apply(plan.batch)
+    return Changes(repaired=plan.changes.updated, skipped=plan.changes.skipped)
 
 
 def is_unchanged(entry: Entry) -> bool:

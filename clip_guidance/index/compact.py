@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clip_guidance.index.vectors import VectorFile, blocks
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ def compact(store: Store) -> int:
         total, rows = store.get("rows"), store.rows()
         name = f"vectors-{uuid.uuid4().hex[:8]}"
         new = VectorFile.create(store.folder / name, old.dim, old.dtype.name)
-        for start, block in blocks(old.read(total), rows):
+        vectors = old.read(total)
+        for start, block in blocks(vectors, rows[: np.searchsorted(rows, len(vectors))]):  # what was cut off stays so
             new.write(start, block)
         store.renumber(rows, name)
     with store.writing():  # no other process may make a file or change which one is used

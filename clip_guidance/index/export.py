@@ -21,13 +21,13 @@ def export(store: Store, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / EMBEDS) as embeds, write_atomically(folder / ENTRIES) as entries:  # noqa: SIM117
         with store.reading() as vectors, embeds.open("wb") as matrix, entries.open("w", encoding="utf-8") as lines:
-            rows = store.rows()
+            rows = store.sound(vectors)
             matrix.write(_header(len(rows), store))
             for start, block in blocks(vectors, rows):
                 matrix.write(block.astype("<f4").tobytes())
                 for entry in store.by_rows(rows[start : start + len(block)]):
                     line = {"path": entry.path, "hash": entry.hash, "size": entry.size, "metadata": entry.metadata}
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             for file in (matrix, lines):  # both are on the disk before either takes the place of a former export
                 fsync_file(file)
     return len(rows)

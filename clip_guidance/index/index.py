@@ -1,7 +1,6 @@
 """An index of images: add files, search them by text, image or a weighted sum of both, filter by metadata.
 
-Search in a folder is exact: every vector is compared, a block at a time, through a memory map. The same calls on the
-address of a Milvus search there.
+Search in a folder is exact: every vector is compared. The same calls on the address of a Milvus search there.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clip_guidance.images.files import content_hash, read_bytes
-from clip_guidance.images.load import ImageError, find_images
+from clip_guidance.images.load import find_images
 from clip_guidance.index.add import add_batch, is_unchanged
 from clip_guidance.index.compact import compact
 from clip_guidance.index.duplicates import duplicate_groups
@@ -28,7 +26,8 @@ from clip_guidance.index.open import open_store, other_model
 from clip_guidance.index.query import Query, query_embeds
 from clip_guidance.index.results import Changes, Hit, Hits, Verification
 from clip_guidance.index.store import Store
-from clip_guidance.index.vectors import ImageIndexError
+from clip_guidance.index.vectors import ImageIndexError, short_name
+from clip_guidance.index.verify import verify
 from clip_guidance.index.where import compile_where
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ class ImageIndex:
     """Search images by meaning; made by :meth:`open`, usable as a context manager.
 
     Any number of processes may read while one writes; a second writer waits for the first, batch by batch. What a
-    method
-    that changes the index has returned is on the disk and survives a kill.
+    method that changes the index has returned is on the disk and survives a kill.
 
     Example:
         >>> import tempfile
@@ -79,18 +77,15 @@ class ImageIndex:
                 (``http://host:19530``), which searches approximately and needs the extra ``index``.
             clip: The CLIP whose vectors it holds. Without a CLIP everything but adding and searching works.
             create: Whether to make an index where there is none.
-            dtype: Precision of a new index's vectors: "float32", or "float16" for half the disk and cosines within
-                0.001.
+            dtype: Precision of a new index's vectors: "float32", or "float16" (half the disk, cosines within 0.001).
             catalogue: With Milvus, the folder of what Milvus does not hold: paths, metadata, and the vectors
-                themselves, from
-                which the collection can be made anew. By default ``./x.db.catalogue``, or a folder named after the
-                server
-                among the user's data (``$XDG_DATA_HOME``). This folder is an index too, and can be opened as such.
+                themselves, from which the collection can be made anew. By default ``./x.db.catalogue``, or a folder
+                named after the server among the user's data (``$XDG_DATA_HOME``). This folder is an index too, and can
+                be opened as such.
 
         Raises:
             ImageIndexError: There is no index and none shall or can be made, the index is damaged or was made with
-                another
-                CLIP, the folder holds other files, or Milvus cannot be reached.
+                another CLIP, the folder holds other files, or Milvus cannot be reached.
         """
         return cls(open_store(os.fspath(address), clip, create, dtype, catalogue), clip)
 
@@ -103,9 +98,8 @@ class ImageIndex:
     def iter_add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Iterator[Changes]:
         """Add images, a batch at a time.
 
-        Unchanged files are not read again, moved files not encoded again. A file that cannot be read is reported, and
-        the
-        others are added.
+        Unchanged files are not read again, moved files not encoded again, except where the index lost their vectors. A
+        file that cannot be read is reported, and the others are added.
 
         Args:
             paths: Files, folders (recursively) and globs.
@@ -130,16 +124,16 @@ class ImageIndex:
         """Make the index what the files are: add ``paths``, renew what has changed, remove what is gone.
 
         An image that has moved keeps its metadata if its new place is among ``paths``; otherwise it is gone. An image
-        on a
-        drive that is not there is gone too: :meth:`verify` tells what is missing without changing anything.
+        on a drive that is not there is gone too: :meth:`verify` tells what is missing without changing anything.
         """
         clip = self._clip()
         changes = self.add(paths, metadata, batch_size)
         entries = self._store.entries()
         while page := list(itertools.islice(entries, batch_size)):
             gone = [entry.path for entry in page if not os.path.exists(entry.path)]
-            other = [entry.path for entry in page if entry.path not in gone and not is_unchanged(entry)]
-            renewed = add_batch(self._store, clip, other, patches(None))
+            bad = {*gone, *self._store.damaged(exactly(entry.path for entry in page))}
+            other = [entry.path for entry in page if entry.path in bad or not is_unchanged(entry)]
+            renewed = add_batch(self._store, clip, [path for path in other if path not in gone], patches(None))
             renewed.unchanged = 0  # add has counted these already
             changes += renewed
             changes.removed += self._store.delete(exactly(gone)) if gone else []
@@ -156,7 +150,9 @@ class ImageIndex:
         Returns:
             The paths removed.
         """
-        return self._store.delete(chosen(paths, where))
+        removed = self._store.delete(condition := chosen(paths, where))
+        self._store.warn_if_none(removed, condition)
+        return removed
 
     def update_metadata(self, metadata: Mapping[str, Any], paths: Paths | None = None, *, where: Where = None) -> int:
         """Put metadata over that of chosen images (as for :meth:`delete`); None removes a key.
@@ -164,7 +160,9 @@ class ImageIndex:
         Returns:
             The number of images chosen.
         """
-        return self._store.patch(chosen(paths, where), patch(metadata))
+        count = self._store.patch(condition := chosen(paths, where), patch(metadata))
+        self._store.warn_if_none(count, condition)
+        return count
 
     def compact(self) -> int:
         """Free the disk of deleted and replaced vectors; return their number."""
@@ -180,8 +178,7 @@ class ImageIndex:
                 (:mod:`clip_guidance.index.query`); or a list of :class:`~clip_guidance.index.query.Term`.
             k: Number of images at most.
             where: A filter: ``year >= 2020 and album in (a, b)`` (:mod:`clip_guidance.index.where`), or a mapping of
-                keys to
-                a value or a list of values.
+                keys to a value or a list of values. A key that no image has is warned of.
             exact: Compare every vector, also where Milvus could answer approximately. Filters are always exact.
 
         Returns:
@@ -194,7 +191,9 @@ class ImageIndex:
         """
         condition = compile_where(where)  # a bad filter fails before the model is run
         embeds = query_embeds(self._clip(), query)
-        return Hits(self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0])
+        hits = Hits(self._store.search(embeds[None].numpy(), k, condition, exact=exact)[0])
+        self._store.warn_if_none(hits, condition)
+        return hits
 
     def search_embeds(
         self,
@@ -225,7 +224,9 @@ class ImageIndex:
             raise ValueError(f"embeds: expected the shape (q, {self._store.meta['dim']}), got {queries.shape}")
         if not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-2):
             raise ValueError("embeds: expected unit vectors")
-        return self._store.search(queries, k, compile_where(where), exact=exact)
+        hits = self._store.search(queries, k, condition := compile_where(where), exact=exact)
+        self._store.warn_if_none(not hits or any(hits), condition)
+        return hits
 
     def duplicates(self, threshold: float = 0.95, where: Where = None) -> list[list[str]]:
         """Group images that are alike: chains of cosines of at least ``threshold``; every pair is compared.
@@ -235,26 +236,22 @@ class ImageIndex:
         """
         condition = compile_where(where)
         with self._store.reading() as vectors:
-            groups = duplicate_groups(vectors, threshold, self._store.rows(condition))
+            compared = self._store.sound(vectors, condition)
+            self._store.warn_if_none(len(compared), condition)
+            groups = duplicate_groups(vectors, threshold, compared)
             return [[entry.path for entry in self._store.by_rows(rows)] for rows in groups]
 
     def verify(self, *, full: bool = False) -> Verification:
         """Compare the files with the index and change nothing; :meth:`sync` repairs what this finds.
 
         Args:
-            full: Read every file; otherwise files whose size and time are as known pass for intact.
+            full: Read every file, and all of the catalogue; otherwise files whose size and time are as known pass for
+                intact. The vectors are compared with their checksums in any case.
+
+        Raises:
+            ImageIndexError: The catalogue is damaged.
         """
-        result = Verification()
-        for entry in self._store.entries():
-            try:
-                same = (is_unchanged(entry) and not full) or content_hash(read_bytes(entry.path)) == entry.hash
-            except ImageError:
-                result.missing.append(entry.path)
-                continue
-            result.intact += same
-            if not same:
-                result.changed.append(entry.path)
-        return result
+        return verify(self._store, full)
 
     def export(self, folder: str | os.PathLike[str]) -> int:
         """Write ``embeds.safetensors`` ("embeds", float32 (n, d)) and ``entries.jsonl`` in the same order.
@@ -266,7 +263,9 @@ class ImageIndex:
 
     def entries(self, where: Where = None) -> Iterator[Entry]:
         """List all images that pass a filter, by age."""
-        return self._store.entries(compile_where(where))
+        condition = compile_where(where)
+        self._store.warn_if_none(not condition.keys or self._store.count(condition), condition)
+        return self._store.entries(condition)
 
     @property
     def fingerprint(self) -> str:
@@ -296,5 +295,6 @@ class ImageIndex:
 
     def _clip(self) -> CLIP:
         if self.clip is None:
-            raise ImageIndexError(f"{self._store.folder}: was opened without a CLIP: ImageIndex.open(address, clip)")
+            cure = "was opened without a CLIP: ImageIndex.open(address, clip)"
+            raise ImageIndexError(f"{short_name(self._store.folder)}: {cure}")
         return self.clip

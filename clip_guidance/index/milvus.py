@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from clip_guidance._files import shorten
+from clip_guidance.index.address import public_address, without_secrets
 from clip_guidance.index.entries import Batch
 from clip_guidance.index.results import Hit
+from clip_guidance.index.schema import OUTBOX
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError
 from clip_guidance.index.where import ALL, Condition, both
@@ -29,12 +31,6 @@ from clip_guidance.index.where import ALL, Condition, both
 SELECTIVE = 0.05  # share of the images up to which a filter is answered exactly: graphs lose recall there
 MAX_HITS = 16384  # hits that Milvus gives at once
 _PAGE = 1000
-_OUTBOX = (
-    "CREATE TABLE pending (id INTEGER PRIMARY KEY)",
-    "CREATE TRIGGER added AFTER INSERT ON entries BEGIN INSERT OR IGNORE INTO pending VALUES (new.id); END",
-    "CREATE TRIGGER changed AFTER UPDATE OF hash ON entries BEGIN INSERT OR IGNORE INTO pending VALUES (new.id); END",
-    "CREATE TRIGGER removed AFTER DELETE ON entries BEGIN INSERT OR IGNORE INTO pending VALUES (old.id); END",
-)
 _AMONG = "id IN (SELECT value FROM json_each(?))"
 _embedded: Counter[str] = Counter()  # stores of this process that use a file; it is let go after the last
 
@@ -53,7 +49,7 @@ class MilvusStore(Store):
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, uri: str, timeout: float = 60.0) -> None:
-        self.name = _without_password(uri)
+        self.name = public_address(uri)
         super().__init__(folder, meta, timeout)
         self.collection = f"clip_guidance_{self.meta['id']}"
         self._uri, self._unflushed = uri, False
@@ -72,8 +68,8 @@ class MilvusStore(Store):
         """Send what an earlier process could not; make the collection anew if that is not enough."""
         with self.writing():
             if not self._fetch("SELECT 1 FROM sqlite_master WHERE name = 'pending'", ()):
-                for statement in _OUTBOX:
-                    self._run(statement)
+                for statement in OUTBOX:
+                    self._db.run(statement)
                 self._mark_all()
             if self._request("has_collection", self.collection):
                 self._request("load_collection", self.collection)
@@ -87,8 +83,8 @@ class MilvusStore(Store):
                 self._send()
 
     def _mark_all(self) -> None:
-        self._run("INSERT OR IGNORE INTO pending SELECT id FROM entries")
-        self._run("INSERT OR IGNORE INTO pending VALUES (0)")  # no image has this id; it marks an empty index too
+        self._db.run("INSERT OR IGNORE INTO pending SELECT id FROM entries")
+        self._db.run("INSERT OR IGNORE INTO pending VALUES (0)")  # no image has this id; it marks an empty index too
 
     def _make(self) -> None:
         from pymilvus import DataType
@@ -112,15 +108,17 @@ class MilvusStore(Store):
     def _send(self) -> None:
         """Bring the collection up to date, within ``writing``; a second time is harmless."""
         vectors = self._file().read(self.get("rows"))
+        damaged = set(self.damaged_rows(vectors).tolist())
         while numbers := [number for (number,) in self._fetch(f"SELECT id FROM pending LIMIT {_PAGE}", ())]:
-            entries = self._entries(_AMONG, (json.dumps(numbers),))
+            found = self._entries(_AMONG, (json.dumps(numbers),))
+            entries = [entry for entry in found if entry.row not in damaged]
             gone = sorted(set(numbers) - {entry.id for entry in entries})
             rows = [{"id": entry.id, "embeds": np.asarray(vectors[entry.row], np.float32)} for entry in entries]
             if rows:
                 self._request("upsert", self.collection, rows)
             if gone:
                 self._request("delete", self.collection, ids=gone)
-            self._run(f"DELETE FROM pending WHERE {_AMONG}", (json.dumps(numbers),))
+            self._db.run(f"DELETE FROM pending WHERE {_AMONG}", (json.dumps(numbers),))
             self._unflushed = True
 
     def _push(self) -> None:
@@ -196,26 +194,27 @@ class MilvusStore(Store):
         try:
             return getattr(self._client, method)(*arguments, **options)
         except MilvusException as error:
-            raise ImageIndexError(f"{self.name}: Milvus says: {error.message}") from error
+            raise ImageIndexError(f"{self.name}: Milvus says: {_reason(error, self._uri)}") from None
 
 
 def _connect(uri: str) -> Any:
-    name = _without_password(uri)
+    name = public_address(uri)
     try:
         from pymilvus import MilvusClient
-        from pymilvus.exceptions import MilvusException
     except ImportError as error:
         raise ImageIndexError(f"{name}: Milvus needs pymilvus: pip install 'clip-guidance[index]'") from error
     try:
         return MilvusClient(uri, dedicated=True)  # a shared connection stays broken where one store broke it
-    except MilvusException as error:
+    except Exception as error:  # MilvusException, and ValueError of what reads the address
         hint = "; it serves one process at a time, `milvus-lite server` serves several" if uri.endswith(".db") else ""
-        raise ImageIndexError(f"{name}: Milvus cannot be reached: {error.message}{hint}") from error
+        raise ImageIndexError(f"{name}: Milvus cannot be reached: {_reason(error, uri)}{hint}") from None
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.username else uri
+def _reason(error: Exception, uri: str) -> str:
+    """Return what the client says, without the password: it quotes the address that it was given."""
+    if not hasattr(error, "message"):  # not of Milvus: parts of the address were misread, perhaps of the password
+        return "expected an address such as http://user:password@host:19530, with %40 for @ in a password"
+    return shorten(without_secrets(str(error.message), uri), 150)
 
 
 def _release(uri: str) -> None:

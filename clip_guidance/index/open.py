@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from clip_guidance._files import shorten
+from clip_guidance.index.address import public_address
 from clip_guidance.index.milvus import MilvusStore
 from clip_guidance.index.store import Store
-from clip_guidance.index.vectors import ImageIndexError
+from clip_guidance.index.vectors import ImageIndexError, short_name
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -34,10 +36,11 @@ def open_store(
 
 def other_model(store: Store, fingerprint: str) -> ImageIndexError:
     """Build the error that refuses vectors of another CLIP."""
-    made = f"was made with the CLIP {store.meta['model']} (fingerprint {store.meta['fingerprint']})"
+    model = shorten(store.meta["model"], 30, end=True)
+    made = f"was made with the CLIP {model} (fingerprint {store.meta['fingerprint']:.16})"
     return ImageIndexError(
-        f"{store.folder}: {made}, this one's is {fingerprint}: their vectors cannot be compared; use that CLIP, or "
-        "index the images anew in another folder"
+        f"{shorten(str(store.folder), 60, end=True)}: {made}, this one's is {fingerprint:.16}: their vectors cannot be "
+        "compared; use that CLIP, or index the images anew in another folder"
     )
 
 
@@ -45,7 +48,7 @@ def _store(address: str, meta: dict[str, Any] | None, catalogue: str | os.PathLi
     """Open the store that the address names."""
     if not _is_milvus(address):
         if catalogue is not None:
-            raise ValueError(f"catalogue: goes with Milvus; the folder {address} is its own")
+            raise ValueError(f"catalogue: goes with Milvus; the folder {short_name(Path(address))} is its own")
         return Store(Path(address).expanduser(), meta)
     if address.endswith(".db"):
         address = os.path.abspath(os.path.expanduser(address))
@@ -60,9 +63,12 @@ def _default_catalogue(address: str) -> Path:
     """Choose where the catalogue lies by default: beside the file, or among the user's data."""
     if address.endswith(".db"):
         return Path(f"{address}.catalogue")
-    parts = urlsplit(address)
+    parts = urlsplit(public_address(address))
     home = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
-    place = "-".join(filter(None, (parts.hostname, str(parts.port or ""), *parts.path.split("/"))))
+    try:
+        place = "-".join(filter(None, (parts.hostname, str(parts.port or ""), *parts.path.split("/"))))
+    except ValueError as error:
+        raise ImageIndexError(f"{public_address(address)}: {error}") from None
     return home / "clip_guidance" / "indices" / place
 
 

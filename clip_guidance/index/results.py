@@ -42,6 +42,8 @@ class Verification:
         intact: Number of files that are as they were indexed.
         changed: Paths whose content is another now.
         missing: Paths where there is no file any more, or a file that cannot be read.
+        damaged: Paths whose vectors in the index do not match their checksums; such images are not searched until they
+            are added again.
 
     Example:
         >>> from clip_guidance.index import Verification
@@ -53,6 +55,7 @@ class Verification:
     intact: int = 0
     changed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Changes:
         unchanged: Number of images that were as the index knew them.
         removed: Paths taken out because there is no file any more (``ImageIndex.sync`` only).
         skipped: Files that could not be read, and why. An image that the index already holds stays as it was.
+        repaired: Paths whose vectors in the index were damaged, and which were encoded anew; they are counted above,
+            too.
 
     Example:
         >>> from clip_guidance.index import Changes
@@ -100,6 +105,7 @@ class Changes:
     unchanged: int = 0
     removed: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
 
     def __add__(self, other: Changes) -> Changes:
         return Changes(
@@ -109,4 +115,5 @@ class Changes:
             self.unchanged + other.unchanged,
             self.removed + other.removed,
             self.skipped + other.skipped,
+            self.repaired + other.repaired,
         )

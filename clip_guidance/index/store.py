@@ -4,102 +4,43 @@ Crash safety is the order of writing. Vectors are appended to their file and fsy
 log, synchronous=FULL) names their rows and so acknowledges them. A kill before the commit leaves rows that nothing
 names, and the next writer overwrites them; after the commit nothing is lost. Readers see the state at the start of
 their own transaction: rows that this state names are never overwritten, and a compacted file has another name.
+
+What is read was perhaps written by others: values have their types checked, and a vector that does not match its
+checksum is named, left out of every answer, and encoded anew when its image is next added.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip_guidance.index.entries import Batch, Entry
+from clip_guidance.index.catalogue import Catalogue
+from clip_guidance.index.checksums import RowChecks, checksums, matches
+from clip_guidance.index.entries import Batch
 from clip_guidance.index.nearest import nearest
 from clip_guidance.index.results import Hit
-from clip_guidance.index.schema import COLUMNS, FILE, MOVE, PUT, SCHEMA, VERSION
-from clip_guidance.index.vectors import ImageIndexError, VectorFile
+from clip_guidance.index.schema import CHECKSUM, MOVE, PUT
+from clip_guidance.index.vectors import ImageIndexError, VectorFile, blocks, short_name
 from clip_guidance.index.where import ALL, Condition
 
-_CACHED = 4  # answers of rows: 8 bytes per image each
+_CACHED = 4  # answers of rows: 16 bytes per image each
 
 
-class Store:
-    """Keep the catalogue and vectors of an index in a folder.
-
-    Args:
-        folder: Folder of the index.
-        meta: Fingerprint, dim, dtype and model of an index that is to be made where there is none.
-        timeout: Seconds to wait for another process that is writing.
-
-    Raises:
-        ImageIndexError: There is no index and ``meta`` is None, the folder holds other things, or the index is damaged.
-    """
+class Store(Catalogue):
+    """Keep the catalogue and vectors of an index in a folder; see :class:`Catalogue` for the arguments."""
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, timeout: float = 60.0) -> None:
-        self.folder, self.timeout = folder, timeout
-        if not (folder / FILE).exists():
-            if meta is None:
-                raise ImageIndexError(f"{folder}: there is no image index")
-            if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
-                raise ImageIndexError(
-                    f"{folder}: expected an image index or a new or empty folder, it holds other files"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()  # a connection serves one thread at a time
-        self._db = sqlite3.connect(folder / FILE, timeout=timeout, isolation_level=None, check_same_thread=False)
         self._vectors: VectorFile | None = None
-        self._cached_rows: dict[Condition, np.ndarray] = {}
+        self._cached_rows: dict[Condition, tuple[np.ndarray, np.ndarray]] = {}
         self._cached_at = -1
-        try:
-            self._prepare(meta)
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _prepare(self, meta: Mapping[str, Any] | None) -> None:
-        self._use_write_ahead_log()
-        self._run("PRAGMA synchronous = FULL")
-        if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            if meta is None:  # its creation was cut short
-                raise ImageIndexError(f"{self.folder}: there is no image index")
-            self._create(meta)
-        self.meta: dict[str, Any] = dict(self._run("SELECT key, value FROM meta").fetchall())
-        if self.meta.get("version") != VERSION:
-            found = self.meta.get("version")
-            raise ImageIndexError(f"{self.folder}: expected an index of version {VERSION}, got {found}")
-
-    def _use_write_ahead_log(self) -> None:
-        end = time.monotonic() + self.timeout
-        while True:
-            try:
-                self._run("PRAGMA journal_mode = WAL")
-                return
-            except ImageIndexError as error:  # the one lock that SQLite does not wait for
-                if "locked" not in str(error.__cause__) or time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
-
-    def _create(self, meta: Mapping[str, Any]) -> None:
-        self._run("BEGIN IMMEDIATE")
-        try:
-            if not self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # no other process was quicker
-                name = f"vectors-{uuid.uuid4().hex[:8]}"
-                VectorFile.create(self.folder / name, meta["dim"], meta["dtype"])
-                for statement in SCHEMA:
-                    self._run(statement)
-                rows = {**meta, "version": VERSION, "id": uuid.uuid4().hex, "vectors": name, "rows": 0, "changes": 0}
-                self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
-            self._run("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._run("ROLLBACK")
+        self._checks, self._warned = RowChecks(), False
+        super().__init__(folder, meta, timeout)
 
     # Transactions
 
@@ -108,40 +49,41 @@ class Store:
         """Read one state of the index, whatever others write meanwhile.
 
         Yields:
-            The vectors (rows, d), some of which belong to no image.
+            The vectors (rows, d), some of which belong to no image; which are sound, :meth:`sound` says.
         """
         with self._lock:
             vectors = self._snapshot()
             try:
                 yield vectors
             finally:
-                self._run("COMMIT")
+                self._db.run("COMMIT")
 
     def _snapshot(self) -> np.ndarray:
         while True:
-            self._run("BEGIN")
+            self._db.run("BEGIN")
             try:
                 return self._file().read(self.get("rows"))
             except FileNotFoundError:  # compacted after this transaction began; the next one knows the new file
-                self._run("ROLLBACK")
+                self._db.run("ROLLBACK")
                 if not (self.folder / self.get("vectors")).exists():
-                    raise ImageIndexError(f"{self.folder}: its vector file {self.get('vectors')} is missing") from None
+                    missing = f"its vector file {self.get('vectors')} is missing"
+                    raise ImageIndexError(f"{short_name(self.folder)}: {missing}") from None
             except BaseException:
-                self._run("ROLLBACK")
+                self._db.run("ROLLBACK")
                 raise
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Write as the only writer, in this process and all others; everything or nothing is kept."""
         with self._lock:
-            self._run("BEGIN IMMEDIATE")
+            self._db.run("BEGIN IMMEDIATE")
             try:
                 yield
-                self._run("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
-                self._run("COMMIT")
+                self._db.run("UPDATE meta SET value = value + 1 WHERE key = 'changes'")
+                self._db.run("COMMIT")
             finally:
                 if self._db.in_transaction:
-                    self._run("ROLLBACK")
+                    self._db.run("ROLLBACK")
 
     def close(self) -> None:
         """Close the connection; the object is of no use afterwards."""
@@ -151,19 +93,46 @@ class Store:
 
     # Reading
 
-    def get(self, key: str) -> Any:
-        """Return the current value of a key of the table ``meta``."""
-        return self._fetch("SELECT value FROM meta WHERE key = ?", (key,))[0][0]
-
-    def count(self, condition: Condition = ALL) -> int:
-        """Count the images that meet a condition."""
-        return int(self._fetch(f"SELECT count(*) FROM entries WHERE {condition.sql}", condition.parameters)[0][0])
-
     def rows(self, condition: Condition = ALL) -> np.ndarray:
-        """Return the rows of images that meet a condition, ascending int64.
+        """Return the rows of images that meet a condition, ascending int64, whether their vectors are sound or not.
 
         The last few answers are cached until a change.
         """
+        return self._rows_and_checksums(condition)[0]
+
+    def sound(self, vectors: np.ndarray, condition: Condition = ALL) -> np.ndarray:
+        """Return the rows of images that meet a condition and whose vectors match their checksums.
+
+        The first time that some do not, a warning names them.
+
+        Args:
+            vectors: As :meth:`reading` yields them, within its block.
+            condition: Which images.
+        """
+        rows, expected = self._rows_and_checksums(condition)
+        good = self._checks.sound(self._file().path, vectors, rows, expected)
+        if good.all():
+            return rows
+        if not self._warned:
+            self._warned = True
+            damaged = rows[~good]
+            (first,) = self.by_rows(damaged[:1])
+            some = f"the vectors of {len(damaged)} images, such as {short_name(Path(first.path))}"
+            cure = "they are not searched; add these images again"
+            warnings.warn(f"{short_name(self.folder)}: {some}, are damaged: {cure}", stacklevel=4)
+        return rows[good]
+
+    def damaged(self, condition: Condition = ALL) -> list[str]:
+        """Return the paths of the images that meet a condition and whose vectors do not match their checksums."""
+        with self.reading() as vectors:
+            return [entry.path for entry in self.by_rows(self.damaged_rows(vectors, condition))]
+
+    def damaged_rows(self, vectors: np.ndarray, condition: Condition = ALL) -> np.ndarray:
+        """Return the rows that :meth:`sound` leaves out, without a warning."""
+        rows, expected = self._read_rows(condition)
+        return rows[~self._checks.sound(self._file().path, vectors, rows, expected)]
+
+    def _rows_and_checksums(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             changes = self.get("changes")
             if self._cached_at != changes:
@@ -171,55 +140,19 @@ class Store:
             if condition not in self._cached_rows:
                 if len(self._cached_rows) == _CACHED:
                     del self._cached_rows[next(iter(self._cached_rows))]
-                sql = f"SELECT row FROM entries WHERE {condition.sql} ORDER BY row"
-                found = self._run(sql, condition.parameters)
-                self._cached_rows[condition] = np.fromiter((row for (row,) in found), np.int64)
+                self._cached_rows[condition] = self._read_rows(condition)
             return self._cached_rows[condition]
-
-    def by_path(self, path: str) -> Entry | None:
-        """Find the image of a path."""
-        return next(iter(self._entries("path = ?", (path,))), None)
-
-    def by_hash(self, content: str) -> list[Entry]:
-        """Find images of the same bytes."""
-        return self._entries("hash = ?", (content,))
-
-    def by_rows(self, rows: Iterable[int]) -> list[Entry]:
-        """Find images by the rows of their vectors, in the order given."""
-        return [entry for row in rows for entry in self._entries("row = ?", (int(row),))]
 
     def search(self, queries: np.ndarray, k: int, condition: Condition = ALL, *, exact: bool = True) -> list[list[Hit]]:
         """Find the best images for each query (q, d), among those that meet a condition; always exact in a folder."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
         with self.reading() as vectors:
-            found = nearest(vectors, self.rows(condition), queries, k)
+            found = nearest(vectors, self.sound(vectors, condition), queries, k)
             return [
                 [Hit(entry.path, float(s), entry.metadata) for entry, s in zip(self.by_rows(rows), scores, strict=True)]
                 for rows, scores in zip(found.rows, found.scores, strict=True)
             ]
-
-    def entries(self, condition: Condition = ALL, page: int = 1000) -> Iterator[Entry]:
-        """Yield all images that meet a condition, by age, read a page at a time."""
-        last = 0
-        while True:
-            sql = f"({condition.sql}) AND id > ? ORDER BY id LIMIT {page}"
-            entries = self._entries(sql, (*condition.parameters, last))
-            yield from entries
-            if len(entries) < page:
-                return
-            last = entries[-1].id
-
-    def _entries(self, sql: str, parameters: Sequence[Any]) -> list[Entry]:
-        found = self._fetch(f"SELECT {COLUMNS} FROM entries WHERE {sql}", parameters)
-        return [
-            Entry(number, path, content, size, mtime_ns, row, json.loads(metadata))
-            for number, path, content, size, mtime_ns, row, metadata in found
-        ]
-
-    def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
-        with self._lock:
-            return self._run(sql, parameters).fetchall()
 
     # Writing
 
@@ -232,35 +165,62 @@ class Store:
         lost = []
         with self.writing():
             if batch.put:
-                row = self.get("rows")
-                self._file().write(row, np.stack(list(batch.embeds)))
-                rows = [{**vars(seen), "row": row + i} for i, seen in enumerate(batch.put)]
-                self._db.executemany(PUT, rows)
-                self._run("UPDATE meta SET value = ? WHERE key = 'rows'", (row + len(rows),))
+                self._keep_checksums()
+                row, file = self.get("rows"), self._file()
+                embeds = np.asarray(np.stack(list(batch.embeds)), file.dtype)
+                try:
+                    file.write(row, embeds)
+                except OSError as error:
+                    raise ImageIndexError(f"{short_name(file.path)}: cannot be written ({error.strerror})") from error
+                sums = checksums(embeds).tolist()
+                rows = [{**vars(seen), "row": row + i, "checksum": sums[i]} for i, seen in enumerate(batch.put)]
+                self._db.run_many(PUT, rows)
+                self._db.run("UPDATE meta SET value = ? WHERE key = 'rows'", (row + len(rows),))
             for number, seen in batch.moved:
-                self._run("DELETE FROM entries WHERE path = ? AND id != ?", (seen.path, number))
-                if not self._run(MOVE, {**vars(seen), "id": number}).rowcount:
+                self._db.run("DELETE FROM entries WHERE path = ? AND id != ?", (seen.path, number))
+                if not self._db.run(MOVE, {**vars(seen), "id": number}).rowcount:
                     lost.append(seen.path)
         return lost
+
+    def _keep_checksums(self) -> None:
+        """Bring an index up to date that was made before there were checksums; within ``writing``.
+
+        It gets those of its sound vectors. Besides, letters of keys were escaped, so that no filter found them.
+        """
+        if self._has_checksums:
+            return
+        if not self._find_checksums():  # no other process was quicker
+            vectors, (rows, none) = self._file().read(self.get("rows")), self._read_rows(ALL)
+            self._db.run(CHECKSUM)
+            for start, block in blocks(vectors, rows[: np.searchsorted(rows, len(vectors))]):
+                part = rows[start : start + len(block)]
+                block = block.astype(self._file().dtype)
+                good = matches(block, none[: len(block)])
+                pairs = zip(checksums(block)[good].tolist(), part[good].tolist(), strict=True)
+                self._db.run_many("UPDATE entries SET checksum = ? WHERE row = ?", pairs)
+            for number, metadata in self._fetch("SELECT id, metadata FROM entries WHERE instr(metadata, '\\u')"):
+                written = json.dumps(json.loads(metadata), ensure_ascii=False)
+                self._db.run("UPDATE entries SET metadata = ? WHERE id = ?", (written, number))
+        self._has_checksums = True
 
     def delete(self, condition: Condition) -> list[str]:
         """Remove the images that meet a condition; return their paths."""
         with self.writing():
             found = self._fetch(f"SELECT path FROM entries WHERE {condition.sql}", condition.parameters)
-            self._run(f"DELETE FROM entries WHERE {condition.sql}", condition.parameters)
+            self._db.run(f"DELETE FROM entries WHERE {condition.sql}", condition.parameters)
         return [path for (path,) in found]
 
     def patch(self, condition: Condition, patch: str) -> int:
         """Change the metadata of the images that meet a condition; return their number."""
         sql = f"UPDATE entries SET metadata = json_patch(metadata, ?) WHERE {condition.sql}"
         with self.writing():
-            return self._run(sql, (patch, *condition.parameters)).rowcount
+            return self._db.run(sql, (patch, *condition.parameters)).rowcount
 
     def renumber(self, rows: np.ndarray, vectors: str) -> None:
         """Make the vectors of ``rows``, ascending, rows 0, 1, 2, ... of the file ``vectors``; within ``writing``."""
         pairs = ((new, old) for new, old in enumerate(rows.tolist()) if new != old)
-        self._db.executemany("UPDATE entries SET row = ? WHERE row = ?", pairs)  # ascending: a new number is free
-        self._db.executemany("UPDATE meta SET value = ? WHERE key = ?", [(len(rows), "rows"), (vectors, "vectors")])
+        self._db.run_many("UPDATE entries SET row = ? WHERE row = ?", pairs)  # ascending: a new number is free
+        self._db.run_many("UPDATE meta SET value = ? WHERE key = ?", [(len(rows), "rows"), (vectors, "vectors")])
 
     def flush(self) -> None:
         """End a number of changes; in a folder each change is complete in itself."""
@@ -268,20 +228,10 @@ class Store:
     def _file(self) -> VectorFile:
         path = self.folder / self.get("vectors")
         if self._vectors is None or self._vectors.path != path:
-            self._vectors = VectorFile(path)
+            file = VectorFile(path)
+            held, expected = (file.dim, file.dtype.name), (self.meta["dim"], self.meta["dtype"])
+            if held != expected:
+                wanted = f"expected vectors of {expected[0]} numbers of {expected[1]}"
+                raise ImageIndexError(f"{short_name(path)}: {wanted}, its head says {held[0]} of {held[1]}")
+            self._vectors = file
         return self._vectors
-
-    def _run(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(sql, parameters)
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                waited = f"another process has been writing for more than {self.timeout:g} s"
-                raise ImageIndexError(f"{self.folder}: {waited}; try again later") from error
-            raise ImageIndexError(f"{self.folder}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise ImageIndexError(f"{self.folder / FILE}: is damaged: {error}") from error
-
-
-def _is_foreign(path: Path) -> bool:
-    return not path.name.startswith((FILE, "vectors-"))  # another process may just have made these files

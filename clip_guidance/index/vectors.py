@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_guidance._files import fsync_file, fsync_folder
+from clip_guidance._files import fsync_file, fsync_folder, shorten, stat_regular
 
 _HEADER = struct.Struct("<8sII48x")  # magic, d, bytes per number; padded so that rows are aligned
 _MAGIC = b"CLIPVEC1"
@@ -34,6 +34,11 @@ class ImageIndexError(ValueError):
     """
 
 
+def short_name(path: Path) -> str:
+    """Return the end of a path, short enough for a message."""
+    return shorten(str(path), 120, end=True)
+
+
 class VectorFile:
     """Read and write vectors of one size and precision in a file.
 
@@ -42,15 +47,21 @@ class VectorFile:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageIndexError: The file is not a vector file.
+        ImageIndexError: The file is not a vector file, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            header = file.read(_HEADER.size)
+        try:
+            stat_regular(path)  # a pipe would be waited for
+            with path.open("rb") as file:
+                header = file.read(_HEADER.size)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ImageIndexError(f"{short_name(path)}: cannot be read ({error.strerror})") from error
         magic, dim, itemsize = _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0)
         if magic != _MAGIC or itemsize not in _DTYPES or dim < 1:
-            raise ImageIndexError(f"{path}: expected a vector file, its first bytes are {header[:8]!r}")
+            raise ImageIndexError(f"{short_name(path)}: expected a vector file, its first bytes are {header[:8]!r}")
         self.path, self.dim, self.dtype = path, dim, _DTYPES[itemsize]
         self._map: np.ndarray | None = None
 
@@ -64,23 +75,22 @@ class VectorFile:
         return cls(path)
 
     def write(self, row: int, embeds: np.ndarray) -> None:
-        """Write vectors (n, d) at ``row`` and after; on return they are on the disk."""
+        """Write vectors (n, d) at ``row`` and after; on return they are on the disk.
+
+        Raises:
+            OSError: They cannot be written; what stands before ``row`` is as it was.
+        """
         with self.path.open("r+b") as file:
             file.seek(_HEADER.size + row * self.dim * self.dtype.itemsize)
             file.write(np.ascontiguousarray(embeds, self.dtype).tobytes())
             fsync_file(file)
 
     def read(self, rows: int) -> np.ndarray:
-        """Map the first rows, read-only (rows, d).
-
-        Raises:
-            ImageIndexError: The file is shorter: it was damaged from outside.
-        """
-        if rows == 0:  # an empty file cannot be mapped
-            return np.empty((0, self.dim), self.dtype)
+        """Map the first rows, read-only (rows, d); fewer where the file was cut short."""
         held = (self.path.stat().st_size - _HEADER.size) // (self.dim * self.dtype.itemsize)
-        if held < rows:
-            raise ImageIndexError(f"{self.path}: expected at least {rows} vectors, it holds {held}; it was cut short")
+        rows = min(rows, held)
+        if rows <= 0:  # an empty file cannot be mapped
+            return np.empty((0, self.dim), self.dtype)
         if self._map is None or len(self._map) < rows:  # the map is kept, since a new one would be paged in anew
             self._map = np.memmap(self.path, self.dtype, "r", _HEADER.size, (held, self.dim))
         return self._map[:rows]

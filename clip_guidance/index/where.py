@@ -14,10 +14,13 @@ The result is SQL with parameters: nothing that was typed becomes part of a stat
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from clip_guidance._files import is_valid_text, shorten
 
 _TOKEN = re.compile(
     r"""\s*(?: (?P<text> "[^"]*" | '[^']*' ) | (?P<operator> <= | >= | != | == | = | < | > | ~ )
@@ -29,10 +32,17 @@ _SQL = {"=": "=", "==": "=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "~": "G
 
 @dataclass(frozen=True)
 class Condition:
-    """Hold a part of an SQL statement over the table of entries, and the values of its question marks."""
+    """Hold a part of an SQL statement over the table of entries, and the values of its question marks.
+
+    Attributes:
+        sql: The part, an expression.
+        parameters: The values of its question marks.
+        keys: Keys of the metadata without which no image meets it, each from the outermost to the innermost name.
+    """
 
     sql: str
     parameters: tuple[Any, ...]
+    keys: tuple[tuple[str, ...], ...] = ()
 
 
 ALL = Condition("1", ())
@@ -55,7 +65,11 @@ def compile_where(where: str | Mapping[str, Any] | None) -> Condition:
     if where is None:
         return ALL
     if isinstance(where, str):
+        if "\0" in where or not is_valid_text(where):
+            raise ValueError(f"where: expected valid text, got {where!a:.100}")
         return _Parser(where).filter()
+    if not isinstance(where, Mapping):
+        raise ValueError(f"where: expected a text or a mapping, got {type(where).__name__}")
     conditions = []
     for key, value in where.items():
         values = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
@@ -71,16 +85,18 @@ class _Key:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if not name or '"' in name or "\\" in name:  # SQLite has no way to quote these
-                raise ValueError(f"where: expected a key without quotes and backslashes, got {name!r}")
+            if not (isinstance(name, str) and is_valid_text(name) and re.fullmatch(r'[^"\\\x00-\x1f]+', name)):
+                # SQLite has no way to quote these
+                raise ValueError(f"where: expected a key without quotes and backslashes, got {name!r:.60}")
 
     @property
     def is_path(self) -> bool:
         return self.names == ("path",)
 
-    @property
-    def json_path(self) -> str:
-        return "$" + "".join(f'."{name}"' for name in self.names)
+
+def json_path(names: Sequence[str]) -> str:
+    """Return the JSON path of a key, as SQLite reads it."""
+    return "$" + "".join(f'."{name}"' for name in names)
 
 
 def _compare(key: _Key, operator: str, value: Any) -> Condition:
@@ -90,36 +106,50 @@ def _compare(key: _Key, operator: str, value: Any) -> Condition:
     """
     if operator == "!=":
         equal = _compare(key, "=", value)
-        has = Condition("1", ()) if key.is_path else Condition("json_type(metadata, ?) IS NOT NULL", (key.json_path,))
-        return _all([has, Condition(f"NOT ({equal.sql})", equal.parameters)])
+        differs = Condition(f"NOT ({equal.sql})", equal.parameters)
+        has = Condition("json_type(metadata, ?) IS NOT NULL", (json_path(key.names),), (key.names,))
+        return differs if key.is_path else _all([has, differs])
     if key.is_path:
         return Condition(f"path {_SQL[operator]} ?", (_text(value),))
-    kind = ("json_type(metadata, ?)", key.json_path)
+    kind, keys = ("json_type(metadata, ?)", json_path(key.names)), (key.names,)
     if value is None or isinstance(value, bool):
         if operator not in ("=", "=="):
             raise ValueError(f"where: {json.dumps(value)} can be compared with = and != only, got {operator}")
         if value is None:
             return Condition(f"{kind[0]} IS NULL", kind[1:])
-        return Condition(f"ifnull({kind[0]} = ?, 0)", (*kind[1:], json.dumps(value)))
+        return Condition(f"ifnull({kind[0]} = ?, 0)", (*kind[1:], json.dumps(value)), keys)
     if isinstance(value, (int, float)) and operator != "~":
-        kinds, value = "'integer', 'real'", float(value) if abs(value) >= 2**63 else value
+        kinds, value = "'integer', 'real'", _number(value)
     elif isinstance(value, (str, int, float)):
         kinds, value = "'text'", _text(value)
     else:
-        raise ValueError(f"where: expected a text, number, truth value or None, got {value!r}")
+        raise ValueError(f"where: expected a text, number, truth value or None, got {value!r:.60}")
     sql = f"ifnull({kind[0]} IN ({kinds}) AND json_extract(metadata, ?) {_SQL[operator]} ?, 0)"
-    return Condition(sql, (*kind[1:], key.json_path, value))
+    return Condition(sql, (*kind[1:], json_path(key.names), value), keys)
+
+
+def _number(value: float) -> float:
+    """Return a number that SQLite can hold."""
+    if abs(value) < 2**63:
+        return value
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _all(conditions: Sequence[Condition]) -> Condition:
     sql = " AND ".join(f"({condition.sql})" for condition in conditions) or "1"
-    return Condition(sql, tuple(value for condition in conditions for value in condition.parameters))
+    parameters = tuple(value for condition in conditions for value in condition.parameters)
+    return Condition(sql, parameters, tuple(key for condition in conditions for key in condition.keys))
 
 
 def _any(conditions: Any) -> Condition:
     conditions = list(conditions)
     sql = " OR ".join(f"({condition.sql})" for condition in conditions) or "0"
-    return Condition(sql, tuple(value for condition in conditions for value in condition.parameters))
+    parameters = tuple(value for condition in conditions for value in condition.parameters)
+    keys = [condition.keys for condition in conditions]
+    return Condition(sql, parameters, keys[0] if len(set(keys)) == 1 else ())  # of one key, unless one asks for null
 
 
 def _text(value: Any) -> str:
@@ -143,7 +173,7 @@ def _tokens(source: str) -> list[_Token]:
     if source[position:].strip():
         at = len(source) - len(source[position:].lstrip())
         problem = "a quote is opened and not closed" if source[at] in "\"'" else f"cannot read {source[at]!r}"
-        raise ValueError(f"where: {problem} at character {at + 1}: {source}")
+        raise ValueError(f"where: {problem} at character {at + 1}: {shorten(source, 150)}")
     return [*tokens, _Token("end", "", len(source))]
 
 
@@ -187,7 +217,7 @@ class _Parser:
             return token.text
         try:
             value = json.loads(token.text, parse_constant=str)  # NaN and Infinity are words
-        except ValueError:
+        except (ValueError, RecursionError):
             return token.text
         return value if value is None or isinstance(value, (bool, int, float)) else token.text
 
@@ -204,6 +234,7 @@ class _Parser:
     def _take(self, expected: str, met: bool) -> _Token:
         token = self._next
         if not met:
-            got = "it ends" if token.kind == "end" else f"got {token.text!r}"
-            raise ValueError(f"where: expected {expected} at character {token.position + 1}, {got}: {self.source}")
+            got = "it ends" if token.kind == "end" else f"got {shorten(token.text, 30)!r}"
+            where = f"at character {token.position + 1}"
+            raise ValueError(f"where: expected {expected} {where}, {got}: {shorten(self.source, 120)}")
         return self.tokens.pop(0)

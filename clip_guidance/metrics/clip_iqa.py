@@ -6,8 +6,8 @@ prompt pairing:
     score = softmax(100 · cos(I, positive), 100 · cos(I, negative))₀        in (0, 1)
 
 The published numbers come from one network, OpenAI's ResNet-50 *without* its positional embedding, on images in their
-own size. Here images are resized to the CLIP's input, and a ViT keeps its positional embedding. The record then names
-the score "clip-iqa:quality with positional embedding". Neither number can be compared with the published ones.
+own size. Here images are resized to the CLIP's input, and a ViT keeps its positional embedding, which the record says.
+Neither number can be compared with the published ones.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class PromptPair:
     def record(self, clip: CLIP) -> dict[str, Any]:
         positions = any("position" in name for name, _ in clip.image_encoder.named_parameters())
         return {
-            "definition": f"{self.name} with positional embedding" if positions else self.name,
+            "definition": self.name,
+            "positional_embedding": positions,
             "positive": self.positive,
             "negative": self.negative,
             "logit_scale": self.logit_scale,

@@ -6,12 +6,15 @@ The token embeddings are the sequence that a pipeline cross-attends to; they dep
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 from transformers.activations import ACT2FN
 
+from clip_guidance.towers.checks import check_activation, check_counts
 from clip_guidance.towers.layers import linear
 from clip_guidance.towers.text import TextConfig, TextEmbeddings, TextStates, TextTower, token_mask
 
@@ -25,6 +28,9 @@ class CBOWTextConfig(TextConfig):
         intermediate_size: Hidden width of the perceptron that follows the mean.
         hidden_act: Activation of the perceptron, by the name that transformers gives it.
 
+    Raises:
+        ValueError: A size is no whole number of at least 1, or the activation is unknown.
+
     Example:
         >>> import clip_guidance as cg
         >>> cg.towers.CBOWTextConfig(vocab_size=1000, hidden_size=64).intermediate_size
@@ -35,6 +41,11 @@ class CBOWTextConfig(TextConfig):
 
     intermediate_size: int = 1024
     hidden_act: str = "gelu"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_counts(self, "intermediate_size")
+        check_activation(self)
 
 
 class BagOfWords(nn.Module):

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 
+from clip_guidance.towers.checks import check_counts, check_norm
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 
@@ -26,6 +27,9 @@ class ImageConfig(PreTrainedConfig):
         hidden_size: Width D of the pooled state.
         projection_dim: Size of ``image_embeds``; None for a tower that ends with the pooled state.
         layer_norm_eps: Added to the variance in every layer norm.
+
+    Raises:
+        ValueError: A size is no whole number of at least 1.
     """
 
     image_size: int = 224
@@ -33,6 +37,13 @@ class ImageConfig(PreTrainedConfig):
     hidden_size: int = 768
     projection_dim: int | None = None
     layer_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_counts(self, "image_size", "num_channels", "hidden_size")
+        if self.projection_dim is not None:
+            check_counts(self, "projection_dim")
+        check_norm(self)
 
 
 @dataclass

@@ -7,7 +7,7 @@ and the pooled output is the mean over positions: attention pooling costs more t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
+from clip_guidance.towers.checks import MOST_LAYERS, check_lists
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 
 
@@ -29,7 +30,8 @@ class ResNetConfig(ImageConfig):
         norm: "batch", or "group", with which an image's output does not depend on the other images of its batch.
 
     Raises:
-        ValueError: ``hidden_sizes`` and ``depths`` have different lengths, or ``norm`` is something else.
+        ValueError: A size is out of range, ``hidden_sizes`` and ``depths`` have different lengths, ``image_size`` is
+            too small for the stages, or ``norm`` is something else.
 
     Example:
         >>> import clip_guidance as cg
@@ -43,21 +45,34 @@ class ResNetConfig(ImageConfig):
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     norm: str = "batch"
 
-    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_lists(self, "hidden_sizes", least=2)  # the stem has half the channels of the first stage
+        check_lists(self, "depths")
         self.hidden_size = self.hidden_sizes[-1]
         super().__post_init__(**kwargs)
-        if len(self.hidden_sizes) != len(self.depths):
-            sizes = f"hidden_sizes {self.hidden_sizes}, depths {self.depths}"
-            raise ValueError(f"expected one depth per stage, got {sizes}")
+        if len(self.hidden_sizes) != len(self.depths) or sum(self.depths) > MOST_LAYERS:
+            sizes = f"hidden_sizes {self.hidden_sizes!s:.80}, depths {self.depths!s:.80}"
+            raise ValueError(f"expected one depth per stage, {MOST_LAYERS} blocks at most, got {sizes}")
+        if self.image_size < 2 ** len(self.hidden_sizes):
+            least = f"at least {2 ** len(self.hidden_sizes)} pixels for {len(self.hidden_sizes)} stages"
+            raise ValueError(f"image_size: expected {least}, each of which halves it, got {self.image_size}")
         if self.norm not in ("batch", "group"):
-            raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r}')
+            raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r:.60}')
+        widths = [self.hidden_sizes[0] // 2, *self.hidden_sizes]
+        if self.norm == "group" and any(width % (norm_groups(width) or width + 1) for width in widths):
+            raise ValueError(f"hidden_sizes: no groups of equal size for group norm in {widths!s:.80}")
+
+
+def norm_groups(width: int) -> int:
+    """Return the number of groups of a group norm of this width: at most 16, each of at least 4 channels."""
+    return min(16, width // 4)
 
 
 def conv_norm(
     config: ResNetConfig, inputs: int, outputs: int, kernel_size: int = 3, norm_weight: float = 1.0
 ) -> nn.Sequential:
     """Make a convolution of stride 1 that keeps the size, and the norm that follows it."""
-    norm = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.GroupNorm(min(16, outputs // 4), outputs)
+    norm = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.GroupNorm(norm_groups(outputs), outputs)
     nn.init.constant_(norm.weight, norm_weight)
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from clip_guidance.towers.checks import check_counts, check_norm, check_token_ids
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 
@@ -33,6 +34,9 @@ class TextConfig(PreTrainedConfig):
         bos_token_id: Token at the start of a text.
         eos_token_id: Token at the end of a text.
         pad_token_id: Token that fills a text up; differs from ``eos_token_id``, so that the mask follows from the ids.
+
+    Raises:
+        ValueError: A size is no whole number of at least 1, or an id none of at least 0.
     """
 
     vocab_size: int = 49408
@@ -43,6 +47,14 @@ class TextConfig(PreTrainedConfig):
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     pad_token_id: int | None = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_counts(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        if self.projection_dim is not None:
+            check_counts(self, "projection_dim")
+        check_norm(self)
+        check_token_ids(self)
 
 
 @dataclass
@@ -117,7 +129,7 @@ class TextTower(SelfInitialised, PreTrainedModel):
             ``BaseModelOutputWithPooling``, or ``CLIPTextModelOutput`` where the tower has a projection.
 
         Raises:
-            ValueError: L exceeds the context.
+            ValueError: L exceeds the context, or a text that is pooled at its end has no ``config.eos_token_id``.
         """
         limit = self.config.max_position_embeddings
         if input_ids.shape[-1] > limit:
@@ -151,6 +163,30 @@ class TextEmbeddings(nn.Module):
         if self.position_embedding is not None:
             x = x + self.position_embedding.weight[: input_ids.shape[-1]]
         return x
+
+
+def end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """Find where each text ends: at the first end token, because the padding may be the same token.
+
+    Args:
+        input_ids: Int64 (B, L).
+        eos_token_id: The end token.
+
+    Returns:
+        Int64 (B,).
+
+    Raises:
+        ValueError: A row has no end token; any other place would be the state of an arbitrary token. Inside a compiled
+            graph, which cannot depend on values, this is not checked.
+    """
+    is_end = input_ids == eos_token_id
+    if not torch.compiler.is_compiling() and not (found := is_end.any(-1)).all():
+        row = int(found.int().argmin())
+        raise ValueError(
+            f"input_ids, row {row}: expected the end token {eos_token_id} (eos_token_id, which is the tokenizer's), "
+            f"got {input_ids[row].tolist()!s:.120}"
+        )
+    return is_end.int().argmax(-1)
 
 
 def token_mask(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: int | None) -> Tensor:

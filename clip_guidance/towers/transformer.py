@@ -7,6 +7,8 @@ With ``causal=False`` every token attends to all the others, and the padding is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -14,8 +16,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
+from clip_guidance.towers.checks import check_blocks
 from clip_guidance.towers.layers import Encoder
-from clip_guidance.towers.text import TextConfig, TextEmbeddings, TextStates, TextTower, token_mask
+from clip_guidance.towers.text import TextConfig, TextEmbeddings, TextStates, TextTower, end_of_text, token_mask
+
+LARGEST_ID = 2  # configs of transformers with this eos_token_id mean: the text ends at the largest id of the row
 
 
 class TransformerTextConfig(TextConfig):
@@ -29,6 +34,9 @@ class TransformerTextConfig(TextConfig):
         num_attention_heads: Number of heads; divides ``hidden_size``.
         hidden_act: Activation of the perceptrons: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
         causal: Whether later tokens are masked, as in CLIP.
+
+    Raises:
+        ValueError: A size is out of range, the heads do not divide the width, or the activation is unknown.
 
     Example:
         >>> import clip_guidance as cg
@@ -44,6 +52,10 @@ class TransformerTextConfig(TextConfig):
     hidden_act: str = "quick_gelu"
     causal: bool = True
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_blocks(self)
+
 
 class TextTransformer(nn.Module):
     """Compute embeddings, encoder and final norm, in parameter names of ``CLIPTextModel``."""
@@ -58,7 +70,7 @@ class TextTransformer(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextStates:
         hidden_states = self.encoder(self.embeddings(input_ids), *self._attention(input_ids, attention_mask))
         last_hidden_state = self.final_layer_norm(hidden_states[-1])
-        end = input_ids.eq(self.config.eos_token_id).int().argmax(-1)  # the first: padding may be the same token
+        end = end_of_text(input_ids, self.config.eos_token_id)
         pooled = last_hidden_state[torch.arange(len(end), device=end.device), end]
         return TextStates(hidden_states, last_hidden_state, pooled)
 
@@ -107,7 +119,8 @@ class TransformerTextModel(TextTower):
         layers without ``text_model.``: diffusers loads it into the stock model, and not into this tower.
 
         Raises:
-            ValueError: The tower was made with ``causal=False``, and ``CLIPTextModel`` is always causal.
+            ValueError: The tower was made with ``causal=False``, and ``CLIPTextModel`` is always causal; or its end
+                token is 2, by which ``CLIPTextModel`` means the largest id.
         """
         model = CLIPTextModel(self._clip_text_config())
         model.load_state_dict(self.text_model.state_dict())
@@ -119,7 +132,7 @@ class TransformerTextModel(TextTower):
         Encoder 2 of SDXL and the CLIP encoders of Stable Diffusion 3 are such models.
 
         Raises:
-            ValueError: The tower was made with ``causal=False``, or has no projection.
+            ValueError: The tower has no projection, or there is no equal ``CLIPTextModel``.
         """
         if self.text_projection is None:
             raise ValueError("this tower has no projection; CLIP.text_encoder_with_projection() does")
@@ -131,6 +144,8 @@ class TransformerTextModel(TextTower):
     def _clip_text_config(self) -> CLIPTextConfig:
         if not self.config.causal:
             raise ValueError("CLIPTextModel attends causally; this tower was made with causal=False")
+        if self.config.eos_token_id == LARGEST_ID:
+            raise ValueError("CLIPTextModel pools at the largest id where eos_token_id is 2, not at that token")
         names = CLIPTextConfig().to_dict().keys() & self.config.to_dict().keys() - {"model_type", "architectures"}
         shared = {name: getattr(self.config, name) for name in names}
         return CLIPTextConfig(**{**shared, "projection_dim": self.config.projection_dim or 512})

@@ -14,6 +14,7 @@ a step cheaper by about that share.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
 
+from clip_guidance.towers.checks import check_blocks, check_counts, check_lists
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 from clip_guidance.towers.layers import Encoder
 from clip_guidance.towers.resnet import Block, ResNetConfig, conv_norm
@@ -42,7 +44,8 @@ class ViTConfig(ImageConfig):
         pooling: What the pooled output is: the state of the "class" token, or the "mean" of all tokens.
 
     Raises:
-        ValueError: ``stem_widths`` and ``patch_size`` do not fit, or ``pooling`` is something else.
+        ValueError: A size is out of range, the heads do not divide the width, ``stem_widths`` and ``patch_size`` do not
+            fit, or ``pooling`` is something else.
 
     Example:
         >>> import clip_guidance as cg
@@ -60,15 +63,19 @@ class ViTConfig(ImageConfig):
     stem_widths: list[int] | None = None
     pooling: str = "class"
 
-    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        check_blocks(self)
+        check_counts(self, "patch_size", most=self.image_size)
+        if self.stem_widths:
+            check_lists(self, "stem_widths", least=2)
         if self.stem_widths and 2 ** len(self.stem_widths) != self.patch_size:
             raise ValueError(
                 f"stem_widths {list(self.stem_widths)} make patches of side {2 ** len(self.stem_widths)}, expected "
                 f"those of patch_size {self.patch_size}"
             )
         if self.pooling not in ("class", "mean"):
-            raise ValueError(f'pooling: expected "class" or "mean", got {self.pooling!r}')
+            raise ValueError(f'pooling: expected "class" or "mean", got {self.pooling!r:.60}')
 
 
 class ConvStem(nn.Sequential):
@@ -76,7 +83,7 @@ class ConvStem(nn.Sequential):
 
     def __init__(self, config: ViTConfig):
         widths = list(config.stem_widths or ())
-        resnet = ResNetConfig(hidden_sizes=widths, depths=[1] * len(widths))
+        resnet = ResNetConfig(image_size=config.image_size, hidden_sizes=widths, depths=[1] * len(widths))
         layers: list[nn.Module] = [
             conv_norm(resnet, config.num_channels, widths[0] // 2),
             nn.ReLU(),

@@ -109,8 +109,9 @@ class Checkpoints:
                 metadata = _metadata(path)
                 self.stream_positions = json.loads(metadata.get("places", "[]"))
                 self.loss_scale = json.loads(metadata.get("loss_scale", "null"))
-            except (SafetensorError, OSError) as error:
-                warnings.warn(f"{path} cannot be read ({error}); going back to the one before", stacklevel=2)
+            except (SafetensorError, OSError, ValueError, RecursionError) as error:  # also of its JSON
+                told = f"{path} cannot be read ({error}); going back to the one before"
+                warnings.warn(told, stacklevel=2)
                 continue
             load_weights(tensors, modules, path)
             self.loaded = path

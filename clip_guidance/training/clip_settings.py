@@ -79,6 +79,10 @@ def check_settings(settings: Settings) -> None:
     for name, known in (("image_tower", IMAGE_TOWERS), ("text_tower", TEXT_TOWERS)):
         if getattr(settings, name) not in known:
             raise SystemExit(f"--{name}: expected one of {', '.join(known)}, got {getattr(settings, name)!r}")
+    try:
+        settings.image_config()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     given = [f"--{name}" for name in ("init", "init_text", "init_image") if getattr(settings, name)]
     if len(given) > 1:
         raise SystemExit(f"expected one CLIP to go on from, got {', '.join(given)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ class Log:
     def write(self, **values: Any) -> None:
         if self.enabled:
             with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps({name: _finite(value) for name, value in values.items()}, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return null for a number that is not finite: JSON has none, and other programs would not read the line."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

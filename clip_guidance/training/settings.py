@@ -74,7 +74,12 @@ def _use_recipe(parser: argparse.ArgumentParser, path: Path, names: set[str]) ->
 
     if not path.is_file():
         parser.error(f"no recipe at {path}")
-    recipe = yaml.safe_load(path.read_text()) or {}
+    try:
+        recipe = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        parser.error(f"{path}: cannot be read as a recipe: {' '.join(str(error).split()):.150}")
+    if not isinstance(recipe, dict):
+        parser.error(f"{path}: expected options and their values, got {type(recipe).__name__}")
     if unknown := set(recipe) - names:
         parser.error(f"{path}: unknown settings {sorted(unknown)}; known are {sorted(names)}")
     parser.set_defaults(**recipe)

@@ -28,14 +28,11 @@ def check_captions(texts: Iterable[str], source: str) -> None:
     Raises:
         SourceError: All captions are the same.
     """
-    first, count = None, 0
-    for count, text in enumerate(texts, start=1):
-        first = text if first is None else first
-        if text != first:
-            return
-    if first is not None:
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is not None and all(text == first for text in texts):
         raise SourceError(
-            f"{source:.100}: all {count} captions are {first!r:.60}: there is nothing to learn; `clip-guidance data check` "
+            f"{source:.100}: all captions are {first!r:.60}: there is nothing to learn; `clip-guidance data check` "
             "says how the data is read"
         )
 
@@ -63,5 +60,5 @@ def find_tokenizer(folder: str | Path, texts: Iterable[str], vocab_size: int, co
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except Exception as error:  # the parsers of both libraries raise anything
-        reason = f"{path}: is damaged ({str(error):.80}); delete it, and the same vocabulary is learnt again"
+        reason = f"{path}: is damaged ({error!s:.80}); delete it, and the same vocabulary is learnt again"
         raise ModelError(reason) from None

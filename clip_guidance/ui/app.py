@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from clip_guidance.ui import classify, compare, generate, search
+from clip_guidance.ui.hosts import HostCheck
 from clip_guidance.ui.state import AppState
 
 TABS: dict[str, Callable[[AppState], None]] = {
@@ -51,6 +53,7 @@ def serve(
     host: str,
     port: int,
     on_start: Callable[[str], None],
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -66,6 +69,7 @@ def serve(
         host: Address to listen at.
         port: Port to listen at, from 1 to 65535.
         on_start: Called once with the URL of the page.
+        allowed_hosts: Further names under which the page is reached; see :class:`~clip_guidance.ui.hosts.HostCheck`.
 
     Raises:
         ValueError: The model is unknown, or the root is not a folder.
@@ -91,6 +95,7 @@ def serve(
             run_history=False,
             ssr_mode=False,
             css=STYLE,
+            app_kwargs={"middleware": [Middleware(HostCheck, names=(host, *allowed_hosts))]},
         )
         on_start(str(blocks.local_url))
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import gradio as gr
 
 from clip_guidance.report import classification
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, encode, read_images
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
+from clip_guidance.zero_shot.labels import parse_labels
 
 LABELS_PER_IMAGE = 10  # further labels would hide the next image
 
@@ -22,7 +22,7 @@ def classify(
     Args:
         state: The models and folders of the page.
         files: Path and caption of each image; the caption is not used.
-        labels: Labels, separated by commas or line breaks.
+        labels: Labels, separated by commas or line breaks; in quotes where one holds a comma.
         multi_label: Whether several labels may hold for an image, or none. The probabilities of the labels then do not
             add up to 1.
         model: Name of the CLIP.
@@ -34,10 +34,9 @@ def classify(
         gr.Error: No image or no label is given, no image can be read, or a label is given twice.
     """
     with as_gradio_error():
-        given = [label for label in re.split(r"[,\n]", labels or "") if label.strip()]
-        classifier = ZeroShotClassifier(state.clip(model), given, multi_label=multi_label)
+        classifier = ZeroShotClassifier(state.clip(model), parse_labels(labels or ""), multi_label=multi_label)
         images = read_images(files)
-        result = classifier(images.images)
+        result = classifier.classify_embeds(encode(state.clip(model), images))
         return classification(result, images.images, k=LABELS_PER_IMAGE, failed=images.failed)._repr_html_()
 
 
@@ -46,7 +45,8 @@ def tab(state: AppState) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             files = gr.Gallery(label="Images", type="filepath", columns=3, height=240, elem_id="classify-files")
-            labels = gr.Textbox(label="Labels", info="Separated by commas.", lines=2, elem_id="classify-labels")
+            hint = "Separated by commas; in quotes where one holds a comma."
+            labels = gr.Textbox(label="Labels", info=hint, lines=2, elem_id="classify-labels")
             multi_label = gr.Checkbox(label="Several labels may hold, or none", elem_id="classify-multi-label")
             model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="classify-model")
             start = gr.Button("Classify", variant="primary", elem_id="classify-start")

@@ -6,9 +6,8 @@ import functools
 
 import gradio as gr
 
-from clip_guidance.metrics.similarity import image_similarity
 from clip_guidance.report import similarity
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, encode, read_images
 
 Files = list[tuple[str, str | None]] | None
 
@@ -32,7 +31,8 @@ def compare(state: AppState, files_a: Files, files_b: Files, model: str) -> str:
         rows = read_images(files_a, "images in the first set")
         columns = read_images(files_b, "images in the second set") if files_b else None
         images_b, failed_b = (columns.images, columns.failed) if columns else (None, [])
-        matrix = image_similarity(state.clip(model), rows.images, images_b)
+        embeds = [encode(state.clip(model), images) for images in (rows, columns or rows)]
+        matrix = (embeds[0] @ embeds[1].T).clamp(-1, 1)
         return similarity(matrix, rows.images, images_b, failed=rows.failed + failed_b)._repr_html_()
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from clip_guidance.clip.domain import foreign_prompts
 from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.ui.preview import Finished, generate_with_previews
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +24,7 @@ ABOUT = (
     "Scores are 100 · cosine of image and prompt. A downloaded image can be generated again: "
     "`clip-guidance generate --from image.png`."
 )
+STEP = "step"  # begins the caption of an image that is not finished
 _DEFAULTS = GenerateSettings(prompt="unset")
 
 
@@ -75,9 +77,15 @@ def generate_pair(
     """
     pair = Pair()
     with as_gradio_error():
-        if seed is None or int(seed) != seed:
-            raise ValueError(f"expected a whole number as seed, got {seed}")
-        base = GenerateSettings(prompt, seed=int(seed), steps=int(steps), model=model, clip=state.steering_clip(model))
+        base = GenerateSettings(
+            prompt,
+            seed=whole_number("seed", seed),
+            steps=whole_number("steps", steps),
+            model=model,
+            clip=state.steering_clip(model),
+        )
+        if message := foreign_prompts(model, [prompt]):
+            warn(message)
         yield pair
         for name, scale in (("without", 0.0), ("guided", float(strength))):
             for event in generate_with_previews(state.generator, replace(base, scale=scale)):
@@ -88,8 +96,13 @@ def generate_pair(
                     scores = "<br>".join(map(_score, generated.scores))
                     pair = replace(pair, **{name: Side(generated.image, scores, generated.save(state.downloads))})
                 else:
-                    pair = replace(pair, **{name: Side(event.image, f"step {event.step} of {base.steps}")})
+                    pair = replace(pair, **{name: Side(event.image, f"{STEP} {event.step} of {base.steps}")})
                 yield pair
+
+
+def stopped(*captions: str | None) -> list[str]:
+    """Say in the captions of images that are not finished, such as "step 11 of 20", that they will not be."""
+    return [f"stopped at {caption}" if (caption or "").startswith(STEP) else caption or "" for caption in captions]
 
 
 def settings_of(state: AppState, model: str) -> GenerateSettings:
@@ -157,7 +170,8 @@ def tab(state: AppState) -> None:
         show_progress="hidden",
         **COMPUTE,
     )
-    stop.click(None, cancels=[generation], api_visibility="private")
+    captions = [output for output in outputs if isinstance(output, gr.HTML)]
+    stop.click(stopped, captions, captions, cancels=[generation], show_progress="hidden", api_visibility="private")
     model.change(functools.partial(_strength, state), model, strength, api_visibility="private")
 
 

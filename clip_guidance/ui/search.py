@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.images.load import ImageError, load_image
+from clip_guidance.images.find import walk_images
+from clip_guidance.images.load import ImageError, Skipped, load_image
 from clip_guidance.index import ImageIndex, ImageIndexError
 from clip_guidance.index.query import Term, parse_query
 from clip_guidance.index.results import Changes
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images, warn
+from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, read_images, warn, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +30,7 @@ class SearchResults:
 
     Attributes:
         images: Each image with its caption (cosine and file name), best first.
-        failed: A message for each image that could not be loaded.
+        failed: A message for each image that could not be loaded, and the warnings of the search.
     """
 
     images: list[tuple[Image.Image, str]] = field(default_factory=list)
@@ -59,12 +61,16 @@ def build(state: AppState, folder: str, index: str, model: str) -> Iterator[str]
                 model = made.model
         except ImageIndexError:  # there is no index yet; any other problem is raised when it is opened with the CLIP
             pass
+        found = list(walk_images(images))
+        allowed = [path for path in found if state.may_read(path)]
+        total.skipped += [Skipped(str(path), state.outside) for path in found if not state.may_read(path)]
         with ImageIndex.open(address, state.clip(model)) as opened:
-            for changes in opened.iter_add([images]):
+            for changes in opened.iter_add(allowed):
                 total += changes
                 yield f"{len(opened)} images in the index so far"
             failed = "".join(f"\n- `{entry.path}`: {entry.reason}" for entry in total.skipped)
             counts = f"{len(total.added)} added, {total.unchanged} unchanged, {len(total.skipped)} failed"
+            counts += f", {len(total.repaired)} of damaged vectors encoded anew" if total.repaired else ""
             yield f"**{len(opened)} images in the index** of the CLIP {opened.model}: {counts}{failed}"
 
 
@@ -98,11 +104,15 @@ def search(
             raise ValueError("expected a text, an image, or both to search for, got neither")
         with ImageIndex.open(address, create=False) as made:
             model = made.model
-        with ImageIndex.open(address, state.clip(model), create=False) as opened:
-            hits = opened.search(terms, int(count), where.strip() or None)
-        results = SearchResults()
+        opening = ImageIndex.open(address, state.clip(model), create=False)
+        with opening as opened, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            hits = opened.search(terms, whole_number("count", count), where.strip() or None)
+        results = SearchResults(failed=[str(warning.message) for warning in told])
         for hit in hits:
             try:
+                if not state.may_read(hit.path):
+                    raise ImageError(hit.path, state.outside)
                 image = load_image(hit.path)
             except ImageError as error:
                 results.failed.append(str(error))

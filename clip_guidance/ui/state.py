@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from clip_guidance.clip import CLIP
+from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.clip.hub import PACKAGED, packaged_models
 from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.images.load import load_images
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 #: Options of every event that computes. Only one runs at a time, because the models are shared; no event is an API.
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1, "api_visibility": "private"}
 MAX_IMAGES = 200  # per set: all are held in memory, and a report shows no more
+ERROR_SECONDS = 20  # an error lies over all tabs, so it goes away by itself
 
 
 @dataclass
@@ -85,9 +88,18 @@ class AppState:
         if not path.strip():
             raise ValueError(f"expected a folder in {self.root}, got none")
         found = (self.root / Path(path.strip()).expanduser()).resolve()
-        if not found.is_relative_to(self.root):
-            raise ValueError(f"{path}: lies outside of {self.root}, the folder that this page may read (--root)")
+        if not self.may_read(found):
+            raise ValueError(f"{path}: {self.outside}")
         return found
+
+    def may_read(self, path: str | Path) -> bool:
+        """Return whether a file or folder lies in the root, wherever links lead."""
+        return Path(path).resolve().is_relative_to(self.root)
+
+    @property
+    def outside(self) -> str:
+        """The reason why a path is not read."""
+        return f"lies outside of {self.root}, the folder that this page may read (--root)"
 
     def _load_clip(self, name: str) -> CLIP:
         return CLIP.from_pretrained(name).to(self.device)
@@ -120,13 +132,33 @@ def read_images(files: Sequence[tuple[str, str | None]] | None, what: str = "an 
     return found
 
 
+def encode(clip: CLIP, images: UploadedImages) -> Tensor:
+    """Embed uploaded images (n, d), and warn of images of a kind that the CLIP does not know."""
+    embeds, domain = clip.encode_image(images.images), DomainCheck(clip)
+    domain.add(embeds)
+    if message := domain.message():
+        warn(message)
+    return embeds
+
+
+def whole_number(name: str, value: float | None) -> int:
+    """Return what a field of the page holds as a whole number.
+
+    Raises:
+        ValueError: It is empty, not a number, or not whole.
+    """
+    if value is None or not float(value).is_integer():
+        raise ValueError(f"expected a whole number as {name}, got {value}")
+    return int(value)
+
+
 @contextmanager
 def as_gradio_error() -> Iterator[None]:
     """Re-raise errors of the library as ``gr.Error``, which the page shows."""
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(str(error)), duration=ERROR_SECONDS, print_exception=False) from error
 
 
 def warn(message: str) -> None:

@@ -203,7 +203,13 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def classify_embeds(self, image_embeds: torch.Tensor) -> ZeroShotResult:
-        """Classify images that are already encoded, (n, d)."""
+        """Classify images that are already encoded, (n, d).
+
+        Raises:
+            ValueError: An embedding is not finite: the weights are damaged, or overflow in their precision.
+        """
+        if bad := (~image_embeds.isfinite().all(-1)).nonzero().flatten().tolist():
+            raise ValueError(f"{self.clip.name_or_path}: its embedding of image {bad[0]} is not finite")
         images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
         cosines = images @ self.class_embeds.T
         if self.any_embeds is not None:

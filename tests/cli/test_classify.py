@@ -1,8 +1,11 @@
 """``clip-guidance classify`` where the right labels are known: metrics, calibration, abstaining."""
 
 import csv
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_probabilities_fit_a_labelled_sample(cli, clip, good, tmp_path):
     "rows, message",
     [
         ([("a.png",)], "broken.csv: line 2: expected an image and a label, got 'a.png' and None"),
-        ([("a.png", "cat"), ("b.png", " ")], "line 3: expected an image and a label, got 'b.png' and ' '"),
+        ([("a.png", "cat"), ("b.png", " ")], "line 3: expected an image and a label, got 'b.png' and ''"),
         ([("a.png", "cat"), ("a.png", "cat"), ("a.png", "dog")], "line 4: a.png is dog, but was cat before"),
     ],
 )
@@ -84,3 +87,13 @@ def test_labels_that_are_lacking_or_at_odds_are_told(cli, clip, good, tmp_path, 
     broken = write_labels(tmp_path / "broken.csv", rows)
     done = cli("classify", *good, "--labels", "cat,dog", "--truth", broken, "--model", clip)
     assert done.code == 2 and message in " ".join(done.err.replace("│", " ").split())
+
+
+def test_weights_that_are_not_finite_are_named(cli, clip, images, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"][3, 5] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = cli("classify", images, "--labels", "cat,dog", "--model", folder)
+    assert done.code == 1 and "nan" not in done.out
+    assert "a.png: its embedding is not finite: the weights visual_projection.weight of" in done.err

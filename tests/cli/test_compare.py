@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers.factories import make_clip
 
 
 def scored(cli, clip, output, pairs, *options):
@@ -92,6 +93,32 @@ def test_of_several_scores_one_is_chosen(cli, clip, good, tmp_path):
 def test_pairs_of_clip_iqa_are_scores_of_their_own(cli, clip, good, tmp_path):
     both, pairs = tmp_path / "both.jsonl", list(zip(good, ["a cat", "a dog", "an apple"], strict=True))
     scored(cli, clip, both, pairs, "--definition", "clip-iqa", "--definition", "clip-iqa:sharpness")
-    name = "clip-iqa:sharpness with positional embedding"
+    name = "clip-iqa:sharpness"
     done = cli("compare", both, both, "--definition", name, "--json")
     assert done.code == 0 and done.json["definition"]["positive"] == "Sharp photo."
+
+
+def test_what_pairs_with_nothing_is_counted_and_the_first_are_named(cli, clip, good, tmp_path):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    alike = ["a cat", "a dog"]
+    scored(cli, clip, a, zip([good[0]] * 42, [*alike, *(f"only {number}" for number in range(40))], strict=True))
+    scored(cli, clip, b, zip(good, [*alike, "else"], strict=True))
+    done = cli("compare", a, b, "--json", "--resamples", 10)
+    assert done.code == 1 and len(done.json["failed"]) == 41  # --json has them all
+    said = [line for line in done.err.splitlines() if line.startswith("failed: ")]
+    assert said[:5] == [f"failed: {a}: only {number}: is not in {b}" for number in range(5)]
+    assert said[5:] == [
+        f"failed: {a}: 35 more like these, 40 in all; --json lists every one",
+        f"failed: {b}: else: is not in {a}",
+    ]
+
+
+def test_one_definition_has_one_name_for_judges_of_all_kinds(cli, clip, good, tmp_path):
+    resnet = tmp_path / "resnet"
+    make_clip("resnet", "cbow").save_pretrained(resnet)
+    options = ["--definition", "clip-iqa", "--model", clip, "--model", resnet, "--output", tmp_path / "a.csv"]
+    done = cli("score", *good, *options, "--json")
+    assert [entry["definition"] for entry in done.json["scores"]] == ["clip-iqa:quality"] * 2
+    assert [entry["positional_embedding"] for entry in done.json["scores"]] == [True, False]
+    found = cli("compare", tmp_path / "a.csv", tmp_path / "a.csv", "--model", resnet, "--on", "image", "--json")
+    assert found.json["definition"]["positional_embedding"] == "False"

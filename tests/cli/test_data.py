@@ -14,7 +14,7 @@ from clip_guidance.data import pairs as reading_pairs
 def photos(tmp_path):
     folder = tmp_path / "my photos"
     for i in range(9):
-        path = folder / "cat" / f"{i}.png"
+        path = folder / ("dog" if i == 8 else "cat") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(path)
     (folder / "cat" / "broken.png").write_bytes(b"")
@@ -26,7 +26,7 @@ def test_check_counts_lists_and_ends_with_one(cli, photos, tmp_path):
     done = cli("data", "check", photos, "--json", "--quarantine", quarantine)
     assert done.code == 1
     assert (done.json["rows"], done.json["good"], done.json["bad"]) == (10, 9, {"empty": 1})
-    assert done.json["duplicate_captions"] == 8 and done.json["complete"] and not done.json["accepted"]
+    assert done.json["duplicate_captions"] == 7 and done.json["complete"] and not done.json["accepted"]
     assert "failed: cat/broken.png: empty: is empty (0 bytes)" in done.err
     assert "1 of 10 rows are bad (10.0%), more than max_bad_share=5.0%" in done.err
     (line,) = quarantine.read_text("utf-8").splitlines()
@@ -95,3 +95,21 @@ def test_its_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown, loaded = done.stdout.rsplit("loaded:", 1)
     assert "--max-bad-share" in shown and not {"torch", "diffusers", "transformers", "datasets"} & set(loaded.split())
+
+
+def test_texts_that_lie_unread_are_named(cli, photos, tmp_path):
+    (photos / "dog").rename(tmp_path / "dog")
+    (photos / "words").mkdir()
+    (photos / "words" / "1.txt").write_text("a cat")
+    done = cli("data", "check", photos)
+    assert done.code == 2 and "would be captioned 'cat' by their folder" in done.err
+    assert "text files lie unread: words/1.txt" in done.err
+    (photos / "words" / "1.txt").unlink()
+    done = cli("data", "check", photos, "--max-bad-share", 0.2)
+    assert done.code == 1 and "all 8 captions are the same: a CLIP has nothing to learn" in done.err
+
+
+def test_columns_pick_files_of_a_folder(cli, photos):
+    (photos / "cat" / "1.words.txt").write_text("a cat")
+    done = cli("data", "check", photos, "--image-column", "png", "--caption-column", "words", "--json")
+    assert (done.json["good"], done.json["captions"]) == (2, 2)  # of the cats one; the dog is a class

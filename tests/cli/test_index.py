@@ -109,7 +109,7 @@ def test_similar_groups_duplicates(cli, clip, good, filled):
         (["similar"], "give images, or --index and --duplicates"),
         (["similar", "a.png", "--to", "b.png", "--duplicates", "0.9"], "give --to or --duplicates"),
         (["similar", "a.png", "--index", "INDEX"], "--index takes --duplicates and no images"),
-        (["similar", "--index", "INDEX", "--duplicates", "1.5"], "threshold: expected a cosine in (0, 1], got 1.5"),
+        (["similar", "--index", "INDEX", "--duplicates", "1.5"], "Invalid value for '--duplicates'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -118,3 +118,23 @@ def test_wrong_usage_exits_with_2(cli, filled, judge, images, words, message):
     done = cli(*(known.get(word, word) for word in words))
     assert (done.code, done.out) == (2, "")
     assert message in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_filter_by_an_unknown_key_is_told_beside_the_json(cli, filled):
+    done = cli("search", "apple", "--index", filled, "--where", "foo = 1", "--json")
+    assert done.code == 0 and done.json["results"] == []
+    assert "warning: where: no image of " in done.err
+    assert done.err.rstrip().endswith("has the key 'foo'; the keys there are: path, album, year")
+
+
+def test_damaged_vectors_are_told_and_repaired(cli, filled, good):
+    (path,) = filled.glob("vectors-*")
+    with path.open("r+b") as file:
+        file.seek(64)
+        file.write(b"\1\2\3")
+    done = cli("search", "apple", "--index", filled, "--json")
+    assert len(done.json["results"]) == 2 and "warning: " in done.err and "the vectors of 1 images" in done.err
+    assert ["repaired", "1"] in cli("index", *good, "--index", filled).table
+    done = cli("search", "apple", "--index", filled, "--json")
+    assert len(done.json["results"]) == 3 and "warning" not in done.err
+    assert cli("index", *good, "--index", filled, "--json").json["repaired"] == []

@@ -176,6 +176,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
         ),
         (["classify", "a.png", "--labels", "x", "--model", "no/such/model"], "no/such/model"),
         (["classify", "a.png", "--labels", "x", "--model", "CLIP", "--device", "abacus"], "--device abacus"),
+        (["classify", "a.png", "--labels", "x", "--model", "CLIP", "--device", "meta"], "--device meta: its tens"),
         (["score"], "give images or --prompts-file"),
         (["score", "a.png", "--prompt", "x", "--output", "x.txt"], "must end in .jsonl or .csv"),
         (

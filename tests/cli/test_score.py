@@ -10,6 +10,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
@@ -173,8 +174,8 @@ def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
     [
         ["classify", "--labels", "cat,dog", "--top-k", 2],
         ["similar"],
-        ["similar", "--to", "FIRST"],
-        ["similar", "--duplicates", 0.5],
+        pytest.param(["similar", "--to", "FIRST"], marks=pytest.mark.slow),
+        pytest.param(["similar", "--duplicates", 0.5], marks=pytest.mark.slow),
         ["index", "--index", "INDEX"],
     ],
     ids=lambda words: " ".join(map(str, words)),
@@ -288,3 +289,14 @@ def test_several_processes_need_what_they_can_share(cli, monkeypatch):
     assert "several processes need --output" in cli("score", "a.png", "--prompt", "x").err
     done = cli("score", "-", "--prompt", "x", "--output", "x.csv")
     assert done.code == 2 and "standard input cannot be shared among processes" in done.err
+
+
+def test_the_files_of_a_run_that_goes_on_are_not_advised_to_be_deleted(cli, clip, good, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    (tmp_path / "scores.jsonl.partial").write_bytes(b"")
+    words = ["score", good[0], "--prompt", "a cat", "--model", clip, "--output", output]
+    with FileLock(tmp_path / "scores.jsonl.lock"):
+        held = cli(*words)
+    assert held.code == 2 and "another run is writing it" in held.err and "delete" not in held.err
+    free = cli(*words)
+    assert free.code == 2 and f"to begin anew, delete {output.name}.partial*" in free.err

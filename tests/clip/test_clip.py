@@ -53,7 +53,8 @@ def test_texts_are_encoded_at_the_length_of_the_longest(text, monkeypatch):
     assert lengths[0] < lengths[1]
 
 
-@pytest.mark.parametrize("eos_token_id", [49407, 2])  # OpenAI's own checkpoints say 2, which is wrong
+# OpenAI's own checkpoints say 2, which is wrong.
+@pytest.mark.parametrize("eos_token_id", [pytest.param(49407, marks=pytest.mark.slow), 2])
 def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path, eos_token_id):
     tokenizer = real_tokenizer(shared_data)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]

@@ -90,3 +90,89 @@ def test_errors_name_what_arrived():
         ImageProcessor(8, resample=0)
     with pytest.raises(ValueError, match="image_size: expected 1 to resize_to=8, got 9"):
         ImageProcessor(9, resize_to=8)
+
+
+# Reading preprocessor_config.json
+
+_MEANS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"height": 32, "width": 32}, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"height": 40, "width": 36}, "crop_size": 32},
+        {"size": [32, 32], "crop_size": [32, 32]},
+        {"size": [32, 32], "do_center_crop": False},
+        {"size": 36, "crop_size": 32, "image_mean": [0.1, 0.2, 0.3]},
+        {"size": 32, "crop_size": 32, "resample": 2, "image_processor_type": "CLIPFeatureExtractor"},
+        {},
+    ],
+)
+def test_configs_of_any_form_are_read_as_transformers_does(config, tmp_path):
+    """What is left out, mean and deviation among it, is transformers' default; a size of two sides stretches."""
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(config))
+    ours = ImageProcessor.from_json(path)
+    theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    for size in SIZES[:4]:
+        expected = theirs(image(size), return_tensors="pt").pixel_values[0]
+        torch.testing.assert_close(ours(image(size)), expected, rtol=0, atol=1e-6)
+    ours.save_pretrained(tmp_path / "again")
+    assert ImageProcessor.from_json(tmp_path / "again" / "preprocessor_config.json") == ours
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_rescale": False}, "do_rescale is false"),
+        ({"rescale_factor": 0.5}, "rescale_factor: expected 1/255, got 0.5"),
+        ({"do_pad": True}, "do_pad is true"),
+        ({"crop_size": {"height": 224, "width": 200}}, "crop_size: expected a square"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "size: expected shortest_edge, .*got longest_edge"),
+        ({"size": 200}, "image_size: expected 1 to resize_to=200, got 224"),
+        ({"image_processor_type": "ViTImageProcessor"}, "expected the class CLIPImageProcessor, got 'ViTImage"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std: expected 3 finite numbers above 0"),
+        ({"image_processor": []}, "image_processor: expected a JSON object"),
+    ],
+)
+def test_what_clips_preprocessing_does_not_do_is_refused(config, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**_MEANS, **config}))
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: .*{message}"):
+        ImageProcessor.from_json(tmp_path / "preprocessor_config.json")
+
+
+_ANY = st.one_of(st.none(), st.booleans(), st.integers(-1, 50), st.integers(), st.floats(), st.text(max_size=9))
+_SIDES = st.one_of(
+    st.integers(1, 50),
+    st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(["height", "width", "shortest_edge", "longest_edge"]), st.integers(1, 50)),
+    _ANY,
+)
+_THREE = st.one_of(_ANY, st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.lists(_ANY, max_size=4))
+_CONFIGS = st.fixed_dictionaries(
+    {"size": _SIDES, "crop_size": _SIDES},
+    optional={
+        **dict.fromkeys(["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"], _ANY),
+        **dict.fromkeys(["image_mean", "image_std"], _THREE),
+        **dict.fromkeys(["rescale_factor", "default_to_square", "image_processor_type"], _ANY),
+        "resample": st.one_of(st.sampled_from([2, 3]), _ANY),
+    },
+)
+_USUAL = st.fixed_dictionaries(
+    {"size": st.integers(20, 40), "crop_size": st.integers(16, 20)}, optional={"resample": st.sampled_from([2, 3])}
+)
+
+
+@given(st.one_of(_CONFIGS, _USUAL))
+def test_any_config_preprocesses_as_transformers_or_is_refused(config):
+    try:
+        ours = ImageProcessor.from_dict(config)
+    except ValueError as error:
+        assert len(str(error)) <= 300
+        return
+    theirs = CLIPImageProcessorPil(**config)
+    expected = theirs(image((50, 41)), return_tensors="pt").pixel_values[0]
+    slender = max(ours.sides) > 8 * min(ours.sides)  # there PIL may round an 8-bit value otherwise
+    level = 1.001 / 255 / min(ours.image_std) if slender else 1e-6
+    torch.testing.assert_close(ours(image((50, 41))), expected, rtol=1e-5, atol=level)

@@ -1,5 +1,6 @@
 """Vocabularies learnt here: CLIP's splitting, every text in vocabulary, a padding token of its own."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -66,7 +67,7 @@ def reference_merges(texts, count):
     while len(age) < 512 + count:
         pairs = Counter()
         for word, times in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += times
         if not pairs:
             break

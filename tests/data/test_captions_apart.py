@@ -56,7 +56,8 @@ def coco(folder):
 
 
 def other_endings(folder):
-    for (i, texts), (image, text) in zip(CAPTIONS.items(), [("JPG", "TXT"), ("png", "caption"), ("jpg", "jpg.txt")]):
+    endings = [("JPG", "TXT"), ("png", "caption"), ("jpg", "jpg.txt")]
+    for (i, texts), (image, text) in zip(CAPTIONS.items(), endings, strict=True):
         put(folder / f"{i}.{image}", number(i))
         put(folder / f"{i}.{text}", "\n".join(texts))
     return CAPTIONS
@@ -65,7 +66,9 @@ def other_endings(folder):
 def json_of_objects(folder):
     for i in CAPTIONS:
         put(folder / f"{i}.jpg", number(i))
-    put(folder / "captions.json", json.dumps([{"image": f"{i}.jpg", "caption": texts} for i, texts in CAPTIONS.items()]))
+    put(
+        folder / "captions.json", json.dumps([{"image": f"{i}.jpg", "caption": texts} for i, texts in CAPTIONS.items()])
+    )
     return CAPTIONS
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -63,7 +62,9 @@ def test_a_table_gives_what_the_csv_module_gives(images, rows, delimiter, quotin
     assert pairs_of(path) == {i: texts for i, texts in expected.items() if texts}
 
 
-@given(data=st.binary(max_size=60), suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "txt.csv"]), head=st.booleans())
+@given(
+    data=st.binary(max_size=60), suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "txt.csv"]), head=st.booleans()
+)
 def test_any_bytes_are_a_table_or_a_sentence(images, data, suffix, head):
     path = images / f"any.{suffix}"
     path.write_bytes((b"image,caption\n0.png,zero\n" if head else b"") + data)
@@ -78,7 +79,9 @@ def test_any_bytes_are_a_table_or_a_sentence(images, data, suffix, head):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | CELLS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["caption", "text", "raw", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["caption", "text", "raw", "x"]), inner)
+    ),
     max_leaves=6,
 )
 
@@ -125,7 +128,9 @@ def test_any_bytes_are_a_tar_or_a_sentence(data, cut):
 
 
 @given(
-    stems=st.lists(st.lists(WORDS, min_size=1, max_size=2).map(".".join), unique_by=str.casefold, min_size=1, max_size=3),
+    stems=st.lists(
+        st.lists(WORDS, min_size=1, max_size=2).map(".".join), unique_by=str.casefold, min_size=1, max_size=3
+    ),
     image=st.sampled_from(["png", "PNG", "jpg"]),
     text=st.sampled_from(["txt", "TXT", "caption", "Caption"]),
     layout=st.sampled_from(["{}", "images/{}", "a/{}"]),
@@ -135,7 +140,11 @@ def test_a_folder_gives_each_image_the_text_of_its_name(stems, image, text, layo
     with tempfile.TemporaryDirectory() as folder:
         for i, stem in enumerate(stems):
             place = Path(folder, layout.format(f"{stem}.{image}"))
-            beside = Path(folder, "captions", f"{stem}.{text}") if apart and layout != "a/{}" else place.with_name(f"{stem}.{text}")
+            beside = (
+                Path(folder, "captions", f"{stem}.{text}")
+                if apart and layout != "a/{}"
+                else place.with_name(f"{stem}.{text}")
+            )
             for path, data in ((place, number(i)), (beside, f"caption {i}".encode())):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(data)
@@ -147,7 +156,11 @@ def test_a_folder_gives_each_image_the_text_of_its_name(stems, image, text, layo
 @example(image=None, captions=["alt"])
 def test_columns_of_any_name_pick_what_is_called_so_or_say_what_there_is(image, captions):
     described = {"alt": "of alt", "caption": "of json"}
-    texts = {"txt": ["of txt"], "json": list(described.values())[1:], **{key: [value] for key, value in described.items()}}
+    texts = {
+        "txt": ["of txt"],
+        "json": list(described.values())[1:],
+        **{key: [value] for key, value in described.items()},
+    }
     with tempfile.TemporaryDirectory() as folder:
         members = [("1.png", number(1)), ("1.txt", b"of txt"), ("1.json", json.dumps(described).encode())]
         path = write_members(Path(folder, "a.tar"), members)

@@ -81,3 +81,15 @@ def test_the_verdict_is_trainings(tmp_path, bad, share, accepted, verdict):
     else:
         with pytest.raises(ValueError, match="rows"):
             list(again)
+
+
+def test_captions_that_are_all_the_same_are_not_accepted(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(number(i))
+        (tmp_path / f"{i}.txt").write_text("a thing")
+    report = check(open_pairs(tmp_path))
+    assert not report.accepted
+    assert report.verdict == "0 of 3 rows are bad (0.0%), and all 3 captions are the same: a CLIP has nothing to learn"
+    (tmp_path / "1.txt").write_text("another")
+    assert check(open_pairs(tmp_path)).accepted
+    assert check(open_pairs(tmp_path), limit=1).accepted  # not read to its end

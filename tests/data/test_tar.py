@@ -169,7 +169,8 @@ def test_dots_in_names_are_parts_of_names(tmp_path):
 
 
 def test_members_that_say_what_they_are_for(tmp_path):
-    members = [("x.input.jpg", number(1)), ("x.outputs.txt", b"one"), ("y.input.jpg", number(2)), ("y.outputs.txt", b"two")]
+    members = [("x.input.jpg", number(1)), ("x.outputs.txt", b"one")]
+    members += [("y.input.jpg", number(2)), ("y.outputs.txt", b"two")]
     assert read(write_members(tmp_path / "a.tar", members))[0] == {"x": ("one",), "y": ("two",)}
 
 
@@ -226,4 +227,5 @@ def test_metadata_that_is_nested_deeply_costs_its_sample(tmp_path):
     deep = b'{"caption": ' + b'[{"caption": ' * 200 + b'"x"' + b"}]" * 200 + b"}"
     path = write_members(tmp_path / "a.tar", [*sample("1"), ("2.jpg", number(2)), ("2.json", deep)])
     found, counters = read(path)
-    assert set(found) == {"1"} and counters.examples["malformed_row"][0]["detail"] == "not JSON: nested more than 100 deep"
+    assert set(found) == {"1"}
+    assert counters.examples["malformed_row"][0]["detail"] == "not JSON: nested more than 100 deep"

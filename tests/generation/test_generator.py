@@ -1,6 +1,7 @@
 """Images carry what made them: made again from it they are the same, bit for bit."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 from clip_guidance.clip import CLIP, hub
 from clip_guidance.generation import generator
-from clip_guidance.generation.generator import generate
+from clip_guidance.generation.generator import ImageGenerator, generate
+from clip_guidance.generation.image import FailedImageError, check_image
 from clip_guidance.generation.settings import TUNED, GenerateSettings, read_settings
 from clip_guidance.images.metadata import read_record
 from clip_guidance.metrics.clip_score import clip_score
@@ -163,7 +165,7 @@ def test_steps_are_counted(settings):
     "values,message",
     [
         ({"prompt": " "}, "a prompt with at least one word, got ' '"),
-        ({"prompt": "a", "steps": 0}, "steps must be at least 1, got 0"),
+        ({"prompt": "a", "steps": 0}, "steps must be from 1 to 10,000, got 0"),
         ({"prompt": "a", "scheduler": "ddmp"}, r"scheduler must be one of ddim, ddpm, .*, tcd, got 'ddmp'"),
     ],
 )
@@ -184,3 +186,44 @@ def test_a_name_without_letters_still_saves(settings, tmp_path):
     (generated,) = draw(settings)
     generated.settings = dataclasses.replace(settings, prompt="../!?", seed=9)
     assert generated.save(tmp_path / "new") == Path(tmp_path / "new" / "image-9.png")
+
+
+# ---------------------------------------------------------------- images that came out empty
+
+
+@pytest.mark.filterwarnings("ignore:prompt of 902 tokens")
+def test_latents_that_are_not_finite_fail_by_their_step(settings, unchanged):
+    make, calls = ImageGenerator(), []
+    long = dataclasses.replace(settings, prompt="a red apple " * 100, scale=0.0)
+
+    def overflow(unet, args, output):
+        calls.append(0)
+        return (output[0] * math.inf,) if len(calls) == 2 else output
+
+    hook = make.pipeline(settings.resolved()).unet.register_forward_hook(overflow)
+    message = r"the image of 'a red app.*' \(seed 0\) is not finite after step 2 of 3: a strength that is too large"
+    with pytest.raises(FailedImageError, match=message) as caught:
+        make(long)
+    assert len(str(caught.value)) <= 300 and len(calls) == 2
+    hook.remove()
+    assert pixels(make(settings)) == unchanged
+
+
+def test_only_an_image_of_one_color_is_empty():
+    settings = GenerateSettings("a red apple", seed=3, guidance_scale=20.0)
+    for color in ((0, 0, 0), (255, 255, 255), (7, 8, 9)):
+        image = Image.new("RGB", (4, 4), color)
+        message = rf"\(seed 3\) is of one color, \({color[0]}, .*guidance_scale 20.0"
+        with pytest.raises(FailedImageError, match=message):
+            check_image(image, settings)
+        image.putpixel((1, 2), (color[0] ^ 1, *color[1:]))
+        check_image(image, settings)
+
+
+def test_an_image_that_fails_costs_itself_alone(settings, unchanged, monkeypatch):
+    draw_image, empty = generator._draw, Image.new("RGB", (8, 8))
+    monkeypatch.setattr(generator, "_draw", lambda *args: empty if args[2].seed else draw_image(*args))
+    make = ImageGenerator()
+    with pytest.raises(FailedImageError, match=r"\(seed 1\) is of one color, \(0, 0, 0\)"):
+        make(dataclasses.replace(settings, seed=1))
+    assert pixels(make(settings)) == unchanged

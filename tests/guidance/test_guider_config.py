@@ -133,7 +133,8 @@ class OwnGuider(ClassifierFreeGuidance):
 
 
 UNSAVED = [
-    ({"schedule": lambda fraction: 1.0}, TypeError, "a schedule is code"),
+    ({"schedule": lambda fraction: 1.0}, TypeError, "schedule is code, which a config does not hold"),
+    ({"to_image": lambda sample: sample}, TypeError, "to_image is code, which a config does not hold"),
     ({"decoding": Decoding(torch.nn.Identity())}, TypeError, "decoding.decoder, a Identity, cannot be saved"),
     ({"guider": Guidance(redness)}, TypeError, "a Guidance cannot be saved, since its reward is code"),
     ({"guider": OwnGuider()}, TypeError, "OwnGuider, the guider inside, cannot be saved: .* diffusers.guiders"),

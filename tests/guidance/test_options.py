@@ -11,7 +11,8 @@ from torch import nn
 from clip_guidance.guidance import CLIPGuidance, Guidance
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.prediction import PREDICTION_TYPES, Prediction
-from clip_guidance.guidance.engine.cap import Corrections, capped
+from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.per_sample import capped
 
 # ---------------------------------------------------------------- a scale for each image
 

@@ -206,7 +206,7 @@ def lora_weights(tower):
     return {name: 0.5 * torch.randn(value.shape) for name, value in weights.items()}
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each == "sdxl")) for each in BUILDERS])
 def test_a_lora_on_the_text_encoder_loads(name, tmp_path):
     """It changes the image as it does with the stock encoder, and goes again."""
     trained, ours, theirs = make(name), make(name), make(name, encoders=stock)
@@ -247,5 +247,5 @@ def test_auto_model_loads_what_was_saved(kind, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "0").encode_text(TEXTS).equal(clip.encode_text(TEXTS))
     assert AutoModel.from_pretrained(tmp_path / "0", dtype=torch.float64).dtype == torch.float64
     assert AutoModel.from_pretrained(tmp_path / "1")(ids)[0].equal(clip.text_encoder(ids)[0])
-    with pytest.raises(TypeError, match="from_pretrained: expected name_or_path and dtype, got also devise_map"):
+    with pytest.raises(TypeError, match="from_pretrained: unknown option devise_map; did you mean device"):
         AutoModel.from_pretrained(tmp_path / "0", devise_map="auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -30,16 +31,18 @@ def little_memory(more: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def little_time(seconds: int) -> Iterator[None]:
-    """Break off what takes longer, also where it waits for a pipe or within SQLite."""
+    """Break off what takes longer; where it does not come back to Python, within SQLite, end the process."""
 
     def over(*_: object) -> None:
         raise TimeoutError(f"takes more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, over)
     signal.alarm(seconds)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

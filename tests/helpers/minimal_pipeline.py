@@ -8,7 +8,9 @@ from torch import nn
 
 from helpers.factories import make_scheduler
 
-schedulers = pytest.mark.parametrize("scheduler", ["ddim", "euler", pytest.param("dpm", marks=pytest.mark.slow)])
+schedulers = pytest.mark.parametrize(
+    "scheduler", ["ddim", *(pytest.param(each, marks=pytest.mark.slow) for each in ("euler", "dpm"))]
+)
 modes = pytest.mark.parametrize("mode", ["x0", "exact"])
 #: For what goes through both alike: "exact" does all that "x0" does, and differentiates the denoiser too.
 exact_first = pytest.mark.parametrize("mode", [pytest.param("x0", marks=pytest.mark.slow), "exact"])

@@ -1,14 +1,16 @@
 """Sampling as the papers write it, in plain float64 code that shares nothing with the package, and the harness."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from clip_guidance.guidance import Guidance
-from clip_guidance.guidance.modes import RewardGradient
+from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
+from clip_guidance.guidance.modes import RewardGradient, StepState
 from helpers.gaussian import MEAN, STD, GaussianDenoiser
 
 STEPS, SHAPE = 8, (2, 3, 4)
@@ -104,3 +106,19 @@ def guided(pipe, mode, reward=quadratic, **options):
 def assert_close(found, expected):
     """To the rounding of the scheduler's float32 tables."""
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def scheduler_of(cls=DDIMScheduler, steps=10, **config):
+    scheduler = cls(**BETAS, clip_sample=False, **config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def state_at(scheduler, index, shape=(2, 3, 4), reward_gradient=reward_gradient, **options):
+    """What a mode is given at one step of a run: a random sample and model output, a denoiser of Jacobian ½."""
+    generator = torch.Generator().manual_seed(index)
+    output, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = scheduler.timesteps[index]
+    prediction = Prediction(output, x, noise_level(scheduler, t), prediction_type(scheduler))
+    state = StepState(prediction, t, scheduler, torch.ones(len(x)), 1.0, reward_gradient, vjp=lambda g: 0.5 * g)
+    return replace(state, **options)

@@ -3,6 +3,7 @@
 import pytest
 from helpers.index_helpers import held, make_store, put, unit_vectors
 
+from clip_guidance.index import vectors
 from clip_guidance.index.schema import FILE
 from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, VectorFile
@@ -37,7 +38,7 @@ def test_a_folder_of_other_things_is_refused(folder):
 
 
 def test_another_version_is_refused(folder, store):
-    store._run("UPDATE meta SET value = 99 WHERE key = 'version'")
+    store._db.run("UPDATE meta SET value = 99 WHERE key = 'version'")
     with pytest.raises(ImageIndexError, match=r"index: expected an index of version 1, got 99"):
         make_store(folder)
 
@@ -50,21 +51,29 @@ def test_a_damaged_catalogue_is_named(folder, store):
         make_store(folder)
 
 
-def test_missing_and_shortened_vectors_are_named(folder, store):
+def test_a_missing_vector_file_is_named(folder, store):
     put(store, ["a"], unit_vectors(1))
     (path,) = folder.glob("vectors-*")
-    with path.open("r+b") as file:
-        file.truncate(70)
-    with pytest.raises(
-        ImageIndexError, match=r"vectors-\w+: expected at least 1 vectors, it holds 0; it was cut short"
-    ):
-        held(store)
     path.unlink()
     again = make_store(folder)
     with pytest.raises(ImageIndexError, match=r"index: its vector file vectors-\w+ is missing"):
         held(again)
     assert not again._db.in_transaction
     again.close()
+
+
+def test_a_full_disk_is_named_and_loses_nothing(folder, store, monkeypatch):
+    put(store, ["a"], unit_vectors(1))
+    before = held(store)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vectors, "fsync_file", full)
+    with pytest.raises(ImageIndexError, match=r"vectors-\w+: cannot be written \(No space left on device\)$"):
+        put(store, ["b"], unit_vectors(1, seed=1))
+    monkeypatch.undo()
+    assert held(store) == before and not store._db.in_transaction and store.damaged() == []
 
 
 def test_a_making_that_was_killed_is_made_anew(folder, monkeypatch):

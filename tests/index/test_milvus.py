@@ -5,8 +5,10 @@ compared with the exact ones of the catalogue: of so few vectors Milvus finds ev
 """
 
 import os
+import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from helpers.index_helpers import free_port, need_milvus, put, save_image, start_server, unit_vectors
 
 import clip_guidance as cg
+from clip_guidance.cli.main import run
 from clip_guidance.index import ImageIndexError
 from clip_guidance.index import open as opening
 from clip_guidance.index.compact import compact
@@ -261,3 +264,39 @@ def test_without_pymilvus_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ImageIndexError, match=r"x\.db: Milvus needs pymilvus: pip install 'clip-guidance\[index\]'"):
         make(str(tmp_path / "x.db"), tmp_path)
     assert not os.path.exists(tmp_path / "x.db")
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://:s3cret@127.0.0.1:1",
+        "http://root:s3cret@127.0.0.1:1/db",
+        "http://root:s3cret@127.0.0.1:x",
+        "http://root:s3/cret@127.0.0.1:1",
+        "http://root:s3%40cret@[::1:1",
+    ],
+)
+def test_errors_show_no_password(address, tmp_path, capfd, caplog):
+    with pytest.raises(ImageIndexError, match=r"^http://(127\.0\.0\.1|\[::1):\w+(/db)?: ") as caught:
+        make(address, tmp_path)
+    shown = "".join(traceback.format_exception(caught.value)).replace(address, "")
+    assert not re.search("s3|cret", shown + "".join(capfd.readouterr()) + caplog.text)
+    assert len(str(caught.value)) <= 300
+
+
+def test_reports_show_no_password(milvus_server, tmp_path, clip, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    address = milvus_server.replace("://", "://root:s3cret@")
+    image = save_image(tmp_path / "a.png", 1)
+    with cg.ImageIndex.open(address, clip) as index:
+        index.add(image)
+    for words in (["search", "apple"], ["similar", "--duplicates", "0.9"], ["index", str(image)]):
+        report = [] if words[0] == "index" else ["--report", str(tmp_path / f"{words[0]}.html")]
+        with pytest.raises(SystemExit) as ended:
+            run([*words, "--index", address, "--json", *report])
+        assert ended.value.code in (0, None)
+    shown = [*capsys.readouterr(), *(path.read_text() for path in tmp_path.glob("*.html"))]
+    assert len(shown) == 4 and not any("s3cret" in text for text in shown) and milvus_server in shown[-1]

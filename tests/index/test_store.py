@@ -175,7 +175,7 @@ def test_remembered_answers_end_with_any_change(folder, store):
     store.delete(exactly("b"))
     assert store.rows(where).tolist() == other.rows(where).tolist() == [2, 3, 4, 5]
     with pytest.raises(KeyboardInterrupt), store.writing():
-        store._run("DELETE FROM entries")
+        store._db.run("DELETE FROM entries")
         raise KeyboardInterrupt
     for limit in range(20):  # more filters than are remembered
         assert len(store.rows(compile_where(f"n <= {limit}"))) == (0 if limit == 0 else 4 if limit == 1 else 5)
@@ -270,6 +270,6 @@ def test_pages_hold_every_entry_once(store):
 
 def test_what_is_acknowledged_is_synchronised(store):
     """The settings on which surviving a power cut rests."""
-    assert store._run("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert store._run("PRAGMA synchronous").fetchone() == (2,)  # FULL: the log is fsynced at every commit
+    assert store._db.run("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._db.run("PRAGMA synchronous").fetchone() == (2,)  # FULL: the log is fsynced at every commit
     assert sqlite3.sqlite_version_info >= (3, 38)

@@ -51,7 +51,7 @@ def test_probabilities_that_come_true_have_no_calibration_error():
     assert calibration_error(probs, 1 - targets) == pytest.approx((0.1 + 0.5) / 2)  # 0.55 - 0.45 and 0.75 - 0.25
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize("temperature", [0.3, *(pytest.param(value, marks=pytest.mark.slow) for value in (1.0, 6.0))])
 def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(40_000, 4, generator=generator, dtype=torch.float64)

@@ -42,9 +42,10 @@ def test_a_common_shift_of_both_cosines_changes_nothing(clip):
 
 
 def test_the_record_says_whether_the_tower_has_positions(clip):
-    assert get_pair("good photo").record(clip)["definition"] == "clip-iqa:quality with positional embedding"
+    with_positions = get_pair("good photo").record(clip)
     record = get_pair("quality").record(make_clip("resnet", "cbow"))
-    assert record["definition"] == "clip-iqa:quality"
+    assert with_positions["definition"] == record["definition"] == "clip-iqa:quality"  # one name for two judges
+    assert (with_positions["positional_embedding"], record["positional_embedding"]) == (True, False)
     assert (record["positive"], record["negative"], record["logit_scale"]) == ("Good photo.", "Bad photo.", 100.0)
 
 

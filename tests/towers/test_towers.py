@@ -9,6 +9,7 @@ from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 from clip_guidance.clip.tokenizer import tokenize
 from clip_guidance.towers import IMAGE_TOWERS, TEXT_TOWERS, ResNetConfig, ResNetModel, TextTower, ViTConfig, ViTModel
 from clip_guidance.towers.text import token_mask
+from clip_guidance.training.tower_settings import TowerSettings
 
 TEXT_KINDS = ("transformer", "cbow")
 
@@ -183,3 +184,30 @@ def test_a_stem_that_does_not_make_the_patches_is_refused():
         ViTConfig(patch_size=8, stem_widths=[8, 16])
     with pytest.raises(ValueError, match='pooling: expected "class" or "mean", got \'max\''):
         ViTConfig(pooling="max")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ViTConfig(hidden_size=100, num_attention_heads=3), "hidden_size: expected a multiple of the 3 atten"),
+        (lambda: ViTConfig(num_hidden_layers=10**9), "num_hidden_layers: expected 1 to 1000, got 1000000000"),
+        (lambda: ViTConfig(image_size=16, patch_size=32), "patch_size: expected 1 to 16, got 32"),
+        (lambda: ViTConfig(hidden_act="geluu"), "hidden_act: expected an activation such as gelu, .*got 'geluu'"),
+        (lambda: text_config("cbow", make_tokenizer(), eos_token_id=[3]), r"eos_token_id: expected the id.*\[3\]"),
+        (lambda: text_config("cbow", make_tokenizer(), vocab_size=0), "vocab_size: expected at least 1, got 0"),
+        (lambda: text_config("cbow", make_tokenizer(), layer_norm_eps=-1.0), "layer_norm_eps: expected a number"),
+        (lambda: ResNetConfig(image_size=8), "image_size: expected at least 16 pixels for 4 stages"),
+        (lambda: ResNetConfig(hidden_sizes=[], depths=[]), "hidden_sizes: expected numbers of at least 2"),
+        (lambda: ResNetConfig(hidden_sizes=[30, 34], depths=[1, 1], norm="group"), "no groups of equal size"),
+    ],
+)
+def test_settings_of_which_no_tower_can_be_built_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_one_head_is_enough_for_a_narrow_tower():
+    sizes = {"image_size": 32, "patch_size": 8, "intermediate_size": 32, "num_hidden_layers": 1}
+    tower = ViTModel(ViTConfig(hidden_size=16, num_attention_heads=1, **sizes))
+    assert tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape == (1, 16)
+    assert [TowerSettings(image_width=width).image_config().num_attention_heads for width in (16, 100)] == [1, 2]

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from helpers.processes import spawned
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -98,6 +98,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
         number, again, _ = loaded(tmp_path)
     assert number == 2
     assert_equal(model, again)
+
+
+@pytest.mark.parametrize("places", ["{", "[" * 100_000])
+def test_metadata_that_is_no_json_gives_way_to_the_checkpoint_before(tmp_path, places):
+    model, optimizer = trained()
+    checkpoints = Checkpoints(tmp_path)
+    for number in (2, 4):
+        checkpoints.save(number, {"model": model}, optimizer)
+    newest = tmp_path / "step-4.safetensors"
+    save_file(load_file(newest), newest, {"places": places})
+    with pytest.warns(UserWarning, match="step-4.safetensors cannot be read .*; going back to the one before"):
+        assert loaded(tmp_path)[0] == 2
 
 
 def test_other_settings_are_named(tmp_path):

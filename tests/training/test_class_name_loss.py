@@ -55,6 +55,7 @@ def test_the_objective_adds_it_with_its_weight():
     clip = locked_clip()
     names, images = ClassNameLoss(clip, NAMES), torch.rand(4, 3, 32, 32, dtype=torch.float64)
     ids, indices = torch.randint(0, 90, (4, 8)), torch.arange(4)
+    ids[:, -1] = clip.config.text_config.eos_token_id
     plain = ContrastiveObjective(clip)(images, ids)
     alone = names(clip, clip.image_embeds(images), indices, seed=1)
     found = ContrastiveObjective(clip, class_name_loss=names, class_name_loss_weight=0.25)(

@@ -231,6 +231,8 @@ def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known,
         ({"class_name_loss_weight": -1.0}, "--class_name_loss_weight: expected a weight of at least 0, got -1"),
         ({"class_name_loss_weight": 1.0}, "names are read once, before training, which needs --freeze_text"),
         ({"class_name_loss_weight": 1.0, "freeze_text": True, "streaming": True}, "which --streaming cannot do"),
+        ({"image_width": 0}, "hidden_size: expected at least 1, got 0"),
+        ({"image_width": 32, "patch_size": 64}, "patch_size: expected 1 to 32, got 64"),
         ({"report_to": ["paper"]}, "report_to: expected trackers that are installed"),
     ],
 )

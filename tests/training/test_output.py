@@ -46,7 +46,9 @@ def captioned(folder, captions):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_captions_that_are_all_the_same_are_refused(run, tmp_path, streaming):
     data = captioned(tmp_path / "data", ["a thing"] * 4)
-    with pytest.raises(SystemExit, match=r"data: all \d+ captions are 'a thing': there is nothing to learn; `clip-guid"):
+    with pytest.raises(
+        SystemExit, match=r"data: all captions are 'a thing': there is nothing to learn; `clip-guid"
+    ):
         run(data, streaming=streaming)
 
 
@@ -89,7 +91,10 @@ def test_an_output_that_cannot_be_written_is_named(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="file/run: the output cannot be written: Not a directory$"):
         run(data, "file/run")
-    with pytest.raises(OutputError, match="the output cannot be written"), locked_output("/proc/x", Accelerator(cpu=True)):
+    with (
+        pytest.raises(OutputError, match="the output cannot be written"),
+        locked_output("/proc/x", Accelerator(cpu=True)),
+    ):
         pass
 
 

@@ -63,6 +63,22 @@ def test_mistakes_in_settings_are_named(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (b"output: caf\xe9", "cannot be read as a recipe: 'utf-8' codec can't decode"),
+        (b"output: [", "cannot be read as a recipe: while parsing"),
+        (b"- a\n- b", "expected options and their values, got list"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named(recipe, message, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(recipe)
+    with pytest.raises(SystemExit):
+        parse_settings(Settings, ["--config", str(path)])
+    assert f"{path}: {message}" in capsys.readouterr().err
+
+
 def test_every_epoch_is_a_new_permutation_and_any_batch_can_be_the_first():
     endless = batches(10, 3, seed=1)
     seen = [next(endless) for _ in range(7)]

@@ -15,14 +15,19 @@ from clip_guidance.images.metadata import read_record
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
+from starlette.responses import PlainTextResponse  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
+
+from clip_guidance.index import ImageIndex  # noqa: E402
 from clip_guidance.metrics.similarity import image_similarity  # noqa: E402
 from clip_guidance.ui import app  # noqa: E402
 from clip_guidance.ui.classify import classify  # noqa: E402
 from clip_guidance.ui.compare import compare  # noqa: E402
-from clip_guidance.ui.generate import generate_pair  # noqa: E402
+from clip_guidance.ui.generate import generate_pair, stopped  # noqa: E402
+from clip_guidance.ui.hosts import HostCheck  # noqa: E402
 from clip_guidance.ui.preview import Finished, generate_with_previews  # noqa: E402
 from clip_guidance.ui.search import build, search  # noqa: E402
-from clip_guidance.ui.state import MAX_IMAGES  # noqa: E402
+from clip_guidance.ui.state import ERROR_SECONDS, MAX_IMAGES  # noqa: E402
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
@@ -40,6 +45,7 @@ def refused(message: str):
 # Generate
 
 
+@pytest.mark.slow
 def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
     sides = shown[-1].without, shown[-1].guided
     settings = [read_settings(side.file) for side in sides]
@@ -98,8 +104,12 @@ def test_a_long_prompt_is_told(state):
         ({"prompt": " "}, "expected a prompt with at least one word"),
         ({"seed": 1.5}, r"expected a whole number as seed, got 1\.5"),
         ({"seed": None}, "expected a whole number as seed, got None"),
+        ({"seed": 1e20}, "seed must be from -9,223,372,036,854,775,808 to 9,223,372,036,854,775,807, got 1000"),
+        ({"seed": float("inf")}, "expected a whole number as seed, got inf"),
+        ({"steps": float("nan")}, "expected a whole number as steps, got nan"),
+        ({"strength": 1e30}, "scale must be from"),
         ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
-        ({"strength": float("nan")}, "scale must be finite, got nan"),
+        ({"strength": float("nan")}, "scale must be from -10,000.0 to 10,000.0, got nan"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_the_librarys_words(state, change, message):
@@ -112,7 +122,8 @@ def test_what_cannot_be_drawn_is_told_in_the_librarys_words(state, change, messa
 
 
 def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(state, files):
-    page = classify(state, files, "rocket, red apple,\ndog face", False, "emoji")
+    with pytest.warns(UserWarning, match=r"3 of 3 images \(100%\) are unlike those that emoji was trained on"):  # noise
+        page = classify(state, files, "rocket, red apple,\ndog face", False, "emoji")
     good = [path for path, _ in files if "broken" not in path]
     top = ZeroShotClassifier(state.clip("emoji"), ["rocket", "red apple", "dog face"])(good).top()
     assert page.count('class="bar"') == 3 * len(good)
@@ -143,12 +154,14 @@ def test_what_cannot_be_classified_is_told(state, files, labels, chosen, message
 
 def test_compare_shows_the_cosines(state, files):
     first, second = files[:2], files[1:]
-    page = compare(state, first, second, "emoji")
+    with pytest.warns(UserWarning, match="2 of 2 images .* are unlike"):
+        page = compare(state, first, second, "emoji")
     expected = image_similarity(state.clip("emoji"), [path for path, _ in first], [path for path, _ in second[:-1]])
     for cosine in expected.flatten().tolist():
         assert f">{cosine:.3f}<" in page
     assert page.count('class="shade"') == 4 and "z broken.png" in page
-    alone = compare(state, first, None, "emoji")
+    with pytest.warns(UserWarning, match="2 of 2 images .* are unlike"):
+        alone = compare(state, first, None, "emoji")
     assert alone.count(">1.000<") == 2  # each is like itself
 
 
@@ -173,6 +186,12 @@ def index(state, files) -> str:
 def test_an_image_finds_itself(state, files, index):
     found = search(state, index, "", files[1:2], "", 2)
     assert [caption for _, caption in found.images][:1] == ["1.000 · a.png"] and len(found.images) == 2
+
+
+def test_a_filter_by_an_unknown_key_is_told(state, index):
+    found = search(state, index, "rocket", None, "foo = 1", 3)
+    (message,) = found.failed
+    assert found.images == [] and message.endswith("has the key 'foo'; the keys there are: path")
 
 
 def test_text_image_and_filter_work_together(state, files, index):
@@ -229,7 +248,58 @@ def test_a_query_opens_no_file_of_this_machine(state, files, index):
         list(build(state, "gone", index, "emoji"))
 
 
+def test_links_that_lead_out_of_the_root_are_not_read(state, files, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8), "red").save(secret)
+    folder = state.root / "links"
+    folder.mkdir()
+    (folder / "out.png").symlink_to(secret)
+    (folder / "in.png").symlink_to(files[0][0])
+    *_, status = build(state, "links", "links.index", "emoji")
+    assert "1 added, 0 unchanged, 1 failed" in status and "out.png`: lies outside of" in status
+    with ImageIndex.open(str(state.root / "outside.index"), state.clip("emoji")) as index:
+        index.add([secret, files[1][0]])  # by the command line, for which the whole machine is open
+    found = search(state, "outside.index", "red", None, "", 5)
+    assert len(found.images) == 1 and found.failed == [f"{secret}: {state.outside}"]
+
+
 # The page
+
+
+def test_an_error_goes_away_by_itself(state):
+    with refused("expected a prompt") as raised:
+        list(generate_pair(state, " ", 0, 1, 1.0, "emoji"))
+    assert raised.value.duration == ERROR_SECONDS < 60
+
+
+def test_an_image_that_was_stopped_says_so():
+    assert stopped("step 11 of 20", None) == ["stopped at step 11 of 20", ""]
+    others = ["<b>53.1</b> by emoji", "stopped at step 3 of 9"]
+    assert stopped(*others) == others
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("localhost:7860", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:7860", 200),
+        ("[::1]:7860", 200),
+        ("192.168.1.5", 200),
+        ("box.example.com:80", 200),  # --allow-host
+        ("evil.example.com", 403),
+        ("localhost.evil.com", 403),
+        ("127.0.0.1.evil.com:7860", 403),
+        ("evil.com#localhost", 403),
+        ("localhost@evil.com", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_a_name_of_another_site_is_refused(host, code):
+    app = HostCheck(PlainTextResponse("the page"), ["Box.example.com"])
+    answer = TestClient(app).get("/", headers={"host": host})
+    assert (answer.status_code, answer.text == "the page") == (code, code == 200)
 
 
 def test_errors_are_text(state):

@@ -1,8 +1,8 @@
 """Read a folder of images, each captioned by the text of its name or by the name of its folder as a class label.
 
-A text (.txt, .caption) lies beside its image, or in a folder ``captions`` beside the folder ``images``. Only names are in memory, some 100 bytes per image; very large sets are better stored as tars. Whether an image is
-captioned by a text or by the folder's name is decided folder by folder: where one image has a text, an image without
-one is a bad row.
+A text (.txt, .caption) lies beside its image, or in a folder ``captions`` beside the folder ``images``. Whether an
+image without one is captioned by its folder's name is decided folder by folder: where one image has a text, an image
+without one is a bad row. Only names are in memory, some 200 bytes per image; very large sets are better stored as tars.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ class FolderSource:
                 yield Record(name, self.name, problem=BadRow("unreadable", f"folder {name}: {reason}"))
             return
         for image in self.images[index * PART_IMAGES : (index + 1) * PART_IMAGES]:
-            yield self._record(image)
+            yield self.record(image)
 
-    def _record(self, image: str) -> Record:
+    def record(self, image: str) -> Record:
+        """Return the record of an image, given by its path relative to the folder."""
         stored, folder = StoredFile(self.root / image), os.path.dirname(image)
         if texts := self.texts.of(image):
             members = {suffix: StoredFile(self.root / text) for suffix, text in texts.items()}
@@ -139,9 +140,9 @@ class FolderSource:
         if found := called or (other if len(classes) == 1 else []):
             listed = ", ".join(f"{text:.40}" for text in found[:3]) + (", ..." if len(found) > 3 else "")
             raise SourceError(
-                f"{self.name:.80}: {len(named)} images would be captioned {min(classes)[:30]!r} by their folder, and text "
-                f"files lie unread: {listed}; put a .txt beside each image, list image and caption in a captions.csv, "
-                "or move them away"
+                f"{self.name:.80}: {len(named)} images would be captioned {min(classes)[:30]!r} by their folder, and "
+                f"text files lie unread: {listed}; put a .txt beside each image, list image and caption in a "
+                "captions.csv, or move them away"
             )
 
 
@@ -171,7 +172,9 @@ class Texts:
             for key in {os.path.splitext(text)[0], _first_dot(text)} if by_name else {os.path.splitext(text)[0]}:
                 self.beside[key].append(text)
         alone = [image for image in images if not self._beside(image)]
-        read = {text for image in images for text in self._beside(image).values()} if len(alone) < len(images) else set()
+        read = (
+            {text for image in images for text in self._beside(image).values()} if len(alone) < len(images) else set()
+        )
         apart: defaultdict[str, list[str]] = defaultdict(list)
         for text in texts:
             if text not in read:

@@ -1,4 +1,4 @@
-"""The files of one sample by their suffixes (``jpg``, ``txt``, ``json``): which is the image, which hold the captions."""
+"""Choose among the files of a sample, by their suffixes (``jpg``, ``txt``, ``json``), the image and the captions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ class Picked:
     def _values(self, suffix: str, stored: Stored) -> list[Any]:
         if _last(suffix) == "json":
             data = load_json(decode_text(stored.read(MAX_TEXT_BYTES)))
-            if self.captions and isinstance(data, Mapping) and not any(_is_called(suffix, name) for name in self.captions):
+            if (
+                self.captions
+                and isinstance(data, Mapping)
+                and not any(_is_called(suffix, name) for name in self.captions)
+            ):
                 return [value for name in self.captions if name in data for value in caption_values(data[name])]
             return caption_values(data)
         lines = read_lines(stored, MAX_TEXT_BYTES)
@@ -85,7 +89,9 @@ class Picked:
         if not line.strip().isdecimal():
             return line
         if int(line) >= len(self.classes):
-            raise BadRow("caption_not_text", f"class {line.strip():.20} has no name; list them in classnames.txt beside it")
+            raise BadRow(
+                "caption_not_text", f"class {line.strip():.20} has no name; list them in classnames.txt beside it"
+            )
         return self.classes[int(line)]
 
 

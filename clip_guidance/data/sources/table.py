@@ -149,7 +149,8 @@ def _image_folder(path: Path, columns: Columns, root: Path | None) -> Path:
     here = path.parent
     if path.suffix.lower() == ".parquet":  # holds the images, most often
         return here
-    values = (row.get(columns.image) for row in itertools.islice(text_rows(path), FOLDER_SEARCH_ROWS) if isinstance(row, dict))
+    first = itertools.islice(text_rows(path), FOLDER_SEARCH_ROWS)
+    values = (row.get(columns.image) for row in first if isinstance(row, dict))
     names = [value for value in values if isinstance(value, str) and value and "://" not in value]
     if not names or _holds(here, names):
         return here

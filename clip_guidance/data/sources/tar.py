@@ -122,7 +122,9 @@ class Samples:
         # behind a sample of its own, a.seg.png is a further file of a
         self.members = {suffix: stored for suffix, stored in self.members.items() if not self._is_further(suffix)}
         named = not self.done and all(re.fullmatch(r"[a-z]\w*(\.\w+)*", suffix) for suffix in self.members)
-        if (self._by_name() or named) and self._is_whole(self.members):  # input.jpg and outputs.txt, not 01.jpg and 02.txt
+        if (self._by_name() or named) and self._is_whole(
+            self.members
+        ):  # input.jpg and outputs.txt, not 01.jpg and 02.txt
             members, self.members = self.members, {}
             yield self._record(self.key, members)
 

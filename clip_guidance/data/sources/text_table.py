@@ -22,6 +22,7 @@ from clip_guidance.images.find import EXTENSIONS
 COLUMN_SEARCH_ROWS = 1000  # of a table of objects, whose keys are its columns: the first row may be a bad one
 MAX_JSON_BYTES = 1 << 30  # of a .json file, which is in memory as a whole
 DELIMITERS = ",;\t|"
+_MARK = re.compile(r'"?sep=(.)"?')  # Excel's own first line
 
 Row: TypeAlias = dict[str, Any]
 
@@ -73,7 +74,7 @@ def csv_table(lines: Iterable[str], delimiter: str | None = None) -> tuple[list[
     """
     lines = iter(lines)
     head = _header_lines(lines)
-    if marked := re.fullmatch(r'\ufeff?"?sep=(.)"?', head[0].rstrip("\r\n")):
+    if marked := _MARK.fullmatch(head[0].rstrip("\r\n")):
         delimiter, head = marked[1], _header_lines(lines)
     found = [delimiter] if delimiter else list(DELIMITERS)
     headers = {each: _fields(head, each) for each in found}
@@ -101,8 +102,10 @@ def _csv_rows(rows: Iterator[list[str]], names: Sequence[str], spaced: bool) -> 
         if len(fields) == len(names):
             row: dict[str, Any] = {}
             for name, value in zip(names, map(str.strip, fields) if spaced else fields, strict=True):
-                row[name] = [*row[name], value] if isinstance(row.get(name), list) else (
-                    [row[name], value] if name in row else value
+                row[name] = (
+                    [*row[name], value]
+                    if isinstance(row.get(name), list)
+                    else ([row[name], value] if name in row else value)
                 )
             yield row
         elif fields:  # else an empty line
@@ -111,7 +114,7 @@ def _csv_rows(rows: Iterator[list[str]], names: Sequence[str], spaced: bool) -> 
 
 def _header_lines(lines: Iterator[str]) -> list[str]:
     """Return the first line, and those after it into which a quoted name goes on."""
-    head = [next(lines, "")]
+    head = [next(lines, "").removeprefix("\ufeff")]
     while head[-1] and "".join(head).count('"') % 2 and len(head) < 8:
         head.append(next(lines, ""))
     return head
@@ -129,8 +132,11 @@ def _is_header(names: Iterable[str]) -> bool:
 
 
 def is_csv_header(line: str) -> bool:
-    """Return whether a line names a column of images, and at least one other, as the first line of a CSV does."""
-    return any(_is_header(found) and len(found) > 1 for found in (_fields([line], each) for each in DELIMITERS))
+    """Return whether a line is the first one of a CSV: it names a column of images and another, or is ``sep=;``."""
+    line = line.removeprefix("\ufeff").rstrip("\r\n")
+    return bool(_MARK.fullmatch(line)) or any(
+        _is_header(found) and len(found) > 1 for found in (_fields([line], each) for each in DELIMITERS)
+    )
 
 
 def _json_row(line: str) -> Row | BadRow:

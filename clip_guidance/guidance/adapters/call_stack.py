@@ -8,6 +8,7 @@ of the pipeline's methods further up the stack, or, in a modular pipeline, of th
 
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from clip_guidance.guidance.adapters.size import Size
 
 PIPELINES = (DiffusionPipeline, ModularPipeline)
-_WANTED = ("height", "width", "mask", "latents")
+_WANTED = ("height", "width", "mask", "latents", "timesteps")
 _OWNERS = ("self", "components")  # of a pipeline's method, and of a modular pipeline's block
 _STATES = ("block_state", "state")
 
@@ -32,12 +33,14 @@ class PipelineCall:
         size: Height and width of the images in pixels; None if the pipeline has no such variables.
         mask: Mask of an inpainting run, 1 where the image is made anew; None for other pipelines.
         latents: The noisy sample, if it is in the state of a modular pipeline; else None.
+        timesteps: Timesteps of the run, where the pipeline keeps them apart from its scheduler's; else None.
     """
 
     pipe: Any
     size: Size | None = None
     mask: Tensor | None = None
     latents: Tensor | None = None
+    timesteps: Tensor | None = None
 
 
 def current_call() -> PipelineCall | None:
@@ -47,7 +50,7 @@ def current_call() -> PipelineCall | None:
     found: dict[str, Any] = {}  # the innermost of each name
     while frame is not None:
         variables = _locals(frame)
-        owner = next((v for name in _OWNERS if isinstance(v := variables.get(name), PIPELINES)), None)
+        owner = _owner(variables)
         if owner is not None and pipe is not None and owner is not pipe:
             break  # an outer pipeline calls the innermost one, and its sizes may differ
         if owner is not None:
@@ -57,8 +60,30 @@ def current_call() -> PipelineCall | None:
         frame = frame.f_back
     if pipe is None:
         return None
-    tensors = {name: found.get(name) for name in ("mask", "latents")}
+    tensors = {name: found.get(name) for name in ("mask", "latents", "timesteps")}
     return PipelineCall(pipe, _size(found), **{k: v if isinstance(v, Tensor) else None for k, v in tensors.items()})
+
+
+def is_calling(thread: int, scheduler: Any) -> bool:
+    """Return whether a thread is in a call of a pipeline that holds ``scheduler``.
+
+    Args:
+        thread: The thread's identifier, as ``threading.get_ident`` returns it.
+        scheduler: The scheduler.
+    """
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        # Another thread's variables are only read: to clear the snapshot could disturb its own call of `locals`.
+        owner = _owner(frame.f_locals) if frame.f_code.co_flags & inspect.CO_OPTIMIZED else None
+        if getattr(owner, "scheduler", None) is scheduler:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _owner(variables: Mapping[str, Any]) -> Any:
+    """Find the pipeline among a function's variables: of its method, or of a modular pipeline's block."""
+    return next((v for name in _OWNERS if isinstance(v := variables.get(name), PIPELINES)), None)
 
 
 def _size(found: dict[str, Any]) -> Size | None:

@@ -1,10 +1,9 @@
 """The noise level at which a step ends, of the schedulers whose steps are DDIM's."""
 
-import math
 from typing import Any
 
 from clip_guidance.guidance.adapters.by_class import by_class
-from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
+from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError, from_product
 
 _KNOWN = ("DDIMScheduler", "DDPMScheduler")
 
@@ -51,7 +50,7 @@ def next_noise_level(scheduler: Any, level: NoiseLevel) -> NoiseLevel:
     else:
         following = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     alpha_prod = float(scheduler.alphas_cumprod[following] if following >= 0 else final_alpha_prod(scheduler))
-    return NoiseLevel(math.sqrt(alpha_prod), math.sqrt(1 - alpha_prod), following)
+    return from_product(alpha_prod, following)
 
 
 def final_alpha_prod(scheduler: Any) -> float:

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_NO_SIGNAL = 2**-10  # of α/σ: a terminal signal-to-noise ratio of zero is written as 0, as ᾱ = 5e-7 or as α/σ = 2⁻¹²
+
 
 @dataclass(frozen=True)
 class NoiseLevel:
@@ -40,6 +42,11 @@ class NoiseLevel:
     alpha: float
     sigma: float
     timestep: float | None = field(default=None, compare=False)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the sample holds anything of x₀; if not, nothing that is divided by alpha means anything."""
+        return self.alpha > _NO_SIGNAL * self.sigma
 
 
 #: From a scheduler and the timestep of a step to the noise level before the step.
@@ -111,8 +118,17 @@ def shared_timestep(timestep: float | Tensor) -> float | Tensor:
 def variance_preserving(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
     """Return α = √ᾱ_t, σ = √(1 − ᾱ_t)."""
     timestep = int(shared_timestep(timestep))
-    alpha_prod = float(scheduler.alphas_cumprod[timestep])
-    return NoiseLevel(math.sqrt(alpha_prod), math.sqrt(1 - alpha_prod), timestep)
+    return from_product(float(scheduler.alphas_cumprod[timestep]), timestep)
+
+
+def from_product(alpha_prod: float, timestep: float | None = None) -> NoiseLevel:
+    """Return α = √ᾱ, σ = √(1 − ᾱ); an ᾱ outside of [0, 1] makes one of them negative, and no noise level."""
+    return NoiseLevel(_root(alpha_prod), _root(1 - alpha_prod), timestep)
+
+
+def _root(x: float) -> float:
+    """Return the root, 0 of what is rounded below 0, and of other negative numbers the negative root."""
+    return 0.0 if abs(x) < 1e-7 and x < 0 else math.copysign(math.sqrt(abs(x)), x)
 
 
 def wuerstchen(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
@@ -122,7 +138,7 @@ def wuerstchen(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
     """
     one, ratio = torch.ones(1), torch.tensor([float(shared_timestep(timestep))])
     alpha = float(scheduler.add_noise(one, torch.zeros(1), ratio))
-    return NoiseLevel(alpha, math.sqrt(1 - alpha**2))
+    return NoiseLevel(alpha, from_product(alpha**2).sigma)
 
 
 def rotation(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters import layouts
-from clip_guidance.guidance.adapters.by_class import by_class
+from clip_guidance.guidance.adapters.by_class import by_class, shortened
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, NO_EXACT, UNSUPPORTED_PIPELINES
 
@@ -209,6 +209,9 @@ def find_adapter(pipe: Any) -> Adapter:
     name = by_class(ChainMap[str, Any](UNSUPPORTED_PIPELINES, LATENT_ONLY, ADAPTERS), pipe)
     if name in UNSUPPORTED_PIPELINES:
         raise ValueError(f"{name} cannot be guided: {UNSUPPORTED_PIPELINES[name]}")
+    if name in ADAPTERS and _reads_the_image_in_the_sample(pipe):
+        # The predicted clean sample lacks that part too, and decodes to another video.
+        return replace(ADAPTERS[name], decoder=None, decode=None)
     if name in ADAPTERS:
         return ADAPTERS[name]
     for denoiser in DENOISERS:
@@ -217,12 +220,23 @@ def find_adapter(pipe: Any) -> Adapter:
     raise ValueError(f"guidance needs a denoiser, a module named {' or '.join(DENOISERS)}; {describe(pipe)}")
 
 
+def _reads_the_image_in_the_sample(pipe: Any) -> bool:
+    """Return whether the denoiser reads a given image in place of a part of the sample: Wan 2.2's image to video."""
+    return by_class({"WanImageToVideoPipeline"}, pipe) is not None and getattr(pipe.config, "expand_timesteps", False)
+
+
 def check_exact(pipe: Any) -> None:
     """Refuse a pipeline that mode "exact" cannot differentiate.
 
     Raises:
-        ValueError: The pipeline is in :data:`~clip_guidance.guidance.adapters.unsupported.NO_EXACT`.
+        ValueError: The pipeline is in :data:`~clip_guidance.guidance.adapters.unsupported.NO_EXACT`, or it is Wan 2.2's
+            image to video with ``expand_timesteps``.
     """
+    if _reads_the_image_in_the_sample(pipe):
+        raise ValueError(
+            "mode='exact' cannot differentiate WanImageToVideoPipeline with expand_timesteps: its denoiser reads the "
+            "given image in place of a part of the sample. Use mode='x0'"
+        )
     name = by_class(NO_EXACT, pipe)
     if name is not None:
         raise ValueError(f"mode='exact' cannot differentiate {name}: {NO_EXACT[name]}. Use mode='x0'")
@@ -230,6 +244,6 @@ def check_exact(pipe: Any) -> None:
 
 def describe(pipe: Any) -> str:
     """Say what a pipeline holds, for error messages."""
-    held = getattr(pipe, "components", None) or vars(pipe)
+    held = getattr(pipe, "components", None) or getattr(pipe, "__dict__", {})
     names = ", ".join(sorted(name for name in held if not name.startswith("_"))) or "nothing"
-    return f"{type(pipe).__name__} holds {names}"
+    return f"{shortened(type(pipe).__name__)} holds {shortened(names, 120)}"

@@ -20,8 +20,8 @@ Epsilon: Ho et al. 2020 (arXiv:2006.11239). v: Salimans & Ho 2022 (arXiv:2202.00
 by N that makes it hold for Euler's α = 1 too. Flow: Lipman et al. 2023 (arXiv:2210.02747). EDM: Karras et al. 2022
 (arXiv:2206.00364), equation 7. CM: Song et al. 2023 (arXiv:2303.01469). LCM: Luo et al. 2023 (arXiv:2310.04378).
 TrigFlow: Lu & Song 2025 (arXiv:2410.11081), where m carries N = σ_d as x does. Everything is computed in float32 or
-better; the shifted output has the dtype of the output. Where the write-back would divide by σ = 0 the sample is
-clean already, and the output is returned unchanged.
+better; the shifted output has the dtype of the output. Where the write-back would divide by σ = 0, or by what rounding
+makes of it, the sample is clean already, and the output is returned unchanged.
 
 Which scheduler follows which rule is in :data:`.schedulers.SCHEDULERS`.
 """
@@ -36,6 +36,8 @@ from torch import Tensor
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel, UnsupportedSchedulerError
+
+_ROUNDING = 1e-7  # of a weight: float32 leaves of a consistency model's last c_out, which is 0, some 1e-10
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class PredictionType:
         The result has the dtype of ``model_output``.
         """
         weight = self.output_weight(level)
-        if weight == 0:
+        if abs(weight) <= _ROUNDING:
             return model_output
         return (at_least_float32(model_output) + delta / weight).to(model_output.dtype)
 

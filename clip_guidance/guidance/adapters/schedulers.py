@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.adapters import noise_level as levels
 from clip_guidance.guidance.adapters import prediction
-from clip_guidance.guidance.adapters.by_class import by_class
+from clip_guidance.guidance.adapters.by_class import by_class, nearest, shortened
 from clip_guidance.guidance.adapters.noise_level import LevelRule, NoiseLevel, UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import PredictionRule, PredictionType
 from clip_guidance.guidance.adapters.unsupported import UNSUPPORTED_SCHEDULERS
@@ -103,14 +103,13 @@ def find_scheduler_adapter(scheduler: Any) -> SchedulerAdapter:
         UnsupportedSchedulerError: The scheduler belongs to no known family, or to one that cannot be guided.
     """
     advice = (
-        "Exchange it before attaching, for example with "
-        "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`"
+        "Exchange it before attaching, such as by `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`"
     )
     name = by_class(ChainMap[str, Any](SCHEDULERS, UNSUPPORTED_SCHEDULERS), scheduler)
     if name is None:
         raise UnsupportedSchedulerError(
-            f"guidance knows the noise levels of {', '.join(SCHEDULERS)}; the pipeline's scheduler is a "
-            f"{type(scheduler).__name__}. {advice}"
+            f"guidance knows the noise levels of {nearest(type(scheduler).__name__, SCHEDULERS)}; the pipeline's "
+            f"scheduler is a {shortened(type(scheduler).__name__, 40)}. {advice}"
         )
     if name in UNSUPPORTED_SCHEDULERS:
         raise UnsupportedSchedulerError(f"{name} cannot be guided: {UNSUPPORTED_SCHEDULERS[name]}. {advice}")
@@ -162,11 +161,37 @@ def num_steps(scheduler: Any) -> int:
     return find_scheduler_adapter(scheduler).num_steps(scheduler)
 
 
-def fraction_done(scheduler: Any, index: int) -> float:
+def fraction_done(scheduler: Any, index: int, first: int = 0, count: int | None = None) -> float:
     """Return the fraction, in [0, 1), of a run that is done before the step at ``index``.
 
     A step that is taken again counts once: :mod:`clip_guidance.guidance.methods.recurrence` then keeps the fractions
     in ``scheduler.fractions_done``.
+
+    Args:
+        scheduler: The scheduler after ``set_timesteps``.
+        index: Position of the step in the scheduler's timesteps.
+        first: Position of the run's first step; image to image begins inside the timesteps.
+        count: Number of the run's steps; None if it runs to the end of the timesteps.
     """
+    first = max(first, 0)
+    end = num_steps(scheduler) if count is None else first + count
     fractions = getattr(scheduler, "fractions_done", None)
-    return index / num_steps(scheduler) if fractions is None else fractions[index]
+    if fractions is None:
+        return (index - first) / (end - first)
+    begin, end_done = fractions[first], fractions[end] if end < len(fractions) else 1.0
+    return (fractions[index] - begin) / (end_done - begin)
+
+
+def count_steps(scheduler: Any, timesteps: Tensor | None, first: int) -> int | None:
+    """Count the steps of a run that a pipeline has cut short; None if it runs to the end.
+
+    Args:
+        scheduler: The scheduler after ``set_timesteps``.
+        timesteps: The pipeline's own list of the run's timesteps; None if it keeps none.
+        first: Position of the run's first step in the scheduler's timesteps.
+    """
+    if timesteps is None or first < 0:
+        return None
+    count = len(timesteps)
+    same = scheduler.timesteps[first : first + count].tolist() == timesteps.tolist()
+    return count if same and first + count < num_steps(scheduler) else None

@@ -7,17 +7,19 @@ instance, and lets the scheduler see a better ``model_output``.
 
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
-from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped
-from clip_guidance.guidance.engine.patch import patched, wrapper_of
+from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
+from clip_guidance.guidance.engine.patch import wrapper_of
 from clip_guidance.guidance.engine.step import Steering
+from clip_guidance.guidance.engine.threads import enter
 from clip_guidance.guidance.options import GuidanceOptions
 
 AnyGuidance = TypeVar("AnyGuidance", bound=GuidanceOptions)
-_lock = threading.Lock()
+_lock = threading.RLock()  # a generator that is collected while the lock is held may end a block
 
 
 def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidance]:
@@ -25,7 +27,34 @@ def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidan
 
     What cannot work is refused here, before anything is changed.
     """
-    return _attached(guidance, Attachment(guidance, pipe))
+    return _Block(guidance, Attachment(guidance, pipe))
+
+
+class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
+    """Attach a guidance inside the ``with`` block; say so where there is none."""
+
+    def __init__(self, guidance: AnyGuidance, attachment: Attachment) -> None:
+        self._guidance, self._attachment = guidance, attachment
+        self._open: list[AbstractContextManager[AnyGuidance]] = []
+        self._was_entered = False
+
+    def __enter__(self) -> AnyGuidance:
+        self._was_entered = True
+        self._open.append(_attached(self._guidance, self._attachment))
+        return self._open[-1].__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._open.pop().__exit__(kind, error, traceback)
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:  # the module may be gone at the end
+        if not self._was_entered:
+            warn(
+                f"attach() alone steers nothing, and the {type(self._guidance).__name__} was never attached. Write "
+                "`with guidance.attach(pipe):` and call the pipeline inside",
+                stacklevel=2,
+            )
 
 
 @contextmanager
@@ -33,17 +62,21 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
-        yield guidance
+        with guidance.attached():
+            yield guidance
         return
-    with steered_by(attachment):
+    enter(attachment)
+    with guidance.attached(), steered_by(attachment):
         yield guidance
-    warn_of_dropped([attachment], stacklevel=3)
+    warn_of_dropped([attachment], stacklevel=4)
     if host.pipe.scheduler is not host.scheduler:
         warnings.warn(
             f"the pipeline's scheduler was exchanged while guidance was attached to its "
             f"{type(host.scheduler).__name__}; the new one was not guided. Exchange it before attaching",
-            stacklevel=3,
+            stacklevel=4,
         )
+    else:
+        warn_of_unguided([attachment], stacklevel=4)
 
 
 @contextmanager
@@ -57,7 +90,7 @@ def steered_by(attachment: Attachment) -> Iterator[None]:
         steering = wrapper_of(scheduler, "step")
         if not isinstance(steering, Steering):
             steering = Steering(scheduler)
-            steering.wrapping.enter_context(patched(scheduler, "step", steering))
+            steering.wrap()
         steering.users += 1
     try:
         with steering.watching(attachment):

@@ -12,7 +12,6 @@ which is the size that a classifier-free correction has in order of magnitude.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.per_sample import per_sample, rms
+from clip_guidance.guidance.per_sample import are_finite, rms
 
 
 class Corrections:
@@ -74,31 +73,11 @@ class Corrections:
 
 def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
     """Sum the squared distances of ``output`` from the line through each sample's predictions."""
-    first, *others = (each.flatten(1) for each in predictions)
-    ways, target = torch.stack([each - first for each in others], -1), (output.flatten(1) - first)[..., None]
+    finite = are_finite(torch.stack([output, *predictions], 1))
+    first, *others = (each[finite].flatten(1) for each in predictions)
+    ways, target = torch.stack([each - first for each in others], -1), (output[finite].flatten(1) - first)[..., None]
     gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
     return (target - ways @ (torch.linalg.pinv(gram) @ (ways.mT @ target))).square().sum()
-
-
-@dataclass(frozen=True)
-class Capped:
-    """Hold shifts after the cap.
-
-    Attributes:
-        shift: The shifts (B, ...).
-        count: Number of samples whose shift was longer than its limit.
-    """
-
-    shift: Tensor
-    count: int
-
-
-def capped(shift: Tensor, limit: Tensor) -> Capped:
-    """Shorten shifts (B, ...) to a root mean square of at most ``limit``, (B,)."""
-    length = rms(shift)
-    longer = length > limit
-    factor = torch.where(longer, limit / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
-    return Capped(shift * per_sample(factor, shift), int(longer.sum()))
 
 
 def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:

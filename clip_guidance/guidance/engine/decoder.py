@@ -6,8 +6,8 @@ of the image, recomputation, and one image at a time.
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters import layouts
+from clip_guidance.guidance.adapters.by_class import nearest, shortened
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_adapter
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.weights.clone import clone
+from clip_guidance.guidance.weights.hold import held
 from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
 
 
@@ -33,6 +35,7 @@ class Decoder:
         space: "image" for decoded images, "latent" for the sample itself.
         decoding: How to decode; None for the pipeline's own decoder and the whole image.
         adapter: The pipeline's row of the table; None to look it up.
+        to_image: Makes the images in place of the pipeline's decoder; None for that decoder.
 
     Raises:
         ValueError: ``space`` is "image" and how to decode this pipeline's samples is unknown; or the decoder of
@@ -41,24 +44,30 @@ class Decoder:
     """
 
     def __init__(
-        self, pipe: Any, space: str, decoding: Decoding | None = None, adapter: Adapter | None = None
+        self,
+        pipe: Any,
+        space: str,
+        decoding: Decoding | None = None,
+        adapter: Adapter | None = None,
+        to_image: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.decoding = decoding or Decoding()
         self.space = space
         self.adapter = adapter or find_adapter(pipe)
         #: The network that a gradient passes through, if any.
         self.module: Any = None
-        self._pipe = pipe
+        self._pipe, self._to_image = pipe, to_image
         self._random = random.Random(self.decoding.seed)
         self._window = (0.0, 0.0)
         self._copy: nn.Module | None = None  # of the module, in another precision or on another device
         self._copy_device: torch.device | None = None
-        if space == "latent":
+        if space == "latent" or to_image is not None:
             return
         if self.adapter.decode is None:
             raise ValueError(
-                f"space='image' needs to know how {type(pipe).__name__} decodes its latents; it is known for "
-                f"{', '.join(ADAPTERS)}. Use space='latent' with a reward on the latents"
+                f"it is not known how {shortened(type(pipe).__name__, 40)} decodes its latents, but of "
+                f"{nearest(type(pipe).__name__, ADAPTERS)}. Give to_image=, from clean samples to images in [0, 1], or "
+                "space='latent' and a reward on latents"
             )
         self.module = getattr(pipe, self.adapter.decoder) if self.adapter.decoder else None
         if self.decoding.decoder is not None:
@@ -92,11 +101,14 @@ class Decoder:
             Images (B, 3, H, W) in [0, 1], or (B, 3, F, H, W) of a video; the sample itself in latent space.
 
         Raises:
-            ValueError: The sample does not have the shape that the pipeline's adapter expects.
+            ValueError: The sample does not have the shape that the pipeline's adapter expects, or ``to_image`` returns
+                no images.
         """
         sample = at_least_float32(sample)
         if self.space == "latent":
             return sample
+        if self._to_image is not None:
+            return _checked_images(self._to_image(sample), sample)
         decode = self.adapter.decode
         assert decode is not None  # __init__ has raised otherwise
         latents = self._shrunk(self._cropped(self.adapter.unpack(self._pipe, sample, size)))
@@ -186,14 +198,12 @@ def latent_channels(decoder: Any) -> int | None:
 
 @contextmanager
 def _recomputed(network: Any) -> Iterator[None]:
-    modules = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
-    before = [(module, module.gradient_checkpointing) for module in modules]
-    network.enable_gradient_checkpointing()
-    try:
+    with ExitStack() as stack:
+        for module in network.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                stack.enter_context(held(module, "gradient_checkpointing", True))
+        network.enable_gradient_checkpointing()  # it also sets the function that recomputes
         yield
-    finally:
-        for module, value in before:
-            module.gradient_checkpointing = value
 
 
 def _dtype(module: Any) -> torch.dtype:
@@ -224,8 +234,24 @@ def _even(side: float, full: int) -> int:
 
 def _to_unit_range(pixels: Tensor) -> Tensor:
     """Map [-1, 1] to [0, 1]; clip the value, not the gradient: saturated pixels can change."""
-    pixels = at_least_float32(pixels) / 2 + 0.5
+    return _clipped(at_least_float32(pixels) / 2 + 0.5)
+
+
+def _clipped(pixels: Tensor) -> Tensor:
     return pixels + (pixels.clamp(0, 1) - pixels).detach()
+
+
+def _checked_images(images: Any, sample: Tensor) -> Tensor:
+    """Refuse what ``to_image`` returned unless it is images of the samples; clip them to [0, 1]."""
+    if not isinstance(images, Tensor) or images.ndim not in (4, 5) or len(images) != len(sample):
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"to_image must return images ({len(sample)}, 3, H, W) in [0, 1], got {found}")
+    if sample.requires_grad and not images.requires_grad:
+        raise ValueError(
+            "to_image must be differentiable; the images that it returned have no gradient (were they computed under "
+            "torch.no_grad, detached, or taken through numpy or PIL?)"
+        )
+    return _clipped(at_least_float32(images))
 
 
 def at_a_time(decoding: Decoding, batch: int) -> int:

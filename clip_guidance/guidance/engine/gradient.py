@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.guidance.modes.base import RewardGradient
-from clip_guidance.guidance.per_sample import per_sample
+from clip_guidance.guidance.per_sample import per_sample, power_of_two
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 _ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
@@ -75,17 +75,6 @@ def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_grap
     factor = power_of_two(cotangent)
     gradients = torch.autograd.grad(output, inputs, (cotangent * factor).to(output.dtype), retain_graph=retain_graph)
     return [gradient.to(cotangent.dtype) / per_sample(factor, gradient) for gradient in gradients]
-
-
-def power_of_two(cotangent: Tensor) -> Tensor:
-    """Return the power of two that brings a sample's largest element into (1/2, 1].
-
-    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
-    """
-    largest = cotangent.detach().flatten(1).abs().amax(1)
-    factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
-    factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
-    return per_sample(factor, cotangent)
 
 
 def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _ABSENT = object()
-_lock = threading.Lock()  # of putting wrappers on and taking them off, in any thread
+# Of putting wrappers on and taking them off, in any thread; a generator that is collected meanwhile may take one off.
+_lock = threading.RLock()
 
 
 class _Patch:

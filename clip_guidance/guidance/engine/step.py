@@ -6,21 +6,26 @@ solvers keep a consistent history.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call
 from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.adapters.schedulers import fraction_done
+from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attachment import Attachment, Step
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.patch import patched
 from clip_guidance.guidance.engine.tape import DenoiserTape
+from clip_guidance.guidance.engine.threads import Shared, Turn, has_entered, taken
 from clip_guidance.guidance.weights.freeze import freeze_parameters
+
+_lock = threading.RLock()  # of changing the attachments
 
 
 class Steering:
@@ -33,16 +38,44 @@ class Steering:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.attachments: list[Attachment] = []
+        self.attachments: tuple[Attachment, ...] = ()  # replaced as a whole, since other threads read it
         self.wrapping = ExitStack()
         self.users = 0
         self._scheduler = scheduler
-        self._tape = DenoiserTape(self._is_watched)
-        self._corrections = Corrections(self._is_watched)
+        self._turn = Turn(scheduler)
+        self._tape = DenoiserTape(lambda: any(each.recorded for each in self._watching()))
+        self._corrections = Corrections(lambda: any(each.needs_correction for each in self._watching()))
+        self._watches: dict[tuple[str, int], Shared] = {}  # by what is watched, and the id of a network
 
-    def _is_watched(self) -> bool:
+    def wrap(self) -> None:
+        """Take the place of the scheduler's methods, until :attr:`wrapping` is closed."""
+        scheduler = self._scheduler
+        self.wrapping.enter_context(patched(scheduler, "step", self))
+        self.wrapping.enter_context(patched(scheduler, "set_timesteps", self._turn.begin))
+        if hasattr(scheduler, "scale_model_input"):  # sets the index of some schedulers
+            self.wrapping.enter_context(patched(scheduler, "scale_model_input", self._scale_model_input))
+
+    def _scale_model_input(self, scale: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._turn.check()
+        return scale(*args, **kwargs)
+
+    def _own(self, call: PipelineCall | None) -> list[Attachment]:
+        """Return the attachments that the run of this thread takes."""
+        found = [attachment for attachment in self.attachments if attachment.applies_to(call)]
+        if self._turn.is_earlier and not has_entered(found):
+            return []
+        return taken(found)
+
+    def _watching(self) -> list[Attachment]:
+        """Return the attachments to whose run the denoiser's forward that happens right now belongs."""
         call = current_call()
-        return any(attachment.applies_to(call) for attachment in self.attachments)
+        if call is None and not self._turn.is_mine and not has_entered(self.attachments):
+            return []  # another thread has a use of its own for the network
+        return self._own(call)
+
+    def _watch(self, what: DenoiserTape | Corrections, network: nn.Module) -> AbstractContextManager[None]:
+        """Let the tape or the corrections watch a network; one hook serves all attachments."""
+        return self._watches.setdefault((type(what).__name__, id(network)), Shared(lambda: what.watch([network])))()
 
     @contextmanager
     def watching(self, attachment: Attachment) -> Iterator[None]:
@@ -51,37 +84,52 @@ class Steering:
         The denoiser has hooks only if the mode or a cap needs them.
         """
         with ExitStack() as stack:
-            self.attachments.append(attachment)
-            stack.callback(self.attachments.remove, attachment)
+            self._add(attachment)
+            stack.callback(self._remove, attachment)
             stack.enter_context(freeze_parameters(attachment.networks))
-            if attachment.recorded:
-                stack.enter_context(self._tape.watch(attachment.recorded))
-            if attachment.needs_correction:
-                stack.enter_context(self._corrections.watch(attachment.host.denoisers))
+            for network in attachment.recorded:
+                stack.enter_context(self._watch(self._tape, network))
+            for network in attachment.host.denoisers if attachment.needs_correction else []:
+                stack.enter_context(self._watch(self._corrections, network))
             yield
+
+    def _add(self, attachment: Attachment) -> None:
+        with _lock:
+            self.attachments = (*self.attachments, attachment)
+
+    def _remove(self, attachment: Attachment) -> None:
+        with _lock:
+            index = self.attachments.index(attachment)
+            self.attachments = self.attachments[:index] + self.attachments[index + 1 :]
 
     def __call__(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Take the scheduler's ``step`` with a model output into which every shift is written."""
+        self._turn.check()
         call = inspect.signature(step).bind(*args, **kwargs)
         given = call.arguments
         eta = float(given.get("eta") or 0.0)
+        index = step_index(self._scheduler, given["timestep"])
         try:
             given["model_output"] = self._steered(given["model_output"], given["timestep"], given["sample"], eta)
         finally:
             self._tape.clear()
             self._corrections.clear()
-        return step(*call.args, **call.kwargs)
+        result = step(*call.args, **call.kwargs)
+        if index + 1 >= num_steps(self._scheduler):
+            self._turn.end()
+        return result
 
     def _steered(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float) -> Tensor:
         call = current_call()
-        own = [attachment for attachment in self.attachments if attachment.applies_to(call)]
-        if not own:
-            return model_output  # another pipeline shares the scheduler
+        own = self._own(call)
+        if not own:  # another pipeline shares the scheduler
+            for attachment in self.attachments:
+                attachment.passed_by = True
+            return model_output
         is_recorded, host = bool(self._tape.inputs), own[0].host
         unguided = model_output.detach() if is_recorded else model_output
         index = step_index(self._scheduler, timestep)
-        done = fraction_done(self._scheduler, index)
-        active = [attachment for attachment in own if attachment.begin_step(index, done)]
+        active = [attachment for attachment in own if attachment.begin_step(index, call)]
         level, kind = host.noise_level(timestep), host.prediction_type
         if not active or level.sigma == 0:
             return unguided
@@ -91,7 +139,7 @@ class Steering:
             mean = _without_variance(model_output, sample, index)
             prediction = Prediction(mean[:batch], sample[:batch], level, kind)
         self._tape.retain_graph = len(active) > 1
-        step = Step(prediction, timestep, eta, index, done, call, self._tape, self._corrections)
+        step = Step(prediction, timestep, eta, index, call, self._tape, self._corrections)
         # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
         shift = torch.stack([attachment.shift(step) for attachment in active]).sum(0)
         shift = _clipped(shift, prediction.x0, self._scheduler.config)

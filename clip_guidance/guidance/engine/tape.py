@@ -14,7 +14,8 @@ from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.engine.gradient import power_of_two
+from clip_guidance.guidance.per_sample import are_finite, power_of_two
+from clip_guidance.guidance.weights.hold import held, lacks
 from clip_guidance.guidance.weights.offload import keep_onloaded
 
 _SAMPLE_KEYWORDS = ("sample", "hidden_states", "x")  # the first argument of UNets, of transformers, of Z-Image's
@@ -84,8 +85,9 @@ class DenoiserTape:
                 self._outer_grad_mode = entry_grad_mode
             self.clear()
 
-    def _record(self, network: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if not self._wanted():
+    def _record(self, network: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+        # torch passes no keywords to a hook that another thread takes off while this forward looks at it.
+        if kwargs is None or not self._wanted():
             return None
         keyword = next((name for name in _SAMPLE_KEYWORDS if name in kwargs), None)
         if not args and keyword is None:
@@ -96,6 +98,8 @@ class DenoiserTape:
         given = args[0] if args else kwargs[keyword]
         if not self.inputs:
             self._outer_graph = any(tensor.requires_grad for tensor in _tensors(given))
+        if self._outer_grad_mode is not None and self._thread != threading.get_ident():
+            self.clear()  # another thread's run was cut off in the middle of a step
         if self._outer_grad_mode is None:
             self._outer_grad_mode, self._thread = torch.is_grad_enabled(), threading.get_ident()
         torch.set_grad_enabled(True)
@@ -224,8 +228,9 @@ def _squeezed(x: Tensor, axis: int, part: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _multiple(copies: Tensor, sample: Tensor) -> float | None:
-    """Return c if the copies (k, *sample.shape) are c·sample, else None."""
-    copies, sample = at_least_float32(copies), at_least_float32(sample)
+    """Return c if the copies (k, *sample.shape) are c·sample, else None; samples that are not finite say nothing."""
+    finite = are_finite(sample)
+    copies, sample = at_least_float32(copies[:, finite]), at_least_float32(sample[finite])
     norm = sample.square().sum()
     if norm == 0:
         return 1.0 if not copies.any() else None
@@ -236,16 +241,10 @@ def _multiple(copies: Tensor, sample: Tensor) -> float | None:
 @contextmanager
 def _differentiable(network: nn.Module) -> Iterator[None]:
     """Let gradients through layers that stop them outside of training, inside the block."""
-    layers = [m for m in network.modules() if type(m).__name__ in _GRADS_IN_TRAINING and not m.training]
-    for layer in layers:
-        layer.training = True  # not its children's
-    incomplete = not hasattr(network, "gradient_checkpointing")  # ZImageControlNetModel reads it, and lacks it
-    if incomplete:
-        network.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
+    with ExitStack() as stack:
+        for layer in network.modules():
+            if type(layer).__name__ in _GRADS_IN_TRAINING:
+                stack.enter_context(held(layer, "training", True))  # not its children's
+        if lacks(network, "gradient_checkpointing"):  # ZImageControlNetModel reads it
+            stack.enter_context(held(network, "gradient_checkpointing", False))
         yield
-    finally:
-        for layer in layers:
-            layer.training = False
-        if incomplete:
-            del network.gradient_checkpointing

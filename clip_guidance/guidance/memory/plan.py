@@ -216,6 +216,8 @@ class _Estimate:
     ) -> None:
         if guidance.space == "latent":
             raise ValueError("guidance with space='latent' decodes nothing: there is no setting to choose")
+        if guidance.to_image is not None:
+            raise ValueError("guidance with to_image uses no decoder of the pipeline: there is no setting to choose")
         self._reward, self._pipe, self._batch = guidance.reward, pipe, batch
         self._latents = _latent_shape(pipe, height, width, frames)
         self._decoder_bytes, self._reward_bytes = cache(self._measure_decoder), cache(self._measure_reward)

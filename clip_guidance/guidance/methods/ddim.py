@@ -26,7 +26,6 @@ from clip_guidance.guidance.adapters.next_level import check_ddim, is_ddpm
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.modes.base import StepState
 
-_NO_SIGNAL = 2**-11  # of α/σ: diffusers writes a terminal signal-to-noise ratio of zero as 0 or as α/σ = 2⁻¹²
 _STILL = 1e-9  # the smallest response of 1000 steps is 4e-4
 
 
@@ -48,11 +47,6 @@ class DDIMStep:
     def alpha_t(self) -> float:
         """The papers' α_t = ᾱ_t/ᾱ_{t−1}."""
         return (self.level.alpha / self.next_level.alpha) ** 2
-
-    @property
-    def has_signal(self) -> bool:
-        """Whether x_t holds anything of x₀; if not, what a method divides by α is left out."""
-        return self.level.alpha > _NO_SIGNAL * self.level.sigma
 
     @property
     def response(self) -> float:

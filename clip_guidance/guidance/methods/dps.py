@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_number
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
 from clip_guidance.guidance.modes.base import StepState
 
@@ -24,6 +25,10 @@ class DPS(OnDDIM):
     Args:
         zeta: Step size ζ, the factor of the gradient; the paper's values are 0.3 to 1.
 
+    Raises:
+        TypeError: ``zeta`` is not a number.
+        ValueError: ``zeta`` is not finite, or beyond 1e9.
+
     Example:
         >>> from clip_guidance.guidance import Guidance
         >>> from clip_guidance.guidance.methods import DPS
@@ -33,6 +38,9 @@ class DPS(OnDDIM):
 
     zeta: float = 1.0
     needs_tape: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("zeta", self.zeta)
 
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""

@@ -15,9 +15,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_number
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
 from clip_guidance.guidance.methods.step_size import step_length, unit
 from clip_guidance.guidance.modes.base import StepState
+
+_RHO_WITHOUT = 0.02  # of the paper
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,30 @@ class FreeDoM(OnDDIM):
     Args:
         rho: Length of the step as a share of the classifier-free correction. The size of the reward does not matter.
         rho_without: Length of the step as a share of DDPM's noise correction, where there is no classifier-free
-            guidance.
+            guidance and ``rho`` does not act. None takes the paper's 0.02, and a run that needs it warns of it once.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is not finite, or beyond 1e9.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
         >>> from clip_guidance.guidance.methods import FreeDoM
         >>> Guidance(lambda images: images.mean((1, 2, 3)), mode=FreeDoM(rho=0.1), start=0.3, stop=0.7).mode
-        FreeDoM(rho=0.1, rho_without=0.02)
+        FreeDoM(rho=0.1, rho_without=None)
     """
 
     rho: float = 0.2
-    rho_without: float = 0.02
+    rho_without: float | None = None
     needs_tape: ClassVar[bool] = True
     needs_correction: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("rho", self.rho)
+        check_number("rho_without", _RHO_WITHOUT if self.rho_without is None else self.rho_without)
 
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""
         gradient = state.vjp(state.gradient(state.x0))
-        return step_of(state).shift(step_length(state, self.rho, self.rho_without) * unit(gradient))
+        length = step_length(state, self.rho, self.rho_without, _RHO_WITHOUT)
+        return step_of(state).shift(length * unit(gradient))

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_count, check_number, check_seed
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
-from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
+from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
 
@@ -32,7 +33,8 @@ class LGDMC(OnDDIM):
         seed: Seed of the noise.
 
     Raises:
-        ValueError: ``samples`` is not a positive whole number.
+        TypeError: ``zeta`` or ``radius`` is not a number.
+        ValueError: An argument is out of range: ``samples`` from 1 to 10,000, a finite ``zeta``, ``radius`` at least 0.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
@@ -48,7 +50,10 @@ class LGDMC(OnDDIM):
     needs_tape: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_samples(self.samples)
+        check_number("zeta", self.zeta)
+        check_number("radius", self.radius, least=0)
+        check_count("samples", self.samples, of=" of noisy copies")
+        check_seed(self.seed)
 
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""

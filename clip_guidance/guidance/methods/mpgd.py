@@ -17,9 +17,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_number
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
 from clip_guidance.guidance.methods.step_size import step_length, unit
 from clip_guidance.guidance.modes.base import StepState
+
+_RHO_WITHOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,28 @@ class MPGD(OnDDIM):
         rho: Length of the relative step as a share of the classifier-free correction; the released code takes 15 for
             style, on Stable Diffusion.
         rho_without: Length of the relative step as a share of DDPM's noise correction, where there is no
-            classifier-free guidance.
+            classifier-free guidance and ``rho`` does not act. None takes 1, and a run that needs it warns of it once.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is not finite, or beyond 1e9.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
         >>> from clip_guidance.guidance.methods import MPGD
         >>> Guidance(lambda images: images.mean((1, 2, 3)), mode=MPGD(rho=5.0)).mode
-        MPGD(step_size=None, rho=5.0, rho_without=1.0)
+        MPGD(step_size=None, rho=5.0, rho_without=None)
     """
 
     step_size: float | None = None
     rho: float = 15.0
-    rho_without: float = 1.0
+    rho_without: float | None = None
     needs_tape: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("step_size", 0.0 if self.step_size is None else self.step_size)
+        check_number("rho", self.rho)
+        check_number("rho_without", _RHO_WITHOUT if self.rho_without is None else self.rho_without)
 
     @property
     def needs_correction(self) -> bool:  # type: ignore[override]
@@ -55,4 +67,4 @@ class MPGD(OnDDIM):
         gradient, next_alpha = state.gradient(state.x0), state.next_level.alpha
         if self.step_size is not None:
             return step_of(state).shift(next_alpha * self.step_size * gradient)
-        return step_length(state, self.rho, self.rho_without) / next_alpha * unit(gradient)
+        return step_length(state, self.rho, self.rho_without, _RHO_WITHOUT) / next_alpha * unit(gradient)

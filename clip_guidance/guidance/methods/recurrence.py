@@ -9,6 +9,7 @@ so that any stock pipeline calls its denoiser again by itself, and all but the l
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.adapters.next_level import check_ddim, next_noise_level
 from clip_guidance.guidance.adapters.schedulers import noise_level
+from clip_guidance.guidance.arguments import check_count, check_number, check_seed, shown
 from clip_guidance.guidance.engine.patch import patched
 from clip_guidance.guidance.methods.ddim import DDIMStep
 
@@ -36,7 +38,9 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
 
     Raises:
         UnsupportedSchedulerError: The scheduler takes no steps of DDIM.
-        ValueError: ``times`` is not a positive whole number, or ``window`` is not a part of a run.
+        TypeError: ``window`` is not two numbers.
+        ValueError: ``times`` is not a positive whole number, ``window`` not a part of a run, or ``seed`` not a whole
+            number of less than 43 bits.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -48,12 +52,15 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
         [750, 750, 500, 500, 250, 0]
     """
     check_ddim(scheduler, "recurrence")
-    if times != int(times) or times < 1:
-        raise ValueError(f"times must be a whole number, at least 1, got {times}")
-    start, stop = window
-    if not 0 <= start < stop <= 1:
-        raise ValueError(f"expected a window 0 <= start < stop <= 1, got {window}")
-    recurrence = _Recurrence(scheduler, int(times), window, seed)
+    check_count("times", times)
+    check_seed(seed)
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise TypeError(f"window must be two fractions of a run, got {shown(window)}")
+    for fraction in window:
+        check_number("a fraction of window", fraction)
+    if not 0 <= window[0] < window[1] <= 1:
+        raise ValueError(f"expected a window 0 <= start < stop <= 1, got {shown(window)}")
+    recurrence = _Recurrence(scheduler, times, (window[0], window[1]), seed)
     with ExitStack() as stack:
         stack.enter_context(patched(scheduler, "set_timesteps", recurrence.set_timesteps))
         stack.enter_context(patched(scheduler, "step", recurrence.step))
@@ -78,6 +85,12 @@ class _Recurrence:
         self._timesteps = timesteps = self._scheduler.timesteps
         (start, stop), count = self._window, len(timesteps)
         repeats = torch.tensor([self._times if start <= i / count < stop else 1 for i in range(count)])
+        if self._times > 1 and not (repeats > 1).any():
+            warnings.warn(
+                f"recurrence repeats no step: none of the {count} lies in the window {start:g} to {stop:g} of the run. "
+                "Widen it, or take more steps",
+                stacklevel=2,
+            )
         self._scheduler.timesteps = timesteps.repeat_interleave(repeats.to(timesteps.device))
         # DDIM and DDPM keep no index, and from a timestep guidance cannot tell which repetition it is at.
         self._scheduler.step_index = 0

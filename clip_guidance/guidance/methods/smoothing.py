@@ -52,13 +52,3 @@ class Smoothing:
         """Draw n tensors (1, ...) of the shape of one sample."""
         shape = (1, *x0.shape[1:])
         return [torch.randn(shape, generator=generator).to(x0) for _ in range(self.samples)]
-
-
-def check_samples(samples: int) -> None:
-    """Refuse a number of copies that is not a positive whole number.
-
-    Raises:
-        ValueError: ``samples`` is below 1 or not whole.
-    """
-    if samples != int(samples) or samples < 1:
-        raise ValueError(f"samples must be a whole number of noisy copies, at least 1, got {samples}")

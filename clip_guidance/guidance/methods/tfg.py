@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from clip_guidance.guidance.adapters.next_level import final_alpha_prod
+from clip_guidance.guidance.arguments import check_count, check_number, check_seed, shown
 from clip_guidance.guidance.methods.ddim import DDIMStep, OnDDIM, step_of
-from clip_guidance.guidance.methods.smoothing import Smoothing, check_samples
+from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.modes.base import StepState
 
 SCHEDULES = ("increase", "decrease", "constant")
@@ -42,7 +43,9 @@ class TFG(OnDDIM):
         seed: Seed of the noise.
 
     Raises:
-        ValueError: ``samples`` or ``iterations`` is not a positive whole number, or a schedule is not known.
+        TypeError: A strength is not a number.
+        ValueError: An argument is out of range: ``samples`` and ``iterations`` from 1 to 10,000, finite strengths,
+            ``sigma`` at least 0; or a schedule is not known.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
@@ -63,12 +66,16 @@ class TFG(OnDDIM):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_samples(self.samples)
-        if self.iterations != int(self.iterations) or self.iterations < 1:
-            raise ValueError(f"iterations must be a whole number, at least 1, got {self.iterations}")
-        for schedule in (self.rho_schedule, self.mu_schedule):
-            if schedule not in SCHEDULES:
-                raise ValueError(f"a schedule of TFG must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        check_number("rho", self.rho)
+        check_number("mu", self.mu)
+        check_number("sigma", self.sigma, least=0)
+        check_count("samples", self.samples, of=" of noisy copies")
+        check_count("iterations", self.iterations)
+        check_seed(self.seed)
+        for name in ("rho_schedule", "mu_schedule"):
+            schedule = getattr(self, name)
+            if not isinstance(schedule, str) or schedule not in SCHEDULES:
+                raise ValueError(f"{name} must be one of {', '.join(SCHEDULES)}, got {shown(schedule)}")
 
     @property
     def needs_tape(self) -> bool:
@@ -86,7 +93,7 @@ class TFG(OnDDIM):
 
         at_x0 = smoothed(x0)
         added = torch.zeros_like(x0)
-        if self.rho and step.has_signal:
+        if self.rho and step.level.has_signal:
             delta_t = self.rho * share(self.rho_schedule, step, state.scheduler) * state.vjp(at_x0)
             added += delta_t / math.sqrt(step.alpha_t)
         if self.mu:
@@ -106,4 +113,5 @@ def share(schedule: str, step: DDIMStep, scheduler: Any) -> float:
     products = scheduler.alphas_cumprod.cpu()[timesteps].double()
     alphas = products / torch.cat([products[1:], products.new_tensor([final_alpha_prod(scheduler)])])
     shares, own = (alphas, step.alpha_t) if schedule == "increase" else (1 - alphas, 1 - step.alpha_t)
-    return own / float(shares.mean())
+    mean = float(shares.mean())
+    return own / mean if mean else 1.0  # the only step of a run without any signal

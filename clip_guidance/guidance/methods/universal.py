@@ -4,7 +4,7 @@
     backward    ε̂ ← ε̂ − (α/σ)·Δx₀,  Δx₀ = argmax_Δ r(x̂₀ + Δ) by m gradient steps from 0   (equations 7 and 9)
 
 Both change ε̂ alone, so both are shifts of x̂₀ at any scheduler, by σ/α times as much: (σ²/α)·s·∇_{x_t} r, which is mode
-"exact" at a scale of s, and Δx₀. The paper repeats each step k times: ``recurrent(scheduler, k)``.
+"exact" at a scale of s without its bound, and Δx₀. The paper repeats each step k times: ``recurrent(scheduler, k)``.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_count, check_number
 from clip_guidance.guidance.modes import exact
 from clip_guidance.guidance.modes.base import StepState
 
@@ -27,7 +28,8 @@ class UniversalGuidance:
         rate: Length of each of these steps, as a factor of the gradient.
 
     Raises:
-        ValueError: ``backward_steps`` is not a whole number, at least 0.
+        TypeError: ``forward`` or ``rate`` is not a number.
+        ValueError: ``backward_steps`` is not a whole number from 0 to 10,000, or a factor is not finite.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
@@ -42,8 +44,9 @@ class UniversalGuidance:
     needs_correction: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.backward_steps != int(self.backward_steps) or self.backward_steps < 0:
-            raise ValueError(f"backward_steps must be a whole number, at least 0, got {self.backward_steps}")
+        check_number("forward", self.forward)
+        check_number("rate", self.rate)
+        check_count("backward_steps", self.backward_steps, least=0)
 
     @property
     def needs_tape(self) -> bool:
@@ -61,4 +64,4 @@ class UniversalGuidance:
         backward = z - state.x0
         if not self.forward:
             return backward
-        return self.forward * exact.shift(state) + backward
+        return self.forward * exact.shift(state, bounded=False) + backward

@@ -1,5 +1,6 @@
 """What a guidance mode is, and what it is given at a step."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,7 @@ class StepState:
         eta: η that goes into the scheduler's step, where the scheduler takes one (DDIM).
         correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where the
             mode's ``needs_correction`` does not ask for it.
+        tell: Warns of what is done otherwise than was asked for; the engine says each text once.
     """
 
     prediction: Prediction
@@ -52,6 +54,7 @@ class StepState:
     vjp: Callable[[Tensor], Tensor]
     eta: float = 0.0
     correction: Tensor | None = None
+    tell: Callable[[str], None] = warnings.warn
 
     @property
     def sample(self) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.arguments import check_count
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.per_sample import per_sample
@@ -34,7 +35,7 @@ class Tilt:
             the way, and overshoot less.
 
     Raises:
-        ValueError: ``steps`` is not a whole number of at least 1.
+        ValueError: ``steps`` is not a whole number from 1 to 10,000.
 
     Example:
         >>> from clip_guidance.guidance import Guidance
@@ -48,8 +49,7 @@ class Tilt:
     needs_correction: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.steps != int(self.steps) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number, at least 1, got {self.steps}")
+        check_count("steps", self.steps)
 
     def check(self, scheduler: Any) -> None:
         """Refuse nothing: as mode "x0" it is defined at any scheduler."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a generator that is collected while the lock is held may end a freeze
 _holds: dict[tuple[int, str], int] = {}  # (id of a module, name of its parameter) -> number of open freezes
 
 

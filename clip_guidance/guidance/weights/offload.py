@@ -5,10 +5,13 @@ next network begins. A backward needs the weights where they were in the forward
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
+
+from clip_guidance.guidance.weights.hold import held
 
 
 @contextmanager
@@ -17,16 +20,10 @@ def keep_onloaded(module: nn.Module) -> Iterator[None]:
 
     Weights that are onloaded inside are offloaded at the end.
     """
-    # An outer block keeps the other groups already.
-    groups = [group for group in _groups(module) if "offload_" not in vars(group)]
-    for group in groups:
-        group.offload_ = _do_nothing
-    try:
+    with ExitStack() as stack:
+        for group in _groups(module):
+            stack.enter_context(held(group, "offload_", _do_nothing, released=partial(_offload, group)))
         yield
-    finally:
-        for group in groups:
-            del group.offload_
-            group.offload_()
 
 
 @contextmanager
@@ -48,15 +45,15 @@ def no_neighbour_offload(module: nn.Module) -> Iterator[None]:
     again at every guided step, and mode "exact" would find the denoiser's weights on another device in the backward.
     """
     hook: Any = getattr(module, "_hf_hook", None)
-    hooks = [each for each in getattr(hook, "hooks", [hook]) if getattr(each, "prev_module_hook", None) is not None]
-    neighbours = [each.prev_module_hook for each in hooks]
-    for each in hooks:
-        each.prev_module_hook = None
-    try:
+    hooks = [each for each in getattr(hook, "hooks", [hook]) if hasattr(each, "prev_module_hook")]
+    with ExitStack() as stack:
+        for each in hooks:
+            stack.enter_context(held(each, "prev_module_hook", None))
         yield
-    finally:
-        for each, neighbour in zip(hooks, neighbours, strict=True):
-            each.prev_module_hook = neighbour
+
+
+def _offload(group: Any) -> None:
+    group.offload_()  # looked up now, when it offloads again
 
 
 def _do_nothing() -> None:

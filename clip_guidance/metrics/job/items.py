@@ -1,24 +1,31 @@
 """What there is to score, one item after the other: images, folders, globs, tables, lines of standard input.
 
-Nothing is kept in memory: of a folder only the names in it, of a table one row at a time.
+Prompts are read as training reads captions, by the readers of :mod:`clip_guidance.data`. Nothing is kept in memory: of
+a folder only the names in it, of a table one row at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clip_guidance.data.decode import clean_captions
-from clip_guidance.data.records import BadRow, Record, SourceError, StoredFile
+from clip_guidance.data.open import caption_tables
+from clip_guidance.data.records import BadRow, Record, SourceError, StoredFile, load_json
+from clip_guidance.data.sources.columns import Columns
+from clip_guidance.data.sources.folder import FolderSource, list_files
 from clip_guidance.data.sources.table import SUFFIXES, TableSource
+from clip_guidance.data.sources.text_table import csv_table, is_csv_header
 from clip_guidance.images.find import find_images, walk_images
 
 STDIN = "-"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ def read_items(
     A bad row of a table is an item that has a ``problem``.
 
     Args:
-        paths: Images, folders (searched recursively), globs, tables (.csv, .tsv, .jsonl, .parquet) with the column
-            image
-            and maybe prompt; or the text ``-`` for ``lines``, where ``Path("-")`` is a file of this name.
+        paths: Images, folders (searched recursively, with the texts that training would read as captions), globs,
+            tables (.csv, .tsv, .jsonl, .json, .parquet) with the column image and maybe prompt; or the text ``-`` for
+            ``lines``, where ``Path("-")`` is a file of this name.
         prompt: Prompt of every image that comes without one.
-        lines: Paths, or JSON objects with ``image`` and maybe ``prompt``.
+        lines: Paths, JSON objects with ``image`` and maybe ``prompt``, or a CSV with a header.
 
     Raises:
         SourceError: A table has no column of images.
@@ -75,8 +82,8 @@ def check_table(path: Path) -> None:
         ValueError: The file is no table, has no column of images, or no row that gives an image; the message names the
             first bad row.
     """
-    source, bad, first = _open_table(path), 0, ""
-    for record in itertools.chain.from_iterable(map(source.read, range(len(source.parts)))):
+    bad, first = 0, ""
+    for record in _records(_open_table(path)):
         if not (problem := next(_of_record(record, path)).problem):
             return
         if record.key == path.name:  # the table itself
@@ -88,19 +95,68 @@ def check_table(path: Path) -> None:
 def _items(given: str | Path, lines: Iterable[str]) -> Iterator[ScoreItem]:
     path = Path(given)
     if given == STDIN:  # the text alone: as a path, ./- is the same as -
-        yield from filter(None, map(_of_line, lines))
+        yield from _of_lines(lines)
     elif is_table(path) and path.is_file():
-        source = _open_table(path)
-        for part in range(len(source.parts)):
-            for record in source.read(part):
-                yield from _of_record(record, path)
+        for record in _records(_open_table(path)):
+            yield from _of_record(record, path)
+    elif os.path.isdir(path):  # not Path.is_dir, which raises where a folder above may not be entered
+        yield from _of_folder(path)
     else:
-        none = True
-        for image in walk_images(path) if path.is_dir() else find_images([path]):
-            none = False
+        for image in find_images([path]):
             yield ScoreItem(str(image), str(image))
-        if none:  # an item that fails by name, so that it does not pass unnoticed
-            yield ScoreItem(str(path), str(path))
+
+
+def _of_folder(folder: Path) -> Iterator[ScoreItem]:
+    """Yield the images of a folder, with the prompts that training would read as their captions.
+
+    Those are the rows of ``captions.csv`` and the like, and the texts beside images; the names of folders are none.
+    """
+    listing = list_files(folder)
+    tables = [folder / file for file in caption_tables(listing, {})]
+    named = set()
+    for table in tables:
+        for record in _records(_open_table(table, folder)):
+            for item in _of_record(record, table):
+                named.add(os.path.normpath(item.name))
+                yield item
+    source = FolderSource(listing, class_names=False)
+    if source.captioned:
+        warnings.warn(f"{folder}: images are compared with the texts beside them, where they have one", stacklevel=2)
+    none = not tables
+    for image in walk_images(folder):
+        if os.path.normpath(image) not in named:
+            none = False
+            yield from _of_image(source.record(os.path.relpath(image, folder)), str(image))
+    if none:  # an item that fails by name, so that it does not pass unnoticed
+        yield ScoreItem(str(folder), str(folder))
+
+
+def _of_image(record: Record, name: str) -> Iterator[ScoreItem]:
+    """Yield an item for each prompt of an image in a folder."""
+    try:
+        for prompt in _prompts(record):
+            yield ScoreItem(name, name, prompt)
+    except BadRow as bad:
+        yield ScoreItem(name, None, problem=bad.detail)
+
+
+def _of_lines(lines: Iterable[str]) -> Iterator[ScoreItem]:
+    """Yield the items of standard input: paths, JSON objects, or a CSV whose first line names its columns."""
+    lines = iter(lines)
+    first = next(lines, "")
+    if not is_csv_header(first):
+        yield from filter(None, map(_of_line, itertools.chain([first], lines)))
+        return
+    table = Path("standard input")
+    names, rows = csv_table(itertools.chain([first], lines))
+    columns = _with_prompts(table, lambda asked, need: Columns.find(names, str(table), None, asked, None, need))
+    for number, row in enumerate(rows, start=1):
+        key = f"row {number}"
+        if isinstance(row, BadRow):
+            record = Record(key, STDIN, problem=row)
+        else:
+            record = columns.record(row, key, STDIN, Path())
+        yield from _of_record(record, table)
 
 
 def _of_line(line: str) -> ScoreItem | None:
@@ -108,9 +164,9 @@ def _of_line(line: str) -> ScoreItem | None:
     if not text.startswith("{"):
         return ScoreItem(text, text) if text else None
     try:
-        row: Any = json.loads(text)
-    except ValueError as error:
-        return ScoreItem(text[:60], None, problem=f"is no path and no JSON ({error})")
+        row: Any = load_json(text)
+    except BadRow as bad:
+        return ScoreItem(text[:60], None, problem=f"is no path and no JSON ({bad.detail.removeprefix('not JSON: ')})")
     image, prompt = row.get("image"), row.get("prompt")
     if not isinstance(image, str) or not image:
         return ScoreItem(text[:60], None, problem="has no image")
@@ -119,19 +175,36 @@ def _of_line(line: str) -> ScoreItem | None:
     return ScoreItem(image, image, prompt or None)
 
 
-def _open_table(path: Path) -> TableSource:
+def _records(source: TableSource) -> Iterator[Record]:
+    return itertools.chain.from_iterable(map(source.read, range(len(source.parts))))
+
+
+def _open_table(path: Path, root: Path | None = None) -> TableSource:
+    return _with_prompts(path, lambda asked, need: TableSource([path], str(path), None, asked, need, root))
+
+
+def _with_prompts(table: Path, read: Callable[[Sequence[str], bool], T]) -> T:
+    """Read a table by its column prompt, else by its captions, else without any.
+
+    Args:
+        table: What the table is called in a warning.
+        read: From the columns of captions that are asked for, and whether there must be any, to the columns that are
+            read, or to a source with them.
+
+    Raises:
+        SourceError: The table has no column of images; the error says what there is.
+    """
+    with contextlib.suppress(SourceError):
+        return read(["prompt"], True)
     try:
-        return TableSource([path], str(path), caption_columns=["prompt"])
+        found = read([], True)  # captions by their customary names
     except SourceError:
-        pass
-    try:
-        source = TableSource([path], str(path))  # captions by their customary names
-    except SourceError:  # a table without captions; raises an error that says what there is
-        return TableSource([path], str(path), caption_columns=["prompt"], need_captions=False)
-    if columns := source.columns(path):
-        found = ", ".join(columns.captions)
-        warnings.warn(f"{path}: has no column prompt; images are compared with: {found}", stacklevel=2)
-    return source
+        return read(["prompt"], False)
+    columns = found.columns(table) if isinstance(found, TableSource) else found
+    if isinstance(columns, Columns):
+        what = ", ".join(columns.captions)
+        warnings.warn(f"{table}: has no column prompt; images are compared with: {what}", stacklevel=2)
+    return found
 
 
 def _of_record(record: Record, table: Path) -> Iterator[ScoreItem]:
@@ -165,7 +238,7 @@ def _prompts(record: Record) -> Sequence[str | None]:
         BadRow: Something else stands in the place of the prompts.
     """
     try:
-        return clean_captions(record.captions)[0]
+        return clean_captions(record.captions() if callable(record.captions) else record.captions)[0]
     except BadRow as bad:
         if bad.reason == "no_caption":
             return [None]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.metrics.job.store import record_id
 from clip_guidance.metrics.job.texts import EncodedText, LongPrompts, TextEncoder
 from clip_guidance.metrics.protocol import ImageScore
@@ -59,6 +60,7 @@ class Judge:
         key: Key of the embeddings in a cache; another precision or another way of decoding has another key.
         definitions: Definitions of the scores.
         texts: Encoder of the texts.
+        domain: Count of the images that are unlike those that the CLIP was trained on.
     """
 
     clip: CLIP
@@ -66,6 +68,7 @@ class Judge:
     key: str
     definitions: list[Definition] = field(default_factory=list)
     texts: TextEncoder = field(init=False)
+    domain: DomainCheck = field(init=False)
 
     def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
         """Encode preprocessed images to unit vectors (n, d), float32 on the model's device."""
@@ -107,12 +110,12 @@ def make_judge(
     Raises:
         ValueError: There is no such score, or the CLIP cannot encode texts.
     """
-    fingerprint = clip.fingerprint()
+    fingerprint, domain = clip.fingerprint(), DomainCheck(clip)  # of the weights as they are stored
     if dtype is not None:
         clip.to(dtype=dtype)
     name = f"{fingerprint}-{str(clip.dtype).removeprefix('torch.')}{'-draft' * draft}"
     judge = Judge(clip, fingerprint, name)
-    judge.texts = TextEncoder(clip, long_prompts)
+    judge.texts, judge.domain = TextEncoder(clip, long_prompts), domain
     for score in map(get_image_score, scores):
         record = score.record(clip)
         if long_prompts == "chunk-average" and score.needs_prompt:

@@ -1,7 +1,8 @@
 """The file of scores: one row per image, text, definition and model, each with the whole record of its definition.
 
     .jsonl     one object per line
-    .csv       a header and lines
+    .csv       a header and lines; a text that begins with = + - @ has an apostrophe before it, lest a spreadsheet
+               compute it, and is read back without
     .parquet   row groups; the records also stand in the schema's metadata, key ``clip_guidance``
 
 A file is written beside its place and moved there when it is complete, so it is never half written.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,7 @@ from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 OWN = ("image", "prompt", "score", "guided", "tokens", "truncated", "hash")  # the other columns are the record's
 GROUP = 8192  # rows in memory at once
+_FORMULA = re.compile("'*[=+\\-@\t\r]")  # the beginning of a cell that a spreadsheet computes, or of one that is quoted
 
 Scores = Iterable[tuple[ScoreRow, Mapping[str, Any]]]
 
@@ -65,7 +68,7 @@ def read_scores(path: Path) -> Iterator[tuple[ScoreRow, dict[str, Any]]]:
         known = row is not None and {"image", "prompt", "score", "definition"} <= set(row)
         if row is None or not known or not isinstance(row["image"], str):
             raise ScoresError(f"{path}: row {number}: expected scores as clip-guidance score writes them")
-        record = {name: value for name, value in row.items() if name not in OWN and value not in (None, "")}
+        record = _renamed({name: value for name, value in row.items() if name not in OWN and value not in (None, "")})
         try:
             yield _row(row, record, number), record
         except (TypeError, ValueError) as error:
@@ -110,14 +113,32 @@ def _row(row: Mapping[str, Any], record: Mapping[str, Any], number: int) -> Scor
     )
 
 
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Give a CLIP-IQA of an earlier version its present name: the positional embedding has a column of its own now."""
+    name = str(record["definition"])
+    if not name.startswith("clip-iqa:") or "positional_embedding" in record:
+        return record
+    short = name.removesuffix(" with positional embedding")
+    return {**record, "definition": short, "positional_embedding": name != short}
+
+
 def _write_jsonl(file: IO[str], rows: Iterable[dict[str, Any]], _: Sequence[str]) -> None:
-    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def _write_csv(file: IO[str], rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _quoted(value) for name, value in row.items()} for row in rows)
+
+
+def _quoted(value: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would compute; :func:`_unquoted` takes it away again."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _unquoted(value: str) -> str:
+    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
 
 
 def _write_parquet(
@@ -131,7 +152,8 @@ def _write_parquet(
         found = {type(record[name]) for record in records if record.get(name) is not None}
         return own.get(name) or (kinds.get(found.pop(), pa.string()) if len(found) == 1 else pa.string())
 
-    schema = pa.schema([(name, kind(name)) for name in columns], {METADATA_KEY: json.dumps(list(records))})
+    about = {METADATA_KEY: json.dumps(list(records), allow_nan=False)}
+    schema = pa.schema([(name, kind(name)) for name in columns], about)
     texts = [name for name in columns if schema.field(name).type == pa.string()]
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, GROUP)):
@@ -147,7 +169,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | None]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield row if isinstance(row, dict) else None
 
@@ -172,7 +194,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any] | None]:
             for fields in lines:
                 if held is not None:
                     yield held
-                held = dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
+                held = dict(zip(header, map(_unquoted, fields), strict=True)) if len(fields) == len(header) else None
                 if held is None and next(lines, None) is not None:
                     yield None
         except csv.Error as error:  # a field above the limit of the csv module

@@ -69,7 +69,7 @@ class Preparer:
     ) -> None:
         self.judges, self.known, self.cache = judges, known, cache
         self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
-        self.draft_side = 2 * max(judge.clip.image_processor.resize_to for judge in judges) if draft else 0
+        self.draft_side = 2 * max(max(judge.clip.image_processor.sides) for judge in judges) if draft else 0
 
     def __call__(self, item: ScoreItem) -> PreparedItem:
         """Prepare an item, or say why it failed.
@@ -112,7 +112,8 @@ class Preparer:
         ]
         for place in missing if self.cache else []:
             assert self.cache is not None
-            if (embed := self.cache.get(self.judges[place].key, prepared.hash)) is not None:
+            judge = self.judges[place]
+            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.config.projection_dim)) is not None:
                 prepared.embeds[place] = embed
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)

@@ -82,7 +82,7 @@ class Job:
         return sorted(path for path in found if path.name.removeprefix(prefix).isdecimal())
 
     def check(self, resume: bool) -> None:
-        """Check that a run may begin.
+        """Check that a run may begin; under the lock, since the files may be those of a run that goes on.
 
         Raises:
             ScoresError: There are scores already and ``resume`` is not set.
@@ -210,6 +210,8 @@ def _embeds(block: list[PreparedItem], judge: Judge, place: int, cache: EmbedCac
         embeds |= {each.item.position: embed for each, embed in zip(encode, encoded, strict=True)}
         if cache is not None:
             cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
+    if embeds:
+        judge.domain.add(torch.stack(list(embeds.values())))
     return embeds
 
 

@@ -188,7 +188,7 @@ class ScoreStore:
                 if row.record not in seen:
                     seen.add(row.record)
                     sql = "INSERT OR IGNORE INTO records VALUES (?, ?, ?)"
-                    self._db.execute(sql, (row.record, len(seen), json.dumps(record)))
+                    self._db.execute(sql, (row.record, len(seen), json.dumps(record, allow_nan=False)))
                 self._db.execute(_PUT, astuple(row))
 
         self._transact(write)
@@ -244,7 +244,8 @@ class ScoreStore:
         return Summary(self.records()[record], count, mean, int(guided), int(truncated))
 
     def _add_records(self, records: Iterable[Mapping[str, Any]]) -> None:
-        values = ((record_id(record), place, json.dumps(record)) for place, record in enumerate(records))
+        numbered = enumerate(records)
+        values = ((record_id(record), place, json.dumps(record, allow_nan=False)) for place, record in numbered)
         self._db.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", values)
 
     def _transact(self, write: Callable[[], Any]) -> Any:

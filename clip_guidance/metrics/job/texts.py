@@ -125,6 +125,7 @@ class TextEncoder:
                 padded = self.tokenizer.pad(
                     {"input_ids": [rows[place] for place in part + filling]},
                     padding="max_length",
+                    padding_side="right",
                     max_length=length,
                     return_tensors="pt",
                 )

@@ -125,7 +125,9 @@ def test_processes_share_the_rows(data):
     assert streamed(data, index=1, count=3).global_batch_size == 12 and streamed(data, index=1, count=3).first == 4
 
 
-@pytest.mark.parametrize(("workers", "ahead", "held"), [(0, None, 0), (3, None, 6), (1, 8, 8)])
+@pytest.mark.parametrize(
+    ("workers", "ahead", "held"), [pytest.param(0, None, 0, marks=pytest.mark.slow), (3, None, 6), (1, 8, 8)]
+)
 def test_no_more_images_are_held_than_a_batch_and_those_under_way(data, workers, ahead, held):
     alive, most = weakref.WeakSet(), 0
 

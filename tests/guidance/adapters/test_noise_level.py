@@ -171,6 +171,23 @@ def test_noise_falls_from_step_to_step(name):
     assert len(ratios) == 12
 
 
+@pytest.mark.parametrize(("product", "expected"), [(-6e-8, (0, 1)), (1 + 6e-8, (1, 0)), (0.36, (0.6, 0.8))])
+def test_a_product_that_is_rounded_beyond_its_range_is_at_its_end(product, expected):
+    scheduler = DDIMScheduler()
+    scheduler.alphas_cumprod = torch.full((1000,), product, dtype=torch.float64)
+    scheduler.set_timesteps(4)
+    level = noise_level(scheduler, 500)
+    assert (level.alpha, level.sigma) == pytest.approx(expected, abs=3e-4)
+
+
+@pytest.mark.parametrize("product", [-0.01, 1.01, math.nan])
+def test_a_product_beyond_its_range_is_refused(product):
+    scheduler = DDIMScheduler()
+    scheduler.alphas_cumprod = torch.full((1000,), product)
+    with pytest.raises(UnsupportedSchedulerError, match=r"expected alpha in \[0, 1\] and a finite sigma >= 0, DDIM"):
+        noise_level(scheduler, 500)
+
+
 def test_ddim_at_terminal_zero_snr_is_pure_noise():
     level = noise_level(DDIMScheduler(rescale_betas_zero_snr=True), 999)
     assert level == NoiseLevel(alpha=pytest.approx(0, abs=1e-6), sigma=pytest.approx(1))
@@ -214,5 +231,6 @@ def test_a_refused_scheduler_is_told_why(name):
 
 
 def test_an_unknown_scheduler_is_refused_by_name():
-    with pytest.raises(UnsupportedSchedulerError, match=r"DDIMScheduler.*Euler.*is a SimpleNamespace. Exchange it"):
+    message = r"levels of .* and \d+ more; the pipeline's scheduler is a SimpleNamespace. Exchange it"
+    with pytest.raises(UnsupportedSchedulerError, match=message):
         noise_level(SimpleNamespace(), 10)

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,11 @@ import helpers
 import pytest
 import torch
 from diffusers.utils import DummyObject
+from helpers.pipeline_zoo import redness
+from helpers.pipelines.video import expanded, wan
 from torch import nn
 
+from clip_guidance.guidance import Guidance
 from clip_guidance.guidance.adapters.layouts import image_part
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, check_exact, find_adapter
 from clip_guidance.guidance.adapters.size import Size
@@ -91,3 +95,18 @@ def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
     for size, given in ((None, sample), (Size(16, 24), sample[..., None])):
         with pytest.raises(ValueError, match=rf"image's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
             image_part(pipe, given, size)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({}, "not known how WanImageToVideoPipeline decodes its latents"),
+    ({"mode": "exact", "space": "latent"}, "its denoiser reads the given image in place of a part of the sample"),
+])  # fmt: skip
+def test_wan_that_reads_the_image_in_the_sample_is_refused_where_it_cannot_work(options, message):
+    pipe, _ = expanded(*wan(diffusers.WanImageToVideoPipeline))
+    with pytest.raises(ValueError, match=message) as caught:
+        Guidance(redness, **options).attach(pipe)
+    assert len(str(caught.value)) <= 300
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Guidance(redness, space="latent", scale=0.0).attach(pipe):
+            pass

@@ -137,6 +137,7 @@ def test_repeated_runs_and_attachments_agree(tiny_pipeline, clip, scheduler, mod
     assert first.equal(third)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["x0", "exact"])
 @pytest.mark.parametrize("outer", ["x0", "exact"])
 def test_nested_guidances_do_not_depend_on_their_order(tiny_pipeline, clip, outer, inner):
@@ -152,9 +153,10 @@ def test_nested_guidances_do_not_depend_on_their_order(tiny_pipeline, clip, oute
 @modes
 def test_a_guidance_attached_twice_counts_twice(tiny_pipeline, clip, scheduler, mode):
     pipe = tiny_pipeline(scheduler)
-    with CLIPGuidance(clip, "dog", scale=2.0, mode=mode).attach(pipe):
+    variance = 1e4 if mode == "exact" else None  # else random weights meet the bound on each of two shifts
+    with CLIPGuidance(clip, "dog", scale=2.0, mode=mode, data_variance=variance).attach(pipe):
         expected = generate(pipe)
-    guidance = CLIPGuidance(clip, "dog", mode=mode)
+    guidance = CLIPGuidance(clip, "dog", mode=mode, data_variance=variance)
     with guidance.attach(pipe), guidance.attach(pipe):
         torch.testing.assert_close(generate(pipe), expected)
 

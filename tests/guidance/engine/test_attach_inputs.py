@@ -96,7 +96,7 @@ def test_an_unknown_scheduler_is_refused_at_attach():
     class NewScheduler:
         pass
 
-    with pytest.raises(UnsupportedSchedulerError, match="noise levels of DDIMScheduler, .* is a NewScheduler"):
+    with pytest.raises(UnsupportedSchedulerError, match="noise levels of .*Scheduler and .* is a NewScheduler"):
         Guidance(brightness, space="latent").attach(NewPipeline(scheduler=NewScheduler(), unet=Denoiser()))
 
 
@@ -128,7 +128,8 @@ def test_a_pixel_pipeline_is_guided_in_pixels_with_a_quarter_of_the_variance(mod
     assert seen.shape == (1, 3, 8, 8)
     assert 0 <= seen.min() < seen.max() <= 1
     assert (run(data_variance=0.25)[0] == image).all()
-    assert (run(data_variance=1.0)[0] == image).all() == (mode == "exact")
+    # "exact" has the variance in its bound alone, which these random weights meet.
+    assert not run(data_variance=1.0)[0].equal(image)
 
 
 def test_decoding_is_the_pipelines_own(tiny_pipeline):

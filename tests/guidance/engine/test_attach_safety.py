@@ -72,6 +72,7 @@ def test_each_pipeline_has_its_own_guidance(two, share_scheduler):
 # ---------------------------------------------------------------- threads
 
 
+@pytest.mark.slow
 @exact_first
 def test_threads_that_share_a_unet_do_not_disturb_each_other(two, mode):
     pipes = two(share_scheduler=False)

@@ -139,6 +139,7 @@ def kept(pipe, decoding, count=2):
     return decoder_bytes(decoder, (count, 4, 32, 32))
 
 
+@pytest.mark.slow
 def test_memory_falls_as_documented():
     pipe = make_pipeline()
     plain = kept(pipe, Decoding()).kept

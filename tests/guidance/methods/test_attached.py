@@ -29,7 +29,9 @@ SETTINGS = [
 methods = pytest.mark.parametrize("method", SETTINGS, ids=repr)
 #: The packaged pipeline's scheduler: without any signal at the first step.
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-configs = pytest.mark.parametrize("config", [{}, ZERO_SNR], ids=["epsilon", "zero-snr"])
+configs = pytest.mark.parametrize(
+    "config", [pytest.param({}, id="epsilon", marks=pytest.mark.slow), pytest.param(ZERO_SNR, id="zero-snr")]
+)
 
 
 def test_every_method_is_tried_here():
@@ -58,6 +60,7 @@ def test_the_reward_rises(tiny_pipeline, clip, method, config, eta, times):
     assert report.steps == list(range(4 * times)) and len(report.rewards) == 4 * times and not report.dropped
 
 
+@pytest.mark.slow
 @methods
 def test_scale_zero_is_bit_identical(tiny_pipeline, clip, method):
     pipe = tiny_pipeline()
@@ -120,6 +123,7 @@ def test_a_method_beside_another_guidance_adds_up(tiny_pipeline, clip):
 # ---------------------------------------------------------------- as a guider, and saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FreeDoM(2.0), MPGD(rho=200.0), TFG(samples=2), UniversalGuidance()], ids=repr)
 def test_the_guider_of_a_modular_pipeline_makes_the_images_that_it_makes_attached(method):
     pipe, inputs = built(SDXL)

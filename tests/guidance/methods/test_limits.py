@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from helpers.reference_samplers import (
-    BETAS,
     CURVATURE,
     assert_close,
     gradient,
@@ -16,34 +15,19 @@ from helpers.reference_samplers import (
     make_pipe,
     quadratic,
     reward_gradient,
+    scheduler_of,
+    state_at,
 )
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.methods.tfg import share
-from clip_guidance.guidance.modes import RewardGradient, StepState
 
+#: With the strengths of a run without classifier-free guidance, which they would warn of if they were left out.
+FREEDOM, MPGD_RELATIVE = FreeDoM(rho_without=0.02), MPGD(rho_without=1.0)
 CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
-
-
-def scheduler_of(cls=DDIMScheduler, steps=10, **config):
-    scheduler = cls(**BETAS, clip_sample=False, **config)
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def state_at(scheduler, index, shape=(2, 3, 4), reward_gradient=reward_gradient, **options):
-    """What a mode is given at one step of a run: a random sample and model output, a denoiser of Jacobian ½."""
-    generator = torch.Generator().manual_seed(index)
-    output, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    t = scheduler.timesteps[index]
-    prediction = Prediction(output, x, noise_level(scheduler, t), prediction_type(scheduler))
-    state = StepState(prediction, t, scheduler, torch.ones(len(x)), 1.0, reward_gradient, vjp=lambda g: 0.5 * g)
-    return replace(state, **options)
 
 
 # ---------------------------------------------------------------- a shift of x̂₀, and what DDIM makes of it
@@ -80,7 +64,7 @@ def assert_moves(scheduler, index, given, **options):
     assert step.response > 0
 
 
-@pytest.mark.parametrize("method", [DPS(), LGDMC(), FreeDoM(), MPGD(0.1), TFG()])
+@pytest.mark.parametrize("method", [DPS(), LGDMC(), FREEDOM, MPGD(0.1), TFG()])
 def test_a_step_that_stays_where_it_is_cannot_be_shifted(method):
     scheduler = scheduler_of(set_alpha_to_one=False)
     state = state_at(scheduler, 9)
@@ -90,7 +74,7 @@ def test_a_step_that_stays_where_it_is_cannot_be_shifted(method):
 
 
 @pytest.mark.parametrize("correction", [None, torch.ones(2)])
-@pytest.mark.parametrize("method", [FreeDoM(), MPGD(), TFG(mu=0.0)])
+@pytest.mark.parametrize("method", [FREEDOM, MPGD_RELATIVE, TFG(mu=0.0)])
 def test_what_is_divided_by_alpha_rests_without_a_signal(method, correction):
     scheduler = scheduler_of(
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True
@@ -112,7 +96,7 @@ def test_tfg_of_rho_alone_is_dps_with_a_step_size_of_rho_over_root_alpha(index):
 
 def test_tfg_of_rho_alone_has_the_direction_of_freedom():
     state = state_at(scheduler_of(), 3)
-    shifts = [method.shift(state).flatten(1) for method in (TFG(0.3, 0.0, sigma=0.0), FreeDoM())]
+    shifts = [method.shift(state).flatten(1) for method in (TFG(0.3, 0.0, sigma=0.0), FREEDOM)]
     cosines = torch.nn.functional.cosine_similarity(*shifts)
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
@@ -153,26 +137,14 @@ def test_universal_backward_of_many_steps_finds_the_best_image():
     assert_close(gradient(state.x0 + shift), torch.zeros_like(shift))
 
 
-@pytest.mark.parametrize("cls", [FreeDoM, MPGD])
-def test_relative_steps_do_not_see_the_size_of_the_reward(cls):
-    pipe = make_pipe()
-    assert_close(guided(pipe, cls(), lambda x: 100 * quadratic(x)), guided(pipe, cls()))
-
-
-@pytest.mark.parametrize("method", [FreeDoM(rho=0.2), MPGD(rho=0.2)])
-def test_step_is_a_share_of_the_classifier_free_correction(method):
-    """ρ·rms(ε̂_cfg − ε̂_uncond), of each sample on its own: of x_{t−1} for FreeDoM, of α'x̂₀ for MPGD."""
-    scheduler, correction = scheduler_of(), torch.tensor([0.5, 2.0], dtype=torch.float64)
-    level = state_at(scheduler, 3).level
-    state = state_at(scheduler, 3, correction=level.sigma / level.alpha * correction)  # of x̂₀
-    moved = (step_of(state).response if isinstance(method, FreeDoM) else state.next_level.alpha) * method.shift(state)
-    torch.testing.assert_close(moved.flatten(1).square().mean(1).sqrt(), 0.2 * correction)
-
-
-@pytest.mark.parametrize("cls", [FreeDoM, MPGD])
-def test_no_gradient_is_no_shift(cls):
-    none = lambda x: RewardGradient(torch.zeros_like(x), x.new_zeros(len(x)))  # noqa: E731
-    assert not cls().shift(state_at(scheduler_of(), 3, reward_gradient=none)).any()
+@pytest.mark.parametrize("schedule", ["increase", "decrease"])
+@pytest.mark.parametrize("config", [{}, {"set_alpha_to_one": False}, {"rescale_betas_zero_snr": True}])
+def test_the_share_of_the_only_step_of_a_run_is_1(schedule, config):
+    """Also where α_t is 0, without any signal, or 1, in a step that stays where it is: 0/0."""
+    scheduler = scheduler_of(steps=1, prediction_type="v_prediction", timestep_spacing="trailing", **config)
+    if "set_alpha_to_one" in config:
+        scheduler.timesteps = torch.tensor([0])
+    assert share(schedule, step_of(state_at(scheduler, 0)), scheduler) == 1
 
 
 # ---------------------------------------------------------------- the smoothed reward
@@ -218,7 +190,8 @@ def test_other_schedulers_are_refused_when_attached(method):
     with pytest.raises(UnsupportedSchedulerError, match=message):
         Guidance(quadratic, mode=method, space="latent").attach(pipe)
     assert "step" not in vars(scheduler)
-    Guidance(quadratic, mode=UniversalGuidance(), space="latent").attach(pipe)
+    with Guidance(quadratic, mode=UniversalGuidance(), space="latent").attach(pipe):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -240,8 +213,11 @@ def test_what_is_no_mode_is_refused(mode, error, message):
         (lambda: LGDMC(samples=0), "samples must be a whole number of noisy copies, at least 1, got 0"),
         (lambda: TFG(samples=1.5), "samples must be a whole number of noisy copies, at least 1, got 1.5"),
         (lambda: TFG(iterations=0), "iterations must be a whole number, at least 1, got 0"),
-        (lambda: TFG(mu_schedule="linear"), "one of increase, decrease, constant, got 'linear'"),
+        (lambda: TFG(mu_schedule="linear"), "mu_schedule must be one of increase, decrease, constant, got 'linear'"),
         (lambda: UniversalGuidance(backward_steps=-1), "backward_steps must be a whole number, at least 0, got -1"),
+        (lambda: DPS(math.inf), r"zeta must be a finite number from -1e\+09 to 1e\+09, got inf"),
+        (lambda: LGDMC(radius=-1), r"radius must be a finite number from 0 to 1e\+09, got -1"),
+        (lambda: TFG(seed=2**43), "seed must be a whole number of less than 43 bits, got 8796093022208"),
     ],
 )
 def test_arguments_out_of_range(make, message):

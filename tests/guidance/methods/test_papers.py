@@ -78,9 +78,9 @@ CONSTANT = {"rho_schedule": "constant", "mu_schedule": "constant"}
 PAPERS = {
     "dps": (DPS(0.3), dps),
     "lgd": (LGDMC(0.3, samples=1, radius=0.0), dps),
-    "freedom": (FreeDoM(), freedom),
+    "freedom": (FreeDoM(rho_without=0.02), freedom),
     "mpgd": (MPGD(0.1), mpgd),
-    "mpgd-relative": (MPGD(), mpgd_relative),
+    "mpgd-relative": (MPGD(rho_without=1.0), mpgd_relative),
     "universal": (UniversalGuidance(0.4, 3, 0.1), universal),
     "tfg": (TFG(0.2, 0.05, sigma=0.0, iterations=2, **CONSTANT), tfg),
 }
@@ -109,7 +109,7 @@ def test_the_released_mpgd_is_ddpm_with_a_shifted_clean_sample():
         c_t = rms(s.eps) * math.sqrt((1 - s.bar) / s.bar) * c1 / rms(g) / math.sqrt(s.bar_next)
         return c1 * (s.x0 + c_t * g) + c2 * s.x + s.tau * s.z
 
-    assert_close(guided(make_pipe(), MPGD()), reference_samples(released))
+    assert_close(guided(make_pipe(), MPGD(rho_without=1.0)), reference_samples(released))
 
 
 def test_ddim_at_eta_1_is_ddpm():

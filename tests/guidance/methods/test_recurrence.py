@@ -166,11 +166,20 @@ def test_noise_is_its_own_and_has_the_variance_that_was_taken_out():
         (0, (0, 1), "times must be a whole number, at least 1, got 0"),
         (1.5, (0, 1), "times must be a whole number, at least 1, got 1.5"),
         (2, (0.5, 0.5), "expected a window 0 <= start < stop <= 1, got .0.5, 0.5."),
+        (2, (0.1, math.nan), "a fraction of window must be a finite number.*, got nan"),
     ],
 )
 def test_arguments_out_of_range(times, window, message):
     with pytest.raises(ValueError, match=message), recurrent(make_pipe().scheduler, times, window):
         pass
+
+
+def test_a_window_without_a_step_is_told():
+    scheduler = make_pipe().scheduler
+    with recurrent(scheduler, 3, (0.51, 0.52)):
+        with pytest.warns(UserWarning, match="repeats no step: none of the 8 lies in the window 0.51 to 0.52"):
+            scheduler.set_timesteps(STEPS)
+        assert len(scheduler.timesteps) == STEPS
 
 
 def test_other_schedulers_are_refused():

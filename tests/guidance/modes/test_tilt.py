@@ -77,6 +77,7 @@ def test_a_strong_tilt_does_not_overshoot_in_several_steps():
     assert largest(1) > 1 > largest(math.ceil(10 * weight))
 
 
+@pytest.mark.slow
 def test_scales_schedule_and_every_reach_it(tiny_pipeline, clip):
     """An image's tilt is that of its own scale, whatever its neighbour's."""
     pipe = tiny_pipeline()

@@ -11,7 +11,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from helpers.factories import generate, make_clip, make_pipeline
 from helpers.minimal_pipeline import exact_first
 
-from clip_guidance.guidance import CLIPGuidance, Decoding
+from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
 
 CPU = torch.device("cpu")
 CLIP = make_clip()
@@ -168,9 +168,7 @@ def test_weights_go_away_after_a_backward_that_failed(counted, kind):
     def broken(images):
         raise RuntimeError("stop")
 
-    guidance = CLIPGuidance(CLIP, "a red apple", mode="exact")
-    guidance.reward = broken
-    with pytest.raises(RuntimeError, match="stop"), guidance.attach(pipe):
+    with pytest.raises(RuntimeError, match="stop"), Guidance(broken, mode="exact").attach(pipe):
         generate(pipe)
     assert away(pipe.unet) and away(pipe.vae.decoder)
 
@@ -199,6 +197,7 @@ def with_tiles_larger_than_the_image(pipe):
     assert pipe.vae.tile_latent_min_size >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [with_attention, with_vae_slicing, with_tiles_larger_than_the_image])
 @exact_first
 def test_slices_give_the_same_images(save, mode):

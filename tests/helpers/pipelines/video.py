@@ -53,9 +53,16 @@ def image_to_video(cls, kind=d.WanTransformer3DModel):
     return pipe, inputs
 
 
+def expanded(pipe, inputs):
+    """Wan 2.2's way: a timestep for each token; from an image, the image's tokens are clean."""
+    pipe.register_to_config(expand_timesteps=True)
+    return pipe, inputs
+
+
 SKYREELS = d.SkyReelsV2Transformer3DModel
 PIPELINES = {
     "WanPipeline": lambda: wan(d.WanPipeline),
+    "WanPipeline + expand_timesteps": lambda: expanded(*wan(d.WanPipeline)),
     "WanVideoToVideoPipeline": lambda: wan(d.WanVideoToVideoPipeline, video=[parts.pil_image(48)] * 5, strength=0.8),
     "WanImageToVideoPipeline": lambda: image_to_video(d.WanImageToVideoPipeline),
     "SkyReelsV2Pipeline": lambda: wan(d.SkyReelsV2Pipeline, kind=SKYREELS),

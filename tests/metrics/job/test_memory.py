@@ -15,6 +15,7 @@ from clip_guidance.metrics.job.store import ScoreRow
 from clip_guidance.training.settings import parse_settings
 
 
+@pytest.mark.slow
 def test_no_more_than_a_window_of_images_is_held(tiny_clip, many, tmp_path):
     judges, options = judges_of(tiny_clip), Options(batch_size=4, threads=2)
     work = Job(tmp_path / "scores.jsonl", Processes())

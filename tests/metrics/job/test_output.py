@@ -1,10 +1,13 @@
 """Files of scores: written complete, read back equal, and a torn last line left out."""
 
+import csv
 import json
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
 from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
@@ -123,3 +126,26 @@ def test_an_error_while_writing_leaves_the_former_file_and_nothing_else(path):
     with pytest.raises(ScoresError, match="the disk is full"):
         write_scores(path, failing(), RECORDS)
     assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@given(st.lists(st.text(st.sampled_from("='+-@a\t\r\n\",")), min_size=1, max_size=4, unique=True))
+def test_no_spreadsheet_computes_a_cell_and_we_read_back_what_was_written(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("formulas") / "scores.csv"
+    record = {"definition": "hessel", "prefix": "=1+1", "weight": -2.5, "fingerprint": "ab12"}
+    key, numbered = record_id(record), enumerate(names, start=1)
+    rows = [ScoreRow(name, f"@{name}", key, number, "00", -1.5, False, 2, False) for number, name in numbered]
+    write_scores(path, [(row, record) for row in rows], [record])
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(tuple("=+-@\t\r")) and cell not in ("-1.5", "-2.5")]
+    found, records = zip(*read_scores(path), strict=True)
+    assert list(found) == rows and records[0] == {**record, "weight": "-2.5"}
+
+
+def test_a_csv_of_an_earlier_version_keeps_its_values(tmp_path):
+    (tmp_path / "old.csv").write_text(
+        "image,prompt,score,definition\n=a.png,+1,0.5,clip-iqa:quality with positional embedding\n'x.png,a,1,cosine\n"
+    )
+    (first, iqa), (second, _) = read_scores(tmp_path / "old.csv")
+    assert (first.image, first.prompt, second.image) == ("=a.png", "+1", "'x.png")
+    assert iqa == {"definition": "clip-iqa:quality", "positional_embedding": True}

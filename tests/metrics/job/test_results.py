@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from clip_guidance.metrics.job.output import write_scores
+from clip_guidance.metrics.job.output import as_dict, write_scores
 from clip_guidance.metrics.job.results import find_comparable, read_scores
 from clip_guidance.metrics.job.store import ScoreRow, record_id
 
@@ -33,7 +33,13 @@ ROWS = [row("out/0.png", "a cat", 0.5), row("out/1.png", APPLE, 0.25), row("out/
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_every_format_says_the_same(tmp_path, suffix):
-    found = read_scores(write(tmp_path / f"scores.{suffix}", *ROWS, row("out/3.png", "a dog", math.nan)))
+    path, nan = tmp_path / f"scores.{suffix}", row("out/3.png", "a dog", math.nan)
+    if suffix == "jsonl":  # JSON has no NaN and we write none, but Python does
+        write(path, *ROWS)
+        path.write_text(path.read_text() + json.dumps(as_dict(*nan)) + "\n")
+    else:
+        write(path, *ROWS, nan)
+    found = read_scores(path)
     assert found[0].scores("prompt") == {"a cat": 0.75, APPLE: 0.25}  # the mean over its images
     assert list(found[0].scores("image")) == [("0.png", "a cat"), ("1.png", APPLE), ("2.png", "a cat")]
     assert found[0].skipped == ["out/3.png: hessel by m: its score is nan"]

@@ -1,0 +1,25 @@
+"""What a CLIP's forward pass returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class CLIPOutput(ModelOutput):
+    """What :meth:`CLIP.forward` returns.
+
+    Attributes:
+        loss: Scalar, only with ``return_loss``.
+        logits_per_image: (N, M), exp(logit_scale) · cos, only without ``return_loss``.
+        image_embeds: (N, d) unit vectors.
+        text_embeds: (M, d) unit vectors.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
