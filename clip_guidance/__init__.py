@@ -19,6 +19,7 @@ _EXPORTS = {
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
+    "load_reward": "rewards",
     "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from clip_guidance.metrics.registry import score_images as score_images
     from clip_guidance.metrics.set_distance import set_distances as set_distances
     from clip_guidance.metrics.similarity import image_similarity as image_similarity
+    from clip_guidance.rewards import load_reward as load_reward
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier
     from clip_guidance.zero_shot.classifier import ZeroShotResult as ZeroShotResult
 

@@ -27,6 +27,7 @@ from clip_guidance.clip.hub import ModelError, Place
 
 MOST_PIXELS = 10_000  # on a side; no image tower reads more, and each image costs three numbers per pixel
 MOST_VALUE = 1e6  # of means and deviations, which are of pixels in [0, 1]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of the filters
 _SUPPORT = 2  # pixels on either side that a filter reads, of the coarser of the two grids; of bilinear it is 1
 _SLENDER = 8  # ratio of the sides from which only the part that the crop keeps is resized
@@ -43,6 +44,8 @@ class ImageProcessor:
         resize_to: Length of the shorter side before the crop, in pixels, or the height and the width to which an image
             is stretched; 0 for a shorter side of ``image_size``.
         resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
+        pad: Whether the longer side is resized to ``image_size``, and the shorter padded with black on both sides, so
+            that nothing is cut off; ``resize_to`` is ``image_size`` then.
 
     Raises:
         ValueError: A size is no whole number of at least 1, the crop is larger than what it is cut from, a mean or
@@ -65,6 +68,7 @@ class ImageProcessor:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize_to: int | tuple[int, int] = 0
     resample: int = 3
+    pad: bool = False
 
     def __post_init__(self) -> None:
         if type(self.resample) is not int or self.resample not in RESAMPLING:
@@ -80,6 +84,8 @@ class ImageProcessor:
             raise ValueError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {given}")
         if min(self.sides) < self.image_size:
             raise ValueError(f"image_size: expected 1 to resize_to={self.resize_to}, got {self.image_size}")
+        if self.pad and self.resize_to != self.image_size:
+            raise ValueError(f"pad: expected resize_to to be image_size {self.image_size}, got {self.resize_to}")
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -90,7 +96,7 @@ class ImageProcessor:
         """Turn a PIL image into a normalised float32 tensor (3, S, S)."""
         image = image.convert("RGB")
         height, width = self._resized(image.height, image.width)
-        if max(height, width) > _SLENDER * min(height, width):
+        if max(height, width) > _SLENDER * min(height, width) and not self.pad:
             image = self._resize_kept(image, width, height)
         elif (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling(self.resample))
@@ -136,7 +142,10 @@ class ImageProcessor:
         return self._normalise(self._crop(images))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return (H, W) with ``resize_to`` as the shorter side; the longer is rounded down."""
+        """Return (H, W) with ``resize_to`` as the shorter side, the longer rounded down; as the longer with ``pad``."""
+        if self.pad:  # rounded as open_clip does
+            longest = max(height, width) / self.image_size
+            return max(1, round(height / longest)), max(1, round(width / longest))
         if isinstance(self.resize_to, tuple):
             return self.resize_to
         short = self.resize_to
@@ -146,6 +155,10 @@ class ImageProcessor:
 
     def _crop(self, images: Tensor) -> Tensor:
         size = self.image_size
+        if self.pad:
+            above, before = ((size - side) // 2 for side in images.shape[-2:])
+            below, after = size - images.shape[-2] - above, size - images.shape[-1] - before
+            return F.pad(images, (before, after, above, below))
         top, left = ((side - size) // 2 for side in images.shape[-2:])
         return images[..., top : top + size, left : left + size]
 
@@ -154,7 +167,13 @@ class ImageProcessor:
         return (images - mean) / std
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does."""
+        """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.
+
+        Raises:
+            ValueError: It pads, for which that file has no form.
+        """
+        if self.pad:
+            raise ValueError("preprocessing with pad=True cannot be saved: preprocessor_config.json has no form for it")
         size = {"height": self.sides[0], "width": self.sides[1]}
         if not isinstance(self.resize_to, tuple):
             size = {"shortest_edge": self.resize_to}

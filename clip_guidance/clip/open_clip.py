@@ -7,6 +7,7 @@ queries, keys and values of a layer in one matrix, and multiplies by its project
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,52 @@ def convert_open_clip(
         projection_dim=model_cfg["embed_dim"],
     )
     return config, renamed(weights, name)
+
+
+def describe_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """Describe a model of open_clip that comes without ``open_clip_config.json`` by the shapes of its weights.
+
+    The shapes do not say how many heads there are. A head is 64 wide in open_clip's ViTs, but for the H/14 (80) and the
+    bigG/14 (104); the activation is taken to be the plain GELU, as everywhere but in OpenAI's weights.
+
+    Args:
+        weights: As for :func:`convert_open_clip`.
+        name: Name of the model, for the messages.
+
+    Raises:
+        ModelError: A weight that every CLIP of open_clip has is missing.
+    """
+    known = {key.removeprefix("module.").removeprefix("model."): tensor for key, tensor in weights.items()}
+    try:
+        patches, image_positions = known["visual.conv1.weight"], known["visual.positional_embedding"]
+        words, positions = known["token_embedding.weight"], known["positional_embedding"]
+        hidden = known["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+        dim = known["visual.proj"].shape[1]
+    except KeyError as error:
+        raise ModelError(f"{name}: no CLIP of open_clip: has no weight {error}") from None
+    width, patch, text_width = patches.shape[0], patches.shape[-1], words.shape[1]
+    layers = {
+        tower: sum(key.startswith(f"{tower}.resblocks.") and key.endswith("mlp.c_fc.bias") for key in known)
+        for tower in ("visual.transformer", "transformer")
+    }
+    return {
+        "embed_dim": dim,
+        "vision_cfg": {
+            "width": width,
+            "layers": layers["visual.transformer"],
+            "head_width": {1280: 80, 1664: 104}.get(width, 64),
+            "mlp_ratio": hidden.shape[0] / width,
+            "patch_size": patch,
+            "image_size": patch * math.isqrt(len(image_positions) - 1),
+        },
+        "text_cfg": {
+            "context_length": len(positions),
+            "vocab_size": len(words),
+            "width": text_width,
+            "heads": max(1, text_width // 64),
+            "layers": layers["transformer"],
+        },
+    }
 
 
 def renamed(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

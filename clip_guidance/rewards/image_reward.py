@@ -18,14 +18,13 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, PreT
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from clip_guidance._tensors import at_least_float32
-from clip_guidance.clip.image_processor import ImageProcessor
+from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
 from clip_guidance.rewards.base import PromptReward, RewardError
 from clip_guidance.rewards.heads import folded
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's outputs on the authors' training data
 CONTEXT = 35  # tokens of a text, start and end included; what is longer is cut
 HEAD_DIM = 64  # of every attention head of the vision transformers and of BERT: the weights do not say it
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # Names of the vision transformer: those of the release, and those of transformers.
 _RENAMED = (

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer
 
+from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD
 from clip_guidance.rewards.base import RewardError
-from clip_guidance.rewards.image_reward import CLIP_MEAN, CLIP_STD, CONTEXT, ImageReward
+from clip_guidance.rewards.image_reward import CONTEXT, ImageReward
 
 WIDTH, TEXT_WIDTH, LAYERS, SIDE, PATCH = 128, 64, 2, 32, 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "apple", "rocket", "green"]
