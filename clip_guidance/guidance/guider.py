@@ -18,7 +18,7 @@ import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import PipelineCall, current_call, is_calling
+from clip_guidance.guidance.adapters.call_stack import PipelineCall, RunningCall, current_call
 from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attach import steered_by
@@ -44,6 +44,7 @@ class Guider(GuidanceOptions, BaseGuidance):
     _step, _is_last = -1, False
     _thread: int | None = None  # whose run it is, with these timesteps of the scheduler
     _timesteps: Tensor | None = None
+    _call = RunningCall()  # the pipeline's, that the run belongs to
     _ending: ExitStack | None = None  # what must be undone after the current step
     _prediction: Tensor | None = None
 
@@ -132,7 +133,7 @@ class Guider(GuidanceOptions, BaseGuidance):
             ValueError: The pipeline cannot be guided.
         """
         if self._attachments:
-            self._check_thread(_current_pipe().scheduler)
+            self._check_thread()
         self._end_step()  # a run that was cut off may have left one open
         self.inner.set_state(step, num_inference_steps, timestep)
         steering = [guidance for guidance in self._chain if guidance.any_scale]
@@ -142,6 +143,7 @@ class Guider(GuidanceOptions, BaseGuidance):
         pipe = _current_pipe()
         if not self._attachments or self._attachments[0].host.pipe is not pipe or step <= self._step:  # a run begins
             self._thread, self._timesteps = threading.get_ident(), pipe.scheduler.timesteps
+            self._call = RunningCall(pipe.scheduler)
             for guidance in steering:
                 guidance.prepare(pipe)
             self._attachments = [Attachment(guidance, pipe) for guidance in steering]
@@ -149,10 +151,9 @@ class Guider(GuidanceOptions, BaseGuidance):
         self._step = step
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
 
-    def _check_thread(self, scheduler: Any) -> None:
+    def _check_thread(self) -> None:
         """Refuse a step while another thread's run is under way: guider and scheduler hold the state of one run."""
-        thread = self._thread
-        if thread not in (None, threading.get_ident()) and is_calling(thread, scheduler):
+        if self._thread not in (None, threading.get_ident()) and self._call:
             raise RuntimeError(f"this pipeline and its guider are in the middle of another thread's run. {ADVICE}")
 
     def _check_timesteps(self, scheduler: Any) -> None:
@@ -203,7 +204,7 @@ class Guider(GuidanceOptions, BaseGuidance):
         _forget_graph(self.inner)
         if self._is_last:
             attachments, self._attachments = self._attachments, ()  # they hold the pipeline, which holds this guider
-            self._timesteps = None
+            self._timesteps, self._call = None, RunningCall()
             warn_of_dropped(attachments, stacklevel=2)
             warn_of_unguided(attachments, stacklevel=2)
 

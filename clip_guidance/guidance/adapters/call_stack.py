@@ -64,21 +64,37 @@ def current_call() -> PipelineCall | None:
     return PipelineCall(pipe, _size(found), **{k: v if isinstance(v, Tensor) else None for k, v in tensors.items()})
 
 
-def is_calling(thread: int, scheduler: Any) -> bool:
-    """Return whether a thread is in a call of a pipeline that holds ``scheduler``.
+class RunningCall:
+    """Know whether a pipeline's call, of whatever thread, goes on.
+
+    To read the variables or the callers of another thread's frame can crash the interpreter, so this thread keeps its
+    own frame. Others ask the frame to let its variables go, which raises as long as it is being executed.
 
     Args:
-        thread: The thread's identifier, as ``threading.get_ident`` returns it.
-        scheduler: The scheduler.
+        scheduler: The pipeline's scheduler; the call is the outermost one in this thread of a pipeline that holds it.
     """
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        # Another thread's variables are only read: to clear the snapshot could disturb its own call of `locals`.
-        owner = _owner(frame.f_locals) if frame.f_code.co_flags & inspect.CO_OPTIMIZED else None
-        if getattr(owner, "scheduler", None) is scheduler:
+
+    def __init__(self, scheduler: Any = None) -> None:
+        self._frame: FrameType | None = None
+        frame: FrameType | None = sys._getframe(1)
+        while scheduler is not None and frame is not None:
+            if getattr(_owner(_locals(frame)), "scheduler", None) is scheduler:
+                self._frame = frame
+            frame = frame.f_back
+
+    def __bool__(self) -> bool:
+        """Whether there is a call, which a loop written by hand does not have, and it goes on."""
+        if self._frame is None:
+            return False
+        try:
+            self._frame.clear()
+        except RuntimeError:
             return True
-        frame = frame.f_back
-    return False
+        self._frame = None
+        return False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RunningCall":
+        return RunningCall()  # a frame cannot be copied, and a copy's owner runs nothing
 
 
 def _owner(variables: Mapping[str, Any]) -> Any:

@@ -62,8 +62,9 @@ class Steering:
     def _own(self, call: PipelineCall | None) -> list[Attachment]:
         """Return the attachments that the run of this thread takes."""
         found = [attachment for attachment in self.attachments if attachment.applies_to(call)]
-        if self._turn.is_earlier and not has_entered(found):
-            return []
+        if call is not None and not self._turn.has_begun and not has_entered(found):
+            # The run began before any guidance was attached; a guider attaches in the middle of its own.
+            return [attachment for attachment in found if attachment.origin is None]
         return taken(found)
 
     def _watching(self) -> list[Attachment]:

@@ -9,7 +9,6 @@ way would spoil both without a word, so it is refused; with a scheduler of its o
 """
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from clip_guidance.guidance.adapters.call_stack import is_calling
+from clip_guidance.guidance.adapters.call_stack import RunningCall
 
 #: What a user can do who runs one pipeline in several threads.
 ADVICE = (
@@ -102,8 +101,9 @@ class Shared:
 class Turn:
     """Let one thread at a time run through the timesteps of a scheduler.
 
-    The call stacks of the other threads show whether a pipeline's run goes on. A loop written by hand shows nothing, so
-    there the later run goes on, and the earlier one is refused when it touches the scheduler again.
+    A run begins with ``set_timesteps``. It is under way until its last step, or until the call of the pipeline that
+    began it returns. A loop written by hand has no such call, so there the later run goes on, and the earlier one is
+    refused when it touches the scheduler again; as is a run that began before any guidance was attached.
 
     Args:
         scheduler: The scheduler.
@@ -112,9 +112,9 @@ class Turn:
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._thread: int | None = None  # whose run is under way
+        self._call = RunningCall()  # the pipeline's call that the run belongs to
+        self._begun: set[int] = set()  # threads that began a run since a guidance was attached
         self._overtaken: set[int] = set()
-        others = sys._current_frames().keys() - {threading.get_ident()}
-        self._earlier = {thread for thread in others if is_calling(thread, scheduler)}
 
     def begin(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Begin a run, in place of ``scheduler.set_timesteps``.
@@ -122,20 +122,19 @@ class Turn:
         Raises:
             RuntimeError: Another thread's run is under way.
         """
-        thread = threading.get_ident()
+        thread, call = threading.get_ident(), RunningCall(self._scheduler)
         with _lock:
             before = self._thread
-            others = {*self._earlier, before} - {thread, None}
-            if any(is_calling(other, self._scheduler) for other in others if other is not None):
-                raise RuntimeError(
-                    f"another thread's run with this {type(self._scheduler).__name__} is under way, whose timesteps "
-                    f"it holds. {ADVICE}"
-                )
-            if before not in (thread, None):
+            if before is not None and before != thread:
+                if self._call:
+                    raise RuntimeError(
+                        f"another thread's run with this {type(self._scheduler).__name__} is under way, whose "
+                        f"timesteps it holds. {ADVICE}"
+                    )
                 self._overtaken.add(before)
             self._overtaken.discard(thread)
-            self._earlier.discard(thread)
-            self._thread = thread
+            self._begun.add(thread)
+            self._thread, self._call = thread, call
         return set_timesteps(*args, **kwargs)
 
     def check(self) -> None:
@@ -144,7 +143,9 @@ class Turn:
         Raises:
             RuntimeError: Another thread has begun a run since.
         """
-        if threading.get_ident() in self._overtaken:
+        thread = threading.get_ident()
+        began_earlier = self._begun and thread not in self._begun and RunningCall(self._scheduler)
+        if thread in self._overtaken or began_earlier:
             raise RuntimeError(
                 f"another thread began a run with this {type(self._scheduler).__name__} before this one was through. "
                 f"{ADVICE}"
@@ -153,7 +154,7 @@ class Turn:
     def end(self) -> None:
         """End this thread's run, whose last step has been taken."""
         if self._thread == threading.get_ident():
-            self._thread = None
+            self._thread, self._call = None, RunningCall()
 
     @property
     def is_mine(self) -> bool:
@@ -161,6 +162,6 @@ class Turn:
         return self._thread == threading.get_ident()
 
     @property
-    def is_earlier(self) -> bool:
-        """Whether this thread's run began before any guidance was attached by another."""
-        return threading.get_ident() in self._earlier
+    def has_begun(self) -> bool:
+        """Whether this thread began a run since a guidance was attached."""
+        return threading.get_ident() in self._begun
