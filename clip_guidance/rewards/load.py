@@ -57,6 +57,13 @@ class _Parts:
     image_processor: ImageProcessor | None
     options: HubOptions
 
+    def check(self, kind: str, name: str) -> None:
+        """Refuse a part that this kind of reward does not take, rather than to ignore it."""
+        takers = {"clip": ("aesthetic",), "image_processor": ("pickscore", "hpsv2.1")}
+        for part, kinds in takers.items():
+            if getattr(self, part) is not None and kind not in kinds:
+                raise TypeError(f"{part}: only {' and '.join(kinds)} take one, {name} is a reward like {kind}")
+
     def tokenizer_of(self, place: Place, default: str) -> PreTrainedTokenizerBase:
         """Return the tokenizer given, else that beside the weights, else that of the model that was trained further."""
         found = self.tokenizer or load_tokenizer(place)
@@ -121,41 +128,38 @@ def load_reward(
         >>> reward.name, reward(torch.rand(2, 3, 64, 64)).tolist()
         ('aesthetic', [1.0, 1.0])
     """
-    if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"expected the name of a reward, a folder or a hub id, got {name!r:.60}")
     options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
+    place, path, kind = _find(name, options)
     parts = _Parts(prompt, clip, tokenizer, image_processor, options)
-    kind = str(name) if str(name) in REPOSITORIES else None
-    place, path = _find(REPOSITORIES.get(str(name), name), options)
-    try:
-        with safe_open(path, "pt") as file:
-            kind = kind or _kind_of(set(file.keys()), str(name))
-    except (OSError, SafetensorError) as error:
-        raise RewardError(f"{name}: {path.name} cannot be read as safetensors: {error}") from error
-    given = {"clip": clip, "image_processor": image_processor}
-    for part, kinds in {"clip": ("aesthetic",), "image_processor": ("pickscore", "hpsv2.1")}.items():
-        if given[part] is not None and kind not in kinds:
-            raise TypeError(f"{part}: only {' and '.join(kinds)} take one, {name} is a reward like {kind}")
+    parts.check(kind, str(name))
     made = _BUILD[kind](place, path, parts).eval().requires_grad_(False)
     made = made.to(torch.device("cpu") if device is None else check_device(device))
     return _in_precision(made, as_dtype(dtype))
 
 
-def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path]:
-    """Find the folder or repository of a reward and its file of weights."""
-    path = Path(name)
+def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path, str]:
+    """Find the folder or repository of a reward, its file of weights, and its kind."""
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"expected the name of a reward, a folder or a hub id, got {name!r:.60}")
     if str(name) in PORTS:
         port = PORTS[str(name)]
         raise RewardError(f"{name}: its weights are pickled; load_reward({port!r}) loads {REPOSITORIES[port]}")
+    path = Path(name)
     if path.suffix in PICKLES:
         ports = ", ".join(f"{kind!r} ({repository})" for kind, repository in REPOSITORIES.items())
         raise RewardError(f"{path}: a {path.suffix} file is a pickle, which can run code; by name there are {ports}")
-    if path.is_file():
-        return Place(str(path), str(path.parent)), path
-    place = find_place(name, "reward", "model.safetensors", options)
-    weights = place.file("model.safetensors")
-    assert weights is not None  # find_place has seen it
-    return place, weights
+    place = Place(str(path), str(path.parent))
+    if not path.is_file():
+        place = find_place(REPOSITORIES.get(str(name), name), "reward", "model.safetensors", options)
+        found = place.file("model.safetensors")
+        assert found is not None  # find_place has seen it
+        path = found
+    try:
+        with safe_open(path, "pt") as file:
+            keys = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise RewardError(f"{name}: {path.name} cannot be read as safetensors: {error}") from error
+    return place, path, str(name) if str(name) in REPOSITORIES else _kind_of(keys, str(name))
 
 
 def _kind_of(keys: set[str], name: str) -> str:
