@@ -92,30 +92,24 @@ def load_reward(
     """Load a reward of another project, ready to steer, to choose and to judge.
 
     Args:
-        name: "pickscore", "hpsv2.1", "aesthetic" or "imagereward"; or a folder, a safetensors file or a hub id with
-            weights of one of these kinds, of which a CLIP counts as a PickScore.
-        prompt: What images are rated against when it steers: one text for all images, or n texts, each for B/n
-            consecutive images. None for a reward that only judges, by ``score``.
+        name: "pickscore", "hpsv2.1", "aesthetic" or "imagereward"; or a folder, safetensors file or hub id with weights
+            of one of these kinds; any CLIP counts as a PickScore.
+        prompt: As for :class:`~clip_guidance.rewards.PromptReward`: what images are rated against when it steers.
         clip: For "aesthetic", the CLIP that the head was fitted to; by default OpenAI's ViT-L/14 of the hub.
         tokenizer: Used in place of the reward's own.
         image_processor: Used in place of the reward's own, for "pickscore" and "hpsv2.1".
         dtype: Precision of the towers' weights. Heads and what follows the towers are in float32.
         device: Where the reward is put; by default the CPU.
-        revision: Branch, tag or commit of the repository; by default its main branch.
-        token: Access token for the hub; by default the one that ``hf auth login`` stored.
-        cache_dir: Folder of downloads; by default the hub's.
-        local_files_only: Whether only what was downloaded before is read.
-        subfolder: Folder of the weights inside the folder or repository.
+        revision, token, cache_dir, local_files_only, subfolder: As for ``CLIP.from_pretrained``.
 
     Returns:
-        A module: called with images (B, 3, H, W) in [0, 1] it returns (B,), differentiable in them;
-        ``score(images, prompts)`` rates against any prompts.
+        A module from images (B, 3, H, W) in [0, 1] to (B,), differentiable; ``score(images, prompts)`` judges.
 
     Raises:
         RewardError: The weights are pickled or of no known kind, some are missing or left over, or parts do not fit.
         ModelError: There is no such folder or repository.
         TypeError: An argument is of another type.
-        ValueError: A prompt is empty; or there is no such dtype, device or revision.
+        ValueError: A prompt is empty, or there is no such dtype, device or revision.
 
     Example:
         >>> import tempfile, torch
