@@ -21,7 +21,10 @@ def fingerprint(
     config = model.config.to_dict()
     towers = [{k: v for k, v in config[part].items() if k not in _NOT_ARCHITECTURE} for part in _TOWER_CONFIGS]
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    described = json.dumps([towers, asdict(image_processor), vocabulary], sort_keys=True, default=str)
+    preprocessing = asdict(image_processor)
+    if not preprocessing["pad"]:
+        del preprocessing["pad"]  # which former versions did not have: their fingerprints stay
+    described = json.dumps([towers, preprocessing, vocabulary], sort_keys=True, default=str)
     digest = hashlib.sha256(described.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -15,6 +15,7 @@ def generate(cli, clip, judge, pipeline, tmp_path):
     return generate
 
 
+@pytest.mark.slow
 def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
     done = generate("--prompt", "a cat", "--prompt", "a dog", "--num-images", 2, "--seed", 5, "--scale", 9, "--json")
     assert done.code == 0

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from helpers.corpus import number, read_number
+from PIL import Image
 
 from clip_guidance.data import Policy, SourceError, open_pairs
 
@@ -148,3 +149,12 @@ def test_an_empty_text_leaves_the_word_to_the_next_kind(tmp_path):
     put(tmp_path / "0.txt", "\n")
     put(tmp_path / "0.caption", "a dog")
     assert captions(tmp_path) == {0: ("a dog",)}
+
+
+def test_a_folder_of_another_data_set_beside_that_of_the_table_is_not_read(tmp_path):
+    for place in ("mine", "other"):
+        (tmp_path / place).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "other" / "a.png")
+    (tmp_path / "mine" / "pairs.csv").write_text("image,caption\na.png,a square\n")
+    with pytest.raises(ValueError, match="none of 1 rows gives a pair: 1 missing"):
+        list(open_pairs(tmp_path / "mine" / "pairs.csv"))

@@ -62,6 +62,7 @@ def test_an_image_does_not_depend_on_its_neighbours(settings):
     assert pixels(draw(planned[2])[0]) == pixels(together[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -99,6 +99,7 @@ def test_every_scheduler_made_from_its_config_samples_from_pure_noise(scheduler,
     assert ((found - centered(pipe, steps)) / MEAN).tolist() == pytest.approx([1, 1], abs=0.1)
 
 
+@pytest.mark.slow
 def test_it_survives_saving_a_stock_pipeline_and_draws_as_before(scheduler, tmp_path):
     pipe = cg.load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)

@@ -102,6 +102,7 @@ def test_brightness_is_stratified_between_its_bounds():
             assert low - 1e-5 <= factor <= high + 1e-5
 
 
+@pytest.mark.slow
 def test_many_crops_look_at_every_place_and_alike_from_all_sides():
     """Their mean is a weighted mean of the image, whose weights are the gradient."""
     image, count = torch.zeros(1, 3, 24, 24, dtype=torch.float64, requires_grad=True), 4000

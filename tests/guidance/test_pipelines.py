@@ -19,6 +19,7 @@ pytestmark = [
 pipelines = each_pipeline()
 
 
+@pytest.mark.slow
 @pipelines
 def test_scale_zero_is_bit_identical(key):
     pipe, _ = built(key)
@@ -61,7 +62,7 @@ def last_latents(key):
     return samples[-1]
 
 
-@pytest.mark.parametrize("mode", ["x0", "exact"])
+@pytest.mark.parametrize("mode", [pytest.param("x0", marks=pytest.mark.slow), "exact"])
 @pipelines
 def test_the_reward_of_the_images_rises(key, mode):
     pipe, _ = built(key)

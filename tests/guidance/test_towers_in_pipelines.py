@@ -140,6 +140,7 @@ def stock(**towers):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_KINDS)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_tower_draws_and_its_prompt_matters(name, text, tmp_path):
@@ -155,6 +156,7 @@ def test_a_tower_draws_and_its_prompt_matters(name, text, tmp_path):
     torch.testing.assert_close(draw(loaded, "a red apple"), apple)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_stock_encoder_with_the_same_weights_draws_the_same(name):
     ours, theirs = make(name), make(name, encoders=stock)

@@ -105,6 +105,7 @@ def test_fsdp_that_accelerate_would_leave_out_without_a_word_is_refused(root, tm
     assert re.search(message, run.stderr) and "ValueError" not in run.stderr  # a sentence, no traceback
 
 
+@pytest.mark.slow
 def test_bf16_trains_on_the_cpu(tmp_path):
     """Weights stay float32, and towers compute in bfloat16: the first loss is close and not the same."""
     losses = []

@@ -61,6 +61,7 @@ def test_aesthetic_reads_the_unit_vector():
         AestheticReward(clip, torch.zeros(7), bias)
 
 
+@pytest.mark.slow
 def test_they_steer_a_pipeline():
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
     reward = PreferenceReward("pickscore", clip, "a red apple")

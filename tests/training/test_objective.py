@@ -77,6 +77,7 @@ def test_without_chunks_it_is_the_plain_loss():
     assert_same(grads(clip, loss), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"positives": "all"}, {"loss": "sigmoid"}])
 def test_chunks_change_nothing_where_nothing_is_drawn(options):
     clip = make_clip().double()

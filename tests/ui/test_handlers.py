@@ -56,6 +56,7 @@ def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(s
     assert [read_record(side.file)["scores"][0]["guided"] for side in sides] == [False, True]
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_the_command_line(shown):
     settings = [GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale) for scale in (0.0, 12.0)]
     for side, expected in zip((shown[-1].without, shown[-1].guided), generate(settings), strict=True):

@@ -29,7 +29,8 @@ class TableSource:
     """Read the rows of one or more tables, as a :class:`.Source`.
 
     A part is a row group of a parquet file, or a whole text file. Relative paths start at the table's folder; where no
-    image is there, at the one folder beside or below the table where images are (``Images/`` beside ``captions.txt``).
+    image is there, at the one folder beside the table where images are (``Images/`` beside ``captions.txt``), or at a
+    folder above that is named as one of images, or by the table (``annotations/captions_val2017.json``, ``val2017/``).
 
     Args:
         paths: The tables.
@@ -159,7 +160,9 @@ def _image_folder(path: Path, columns: Columns, root: Path | None) -> Path:
         with contextlib.suppress(OSError):
             below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
             found = [entry for entry in below if _holds(entry, names)]
-            found = [entry for entry in found if entry.name.lower() in IMAGE_FOLDERS] or found
+            own = path.stem.lower().rpartition("_")[2]  # COCO's captions_val2017.json is of val2017
+            named = [entry for entry in found if entry.name.lower() in (*IMAGE_FOLDERS, own)]
+            found = named if folder in above else named or found  # others above are of other data sets, maybe
             if len(found) > 1:
                 raise AmbiguousFolderError(
                     f"{path}: {names[0]} is in {found[0].name}/ and in {found[1].name}/; "

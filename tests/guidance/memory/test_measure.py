@@ -52,6 +52,7 @@ def test_the_estimate_is_what_the_allocator_gives_out(ratios, setting):
     assert ratios[setting] == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_decoder_keeps_what_autograd_saves(pipe, dtype):
     # In half precision the CPU's kernels allocate for themselves what an accelerator's do not.
@@ -96,6 +97,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "key", "frames"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_kind_of_decoder_is_measured_without_data_as_it_is_with_data(module, key, frames, dtype):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_guidance.guidance.config import mode_from_config, mode_to_config
@@ -53,6 +53,7 @@ def test_an_argument_is_documented_and_saved_or_refused_by_its_name(argument, va
     assert type(caught.value) in (ValueError, TypeError) and len(message) <= 300 and name in message
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["times", "window", "seed"]), st.one_of(junk, st.tuples(junk, junk)))
 def test_recurrence_repeats_as_often_as_it_says_or_refuses(name, value):
     scheduler = DDIMScheduler()

@@ -43,6 +43,7 @@ def test_one_step_is_mode_x0():
     assert Tilt(1).shift(state_of(quadratic)).equal(x0.shift(state_of(quadratic)))
 
 
+@pytest.mark.slow
 @matrix(ONE_EACH)
 def test_on_the_oracle_every_scheduler_lands_where_one_step_does(setting):
     """Where the tilted mean is, tests/guidance/test_oracle.py asserts of mode "x0"."""
