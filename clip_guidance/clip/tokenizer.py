@@ -7,9 +7,11 @@ its own, so that the attention mask follows from the ids.
 from __future__ import annotations
 
 import json
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -139,12 +141,25 @@ def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
         PromptTruncatedWarning: Names the text and the part that is cut.
     """
     limit = tokenizer.model_max_length
-    for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
+    for text, ids in zip(texts, one_at_a_time(tokenizer, list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])
             dropped = f"{cut!r:.500} was dropped from {text!r:.500}"
             message = f"prompt of {len(ids)} tokens cut to the context of {limit}: {dropped}"
             warnings.warn(message, PromptTruncatedWarning, stacklevel=4)
+
+
+_encoding = threading.RLock()
+
+
+def one_at_a_time(encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a tokenizer, or a method of it, while no other thread does so through this function.
+
+    transformers sets padding and truncation on a tokenizer before it encodes, so that of two threads with one tokenizer
+    one may get what the other asked for: ids of another length, without an error.
+    """
+    with _encoding:
+        return encode(*args, **kwargs)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: str = "max_length") -> Tensor:
@@ -166,7 +181,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: 
     """
     warn_truncated(tokenizer, texts)
     options = {"padding": padding, "padding_side": "right", "truncation": True, "return_tensors": "pt"}
-    return tokenizer(list(texts), **options).input_ids
+    return one_at_a_time(tokenizer, list(texts), **options).input_ids
 
 
 def check_texts(texts: Sequence[str]) -> None:

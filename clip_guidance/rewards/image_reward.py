@@ -19,6 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
+from clip_guidance.clip.tokenizer import one_at_a_time
 from clip_guidance.rewards.base import PromptReward, RewardError
 from clip_guidance.rewards.heads import folded
 
@@ -109,7 +110,8 @@ class ImageReward(PromptReward):
         device, dtype = self.weight.device, self.image_encoder.dtype
         pixel_values = self.image_processor.differentiable(images).to(device, dtype)
         seen = self.image_encoder(pixel_values).last_hidden_state
-        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt")
+        options = {"padding": True, "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
+        tokens = one_at_a_time(self.tokenizer, list(prompts), **options)
         read = self.text_encoder(
             input_ids=tokens.input_ids.to(device),
             attention_mask=tokens.attention_mask.to(device),

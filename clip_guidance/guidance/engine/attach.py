@@ -8,12 +8,15 @@ instance, and lets the scheduler see a better ``model_output``.
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from clip_guidance.clip.tokenizer import one_at_a_time
 from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
-from clip_guidance.guidance.engine.patch import wrapper_of
+from clip_guidance.guidance.engine.patch import patched, wrapper_of
 from clip_guidance.guidance.engine.step import Steering
 from clip_guidance.guidance.engine.threads import enter
 from clip_guidance.guidance.options import GuidanceOptions
@@ -66,7 +69,7 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
             yield guidance
         return
     enter(attachment)
-    with guidance.attached(), steered_by(attachment):
+    with guidance.attached(), _encoding_one_at_a_time(host.pipe), steered_by(attachment):
         yield guidance
     warn_of_dropped([attachment], stacklevel=4)
     if host.pipe.scheduler is not host.scheduler:
@@ -77,6 +80,16 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
         )
     else:
         warn_of_unguided([attachment], stacklevel=4)
+
+
+@contextmanager
+def _encoding_one_at_a_time(pipe: Any) -> Iterator[None]:
+    """Let threads that share the pipeline's tokenizers encode one after the other."""
+    with ExitStack() as stack:
+        for component in vars(pipe).values():
+            if isinstance(component, PreTrainedTokenizerBase):
+                stack.enter_context(patched(component, "_encode_plus", one_at_a_time))
+        yield
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_guidance.clip.tokenizer import warn_truncated
+from clip_guidance.clip.tokenizer import one_at_a_time, warn_truncated
 
 if TYPE_CHECKING:
     from clip_guidance.clip import CLIP
@@ -95,7 +95,7 @@ class TextEncoder:
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> list[EncodedText]:
         limit = self.tokenizer.model_max_length
-        whole = self.tokenizer(texts, verbose=False).input_ids
+        whole = one_at_a_time(self.tokenizer, texts, verbose=False).input_ids
         tokens = [len(ids) for ids in whole]
         if self.long_prompts == "truncate":
             chunks = [[ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]] for ids in whole]

@@ -280,3 +280,19 @@ def test_three_hundred_runs_take_no_more_memory(pipeline, guided, mode):
     (count, peak), (later, later_peak) = objects(30), objects(270)
     assert later - count < 300  # less than an object a run
     assert later_peak - peak < 32 * 1024  # KiB
+
+
+# ---------------------------------------------------------------- one tokenizer
+
+
+def test_threads_that_share_a_tokenizer_get_the_padding_that_they_asked_for(pipeline, eager_threads):
+    """transformers sets it on the tokenizer before it encodes, so that one thread may get another's."""
+    pipe, kinds = pipeline(), ("longest", "max_length")
+
+    def lengths(index):
+        return {len(pipe.tokenizer("cat", padding=kinds[index % 2]).input_ids) for _ in range(200)}
+
+    with Guidance(brightness, space="latent").attach(pipe), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lengths, range(4)))
+    assert found == [{len(pipe.tokenizer("cat").input_ids)}, {pipe.tokenizer.model_max_length}] * 2
+    assert "_encode_plus" not in vars(pipe.tokenizer)
