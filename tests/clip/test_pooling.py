@@ -29,7 +29,13 @@ def saved_with(folder, added: int, padded_to: int, eos_token_id: int):
     return tokenizer
 
 
-@pytest.mark.parametrize(("added", "padded_to", "legacy"), [*itertools.product((0, 2), (0, 7), (False, True))])
+@pytest.mark.parametrize(
+    ("added", "padded_to", "legacy"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (sum(map(bool, case)) == 1))
+        for case in itertools.product((0, 2), (0, 7), (False, True))
+    ],
+)
 def test_texts_are_those_of_transformers_with_the_tokenizers_end_token(added, padded_to, legacy, tmp_path):
     true_end = letter_tokenizer().eos_token_id
     tokenizer = saved_with(tmp_path, added, padded_to, 2 if legacy else true_end)

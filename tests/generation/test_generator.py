@@ -55,6 +55,7 @@ def test_an_image_is_made_again_from_its_own_file(settings, judge, tmp_path):
     assert again.save(tmp_path) == path and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_neighbours(settings):
     planned = [dataclasses.replace(settings, seed=seed) for seed in (3, 4, 5)]
     together = draw(*planned)
@@ -110,6 +111,7 @@ def test_without_guidance_there_is_no_guide(settings, judge):
     assert [score["model"] for score in generated.scores] == [judge]
 
 
+@pytest.mark.slow
 def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp_path, monkeypatch):
     for name, folder in (("emoji", settings.clip), ("emoji-judge", judge)):
         shutil.copytree(folder, tmp_path / name / "clip")
@@ -148,6 +150,7 @@ def test_a_pipeline_without_a_clip_needs_one_named(settings):
         draw(dataclasses.replace(settings, clip=None))
 
 
+@pytest.mark.slow
 def test_another_image_of_the_same_name_is_kept(settings, tmp_path):
     (first,) = draw(settings)
     (other,) = draw(dataclasses.replace(settings, steps=2))

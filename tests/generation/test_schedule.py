@@ -78,6 +78,7 @@ def test_training_makes_the_packaged_schedule(scheduler, root, monkeypatch):
     assert {k: v for k, v in made.items() if k[0] != "_"} == {k: v for k, v in stored.items() if k[0] != "_"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # KDPM2 under numpy 2
 def test_every_scheduler_made_from_its_config_samples_from_pure_noise(scheduler, name):

@@ -62,6 +62,7 @@ def test_images_are_those_of_the_same_guidance_attached(key, guider, mode):
     untouched(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guider", ["alone", "cfg"])
 @pytest.mark.parametrize("key", KEYS)
 def test_scale_zero_is_bit_identical_to_the_guider_inside(key, guider):

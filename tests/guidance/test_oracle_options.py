@@ -25,6 +25,7 @@ def test_neither_does_that_of_exact(setting):
     assert means == pytest.approx(means[:1] * 3, abs=5e-4)
 
 
+@pytest.mark.slow
 @matrix([s for s in ONE_EACH if s.prediction not in ("flow_prediction", "reversed_flow", "trigflow")])
 def test_exact_leaves_scaling_to_the_pipeline(setting):
     """A second ``scale_model_input`` in a step may move a scheduler on, or scale for the next of two calls."""

@@ -115,6 +115,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_set_acts_as_what_is_given_and_nonsense_changes_nothing(tiny_pipeline, clip, name):
     pipe, (value, nonsense) = tiny_pipeline(), CHANGES[name]

@@ -203,6 +203,7 @@ def test_a_locked_image_half_stays_as_it_is(init, train_clip, settings, known, t
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # which peft asks for
 def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known, tmp_path):
     options = {"validation": settings(tmp_path).data[0], "keep_best": True, "evaluate_every": 1, "ema_decay": 0.5}

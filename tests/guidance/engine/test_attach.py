@@ -38,7 +38,7 @@ def test_after_the_block_the_pipeline_is_as_before(tiny_pipeline, clip, schedule
     assert generate(pipe).equal(plain)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [pytest.param(RuntimeError, marks=pytest.mark.slow), KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["denoiser", "reward", "callback"])
 @modes
 def test_after_an_exception_the_pipeline_is_as_before(tiny_pipeline, mode, place, error):

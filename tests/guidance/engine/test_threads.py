@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from helpers.factories import assemble, generate, make_scheduler
-from helpers.minimal_pipeline import brightness, loop, minimal_pipeline, modes
+from helpers.minimal_pipeline import brightness, exact_first, loop, minimal_pipeline, modes
 from helpers.modular_runs import SCALE, redness, run
 from helpers.pipelines import modular
 
@@ -76,7 +76,7 @@ def check_threads(pipes, guided, mode, runs):
 
 
 @pytest.mark.parametrize("shared", [pytest.param("pipe", marks=pytest.mark.slow), "unet"])
-@modes
+@exact_first
 def test_each_thread_is_steered_by_its_own_guidance(pipeline, guided, eager_threads, mode, shared):
     check_threads([pipeline()] * 3 if shared == "pipe" else [pipeline() for _ in range(3)], guided, mode, runs=2)
 
