@@ -202,7 +202,7 @@ def chance(unlike: int, seen: int) -> float:
 
     Example:
         >>> from clip_guidance.clip.domain import chance
-        >>> chance(1, 1), round(chance(2, 2), 6)
+        >>> round(chance(1, 1), 6), round(chance(2, 2), 6)
         (0.02, 0.0004)
     """
     log_rate, log_rest = math.log(RATE), math.log1p(-RATE)

@@ -1,9 +1,11 @@
 """The file of scores: one row per image, text, definition and model, each with the whole record of its definition.
 
     .jsonl     one object per line
-    .csv       a header and lines; a text that begins with = + - @ has an apostrophe before it, lest a spreadsheet
-               compute it, and is read back without
+    .csv       a header and lines
     .parquet   row groups; the records also stand in the schema's metadata, key ``clip_guidance``
+
+In .csv a text that begins with = + - or @ has an apostrophe before it, lest a spreadsheet compute it; it is read back
+without.
 
 A file is written beside its place and moved there when it is complete, so it is never half written.
 """
