@@ -50,9 +50,7 @@ def command(
 
     found = find_images(paths)
     right = _truth(truth, found)
-    chosen = _labels(labels, labels_file) or sorted(set(right.values()))
-    if not chosen:
-        raise typer.BadParameter("give --labels or --labels-file")
+    chosen = _chosen(labels, labels_file, right)
     clip = common.load_clip(model, device)
     least = threshold if threshold is not None else 0.5 if multi_label else 0.0
     with common.caching(clip, cache) as encoder:
@@ -92,6 +90,13 @@ class Classified:
     def whole(self) -> ZeroShotResult:
         """Join the results of all batches."""
         return type(self.results[0]).cat(self.results)
+
+
+def _chosen(labels: str | None, labels_file: Path | None, right: dict[str, str]) -> list[str]:
+    """Return the labels to choose from: those given, else those of the truth."""
+    if found := _labels(labels, labels_file) or sorted(set(right.values())):
+        return found
+    raise typer.BadParameter("give --labels or --labels-file")
 
 
 def _labels(labels: str | None, labels_file: Path | None) -> list[str]:

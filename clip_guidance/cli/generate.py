@@ -57,11 +57,9 @@ def command(
         originals = _originals(from_ or [], job)
         planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, job)
         for generated, original in _draw(planned, device, job):
-            try:
-                rows.append({"image": str(generated.save(output)), **generated.record()})
-            except OSError as error:  # a full disk, for which the next image is too large as well
-                job.fail(str(error.filename or output), f"cannot be written ({error.strerror or error})")
+            if (path := _saved(generated, output, job)) is None:
                 break
+            rows.append({"image": str(path), **generated.record()})
             if original is not None and generated.settings == originals[original]:
                 _compare(generated, original)
     _print(rows, json)
@@ -135,6 +133,15 @@ def _draw(
                 job.fail(str(original or f"--prompt {settings.prompt!r}"), str(error))
                 continue
             yield generated, original
+
+
+def _saved(generated: GeneratedImage, output: Path, job: common.Job) -> Path | None:
+    """Save an image; None where the disk is full, for which the next image is too large as well."""
+    try:
+        return generated.save(output)
+    except OSError as error:
+        job.fail(str(error.filename or output), f"cannot be written ({error.strerror or error})")
+        return None
 
 
 def _compare(generated: GeneratedImage, original: Path) -> None:

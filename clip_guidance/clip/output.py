@@ -17,6 +17,16 @@ class CLIPOutput(ModelOutput):
         logits_per_image: (N, M), exp(logit_scale) · cos, only without ``return_loss``.
         image_embeds: (N, d) unit vectors.
         text_embeds: (M, d) unit vectors.
+
+    Example:
+        >>> import torch
+        >>> import clip_guidance as cg
+        >>> clip = cg.CLIP.from_pretrained("emoji")
+        >>> input_ids = clip.tokenizer(["a red apple"], return_tensors="pt").input_ids
+        >>> with torch.no_grad():
+        ...     output = clip(input_ids, torch.zeros(2, 3, 64, 64))
+        >>> output.logits_per_image.shape, output.loss
+        (torch.Size([2, 1]), None)
     """
 
     loss: Tensor | None = None
