@@ -256,3 +256,8 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == 5
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "clip_guidance", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "python -m clip_guidance [OPTIONS] COMMAND" in done.stdout
