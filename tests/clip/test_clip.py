@@ -54,6 +54,7 @@ def test_texts_are_encoded_at_the_length_of_the_longest(text, monkeypatch):
 
 
 # OpenAI's own checkpoints say 2, which is wrong.
+@pytest.mark.slow
 @pytest.mark.parametrize("eos_token_id", [pytest.param(49407, marks=pytest.mark.slow), 2])
 def test_transformers_clip_has_equal_embeddings(shared_data, tmp_path, eos_token_id):
     tokenizer = real_tokenizer(shared_data)

@@ -48,6 +48,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "plain")
 def test_what_is_saved_is_what_is_loaded(tmp_path, clip, options):
     guidance = CLIPGuidance(clip, **{"prompt": PROMPT, **options})

@@ -125,6 +125,7 @@ def gradients(folder, precision, towers):
     return found, read_log(folder / "log.jsonl")[0]["grad_norm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("towers", PAIRS, ids="-".join)
 def test_unscaled_gradients_are_those_of_float32(towers, tmp_path):
     """To float16's precision, and not to more: every operator of the towers computes in it."""

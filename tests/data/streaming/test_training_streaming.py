@@ -125,6 +125,7 @@ def test_processes_share_the_rows(data):
     assert streamed(data, index=1, count=3).global_batch_size == 12 and streamed(data, index=1, count=3).first == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "ahead", "held"), [pytest.param(0, None, 0, marks=pytest.mark.slow), (3, None, 6), (1, 8, 8)]
 )

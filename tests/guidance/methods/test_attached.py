@@ -42,6 +42,7 @@ def images(pipe, **options):
     return generate(pipe, ["cat", "owl"], seeds=(0, 1), output_type="pt", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eta", "times"), [(1.0, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(0.0, 1), (1.0, 2)])]
 )
