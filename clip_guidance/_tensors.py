@@ -47,7 +47,8 @@ def check_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # unknown, or torch is without it
-        raise ValueError(f"device {device!s:.60}: {str(error).splitlines()[0]:.200}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"device {device!s:.60}: {reason:.200}") from None
     if found.type == "meta":
         raise ValueError("device meta: its tensors have no values; expected cpu, cuda or another that computes")
     return found

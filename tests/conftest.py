@@ -80,3 +80,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real images and texts in {folder}, which is not there")
     return folder
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)

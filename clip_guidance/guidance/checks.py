@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Set
 from dataclasses import fields, is_dataclass
 from numbers import Real
@@ -76,7 +77,7 @@ def as_whole(name: str, value: Any, what: str, least: int) -> int:
     return int(number)
 
 
-class Checked:
+class Checked(ABC):
     """Check the options of a dataclass again whenever one of them is set, so that each acts or is refused.
 
     A subclass says in ``_check`` what is wrong, and calls it in ``__post_init__`` before it sets ``_is_checked``.
@@ -84,8 +85,9 @@ class Checked:
 
     _is_checked = False
 
+    @abstractmethod
     def _check(self) -> None:
-        raise NotImplementedError
+        """Raise ``TypeError`` or ``ValueError`` where an option is wrong."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; one of the options is checked with the others, and stays as it was if it is refused."""

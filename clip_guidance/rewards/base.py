@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ class RewardError(ModelError):
     """A reward cannot be built from what was found; the message says what was expected."""
 
 
-class PromptReward(nn.Module):
+class PromptReward(nn.Module, ABC):
     """Rate images against prompts: as a judge by :meth:`score`, and with prompts of its own as a reward that steers.
 
     Args:
@@ -34,9 +35,9 @@ class PromptReward(nn.Module):
         self.name = name
         self.prompts = None if prompts is None else _checked(prompts)
 
+    @abstractmethod
     def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rate images (B, 3, H, W) against as many prompts, differentiably in the images; returns (B,)."""
-        raise NotImplementedError
+        """Rate images (B, 3, H, W) in [0, 1] against as many prompts, differentiably in the images; returns (B,)."""
 
     def score(self, images: Tensor, prompts: str | Sequence[str]) -> Tensor:
         """Rate images against prompts.

@@ -1,20 +1,10 @@
 """One tokenizer in several threads."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from helpers.factories import make_tokenizer
 
 from clip_guidance.clip.tokenizer import tokenize
-
-
-@pytest.fixture
-def eager_threads():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def lengths(pad, runs=200):

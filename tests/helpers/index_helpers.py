@@ -87,3 +87,18 @@ def held(store: Store) -> dict[str, list[float]]:
     """The vector of each path."""
     with store.reading() as vectors:
         return {entry.path: vectors[entry.row].tolist() for entry in store.by_rows(store.rows())}
+
+
+# An index of random vectors, as the fixture `store_folder` makes it.
+HEADER, DIM, COUNT = 64, 8, 12
+QUERY = unit_vectors(1, seed=7)
+
+
+def vector_file(folder: Path) -> Path:
+    (path,) = folder.glob("vectors-*")
+    return path
+
+
+def expected_hits(numbers) -> list[tuple[str, float]]:
+    cosines = {n: float(unit_vectors(COUNT)[n] @ QUERY[0]) for n in numbers}
+    return [(f"/photos/{n}.png", cosine) for n, cosine in sorted(cosines.items(), key=lambda pair: -pair[1])]

@@ -1,10 +1,11 @@
 """A tiny CLIP, another one, and images."""
 
+import json
 from pathlib import Path
 
 import pytest
 from helpers.factories import save_tiny_clip
-from helpers.index_helpers import free_port, need_milvus, save_image, start_server
+from helpers.index_helpers import COUNT, free_port, make_store, need_milvus, put, save_image, start_server, unit_vectors
 
 import clip_guidance as cg
 from clip_guidance.clip import CLIP
@@ -70,3 +71,22 @@ def encoded(clip, monkeypatch):
     passes, encode = [], clip.image_embeds
     monkeypatch.setattr(clip, "image_embeds", lambda pixels: passes.append(len(pixels)) or encode(pixels))
     return passes
+
+
+@pytest.fixture
+def made(tmp_path, clip, images):
+    """The folder of an index of six images; nobody has it open."""
+    with cg.ImageIndex.open(tmp_path / "index", clip) as index:
+        index.add(images, metadata={"year": 2020})
+    return tmp_path / "index"
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory):
+    """The folder of an index of random vectors, number i with the metadata n = i."""
+    folder = tmp_path_factory.mktemp("made") / "index"
+    store = make_store(folder)
+    for number, vector in enumerate(unit_vectors(COUNT)):
+        put(store, [f"/photos/{number}.png"], vector[None], json.dumps({"n": number}))
+    store.close()
+    return folder

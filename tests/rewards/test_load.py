@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.factories import TEXTS, make_clip, make_tokenizer, save_tiny_clip
+from helpers.hub_caches import lay_out
 from helpers.open_clip import OpenCLIP, tiny_cfg
 from PIL import Image
 from safetensors.torch import save_file
@@ -19,14 +20,6 @@ from clip_guidance.rewards import RewardError
 from clip_guidance.rewards.load import LAION_H14, REPOSITORIES
 
 PROMPTS = TEXTS[:2]
-
-
-def lay_out(cache, repository, folder):
-    """Lay a folder out as the main branch of a repository in a cache of the hub."""
-    root = cache / f"models--{repository.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text("a" * 40)
-    shutil.copytree(folder, root / "snapshots" / ("a" * 40))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +38,9 @@ def test_pickscore_takes_the_tokenizer_of_its_authors(tokenizer_folder, tmp_path
         if file.name not in ("config.json", "model.safetensors"):
             file.unlink()
     cache = tmp_path / "cache"
-    lay_out(cache, REPOSITORIES["pickscore"], folder)
-    lay_out(cache, LAION_H14, own)
-    reward = cg.load_reward("pickscore", PROMPTS, cache_dir=cache, local_files_only=True)
+    options = lay_out(cache, REPOSITORIES["pickscore"], {"main": folder})
+    lay_out(cache, LAION_H14, {"main": own})
+    reward = cg.load_reward("pickscore", PROMPTS, **options)
     size = model.config.vision_config.image_size
     images = torch.rand(2, 3, size, size)
     pixels = (images - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]

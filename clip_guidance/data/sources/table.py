@@ -97,7 +97,7 @@ class TableSource:
                 row = next(rows)
             except StopIteration:
                 return
-            except (OSError, ValueError, NotImplementedError) as error:  # whatever pyarrow's errors derive from
+            except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's: damage, unknown codings
                 for lost in range(number, max(number + 1, first + (self.parts[index].rows or 0))):
                     yield Record(f"row {lost}", origin, problem=BadRow("broken_file", f"{path}: {error}"))
                 return

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import gc
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -30,15 +29,6 @@ def pipeline(networks):
 def guided(clip):
     """(prompt, mode) -> a guidance, strong enough that no two images are alike."""
     return lambda prompt, mode="x0": CLIPGuidance(clip, prompt, 20.0, mode=mode, cutouts=2)
-
-
-@pytest.fixture
-def eager_threads():
-    """Let threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
 
 
 def alone(pipe, guidance):
