@@ -1,19 +1,12 @@
 """Checks of the arguments of methods, when a method is made rather than in the middle of a run."""
 
-import reprlib
 from typing import Any
+
+from clip_guidance.guidance.checks import shown
 
 _LARGEST = 1e9  # of a factor: beyond it float32 overflows in the square of a shift
 _MOST = 10_000  # of repetitions, each of which costs a decode and a pass through the reward
 _SEEDS = 2**43  # the generator's seed is some million times as much, in 64 bits
-
-
-def shown(value: Any) -> str:
-    """Return how an error shows a value: in at most 100 characters, of whatever type it is."""
-    try:
-        return reprlib.repr(value)[:100]
-    except ValueError:  # Python refuses to write whole numbers of more than 4300 digits
-        return f"a {type(value).__name__} too long to be shown"
 
 
 def check_number(name: str, value: Any, least: float = -_LARGEST) -> None:

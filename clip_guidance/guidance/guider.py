@@ -153,7 +153,7 @@ class Guider(GuidanceOptions, BaseGuidance):
 
     def _check_thread(self) -> None:
         """Refuse a step while another thread's run is under way: guider and scheduler hold the state of one run."""
-        if self._thread not in (None, threading.get_ident()) and self._call:
+        if self._thread not in (None, threading.get_ident()) and self._call.goes_on():
             raise RuntimeError(f"this pipeline and its guider are in the middle of another thread's run. {ADVICE}")
 
     def _check_timesteps(self, scheduler: Any) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import os
+import struct
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def foreign_format(start: bytes) -> str | None:
 
     Image.init()
     for name, (_, accepts) in Image.OPEN.items():
-        if name not in FORMATS and accepts is not None and accepts(start[:16]) is True:
-            return name
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # as Pillow: the file is too short
+            if name not in FORMATS and accepts is not None and accepts(start[:16]) is True:
+                return name
     return None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.tokenizer import check_texts
 
 
 class RewardError(ModelError):
@@ -24,8 +25,8 @@ class PromptReward(nn.Module, ABC):
             reward only judges.
 
     Raises:
-        TypeError: ``prompts`` is neither a string nor a sequence of strings.
-        ValueError: There is no prompt, or an empty one.
+        TypeError: ``prompts`` is neither a text nor a list or tuple.
+        ValueError: There is no prompt, or one is empty or no text.
     """
 
     needs_prompt = True  # whether a rating depends on the prompt
@@ -77,11 +78,5 @@ def _checked(prompts: str | Sequence[str]) -> list[str]:
     if not isinstance(prompts, str | list | tuple):
         raise TypeError(f"prompt: expected a text or a list of texts, got {type(prompts).__name__}")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise ValueError("prompt: expected at least one text, got an empty list")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"prompt {index}: expected a text, got {type(text).__name__}")
-        if not text.strip():
-            raise ValueError(f"prompt {index}: expected a text with at least one word, got {text!r}")
+    check_texts(texts)
     return texts

@@ -42,17 +42,16 @@ def locked_output(folder: str | Path, accelerator: Accelerator) -> Iterator[None
     if not accelerator.is_main_process:
         yield
         return
+    held = contextlib.ExitStack()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(folder) / LOCK, timeout=0)
-        lock.acquire()
+        held.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
     except Timeout:
         raise OutputError(f"{folder}: another run is training in it; give this one another --output") from None
     except OSError as error:
         raise OutputError(f"{folder}: the output cannot be written: {error.strerror or error}") from None
-    with lock:
+    with held:
         yield
-    lock.release()
 
 
 @contextlib.contextmanager

@@ -119,3 +119,10 @@ def test_any_bytes_are_an_image_or_refused_by_name(data, name):
     theirs = Image.open(io.BytesIO(data))
     if theirs.mode in ("RGB", "L", "CMYK") and not theirs.has_transparency_data and not theirs.getexif():
         assert np.array_equal(np.asarray(loaded), np.asarray(theirs.convert("RGB")))
+
+
+@pytest.mark.parametrize("length", range(1, 8))
+def test_a_file_too_short_for_any_header_is_no_image(length):
+    """Some decoders' tests of the first bytes fail on fewer bytes than they read."""
+    with pytest.raises(ImageError, match="is not an image$"):
+        load_image(b"x" * length)

@@ -82,8 +82,8 @@ class RunningCall:
                 self._frame = frame
             frame = frame.f_back
 
-    def __bool__(self) -> bool:
-        """Whether there is a call, which a loop written by hand does not have, and it goes on."""
+    def goes_on(self) -> bool:
+        """Return whether there is a call, which a loop written by hand does not have, and it has not returned."""
         if self._frame is None:
             return False
         try:

@@ -126,7 +126,7 @@ class Turn:
         with _lock:
             before = self._thread
             if before is not None and before != thread:
-                if self._call:
+                if self._call.goes_on():
                     raise RuntimeError(
                         f"another thread's run with this {type(self._scheduler).__name__} is under way, whose "
                         f"timesteps it holds. {ADVICE}"
@@ -144,7 +144,7 @@ class Turn:
             RuntimeError: Another thread has begun a run since.
         """
         thread = threading.get_ident()
-        began_earlier = self._begun and thread not in self._begun and RunningCall(self._scheduler)
+        began_earlier = self._begun and thread not in self._begun and RunningCall(self._scheduler).goes_on()
         if thread in self._overtaken or began_earlier:
             raise RuntimeError(
                 f"another thread began a run with this {type(self._scheduler).__name__} before this one was through. "

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from clip_guidance.guidance.adapters.next_level import final_alpha_prod
-from clip_guidance.guidance.arguments import check_count, check_number, check_seed, shown
+from clip_guidance.guidance.arguments import check_count, check_number, check_seed
+from clip_guidance.guidance.checks import shown
 from clip_guidance.guidance.methods.ddim import DDIMStep, OnDDIM, step_of
 from clip_guidance.guidance.methods.smoothing import Smoothing
 from clip_guidance.guidance.modes.base import StepState
