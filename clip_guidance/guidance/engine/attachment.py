@@ -145,8 +145,8 @@ class Attachment:
         guidance, run = self.guidance, self._idle
         if run is not None and run.guided:
             return (
-                "guidance changed nothing in a run: the reward's gradient, or the mode's step size, was zero at each of "
-                "its steps. A reward that is constant there, or a relative step size in a run of one step, is the cause"
+                "guidance changed nothing in a run: the reward's gradient, or the mode's step size, was zero at each "
+                "step. A reward that is constant there, or a relative step size in a run of one step, is the cause"
             )
         if run is not None:
             schedule = "" if guidance.schedule is None else " and the schedule"
