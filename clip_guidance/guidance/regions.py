@@ -9,6 +9,7 @@ the ends off an oblong.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -42,9 +43,9 @@ class Region:
     Args:
         target: A text, an image, or several with weights, as for :class:`~clip_guidance.guidance.CLIPGuidance`.
         mask_or_box: Where the target holds. A box is (left, top, right, bottom) as fractions of the image's width and
-            height, in [0, 1], so that (0, 0, 0.5, 1) is the left half. A mask is a grey PIL image, its path, or an array
-            or a tensor (H, W) of bool, of floats in [0, 1], or of integers from 0 to 255 (or of 0 and 1): 0 where the
-            target does not hold. It may have any size of the image's aspect, and soft edges.
+            height, in [0, 1], so that (0, 0, 0.5, 1) is the left half. A mask is a grey PIL image, its path, or an
+            array or a tensor (H, W) of bool, of floats in [0, 1], or of integers from 0 to 255 (or of 0 and 1): 0 where
+            the target does not hold. It may have any size of the image's aspect, and soft edges.
         weight: Factor of the region's reward; negative to steer away. Default: 1.
 
     Raises:
@@ -191,7 +192,7 @@ def _as_box(given: Any) -> Box | None:
 
 def _as_mask(given: Any) -> Tensor:
     if isinstance(given, Image.Image | os.PathLike):
-        given = np.asarray(_as_grey(given))
+        given = np.array(_as_grey(given))
     if not isinstance(given, np.ndarray | Tensor):
         raise TypeError(
             "mask_or_box must be four fractions, or a mask: a grey PIL image, a pathlib.Path, or an array or tensor "
@@ -220,8 +221,9 @@ def _as_mask(given: Any) -> Tensor:
 def _as_grey(source: Image.Image | os.PathLike[str]) -> Image.Image:
     """Read a mask, and refuse one with transparency, which would be read as white."""
     image = load_image(source)
-    opened = open_image(source) if isinstance(source, os.PathLike) else source
-    if opened.has_transparency_data:
+    with open_image(source) if isinstance(source, os.PathLike) else nullcontext(source) as opened:
+        is_transparent = opened.has_transparency_data
+    if is_transparent:
         raise ValueError(
             "the mask of a region has transparency: pass that alone, image.getchannel('A'), or a grey image"
         )
