@@ -17,6 +17,7 @@ _EXPORTS = {
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "Region": "guidance",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
     from clip_guidance.images.load import ImageError as ImageError
