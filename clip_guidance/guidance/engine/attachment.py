@@ -170,7 +170,8 @@ class Attachment:
         self._run.guided = True
         scale = guidance.strength(self._run.done, len(prediction.sample))
         variance = posterior_variance(prediction.level, self.data_variance)
-        if self._held is None or step.index % guidance.every == 0:
+        shape = prediction.sample.shape  # ChronoEdit drops frames on the way
+        if self._held is None or step.index % guidance.every == 0 or self._held[0].shape != shape:
             state = self._state(step, scale, correction)
             self._held = self._without_non_finite(self.mode.shift(state), sound), variance
             self.report.steps.append(step.index)
@@ -180,10 +181,10 @@ class Attachment:
         return self._capped(damped(shift, scale, guidance.damping or 0.0, variance), correction, variance)
 
     def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
-        report, size = self.report, step.call.size if step.call else None
+        report = self.report
 
         def gradient(x0: Tensor) -> RewardGradient:
-            found = reward_gradient(self.guidance.reward, self.decoder, x0, size)
+            found = reward_gradient(self.guidance.reward, self.decoder, x0, step.call)
             if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
                 report.rewards.append(found.rewards)
             return found
