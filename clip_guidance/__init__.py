@@ -18,6 +18,8 @@ _EXPORTS = {
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
     "Region": "guidance",
+    "Noisy": "guidance.modes.noisy",
+    "NoisyTower": "towers.noisy",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
+    from clip_guidance.guidance.modes.noisy import Noisy as Noisy
     from clip_guidance.images.load import ImageError as ImageError
     from clip_guidance.index import ImageIndex as ImageIndex
     from clip_guidance.metrics.aesthetic import aesthetic_score as aesthetic_score
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from clip_guidance.metrics.set_distance import set_distances as set_distances
     from clip_guidance.metrics.similarity import image_similarity as image_similarity
     from clip_guidance.rewards import load_reward as load_reward
+    from clip_guidance.towers.noisy import NoisyTower as NoisyTower
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier
     from clip_guidance.zero_shot.classifier import ZeroShotResult as ZeroShotResult
 

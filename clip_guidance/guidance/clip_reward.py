@@ -164,6 +164,16 @@ class CLIPReward(nn.Module):
                 for logits in self._logits(squares, embed, views):
                     yield F.pad(logits, (first, len(images) - first - each))
 
+    def embeds_for(self, batch: int) -> Tensor:
+        """Return the vector (B, d) that each image's cosine is taken with: a weighted sum of unit vectors.
+
+        Raises:
+            ValueError: A target belongs to a part of the image, or the batch is no multiple of the number of targets.
+        """
+        if self.has_regions:
+            raise ValueError("a Region has no vector for the whole image")
+        return self.target_embeds.repeat_interleave(self._images_per_prompt(batch), dim=0)
+
     def _logits(self, images: Tensor, embeds: Tensor, views: list[View]) -> Iterator[Tensor]:
         """Yield the logits of images and targets, for each chunk of views its share of the mean over all of them."""
         chunk = self.chunk or len(views)

@@ -22,6 +22,7 @@ from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
+from clip_guidance.guidance.modes.noisy import Noisy
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
 from clip_guidance.guidance.per_sample import are_finite, capped, per_sample
@@ -88,6 +89,8 @@ class Attachment:
         self.host = resolve(pipe)
         self.mode = find_mode(guidance.mode)
         self.mode.check(self.host.scheduler)
+        if isinstance(self.mode, Noisy):
+            self.mode = self.mode.fitted(pipe, guidance.reward)
         self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter, guidance.to_image)
         self.data_variance = guidance.data_variance or self.host.adapter.data_variance
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
@@ -107,7 +110,8 @@ class Attachment:
             check_recordable(self.host.scheduler)
         #: The networks whose forwards are recorded: "exact" differentiates through all that read the noisy sample.
         self.recorded = self.host.readers if self.mode.needs_tape else []
-        found = guidance.reward, guidance.to_image, self.decoder.module, *self.recorded
+        tower = getattr(self.mode, "tower", None)
+        found = guidance.reward, guidance.to_image, self.decoder.module, tower, *self.recorded
         #: The networks that a gradient passes through.
         self.networks = [m for m in found if isinstance(m, nn.Module)]
 
@@ -183,10 +187,13 @@ class Attachment:
     def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
         report = self.report
 
+        def note(rewards: Tensor) -> None:
+            if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
+                report.rewards.append(rewards)
+
         def gradient(x0: Tensor) -> RewardGradient:
             found = reward_gradient(self.guidance.reward, self.decoder, x0, step.call)
-            if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
-                report.rewards.append(found.rewards)
+            note(found.rewards)
             return found
 
         return StepState(
@@ -200,6 +207,8 @@ class Attachment:
             eta=step.eta,
             correction=correction,
             tell=self._tell,
+            reward=self.guidance.reward,
+            note=note,
         )
 
     def _tell(self, message: str, kind: str | None = None) -> None:
