@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.guidance.checks import formerly
 from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.guidance.config import (
@@ -29,7 +29,7 @@ from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.regions import Targets
 
-_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
+_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap", "damping")  # arguments that json holds as they are
 
 
 class CLIPGuidance(Guidance):
@@ -75,6 +75,9 @@ class CLIPGuidance(Guidance):
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
+            variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
+            for 0, which is exact for a linear reward.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
@@ -109,7 +112,7 @@ class CLIPGuidance(Guidance):
     @formerly("prompt", "target")
     def __init__(
         self,
-        clip: CLIP | str | Path,
+        clip: DualEncoder | str | Path,
         target: Targets,
         scale: float | Sequence[float] = 1.0,
         *,
@@ -124,6 +127,7 @@ class CLIPGuidance(Guidance):
         data_variance: float | None = None,
         schedule: Callable[[float], float] | None = None,
         cap: float | None = None,
+        damping: float | None = None,
         decoding: Decoding | None = None,
         to_image: Callable[[Tensor], Tensor] | None = None,
         guider: BaseGuidance | None = None,
@@ -142,6 +146,7 @@ class CLIPGuidance(Guidance):
             data_variance,
             schedule=schedule,
             cap=cap,
+            damping=damping,
             decoding=decoding,
             to_image=to_image,
             guider=guider,
@@ -153,7 +158,7 @@ class CLIPGuidance(Guidance):
             raise TypeError(f"reward must be a CLIPReward, got {type(self.reward).__name__}; Guidance takes any other")
 
     @property
-    def clip(self) -> CLIP:
+    def clip(self) -> DualEncoder:
         """The model."""
         return self.reward.clip
 

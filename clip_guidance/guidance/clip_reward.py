@@ -2,25 +2,24 @@
 
 For a text it is, up to a constant, the log-likelihood that CLIP gives to it (Radford et al. 2021, arXiv:2103.00020).
 For an image as the target the same equation compares two images. The reward of a region reads that region alone
-(:mod:`clip_guidance.guidance.regions`); rewards of one image are added up.
+(:mod:`clip_guidance.guidance.regions`); rewards of one image are added up. The bias of a CLIP that was trained with a
+sigmoid is left out: it has no gradient.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.guidance.checks import as_whole, formerly, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
 from clip_guidance.guidance.engine.gradient import sized_for_half
 from clip_guidance.guidance.regions import Part, Region, Targets, as_parts, copied
 from clip_guidance.guidance.targets import encode, weighted_sum
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 class CLIPReward(nn.Module):
@@ -61,10 +60,11 @@ class CLIPReward(nn.Module):
     _target: Any
 
     @formerly("prompt", "target")
-    def __init__(self, clip: "CLIP", target: Targets, cutouts: Cutouts | None = None, chunk: int | None = None) -> None:
+    def __init__(
+        self, clip: DualEncoder, target: Targets, cutouts: Cutouts | None = None, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        if not hasattr(clip, "encode_text") or isinstance(clip, type):
-            raise TypeError(f"clip must be a CLIP, got {type(clip).__name__} {shown(clip)}")
+        clip = as_clip(clip)
         self.cutouts = Cutouts() if cutouts is None else cutouts
         self.chunk = chunk
         self.clip = clip

@@ -2,7 +2,7 @@
 
 The reward of a sum is Σ weight·exp(logit_scale)·cos(image, target). The cosine is linear in the target's unit vector,
 so that one vector, of another length, stands for the whole sum. An image is a target by its embedding from the same
-image tower. The bias of a CLIP that was trained with the sigmoid loss is left out: it has no gradient.
+image tower.
 """
 
 import os
@@ -10,18 +10,16 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder
 from clip_guidance.guidance.checks import as_weight, is_number, shown
 from clip_guidance.images.find import EXTENSIONS
 from clip_guidance.images.load import load_image
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 ImageTarget: TypeAlias = Image.Image | Tensor | os.PathLike[str]
 #: A text, an image, or a sum of them with weights: a mapping, or pairs where an image has no hash (PIL's have none).
@@ -85,7 +83,7 @@ def as_terms(name: str, target: Any, weight: float = 1.0) -> list[Term]:
     return terms
 
 
-def encode(clip: "CLIP", terms: Sequence[Term]) -> Tensor:
+def encode(clip: DualEncoder, terms: Sequence[Term]) -> Tensor:
     """Embed the terms as unit vectors (n, d), all texts at once and all images at once.
 
     Raises:
