@@ -53,6 +53,6 @@ def test_the_program_runs(shared_data, tmp_path, capsys):
     argv = ["--held_out", held_out, "--output", str(tmp_path), "--count", "2", "--steps", "1"]
     targets.main(parse_settings(targets.Settings, argv))
     printed = capsys.readouterr().out
-    for name, lines in (("images", 1), ("regions", 3)):
+    for name, lines in (("images", 1), ("regions", 2)):
         text = (tmp_path / f"targets-{name}.md").read_text()
         assert text in printed and text.count("\n| ") == 1 + lines and (tmp_path / f"targets-{name}.png").is_file()
