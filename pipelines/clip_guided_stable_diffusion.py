@@ -38,6 +38,7 @@ class CLIPGuidedStableDiffusionPipeline(StableDiffusionPipeline):
             clip_scale: Strength of the steering; 0 is the stock pipeline bit for bit.
             clip_options: Further arguments of ``CLIPGuidance`` (``mode``, ``start``, ``cutouts`` ...).
         """
-        guidance = CLIPGuidance(clip, prompt if clip_prompt is None else clip_prompt, scale=clip_scale, **(clip_options or {}))
+        target = prompt if clip_prompt is None else clip_prompt
+        guidance = CLIPGuidance(clip, target, scale=clip_scale, **(clip_options or {}))
         with guidance.attach(self):
             return super().__call__(prompt, *args, **kwargs)
