@@ -1,21 +1,21 @@
 """Steer towards reference images, and towards two texts in two halves, judged by a CLIP that never guided.
 
     python benchmarks/steering/targets.py --held_out ../shared/data/emoji64-val.parquet \
-        --output benchmarks/steering/results/targets.md
+        --output benchmarks/steering/results
 
 - images: pairs of a start prompt and a reference image of another concept, both held out of training. The judge's
   cosine of the image to the reference is compared with that of the image drawn unguided from the same noise.
-- regions: two concepts of one style, one for each half. The judge reads each half alone, on a white square, and chooses
-  between the two texts. Beside the unguided images stand those steered by the same two texts for the whole image.
+- regions: two concepts of one style, one for each half; the prompt of the pipeline names the style alone. The judge
+  reads each half alone, on a white square, and chooses between the two texts.
 
-The scales were chosen on rows that this report does not use (``--tuning True``).
+Scales, views and this prompt were chosen on rows that this report does not use (``--tuning True``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,16 @@ class Settings:
     """Settings of one run."""
 
     held_out: str = "../shared/data/emoji64-val.parquet"  # parquet table of the images held out of training
-    output: str = "benchmarks/steering/results/targets.md"  # Markdown file for the tables; sheets of images beside it
+    output: str = "benchmarks/steering/results"  # folder for a Markdown file and a sheet of images for each table
+    tables: list[str] = field(default_factory=lambda: ["images", "regions"])  # what to measure
     model: str = "emoji"  # pipeline and guide: a packaged name, a folder, or a hub id
     judge: str = "emoji-judge"  # CLIP that judges, and never guides
-    image_scale: float = 10.0  # strength of the guidance towards a reference image
-    region_scale: float = 10.0  # strength of the guidance of each half
+    image_scale: float = 20.0  # strength of the guidance towards a reference image
+    image_cutouts: int = 1  # views that the guide sees of the image
+    region_scale: float = 20.0  # strength of the guidance of each half
+    region_cutouts: int = 4  # views that the guide sees of each half
     count: int = 40  # pairs
-    steps: int = 20  # denoising steps
+    steps: int = 10  # denoising steps
     batch_size: int = 10  # images drawn at a time
     seed: int = 0  # of the rows and of the noise
     tuning: bool = False  # use rows that the report does not use
@@ -68,14 +71,16 @@ class Drawer:
         self.pipe, self.clip = cg.load_pipeline(settings.model), cg.CLIP.from_pretrained(settings.model)
         self.pipe.set_progress_bar_config(disable=True)
 
-    def __call__(self, prompts: Sequence[str], targets: Sequence[Any] = (), scale: float = 0.0) -> Tensor:
+    def __call__(
+        self, prompts: Sequence[str], targets: Sequence[Any] = (), scale: float = 0.0, cutouts: int = 1
+    ) -> Tensor:
         """Draw images (n, 3, H, W) in [0, 1]; unguided without targets."""
         size, images = self.settings.batch_size, []
         for first in range(0, len(prompts), size):
             part = slice(first, first + size)
             seeds = range(self.settings.seed + first, self.settings.seed + first + len(prompts[part]))
-            guidance = cg.CLIPGuidance(self.clip, list(targets[part]) if targets else "nothing", scale=scale)
-            with guidance.attach(self.pipe):
+            target = list(targets[part]) if targets else "nothing"
+            with cg.CLIPGuidance(self.clip, target, scale=scale, cutouts=cutouts).attach(self.pipe):
                 images.append(
                     self.pipe(
                         list(prompts[part]),
@@ -113,7 +118,7 @@ def steer_to_images(drawer: Drawer, judge: cg.CLIP, data: CaptionedImages, sheet
     prompts = [data.rows[pair.first].prompt for pair in chosen]
     references = torch.stack([data.images[pair.second] for pair in chosen]).float() / 255
     unguided = drawer(prompts)
-    guided = drawer(prompts, list(references), settings.image_scale)
+    guided = drawer(prompts, list(references), settings.image_scale, settings.image_cutouts)
     wanted = judge.encode_image(references)
     before, after = ((judge.encode_image(images.clamp(0, 1)) * wanted).sum(-1) for images in (unguided, guided))
     save_rows([references, unguided, guided], sheet)
@@ -127,21 +132,19 @@ def steer_halves(drawer: Drawer, judge: cg.CLIP, data: CaptionedImages, sheet: P
     """Return the table of two regions."""
     settings = drawer.settings
     chosen = [(data.rows[pair.first], data.rows[pair.second]) for pair in pairs(data.rows, settings, same_style=True)]
-    prompts = [f"a {left.style} picture of a {left.name} and a {right.name}" for left, right in chosen]
+    prompts = [f"a {left.style} picture" for left, _ in chosen]
     texts = [(left.prompt, right.prompt) for left, right in chosen]
-    both = [{left: 1.0, right: 1.0} for left, right in texts]
     regions = [[cg.Region(left, LEFT), cg.Region(right, RIGHT)] for left, right in texts]
     drawn = {
         "unguided": drawer(prompts),
-        "both texts, whole image": drawer(prompts, both, settings.region_scale),
-        "two regions": drawer(prompts, regions, settings.region_scale),
+        "two regions": drawer(prompts, regions, settings.region_scale, settings.region_cutouts),
     }
     save_rows(list(drawn.values()), sheet)
     rows = []
     for name, images in drawn.items():
         left, right = right_halves(judge, images.clamp(0, 1), texts)
         rows.append((name, *share(left & right), f"{int(left.sum())}", f"{int(right.sum())}"))
-    return table(("steered by", "pairs", "both halves right", "% (95 % interval)", "left right", "right right"), rows)
+    return table(("steered by", "pairs", "both halves right", "% (95 % interval)", "left half", "right half"), rows)
 
 
 def right_halves(judge: cg.CLIP, images: Tensor, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
@@ -172,28 +175,32 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows))
 
 
+TABLES = {
+    "images": (steer_to_images, "A reference image", "the reference; unguided; guided"),
+    "regions": (steer_halves, "Two halves", "unguided; two regions"),
+}
+
+
 def main(settings: Settings) -> None:
     drawer, judge = Drawer(settings), cg.CLIP.from_pretrained(settings.judge)
     side = drawer.pipe.unet.config.sample_size * drawer.pipe.vae_scale_factor
     data = CaptionedImages.from_parquet(settings.held_out, side, settings.exclude_captions_containing)
     output = Path(settings.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    images, halves = (output.with_name(f"{output.stem}-{name}.png") for name in ("images", "regions"))
-    text = "\n\n".join(
-        [
-            "# Steering towards images, and towards two texts in two halves",
-            f"Model and guide `{settings.model}`, judge `{settings.judge}`, {settings.steps} steps, guidance_scale 3, "
-            f"seed {settings.seed}{', tuning rows' if settings.tuning else ''}. Made by `targets.py`.",
-            f"## A reference image, scale {settings.image_scale:g}",
-            steer_to_images(drawer, judge, data, images),
-            f"Rows of `{images.name}`: the reference; unguided; guided.",
-            f"## Two halves, scale {settings.region_scale:g}",
-            steer_halves(drawer, judge, data, halves),
-            f"Rows of `{halves.name}`: unguided; both texts for the whole image; two regions.",
-        ]
-    )
-    output.write_text(text + "\n")
-    print(text)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in settings.tables:
+        measure, title, rows = TABLES[name]
+        strength = {"images": (settings.image_scale, settings.image_cutouts)}.get(
+            name, (settings.region_scale, settings.region_cutouts)
+        )
+        sheet = output / f"targets-{name}.png"
+        text = (
+            f"# {title}\n\nModel and guide `{settings.model}`, judge `{settings.judge}`, {settings.steps} steps, "
+            f"guidance_scale 3, scale {strength[0]:g}, {strength[1]} views, seed {settings.seed}"
+            f"{', tuning rows' if settings.tuning else ''}. Made by `targets.py`.\n\n"
+            f"{measure(drawer, judge, data, sheet)}\n\nRows of `{sheet.name}`: {rows}.\n"
+        )
+        (output / f"targets-{name}.md").write_text(text)
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.guidance.checks import as_whole, formerly, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
 from clip_guidance.guidance.engine.gradient import sized_for_half
-from clip_guidance.guidance.regions import Part, Targets, as_parts, copied
+from clip_guidance.guidance.regions import Part, Region, Targets, as_parts, copied
 from clip_guidance.guidance.targets import encode, weighted_sum
 
 
@@ -160,8 +160,9 @@ class CLIPReward(nn.Module):
         for part, embed in zip(self._parts, embeds, strict=True):
             if part.region is not None:
                 first = part.prompt * each
-                squares = part.region.cut_out(images[first : first + each])
-                for logits in self._logits(squares, embed, views):
+                # Cut out in each view anew: the gradient of every chunk goes its own way back to the images.
+                of_region = [_within(part.region, view) for view in views]
+                for logits in self._logits(images[first : first + each], embed, of_region):
                     yield F.pad(logits, (first, len(images) - first - each))
 
     def embeds_for(self, batch: int) -> Tensor:
@@ -196,3 +197,7 @@ class CLIPReward(nn.Module):
                 "as many as the pipeline is given prompts"
             )
         return batch // prompts
+
+
+def _within(region: Region, view: View) -> View:
+    return lambda images: view(region.cut_out(images))

@@ -40,6 +40,7 @@ def test_generate_from_an_image_draws_it_again(generate):
     assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
 
 
+@pytest.mark.slow
 def test_generate_from_an_image_finds_the_images_that_it_was_steered_to(generate, tmp_path):
     reference = tmp_path / "reference.png"
     Image.new("RGB", (20, 20), "red").save(reference)

@@ -75,6 +75,16 @@ def test_a_prompt_may_have_regions_and_another_a_text(clip):
     assert gradient[:2, ..., 6:].eq(0).all() and gradient[:2, ..., :6].ne(0).any()
 
 
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunks_change_neither_the_reward_nor_its_gradient(clip, chunk):
+    images, target = random_images(4), [[Region("dog", LEFT), "tree"], [Region("cat", soft_mask())]]
+    whole, divided = (
+        gradient_at_images(CLIPReward(clip, target, Cutouts(3, seed=2), each), images.clone()) for each in (None, chunk)
+    )
+    torch.testing.assert_close(divided.rewards, whole.rewards)
+    torch.testing.assert_close(divided.gradient, whole.gradient)
+
+
 def test_cutouts_are_views_of_the_region(clip):
     images, cutouts = random_images(2), Cutouts(4, seed=7)
     square = torch.full((2, 3, HEIGHT, HEIGHT), 0.5)
