@@ -44,12 +44,16 @@ class ImageProcessor:
         resize_to: Length of the shorter side before the crop, in pixels, or the height and the width to which an image
             is stretched; 0 for a shorter side of ``image_size``.
         resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
-        pad: Whether the longer side is resized to ``image_size``, and the shorter padded with black on both sides, so
-            that nothing is cut off; ``resize_to`` is ``image_size`` then.
+        pad: Whether the longer side is resized to ``image_size``, and the shorter padded on both sides, so that nothing
+            is cut off; ``resize_to`` is ``image_size`` then.
+        fill: Grey level of the padding, 0 (black) to 255.
+        round_crop: Whether half a pixel at the start of the crop is rounded to the nearest even number, as torchvision
+            and open_clip do, in place of down, as ``transformers`` does: a quarter of the images are cut a pixel later.
 
     Raises:
         ValueError: A size is no whole number of at least 1, the crop is larger than what it is cut from, a mean or
-            deviation is not three finite numbers (the deviation above 0), or ``resample`` is neither 2 nor 3.
+            deviation is not three finite numbers (the deviation above 0), ``fill`` is no grey level, or ``resample`` is
+            neither 2 nor 3.
 
     Example:
         >>> import torch
@@ -69,6 +73,8 @@ class ImageProcessor:
     resize_to: int | tuple[int, int] = 0
     resample: int = 3
     pad: bool = False
+    fill: int = 0
+    round_crop: bool = False
 
     def __post_init__(self) -> None:
         if type(self.resample) is not int or self.resample not in RESAMPLING:
@@ -84,6 +90,8 @@ class ImageProcessor:
             raise ValueError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {given}")
         if min(self.sides) < self.image_size:
             raise ValueError(f"image_size: expected 1 to resize_to={self.resize_to}, got {self.image_size}")
+        if type(self.fill) is not int or not 0 <= self.fill <= 255:
+            raise ValueError(f"fill: expected a grey level from 0 to 255, got {self.fill!r:.60}")
         if self.pad and self.resize_to != self.image_size:
             raise ValueError(f"pad: expected resize_to to be image_size {self.image_size}, got {self.resize_to}")
 
@@ -101,7 +109,7 @@ class ImageProcessor:
         elif (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling(self.resample))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return self._normalise(self._crop(pixels).float() / 255)
+        return self._normalise(self._crop(pixels.float() / 255))
 
     def _resize_kept(self, image: Image.Image, width: int, height: int) -> Image.Image:
         """Resize to what the crop would keep of (``width``, ``height``).
@@ -118,7 +126,7 @@ class ImageProcessor:
     def _kept(self, old: int, new: int) -> tuple[int, int, float, float]:
         """Return the pixels of a side that the crop reads, first and last + 1, and the span in them that it keeps."""
         scale = old / new
-        start = (new - self.image_size) // 2 * scale
+        start = self._start(new) * scale
         end = min(start + self.image_size * scale, old)
         margin = _SUPPORT * max(scale, 1) + 1
         first, last = max(0, int(start - margin)), min(old, int(end + margin) + 1)
@@ -158,9 +166,14 @@ class ImageProcessor:
         if self.pad:
             above, before = ((size - side) // 2 for side in images.shape[-2:])
             below, after = size - images.shape[-2] - above, size - images.shape[-1] - before
-            return F.pad(images, (before, after, above, below))
-        top, left = ((side - size) // 2 for side in images.shape[-2:])
+            return F.pad(images, (before, after, above, below), value=self.fill / 255)
+        top, left = map(self._start, images.shape[-2:])
         return images[..., top : top + size, left : left + size]
+
+    def _start(self, side: int) -> int:
+        """Return the first pixel of the crop on a side of this length."""
+        cut = side - self.image_size
+        return round(cut / 2) if self.round_crop else cut // 2
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
@@ -177,13 +190,16 @@ class ImageProcessor:
         size = {"height": self.sides[0], "width": self.sides[1]}
         if not isinstance(self.resize_to, tuple):
             size = {"shortest_edge": self.resize_to}
-        CLIPImageProcessorPil(
+        theirs = CLIPImageProcessorPil(
             size=size,
             crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             resample=self.resample,
-        ).save_pretrained(folder)
+        )
+        if self.round_crop:
+            theirs.round_crop = True  # kept in the file, and read by this class alone
+        theirs.save_pretrained(folder)
 
     @classmethod
     def from_json(cls, path: str | Path) -> ImageProcessor:
@@ -208,7 +224,8 @@ class ImageProcessor:
         Raises:
             ValueError: As for :meth:`from_json`.
         """
-        theirs = _read_by_transformers(config.get("image_processor", config))
+        config = config.get("image_processor", config)
+        theirs = _read_by_transformers(config)
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if not getattr(theirs, step):
                 raise ValueError(f"{step} is false, which CLIP's preprocessing never is")
@@ -225,7 +242,7 @@ class ImageProcessor:
         resize_to = (size.height, size.width) if size.height and size.width else size.shortest_edge
         mean, std = (_per_channel(name, getattr(theirs, name)) for name in ("image_mean", "image_std"))
         resample = getattr(theirs.resample, "value", theirs.resample)  # where it is left out, PIL's enumeration
-        return cls(crop.height, mean, std, resize_to, resample)
+        return cls(crop.height, mean, std, resize_to, resample, round_crop=config.get("round_crop") is True)
 
 
 def load_image_processor(place: Place) -> ImageProcessor:

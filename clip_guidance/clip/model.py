@@ -16,9 +16,10 @@ from clip_guidance.clip.config import CLIPConfig, tower_class
 from clip_guidance.clip.convert import convert_transformers
 from clip_guidance.clip.fingerprint import fingerprint
 from clip_guidance.clip.finite import check_finite
-from clip_guidance.clip.hub import HubOptions, find_model
+from clip_guidance.clip.hub import OPEN_CLIP, HubOptions, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
 from clip_guidance.clip.load import as_model_errors, check_loaded, check_options, check_parts, load_parts
+from clip_guidance.clip.open_clip.folder import read_open_clip
 from clip_guidance.clip.output import CLIPOutput as CLIPOutput
 from clip_guidance.clip.tokenizer import check_ids, check_texts, tokenize
 from clip_guidance.images.load import ImageSource, as_list, load_image
@@ -227,7 +228,8 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
         Args:
             name_or_path: A packaged model ("emoji", "emoji-judge"), a folder (or "local-dir:folder"), or a hub id (or
-                "hf-hub:owner/name"); saved by this package, or a ``transformers`` CLIP. Weights must be safetensors.
+                "hf-hub:owner/name"); saved by this package, or a CLIP of ``transformers`` or open_clip. Weights must be
+                safetensors.
             dtype: Precision of the weights, whatever they are stored in; "auto" for that.
             device: Where the model is put; by default where ``transformers`` loads it, the CPU.
             revision: Branch, tag or commit of a repository on the hub; by default its main branch.
@@ -249,15 +251,17 @@ class CLIP(SelfInitialised, PreTrainedModel):
         check_parts(tokenizer, image_processor)
         device = None if device is None else check_device(device)
         options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
-        found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip"), options)
+        found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip", OPEN_CLIP), options)
         weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **found.options}
         with as_model_errors(found.name):
-            tokenizer, processor = load_parts(found, tokenizer, image_processor)
-            if found.model_type == CLIPConfig.model_type:
-                model, info = super().from_pretrained(found.path, tokenizer, processor, config=config, **weights)
+            if found.model_type == OPEN_CLIP:
+                model, info = read_open_clip(found, options, tokenizer, image_processor).build(cls, dtype)
+            elif found.model_type == CLIPConfig.model_type:
+                parts = load_parts(found, tokenizer, image_processor)
+                model, info = super().from_pretrained(found.path, *parts, config=config, **weights)
             else:
                 source, info = TransformersCLIP.from_pretrained(found.path, **weights)
-                model = cls.from_transformers(source, tokenizer, processor)
+                model = cls.from_transformers(source, *load_parts(found, tokenizer, image_processor))
             check_loaded(found.name, model, info)
         model.name_or_path = str(name_or_path)
         return model.eval() if device is None else model.eval().to(device)
