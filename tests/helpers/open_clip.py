@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from helpers.factories import letter_tokenizer
 
 
 def tiny_cfg(
@@ -104,3 +110,16 @@ class OpenCLIP(nn.Module):
 class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+def save_tiny_open_clip(folder: Path, weights: str = "open_clip_model.safetensors", **preprocess: object) -> OpenCLIP:
+    """Writes a model of open_clip with its tokenizer, one token a letter, and returns it."""
+    tokenizer = letter_tokenizer()
+    cfg = tiny_cfg(vocab_size=len(tokenizer), context_length=tokenizer.model_max_length)
+    torch.manual_seed(0)
+    peer = OpenCLIP(cfg).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t for name, t in peer.state_dict().items() if name != "attn_mask"}, folder / weights)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess}))
+    tokenizer.save_pretrained(folder)
+    return peer

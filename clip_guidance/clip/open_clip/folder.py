@@ -19,6 +19,7 @@ from clip_guidance.clip.open_clip.weights import convert_open_clip
 from clip_guidance.clip.tokenizer import load_tokenizer
 
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")  # a model that has one of them has a tokenizer of its own
 OPENAI_VOCABULARY = "openai/clip-vit-large-patch14"  # a repository with the vocabulary that open_clip has built in
 _FILTERS = {"bicubic": 3, "bilinear": 2, "random": 3}  # PIL's numbers; "random" is for training
 
@@ -98,7 +99,7 @@ def read_tokenizer(place: Place, options: HubOptions, text_cfg: Mapping[str, Any
     Raises:
         ModelError: It can be had neither from the hub nor from its cache; the message says which one it is.
     """
-    if (found := load_tokenizer(place)) is not None:
+    if any(map(place.file, TOKENIZER)) and (found := load_tokenizer(place)) is not None:
         return found
     name = text_cfg.get("hf_tokenizer_name") or OPENAI_VOCABULARY
     elsewhere = {**options.as_dict(), "revision": None, "subfolder": ""}  # these are of the model's own repository
