@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from clip_guidance._tensors import check_device, unit_vectors
 from clip_guidance.clip.config import CLIPConfig, tower_class
 from clip_guidance.clip.convert import convert_transformers
+from clip_guidance.clip.converted import weight_options
 from clip_guidance.clip.fingerprint import fingerprint
 from clip_guidance.clip.finite import check_finite
 from clip_guidance.clip.hub import OPEN_CLIP, HubOptions, find_model
@@ -252,15 +253,15 @@ class CLIP(SelfInitialised, PreTrainedModel):
         device = None if device is None else check_device(device)
         options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
         found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip", OPEN_CLIP), options)
-        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **found.options}
+        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         with as_model_errors(found.name):
             if found.model_type == OPEN_CLIP:
                 model, info = read_open_clip(found, options, tokenizer, image_processor).build(cls, dtype)
             elif found.model_type == CLIPConfig.model_type:
                 parts = load_parts(found, tokenizer, image_processor)
-                model, info = super().from_pretrained(found.path, *parts, config=config, **weights)
+                model, info = super().from_pretrained(found.path, *parts, config=config, **weights, **found.options)
             else:
-                source, info = TransformersCLIP.from_pretrained(found.path, **weights)
+                source, info = TransformersCLIP.from_pretrained(found.path, **weights, **weight_options(found))
                 model = cls.from_transformers(source, *load_parts(found, tokenizer, image_processor))
             check_loaded(found.name, model, info)
         model.name_or_path = str(name_or_path)
