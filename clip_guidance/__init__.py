@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CLIP": "clip",
     "CLIPConfig": "clip",
+    "DualEncoder": "clip",
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from clip_guidance import towers as towers
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
+    from clip_guidance.clip import DualEncoder as DualEncoder
     from clip_guidance.clip.hub import ModelError as ModelError
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline

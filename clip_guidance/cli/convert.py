@@ -51,6 +51,8 @@ def command(
     from clip_guidance.clip.export import save_open_clip, save_transformers
 
     clip = CLIP.from_pretrained(model, dtype="auto")
+    if not isinstance(clip, CLIP):
+        raise ValueError(f"{model}: its towers are another library's own, which only the library writes")
     if to is convert_options.Library.open_clip:
         save_open_clip(clip, folder, repository)
     elif to is convert_options.Library.transformers:

@@ -31,8 +31,8 @@ from clip_guidance._files import write_atomically
 from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 
 if TYPE_CHECKING:
+    from clip_guidance.clip.dual_encoder import DualEncoder
     from clip_guidance.clip.embed_cache import CachedCLIP
-    from clip_guidance.clip.model import CLIP
 
 FILE = "domain.safetensors"
 RATE = 0.02  # share of the domain's own images that may be called unlike
@@ -93,7 +93,7 @@ class Domain:
 
 
 def fit_domain(
-    clip: CLIP, name: str, own: Tensor, held_out: Tensor, other: Tensor, captions: Iterable[str] = ()
+    clip: DualEncoder, name: str, own: Tensor, held_out: Tensor, other: Tensor, captions: Iterable[str] = ()
 ) -> Domain:
     """Measure the domain of a CLIP.
 
@@ -167,7 +167,7 @@ class DomainCheck:
         unlike: Number of them that are unlike the training images.
     """
 
-    clip: CLIP | CachedCLIP
+    clip: DualEncoder | CachedCLIP
     seen: int = 0
     unlike: int = 0
     domain: Domain | None = field(init=False)

@@ -13,7 +13,8 @@ from clip_guidance.clip.convert import as_transformers
 from clip_guidance.clip.hub import OPEN_CLIP_CONFIG
 from clip_guidance.clip.model import CLIP
 from clip_guidance.clip.open_clip.config import describe_config
-from clip_guidance.clip.open_clip.folder import WEIGHTS, describe_preprocessing
+from clip_guidance.clip.open_clip.folder import WEIGHTS
+from clip_guidance.clip.open_clip.preprocessing import describe_preprocessing
 from clip_guidance.clip.open_clip.weights import as_open_clip
 
 

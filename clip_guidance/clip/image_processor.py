@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,16 @@ class ImageProcessor:
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (images - mean) / std
+
+    def described(self) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON holds it; a CLIP's fingerprint reads it."""
+        described = asdict(self)
+        newer = ("pad", "fill", "round_crop")  # former versions did not have them: their fingerprints stay
+        return {name: value for name, value in described.items() if value or name not in newer}
+
+    def record(self) -> str:
+        """Return in words what is done to an image, for the record of a score."""
+        return f"resize {self.resize_to} {RESAMPLING[self.resample]}, crop {self.image_size}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.

@@ -18,7 +18,7 @@ import diffusers
 import torch
 from PIL import Image
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.image import GeneratedImage, check_image, failed
@@ -106,7 +106,7 @@ class ImageGenerator:
 class _Scorer:
     """A CLIP and the record of its score, made once because the fingerprint reads every weight."""
 
-    clip: CLIP
+    clip: DualEncoder
     record: dict[str, Any]
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     return None
 
 
-def _guidance(clip: CLIP, settings: GenerateSettings) -> CLIPGuidance:
+def _guidance(clip: DualEncoder, settings: GenerateSettings) -> CLIPGuidance:
     names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every", "cap")
     return CLIPGuidance(clip, settings.target, **{name: getattr(settings, name) for name in names})
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.guidance.config import (
     cutouts_to_config,
     decoding_from_config,
@@ -98,7 +98,7 @@ class CLIPGuidance(Guidance):
 
     def __init__(
         self,
-        clip: CLIP | str | Path,
+        clip: DualEncoder | str | Path,
         prompt: Prompt,
         scale: float | Sequence[float] = 1.0,
         *,
@@ -142,7 +142,7 @@ class CLIPGuidance(Guidance):
             raise TypeError(f"reward must be a CLIPReward, got {type(self.reward).__name__}; Guidance takes any other")
 
     @property
-    def clip(self) -> CLIP:
+    def clip(self) -> DualEncoder:
         """The model."""
         return self.reward.clip
 

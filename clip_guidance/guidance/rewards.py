@@ -1,7 +1,8 @@
 """Rewards: differentiable functions of the images, one number per image.
 
 :class:`CLIPReward` is CLIP's own logit (Radford et al. 2021, arXiv:2103.00020), exp(logit_scale)·cos(image,
-prompt): up to a constant, the log-likelihood that CLIP gives to the prompt, averaged over cutouts.
+prompt): up to a constant, the log-likelihood that CLIP gives to the prompt, averaged over cutouts. A CLIP with a
+``logit_bias``, such as SigLIP, adds it: its logit is that of the probability that image and prompt belong together.
 :class:`WeightedRewards` adds up several rewards, which multiplies their tilts of the density.
 
 A reward may have ``parts(images)``, an iterator of rewards (B,) whose sum is the reward: guidance takes the
@@ -14,19 +15,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from copy import copy
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.guidance.checks import as_number, as_whole, is_number, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
 from clip_guidance.guidance.engine.gradient import parts, sized_for_half
 from clip_guidance.images.find import EXTENSIONS
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 _NO_IMAGES = (
     " An image cannot be a target yet: describe it in words, or give Guidance a reward that compares images with it"
@@ -35,7 +34,7 @@ Prompt = str | Sequence[str] | Mapping[str, float]
 
 
 class CLIPReward(nn.Module):
-    """Compute CLIP's logit, exp(logit_scale)·cos(image, prompt), of each image and its prompt.
+    """Compute CLIP's logit, exp(logit_scale)·cos(image, prompt) + logit_bias, of each image and its prompt.
 
     Args:
         clip: The model. Its image tower is differentiated; its text tower runs once, at construction.
@@ -67,10 +66,11 @@ class CLIPReward(nn.Module):
     text_embeds: Tensor
     _prompt: Prompt
 
-    def __init__(self, clip: "CLIP", prompt: Prompt, cutouts: Cutouts | None = None, chunk: int | None = None) -> None:
+    def __init__(
+        self, clip: DualEncoder, prompt: Prompt, cutouts: Cutouts | None = None, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        if not hasattr(clip, "encode_text") or isinstance(clip, type):
-            raise TypeError(f"clip must be a CLIP, got {type(clip).__name__} {shown(clip)}")
+        clip = as_clip(clip)
         self.cutouts = Cutouts() if cutouts is None else cutouts
         self.chunk = chunk
         self.clip = clip
@@ -120,11 +120,11 @@ class CLIPReward(nn.Module):
         texts = _as_prompts(prompt)
         if not isinstance(prompt, Mapping):
             embeds = self.clip.encode_text(texts)
-            self._prompt = prompt if isinstance(prompt, str) else texts
+            self._prompt, self._total_weight = prompt if isinstance(prompt, str) else texts, 1.0
             return embeds
         weights = [_as_weight(weight, f"prompt {shown(text)}") for text, weight in prompt.items()]
         embeds = self.clip.encode_text(texts)
-        self._prompt = dict(prompt)
+        self._prompt, self._total_weight = dict(prompt), sum(weights)
         # The cosine is linear in the text's unit vector, so that one vector, of another length, serves for all.
         return embeds.new_tensor(weights)[None] @ embeds
 
@@ -156,7 +156,9 @@ class CLIPReward(nn.Module):
         for first in range(0, len(views), chunk):
             image_embeds = self._embed(images, views[first : first + chunk])
             cosines = (image_embeds * text_embeds).sum(-1)  # (views, B)
-            yield at_least_float32(self.clip.logit_scale).exp() * cosines.sum(0) / len(views)
+            reward = at_least_float32(self.clip.logit_scale).exp() * cosines.sum(0) / len(views)
+            bias = self.clip.logit_bias  # each view has its own, and so has each of several weighted prompts
+            yield reward if bias is None else reward + self._total_weight * bias * len(cosines) / len(views)
 
     def _embed(self, images: Tensor, views: list[View]) -> Tensor:
         """Embed all views in one pass of the tower, whatever their sizes are, as (views, B, d)."""

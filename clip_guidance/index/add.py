@@ -23,7 +23,7 @@ from clip_guidance.index.entries import Batch, Entry, Seen, exactly
 from clip_guidance.index.results import Changes, Moved
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
     from clip_guidance.index.store import Store
 
 _UNSETTLED = 2_000_000_000  # ns; a file may change again within one tick of its clock, so a younger time is not kept
@@ -38,7 +38,7 @@ class _Plan:
     taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
 
 
-def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable[[Path], str]) -> Changes:
+def add_batch(store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: Callable[[Path], str]) -> Changes:
     """Read, encode and acknowledge some files.
 
     Args:
@@ -64,7 +64,7 @@ def add_batch(store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable
     return plan.changes
 
 
-def _repair(store: Store, clip: CLIP, paths: Sequence[str]) -> Changes:
+def _repair(store: Store, clip: DualEncoder, paths: Sequence[str]) -> Changes:
     """Encode images anew whose vectors were damaged."""
     plan = _Plan()
     for path in paths:
@@ -95,7 +95,7 @@ def _same(entry: Entry, found: os.stat_result) -> bool:
     return (entry.size, entry.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
-def _examine(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
+def _examine(store: Store, clip: DualEncoder, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
     check_name(path)
     found, patch, entry = stat_image(path), patch_of(Path(path)), store.by_path(path)
     settled = time.time_ns() - found.st_mtime_ns > _UNSETTLED
@@ -127,7 +127,7 @@ def _find_moved(store: Store, content: str, taken: set[int]) -> Entry | None:
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 
 
-def _encode(clip: CLIP, plan: _Plan) -> None:
+def _encode(clip: DualEncoder, plan: _Plan) -> None:
     if not plan.prepared:
         return
     embeds = encode(clip, plan.prepared).cpu().numpy()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from clip_guidance.clip import CLIP, ModelError
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD
-from clip_guidance.clip.open_clip.folder import describe_preprocessing, read_preprocessing
+from clip_guidance.clip.open_clip.preprocessing import describe_preprocessing, read_preprocessing
 
 exact = {"rtol": 0, "atol": 1e-6}
 

@@ -96,7 +96,7 @@ def convert_config(model_cfg: Mapping[str, Any], name: str) -> CLIPConfig:
             num_hidden_layers=vision.get("layers", 12),
             num_attention_heads=width // vision.get("head_width", 64),
             patch_size=vision.get("patch_size", 16),
-            image_size=_side(vision.get("image_size", 224), name),
+            image_size=square_side(vision.get("image_size", 224), name),
             hidden_act=act,
             layer_norm_eps=_eps(vision),
         ),
@@ -216,7 +216,7 @@ def _eps(cfg: Mapping[str, Any]) -> float:
     return (cfg.get("norm_kwargs") or {}).get("eps", _EPS)
 
 
-def _side(size: Any, name: str) -> int:
+def square_side(size: Any, name: str) -> int:
     """Return the side of the square images."""
     sides = size if isinstance(size, list | tuple) else [size]
     if len(set(sides)) != 1:
