@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import CLIPModel as TransformersCLIP
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clip_guidance._tensors import check_device, unit_vectors
 from clip_guidance.clip.adapter import FAMILIES, ModuleAdapter, TransformersAdapter, is_dual_encoder
