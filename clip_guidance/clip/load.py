@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from clip_guidance._tensors import as_dtype
-from clip_guidance.clip.adapter import AdaptedCLIP
+from clip_guidance.clip.adapter import AdaptedCLIP, check_image_size
 from clip_guidance.clip.config import CLIPConfig
 from clip_guidance.clip.hub import FoundModel, HubOptions, ModelError, Place, find_part, reject_options
-from clip_guidance.clip.image_processor import ImageProcessor, load_image_processor
+from clip_guidance.clip.preprocessing import Preprocessing, load_image_processor
 from clip_guidance.clip.tokenizer import load_tokenizer
 
 NAMES = (
@@ -58,7 +58,7 @@ class Parts:
     """What is used in place of a model's own parts: the part, or where it is taken from; None for its own."""
 
     tokenizer: PreTrainedTokenizerBase | Place | None
-    image_processor: ImageProcessor | Place | None
+    image_processor: Preprocessing | Place | None
 
 
 def find_parts(tokenizer: Any, image_processor: Any, options: HubOptions) -> Parts:
@@ -75,7 +75,7 @@ def find_parts(tokenizer: Any, image_processor: Any, options: HubOptions) -> Par
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase | str | Path | None):
         raise TypeError(f"tokenizer: expected a tokenizer of transformers or a name, got {type(tokenizer).__name__}")
-    if not isinstance(image_processor, ImageProcessor | str | Path | None):
+    if not isinstance(image_processor, Preprocessing | str | Path | None):
         raise TypeError(f"image_processor: expected an ImageProcessor or a name, got {type(image_processor).__name__}")
     other = dataclasses.replace(options, revision=None, subfolder="")
     if isinstance(tokenizer, str | Path):
@@ -99,7 +99,7 @@ def as_model_errors(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def load_parts(found: FoundModel, parts: Parts) -> tuple[PreTrainedTokenizerBase | None, ImageProcessor]:
+def load_parts(found: FoundModel, parts: Parts) -> tuple[PreTrainedTokenizerBase | None, Any]:
     """Load the tokenizer and the preprocessing of a model, where they are not given.
 
     Returns:
@@ -140,9 +140,7 @@ def check_loaded(name: str, model: Any, info: dict[str, Any]) -> None:
         warnings.warn(f"{name}: {of}{', '.join(left_over[:3])}", stacklevel=3)
     if isinstance(model, AdaptedCLIP):  # which has checked its parts
         return
-    made, read = model.image_processor.image_size, model.config.vision_config.image_size
-    if made != read:
-        raise ModelError(f"{name}: its image tower reads images of {read} pixels, its preprocessing makes {made}")
+    check_image_size(name, model.image_processor, model.config.vision_config.image_size)
     if model.tokenizer is not None:
         context = model.config.text_config.max_position_embeddings
         model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, context)
