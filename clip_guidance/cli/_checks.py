@@ -54,6 +54,13 @@ def check_quarantine(path: Path | None) -> Path | None:
     return path
 
 
+def check_new_folder(path: Path) -> Path:
+    """Reject a folder to be written that holds something already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise typer.BadParameter(f"{path} is not an empty folder; nothing is overwritten")
+    return path
+
+
 def check_score(
     paths: list[str] | None, prompts_file: Path | None, prompt: str | None, output: Path | None, resume: bool
 ) -> None:

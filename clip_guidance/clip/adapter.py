@@ -19,12 +19,13 @@ from clip_guidance._tensors import unit_vectors
 from clip_guidance.clip.dual_encoder import DualEncoder
 from clip_guidance.clip.fingerprint import architecture
 from clip_guidance.clip.hub import ModelError
+from clip_guidance.clip.naflex import NaFlexProcessor
 from clip_guidance.clip.tokenizer import pad_rows, token_rows
 
 #: Families of transformers that are loaded by name, beside its ``clip``, whose weights become our towers.
 FAMILIES = (
-    *("aimv2", "align", "altclip", "chinese_clip", "groupvit", "metaclip_2", "owlv2", "owlvit", "siglip"),
-    "vision-text-dual-encoder",
+    *("aimv2", "align", "altclip", "chinese_clip", "groupvit", "metaclip_2", "owlvit", "siglip", "siglip2"),
+    *("tipsv2", "vision-text-dual-encoder"),
 )
 # Their texts were padded to one length in training, and their text towers read the padding.
 _PADDED = ("siglip", "siglip2")
@@ -93,9 +94,9 @@ class TransformersAdapter(AdaptedCLIP):
         if not hasattr(model, "logit_scale") and not hasattr(model, "temperature"):
             raise ModelError(f"{called}: a {kind} has no logit_scale, so that no likelihood follows from a cosine")
         self._is_padded = kind in _PADDED
-        read, made = _image_size(model), getattr(image_processor, "image_size", None)
-        if read is not None and made is not None and read != made:
-            raise ModelError(f"{called}: its image tower reads images of {read} pixels, its preprocessing makes {made}")
+        side = "patch_size" if kind == "siglip2" else "image_size"
+        if (size := _image_size(model, side)) is not None:
+            check_image_size(called, image_processor, size, side)
         if tokenizer is not None and (context := _context(model)) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, context)
 
@@ -123,7 +124,9 @@ class TransformersAdapter(AdaptedCLIP):
         return [padded[name] for name in ("input_ids", "attention_mask") if name in padded]
 
     def image_states(self, pixel_values: Tensor) -> Tensor:
-        return _pooled(self.model.get_image_features(pixel_values=pixel_values))
+        patches = isinstance(self.image_processor, NaFlexProcessor)
+        read = self.image_processor.unpacked(pixel_values) if patches else {"pixel_values": pixel_values}
+        return _pooled(self.model.get_image_features(**read))
 
     def _text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return _pooled(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
@@ -170,6 +173,18 @@ class ModuleAdapter(AdaptedCLIP):
         return type(self.model).__qualname__
 
 
+def check_image_size(name: str, image_processor: Any, read: int, side: str = "image_size") -> None:
+    """Check that preprocessing makes images, or patches, of the size that an image tower reads.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if (made := getattr(image_processor, side, None)) != read:
+        what = {"image_size": "images", "patch_size": "patches"}[side]
+        makes = made if made else f"no {what} of one size"
+        raise ModelError(f"{name}: its image tower reads {what} of {read} pixels, its preprocessing makes {makes}")
+
+
 def is_dual_encoder(model: Any) -> bool:
     """Return whether an object is a dual encoder of transformers."""
     return isinstance(model, nn.Module) and all(
@@ -198,7 +213,7 @@ def _context(model: Any) -> int | None:
     return found[0].num_embeddings - before
 
 
-def _image_size(model: Any) -> int | None:
-    """Return the side of the images that an image tower reads; None where it reads any, for want of positions."""
-    size = getattr(model.config.vision_config, "image_size", None)
+def _image_size(model: Any, side: str) -> int | None:
+    """Return the side of the images or patches that an image tower reads; None where it reads any."""
+    size = getattr(model.config.vision_config, side, None)  # without positions, any will do
     return size if isinstance(size, int) and _position_tables(model.vision_model) else None

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_guidance.clip.compose import read_compose
 from clip_guidance.clip.image_processor import ImageProcessor
+from clip_guidance.clip.naflex import NaFlexProcessor, read_naflex
 
 
 class FunctionTokenizer:
@@ -106,9 +109,14 @@ def as_image_processor(preprocess: Any) -> Any:
 
     Raises:
         TypeError: It is no function.
+        ValueError: An image processor of ``transformers`` does what an ``ImageProcessor`` does not.
     """
-    if isinstance(preprocess, ImageProcessor | FunctionProcessor):
+    if isinstance(preprocess, ImageProcessor | NaFlexProcessor | FunctionProcessor):
         return preprocess
+    if isinstance(preprocess, BaseImageProcessor):
+        return read_naflex(preprocess.to_dict()) or ImageProcessor.from_dict(preprocess.to_dict())
+    if (read := read_compose(preprocess)) is not None:
+        return read
     if not callable(preprocess) or isinstance(preprocess, type):
         raise TypeError(f"preprocess: expected an ImageProcessor or a function, got {type(preprocess).__name__}")
     return FunctionProcessor(preprocess)

@@ -8,7 +8,7 @@ from clip_guidance.clip.adapter import TransformersAdapter, is_dual_encoder
 from clip_guidance.clip.dual_encoder import DualEncoder
 from clip_guidance.clip.embed_cache import CachedCLIP
 from clip_guidance.clip.hub import HubOptions, ModelError, find_place
-from clip_guidance.clip.image_processor import load_image_processor
+from clip_guidance.clip.preprocessing import load_image_processor
 from clip_guidance.clip.tokenizer import load_tokenizer
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from clip_guidance.clip.hub import ModelError, Place
 
@@ -53,7 +53,9 @@ def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
         ModelError: The vocabulary is missing, or the class cannot read it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.options)
+        # Without a config transformers looks for one, which models of open_clip do not have.
+        config = {} if place.file("config.json") is not None else {"config": PreTrainedConfig()}
+        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **config, **place.options)
         files = dict(type(tokenizer).vocab_files_names)
         whole = place.file(files.pop("tokenizer_file", "tokenizer.json"))
         # Where a file is missing, transformers makes an empty vocabulary without a word.

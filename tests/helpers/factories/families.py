@@ -83,14 +83,35 @@ def _siglip(tokenizer: Any) -> Any:
     return model
 
 
+def _siglip2(tokenizer: Any) -> Any:
+    text = _text(tokenizer, max_position_embeddings=64, projection_size=32)
+    vision = {**SIZES, "patch_size": 8, "num_patches": 16}
+    model = tf.Siglip2Model(tf.Siglip2Config(text_config=text, vision_config=vision))
+    model.logit_scale.data.fill_(2.0)
+    model.logit_bias.data.fill_(-1.5)
+    return model
+
+
+def _tipsv2(tokenizer: Any) -> Any:
+    text = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    model = tf.Tipsv2Model(tf.Tipsv2Config(text_config=text, vision_config=VISION))
+    model.temperature.data.fill_(0.1)
+    return model
+
+
+def tipsv2_tokenizer() -> Any:
+    vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz,"])}
+    return tf.Tipsv2Tokenizer(vocab=vocab, model_max_length=32)
+
+
 def _altclip(tokenizer: Any) -> Any:
     text = _text(tokenizer, max_position_embeddings=34, project_dim=28)  # RoBERTa keeps two places for padding
     return tf.AltCLIPModel(tf.AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=24))
 
 
 def _align(tokenizer: Any) -> Any:
-    vision = {"image_size": 32, "hidden_dim": 24, "depthwise_padding": [], "width_coefficient": 0.25}
-    blocks = {"kernel_sizes": [3, 3], "in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2]}
+    vision = {"image_size": 32, "hidden_dim": 96, "depthwise_padding": [], "width_coefficient": 0.25}
+    blocks = {"kernel_sizes": [3, 3], "in_channels": [32, 16], "out_channels": [16, 96], "strides": [1, 2]}
     blocks |= {"num_block_repeats": [1, 1], "expand_ratios": [1, 6], "depth_coefficient": 0.5}
     config = tf.AlignConfig(text_config=_text(tokenizer), vision_config={**vision, **blocks}, projection_dim=24)
     return tf.AlignModel(config)
@@ -123,6 +144,9 @@ FAMILIES = {
     "aimv2": Family(_clip_like("Aimv2"), lambda: make_tokenizer(32), CLIP_PROCESSOR),
     "groupvit": Family(_groupvit, lambda: make_tokenizer(32), CLIP_PROCESSOR),
     "owlvit": Family(_clip_like("OwlViT"), lambda: make_tokenizer(32), (tf.OwlViTImageProcessorPil, _SQUARE)),
-    "owlv2": Family(_clip_like("Owlv2"), lambda: make_tokenizer(32), (tf.Owlv2ImageProcessorPil, _SQUARE)),
+    "siglip2": Family(
+        _siglip2, siglip_tokenizer, (tf.Siglip2ImageProcessorPil, {"patch_size": 8, "max_num_patches": 20})
+    ),
+    "tipsv2": Family(_tipsv2, tipsv2_tokenizer, (tf.ViTImageProcessorPil, {**_SQUARE, "do_normalize": False})),
     "vision-text-dual-encoder": Family(_vision_text, bert_tokenizer, (tf.ViTImageProcessorPil, _SQUARE)),
 }
