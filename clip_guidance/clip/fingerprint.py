@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clip_guidance.clip.image_processor import ImageProcessor
@@ -24,9 +27,13 @@ def fingerprint(
     preprocessing = asdict(image_processor)
     if not preprocessing["pad"]:
         del preprocessing["pad"]  # which former versions did not have: their fingerprints stay
-    described = json.dumps([towers, preprocessing, vocabulary], sort_keys=True, default=str)
-    digest = hashlib.sha256(described.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    return digest_of([towers, preprocessing, vocabulary], model.state_dict())
+
+
+def digest_of(described: Any, tensors: Mapping[str, Tensor]) -> str:
+    """Compute 16 hexadecimal digits from values that json holds, and from tensors, whatever their precision."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, sized_for_half
 from clip_guidance.guidance.checks import as_number, as_whole, is_number, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
-from clip_guidance.guidance.engine.gradient import parts, sized_for_half
+from clip_guidance.guidance.engine.gradient import parts
 from clip_guidance.images.find import EXTENSIONS
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from clip_guidance.clip.image_processor import RESAMPLING
 from clip_guidance.images.load import as_list
 
 if TYPE_CHECKING:
@@ -72,12 +71,11 @@ class ScoreDefinition:
 
 def judge_record(clip: CLIP) -> dict[str, Any]:
     """Record which CLIP judges, in which precision, and what it sees of an image and a text."""
-    processor = clip.image_processor
     return {
         "model": str(clip.name_or_path),
         "fingerprint": clip.fingerprint(),
         "dtype": str(clip.dtype).removeprefix("torch."),
-        "preprocessing": f"resize {processor.resize_to} {RESAMPLING[processor.resample]}, crop {processor.image_size}",
+        "preprocessing": str(clip.image_processor),
         "context_length": getattr(clip.tokenizer, "model_max_length", None),
     }
 

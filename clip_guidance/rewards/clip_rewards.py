@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, sized_for_half
 from clip_guidance.clip import CLIP
+from clip_guidance.clip.fingerprint import digest_of
 from clip_guidance.rewards.base import PromptReward, RewardError
 
 
@@ -34,15 +35,23 @@ class PreferenceReward(PromptReward):
     ) -> None:
         super().__init__(name, prompts)
         self.clip, self.scaled = clip, scaled
+        self.image_processor, self.embed_dim = clip.image_processor, clip.config.projection_dim
+        self.tokenizer = clip.tokenizer
+        self.context_length = getattr(clip.tokenizer, "model_max_length", None)
         own = list(dict.fromkeys(self.prompts or []))
         self._own_embeds = dict(zip(own, clip.encode_text(own), strict=True)) if own else {}
 
-    def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def look(self, pixel_values: Tensor) -> Tensor:
+        return _image_embeds(self.clip, pixel_values)
+
+    def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._own_embeds]
         known = self._own_embeds | (dict(zip(new, self.clip.encode_text(new), strict=True)) if new else {})
-        image_embeds = _image_embeds(self.clip, images)
-        cosines = (image_embeds * torch.stack([known[prompt] for prompt in prompts]).to(image_embeds)).sum(-1)
+        cosines = (seen * torch.stack([known[prompt] for prompt in prompts]).to(seen)).sum(-1)
         return at_least_float32(self.clip.logit_scale).exp() * cosines if self.scaled else cosines
+
+    def fingerprint(self) -> str:
+        return self.clip.fingerprint()
 
 
 class AestheticReward(PromptReward):
@@ -69,14 +78,20 @@ class AestheticReward(PromptReward):
                 f"{clip.name_or_path or 'this CLIP'} have {clip.config.projection_dim}: take the CLIP it was fitted to"
             )
         self.clip = clip
+        self.image_processor, self.embed_dim = clip.image_processor, clip.config.projection_dim
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float())
 
-    def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        image_embeds = _image_embeds(self.clip, images)
-        return image_embeds @ self.weight.to(image_embeds) + self.bias.to(image_embeds)
+    def look(self, pixel_values: Tensor) -> Tensor:
+        return _image_embeds(self.clip, pixel_values)
+
+    def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        return seen @ self.weight.to(seen) + self.bias.to(seen)
+
+    def fingerprint(self) -> str:
+        return digest_of(self.clip.fingerprint(), {"weight": self.weight, "bias": self.bias})
 
 
-def _image_embeds(clip: CLIP, images: Tensor) -> Tensor:
-    """Embed images (B, 3, H, W) in [0, 1] as unit vectors (B, d), differentiably."""
-    return clip.image_embeds(clip.image_processor.differentiable(images.to(clip.device)).to(clip.dtype))
+def _image_embeds(clip: CLIP, pixel_values: Tensor) -> Tensor:
+    """Embed preprocessed images (B, 3, S, S) as unit vectors (B, d), with gradients of a size that float16 holds."""
+    return sized_for_half(lambda x: clip.image_embeds(x.to(clip.dtype)), pixel_values)

@@ -128,7 +128,8 @@ def load_reward(
     parts.check(kind, str(name))
     made = _BUILD[kind](place, path, parts).eval().requires_grad_(False)
     made = made.to(torch.device("cpu") if device is None else check_device(device))
-    return _in_precision(made, as_dtype(dtype))
+    made.name_or_path, made.revision = place.name, _commit(path) if place.options else None
+    return made.in_precision(as_dtype(dtype))
 
 
 def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path, str]:
@@ -154,6 +155,12 @@ def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path, str]:
     except (OSError, SafetensorError) as error:
         raise RewardError(f"{name}: {path.name} cannot be read as safetensors: {error}") from error
     return place, path, str(name) if str(name) in REPOSITORIES else _kind_of(keys, str(name))
+
+
+def _commit(path: Path) -> str | None:
+    """Return the commit of a file in a cache of the hub, ``.../snapshots/COMMIT/...``."""
+    below = (path.relative_to(folder) for folder in path.parents if folder.name == "snapshots")
+    return next((found.parts[0] for found in below), None)
 
 
 def _kind_of(keys: set[str], name: str) -> str:
@@ -221,9 +228,3 @@ def _image_reward(place: Place, path: Path, parts: _Parts) -> PromptReward:
 
 _BUILD = {"pickscore": _pickscore, "hpsv2.1": _hps, "aesthetic": _aesthetic, "imagereward": _image_reward}
 
-
-def _in_precision(reward: PromptReward, dtype: torch.dtype | str) -> PromptReward:
-    """Convert the towers; a head is a buffer, which stays in float32."""
-    for module in reward.children():
-        module.to(dtype)
-    return reward

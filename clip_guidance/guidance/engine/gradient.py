@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance._tensors import per_sample, power_of_two
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.guidance.modes.base import RewardGradient
-from clip_guidance.guidance.per_sample import per_sample, power_of_two
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
-_ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
 
 
 def reward_gradient(
@@ -75,23 +74,6 @@ def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_grap
     factor = power_of_two(cotangent)
     gradients = torch.autograd.grad(output, inputs, (cotangent * factor).to(output.dtype), retain_graph=retain_graph)
     return [gradient.to(cotangent.dtype) / per_sample(factor, gradient) for gradient in gradients]
-
-
-def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run ``network(x)``, float32 in and out, with gradients of a size that float16 holds."""
-    x = x.view_as(x)  # a view of its own, whose gradient comes from this network alone
-    output = network(x)
-    if not (x.requires_grad and output.requires_grad):
-        return output
-    factors: list[Tensor] = []
-
-    def enlarged(gradient: Tensor) -> Tensor:
-        factors.append(_ENTRANCE * power_of_two(gradient))
-        return gradient * factors[-1]
-
-    output.register_hook(enlarged)
-    x.register_hook(lambda gradient: gradient / per_sample(factors.pop(), gradient))
-    return output
 
 
 def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
