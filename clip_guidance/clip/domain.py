@@ -31,7 +31,6 @@ from clip_guidance._files import write_atomically
 from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 
 if TYPE_CHECKING:
-    from clip_guidance.clip.embed_cache import CachedCLIP
     from clip_guidance.clip.model import CLIP
 
 FILE = "domain.safetensors"
@@ -160,14 +159,15 @@ class DomainCheck:
     """Count the images of a run that are unlike what a CLIP knows.
 
     Args:
-        clip: The CLIP; one without statistics, or with weights that were changed after they were measured, counts none.
+        clip: The CLIP, or a reward; one without statistics, or with weights that were changed after they were measured,
+            counts none.
 
     Attributes:
         seen: Number of images.
         unlike: Number of them that are unlike the training images.
     """
 
-    clip: CLIP | CachedCLIP
+    clip: Any
     seen: int = 0
     unlike: int = 0
     domain: Domain | None = field(init=False)

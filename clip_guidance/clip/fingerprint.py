@@ -27,13 +27,13 @@ def fingerprint(
     preprocessing = asdict(image_processor)
     if not preprocessing["pad"]:
         del preprocessing["pad"]  # which former versions did not have: their fingerprints stay
-    return digest_of([towers, preprocessing, vocabulary], model.state_dict())
+    return digest([towers, preprocessing, vocabulary], model.state_dict())
 
 
-def digest_of(described: Any, tensors: Mapping[str, Tensor]) -> str:
-    """Compute 16 hexadecimal digits from values that json holds, and from tensors, whatever their precision."""
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def digest(described: Any, weights: Mapping[str, Tensor]) -> str:
+    """Compute 16 hexadecimal digits from a model's weights and a description that JSON holds."""
+    found = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -92,12 +92,6 @@ class ImageProcessor:
         """Height and width that a square image is resized to, in pixels."""
         return self.resize_to if isinstance(self.resize_to, tuple) else (self.resize_to, self.resize_to)
 
-    def __str__(self) -> str:
-        """Describe the resizing and the crop, as records of scores do."""
-        if self.pad:
-            return f"resize longest side {self.image_size} {RESAMPLING[self.resample]}, pad {self.image_size}"
-        return f"resize {self.resize_to} {RESAMPLING[self.resample]}, crop {self.image_size}"
-
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn a PIL image into a normalised float32 tensor (3, S, S)."""
         image = image.convert("RGB")
@@ -171,6 +165,12 @@ class ImageProcessor:
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (images - mean) / std
+
+    def record(self) -> str:
+        """Return in words what is done to an image, for the record of a score."""
+        if self.pad:
+            return f"resize longest side {self.image_size} {RESAMPLING[self.resample]}, pad {self.image_size}"
+        return f"resize {self.resize_to} {RESAMPLING[self.resample]}, crop {self.image_size}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.

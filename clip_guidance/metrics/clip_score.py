@@ -75,7 +75,7 @@ def judge_record(clip: CLIP) -> dict[str, Any]:
         "model": str(clip.name_or_path),
         "fingerprint": clip.fingerprint(),
         "dtype": str(clip.dtype).removeprefix("torch."),
-        "preprocessing": str(clip.image_processor),
+        "preprocessing": clip.image_processor.record(),
         "context_length": getattr(clip.tokenizer, "model_max_length", None),
     }
 

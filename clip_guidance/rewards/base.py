@@ -86,6 +86,10 @@ class PromptReward(nn.Module, ABC):
             module.to(dtype)
         return self
 
+    def mean(self, scores: Tensor) -> float:
+        """Average the scores (n,) of many images in float64."""
+        return scores.double().mean().item()
+
     def record(self) -> dict[str, Any]:
         """Return all that is needed to compute the same ratings again, ``definition`` first."""
         return {
@@ -94,7 +98,7 @@ class PromptReward(nn.Module, ABC):
             **({"revision": self.revision} if self.revision else {}),
             "fingerprint": self.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "preprocessing": str(self.image_processor),
+            "preprocessing": self.image_processor.record(),
             "context_length": self.context_length,
         }
 

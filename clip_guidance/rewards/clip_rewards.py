@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clip_guidance._tensors import at_least_float32, sized_for_half
 from clip_guidance.clip import CLIP
-from clip_guidance.clip.fingerprint import digest_of
+from clip_guidance.clip.fingerprint import digest
 from clip_guidance.rewards.base import PromptReward, RewardError
 
 
@@ -89,7 +89,7 @@ class AestheticReward(PromptReward):
         return seen @ self.weight.to(seen) + self.bias.to(seen)
 
     def fingerprint(self) -> str:
-        return digest_of(self.clip.fingerprint(), {"weight": self.weight, "bias": self.bias})
+        return digest(self.clip.fingerprint(), {"weight": self.weight, "bias": self.bias})
 
 
 def _image_embeds(clip: CLIP, pixel_values: Tensor) -> Tensor:

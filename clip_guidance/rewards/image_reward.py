@@ -19,9 +19,9 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, PreT
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from clip_guidance._tensors import at_least_float32, sized_for_half
-from clip_guidance.clip.fingerprint import digest_of
+from clip_guidance.clip.fingerprint import digest
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
-from clip_guidance.clip.tokenizer import one_at_a_time
+from clip_guidance.clip.tokenizer import one_at_a_time, warn_truncated
 from clip_guidance.rewards.base import PromptReward, RewardError
 from clip_guidance.rewards.heads import folded
 
@@ -117,6 +117,7 @@ class ImageReward(PromptReward):
         return sized_for_half(states, pixel_values)
 
     def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        warn_truncated(self.tokenizer, list(dict.fromkeys(prompts)), CONTEXT)
         options = {"padding": True, "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
         tokens = one_at_a_time(self.tokenizer, list(prompts), **options)
 
@@ -133,7 +134,7 @@ class ImageReward(PromptReward):
         return (first @ self.weight.to(first) + self.bias.to(first) - MEAN) / STD
 
     def fingerprint(self) -> str:
-        return digest_of([self.tokenizer.get_vocab(), asdict(self.image_processor)], self.state_dict())
+        return digest([self.tokenizer.get_vocab(), asdict(self.image_processor)], self.state_dict())
 
 
 def _renamed(name: str) -> str:

@@ -25,6 +25,7 @@ from clip_guidance._tensors import per_sample, power_of_two
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.guidance.modes.base import RewardGradient
+from clip_guidance.rewards.protocol import reward_name
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 
@@ -90,7 +91,7 @@ def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> Re
     leaf = images.requires_grad_()
     gradient, rewards = torch.zeros_like(leaf), leaf.new_zeros(len(leaf))
     for part in parts(reward, leaf):
-        _check_rewards(part, len(leaf))
+        _check_rewards(part, len(leaf), reward_name(reward))
         gradient = gradient + torch.autograd.grad(part.sum() * scale, leaf)[0] / scale
         rewards = rewards + part.detach().to(rewards)
     return RewardGradient(gradient, rewards)
@@ -109,12 +110,12 @@ def _has_float16(reward: Any) -> bool:
     return isinstance(reward, nn.Module) and any(p.dtype == torch.float16 for p in reward.parameters())
 
 
-def _check_rewards(rewards: Any, batch: int) -> None:
+def _check_rewards(rewards: Any, batch: int, name: str) -> None:
     if not isinstance(rewards, Tensor) or rewards.shape != (batch,):
         found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ValueError(f"the reward must return one number per sample, shape ({batch},), got {found}")
+        raise ValueError(f"the reward {name} must return one number per sample, shape ({batch},), got {found}")
     if not rewards.requires_grad:
         raise ValueError(
-            "the reward must be differentiable in its input; the tensor it returned has no gradient (was it "
+            f"the reward {name} must be differentiable in its input; the tensor it returned has no gradient (was it "
             "computed under torch.no_grad, detached, or taken through numpy or PIL?)"
         )
