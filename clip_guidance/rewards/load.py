@@ -44,6 +44,7 @@ REPOSITORIES = {
     "aesthetic": "RE-N-Y/laion-aesthetic",
     "imagereward": "RE-N-Y/ImageReward",
 }
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt")
 PORTS = {"xswu/HPSv2": "hpsv2.1", "THUDM/ImageReward": "imagereward", "zai-org/ImageReward": "imagereward"}
 
 
@@ -66,7 +67,8 @@ class _Parts:
 
     def tokenizer_of(self, place: Place, default: str) -> PreTrainedTokenizerBase:
         """Return the tokenizer given, else that beside the weights, else that of the model that was trained further."""
-        found = self.tokenizer or load_tokenizer(place)
+        has_own = any(place.file(name) for name in TOKENIZER_FILES)  # else transformers looks at config.json, and fails
+        found = self.tokenizer or (load_tokenizer(place) if has_own else None)
         if found is None:
             options = dataclasses.replace(self.options, revision=None, subfolder="")  # they are of the reward's own
             found = load_tokenizer(find_place(default, "tokenizer", "tokenizer.json", options))
