@@ -53,7 +53,7 @@ def one_per_image(ratings: Any, count: int, name: str) -> Tensor:
         RewardError: They are something else.
     """
     try:
-        found = ratings if isinstance(ratings, Tensor) else torch.from_numpy(np.asarray(ratings, dtype=np.float64))
+        found = ratings if isinstance(ratings, Tensor) else torch.tensor(np.array(list(ratings), np.float64))
     except (TypeError, ValueError):
         raise RewardError(f"{name} must return one number per image, got {type(ratings).__name__}") from None
     if found.numel() != count or found.squeeze().ndim > 1:
