@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli._checks import check_finite, check_quarantine, check_report
+from clip_guidance.cli._checks import check_finite, check_quarantine, check_report, parsed
 from clip_guidance.generation.settings import RANGES, SCHEDULERS
+from clip_guidance.generation.weighted_reward import WeightedReward
 
 TUNED_DEFAULT = "tuned for the model"
 MANY = 1_000_000  # the most of anything that is counted: rows, images, resamples
@@ -98,6 +99,17 @@ Scheduler = Annotated[
 Cap = Annotated[
     float | None,
     _number(*RANGES["cap"], help="Longest step of CLIP guidance, in steps of classifier-free.", show_default="none"),
+]
+SteeringRewards = Annotated[
+    list[WeightedReward] | None,
+    typer.Option(
+        "--reward",
+        parser=parsed(WeightedReward.parse),
+        metavar="NAME[=WEIGHT]",
+        help="Reward that steers beside CLIP, or alone with --scale 0: pickscore, hpsv2.1, aesthetic, imagereward, a "
+        "folder or a hub id; repeat for several.",
+        show_default=False,
+    ),
 ]
 ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
 

@@ -58,8 +58,8 @@ class GeneratedImage(DisplayMixin):
         image: RGB.
         settings: All that determines the image.
         guide: Name and fingerprint of the CLIP that steered the image; None if none did.
-        scores: For each CLIP that scored: ``score``, ``prompt``, ``guided``, and the entries of
-            ``ScoreDefinition.record``.
+        scores: For each CLIP and reward that scored: ``score``, ``prompt``, ``guided``, and the entries of its
+            ``record``.
         device: Where the image was generated; other devices round differently.
     """
 
@@ -72,7 +72,7 @@ class GeneratedImage(DisplayMixin):
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
-            "settings": asdict(self.settings),
+            "settings": asdict(self.settings, dict_factory=_as_json),
             "guide": self.guide,
             "scores": self.scores,
             "device": self.device,
@@ -106,6 +106,11 @@ class GeneratedImage(DisplayMixin):
             if path.read_bytes() == data:
                 return path
         raise AssertionError("unreachable: the suffixes are endless")
+
+
+def _as_json(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Hold tuples as lists, as JSON does, so that a record is the same before and after."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def _versions() -> dict[str, str]:

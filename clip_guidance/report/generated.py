@@ -36,7 +36,7 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
     shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
     chosen = rows[: parts.MAX_IMAGES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
-    note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
+    note = f"{parts.shown(len(chosen), len(rows))}. Scores without a name are 100 · cosine; all are rounded to 0.001."
     about = {name: settings[0][name] for name in names if name in shared}
     made = {"device": rows[0]["device"], **rows[0]["versions"]} if rows else {}
     return Page(
@@ -59,5 +59,10 @@ def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
     settings = row["settings"]
     lines = [settings["prompt"], f"seed {settings['seed']}"]
     lines += [f"{name} {settings[name]}" for name in own if settings.get(name) not in (None, "")]
-    lines += [f"{one['score']:.3f} by {one['model']}{' (the guide)' if one['guided'] else ''}" for one in row["scores"]]
+    lines += [_score(one) for one in row["scores"]]
     return Card(row["image"], lines=tuple(lines))
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    name = "" if score["definition"] == "torchmetrics" else f" {score['definition']}"
+    return f"{score['score']:.3f}{name} by {score['model']}{' (the guide)' if score['guided'] else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -79,6 +80,12 @@ class PromptReward(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Precision of the towers' weights."""
         return next(self.parameters()).dtype
+
+    def with_prompts(self, prompts: str | Sequence[str]) -> PromptReward:
+        """Return the same reward, of the same weights, with other prompts of its own."""
+        other = copy(self)
+        other.prompts = as_prompts(prompts)
+        return other
 
     def in_precision(self, dtype: torch.dtype) -> PromptReward:
         """Convert the towers in place; heads and what follows the towers stay in float32."""

@@ -10,6 +10,7 @@ The first two are CLIPs that were trained further on people's choices between im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,15 +39,22 @@ class PreferenceReward(PromptReward):
         self.image_processor, self.embed_dim = clip.image_processor, clip.config.projection_dim
         self.tokenizer = clip.tokenizer
         self.context_length = getattr(clip.tokenizer, "model_max_length", None)
-        own = list(dict.fromkeys(self.prompts or []))
-        self._own_embeds = dict(zip(own, clip.encode_text(own), strict=True)) if own else {}
+        self._own_embeds = self._embeds(self.prompts or [])
+
+    def with_prompts(self, prompts: str | Sequence[str]) -> PreferenceReward:
+        other = cast(PreferenceReward, super().with_prompts(prompts))
+        other._own_embeds = other._embeds(other.prompts or [])
+        return other
+
+    def _embeds(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        texts = list(dict.fromkeys(prompts))
+        return dict(zip(texts, self.clip.encode_text(texts), strict=True)) if texts else {}
 
     def look(self, pixel_values: Tensor) -> Tensor:
         return _image_embeds(self.clip, pixel_values)
 
     def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._own_embeds]
-        known = self._own_embeds | (dict(zip(new, self.clip.encode_text(new), strict=True)) if new else {})
+        known = self._own_embeds | self._embeds([prompt for prompt in prompts if prompt not in self._own_embeds])
         cosines = (seen * torch.stack([known[prompt] for prompt in prompts]).to(seen)).sum(-1)
         return at_least_float32(self.clip.logit_scale).exp() * cosines if self.scaled else cosines
 
