@@ -128,8 +128,7 @@ class Job:
                 if batch.names:
                     domain.add(batch.embeds)
                     yield batch
-        if message := domain.message():
-            narrate("warning", message)
+        domain.warn()
 
     def finish(self) -> None:
         """End the command with exit code 0, 1 or 130."""

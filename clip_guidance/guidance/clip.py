@@ -25,7 +25,7 @@ from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.rewards import CLIPReward, Prompt
 
-_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
+_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap", "damping")  # arguments that json holds as they are
 
 
 class CLIPGuidance(Guidance):
@@ -66,6 +66,9 @@ class CLIPGuidance(Guidance):
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
+            variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
+            for 0, which is exact for a linear reward.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
@@ -113,6 +116,7 @@ class CLIPGuidance(Guidance):
         data_variance: float | None = None,
         schedule: Callable[[float], float] | None = None,
         cap: float | None = None,
+        damping: float | None = None,
         decoding: Decoding | None = None,
         to_image: Callable[[Tensor], Tensor] | None = None,
         guider: BaseGuidance | None = None,
@@ -131,6 +135,7 @@ class CLIPGuidance(Guidance):
             data_variance,
             schedule=schedule,
             cap=cap,
+            damping=damping,
             decoding=decoding,
             to_image=to_image,
             guider=guider,

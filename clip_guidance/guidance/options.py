@@ -62,6 +62,7 @@ class GuidanceOptions(Checked):
     data_variance: float | None = None
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
+    damping: float | None = field(default=None, kw_only=True)
     decoding: Decoding | None = field(default=None, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
@@ -91,6 +92,10 @@ class GuidanceOptions(Checked):
                 vars(self)[name] = value = as_number(name, value)
                 if not 0 < value < math.inf:
                     raise ValueError(f"{name} must be positive and finite{none}, got {shown(value)}")
+        if self.damping is not None:
+            vars(self)["damping"] = damping = as_number("damping", self.damping)
+            if not 0 <= damping < math.inf:
+                raise ValueError(f"damping must be at least 0 and finite, or None, got {shown(damping)}")
         for name in ("schedule", "to_image"):
             value = getattr(self, name)
             if value is not None and not callable(value):

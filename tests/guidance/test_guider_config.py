@@ -40,7 +40,7 @@ OPTIONS = [
     {"prompt": {"a photo": -0.5, "a red apple": 1.0}, "scale": 3},
     {"cutouts": Cutouts(3, seed=4, smallest=0.7, flip=False, jitter=0.1, noise=0.02), "chunk": 2},
     {"cutouts": 3, "seed": 7},
-    {"mode": "exact", "start": 0.1, "stop": 0.9, "every": 2, "data_variance": 0.5, "cap": 2.0},
+    {"mode": "exact", "start": 0.1, "stop": 0.9, "every": 2, "data_variance": 0.5, "cap": 2.0, "damping": 0.1},
     {"decoding": Decoding(resolution=0.5, crop=0.8, checkpoint=True, images=1, dtype=torch.bfloat16, seed=3)},
     {"guider": ClassifierFreeGuidance(3.0, guidance_rescale=0.2)},
     {"guider": AdaptiveProjectedGuidance(adaptive_projected_guidance_norm_dim=(-1, -2))},

@@ -17,6 +17,7 @@ from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.damping import damped
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
@@ -169,7 +170,7 @@ class Attachment:
             self.report.steps.append(step.index)
         shift, held_variance = self._held
         shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
-        return self._capped(shift, correction, variance)
+        return self._capped(damped(shift, scale, guidance.damping or 0.0, variance), correction, variance)
 
     def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
         report, size = self.report, step.call.size if step.call else None
