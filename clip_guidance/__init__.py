@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CLIP": "clip",
     "CLIPConfig": "clip",
+    "DualEncoder": "clip",
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "Region": "guidance",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from clip_guidance import towers as towers
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
+    from clip_guidance.clip import DualEncoder as DualEncoder
     from clip_guidance.clip.hub import ModelError as ModelError
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
     from clip_guidance.generation.best_of import SearchResult as SearchResult
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
     from clip_guidance.images.load import ImageError as ImageError

@@ -11,6 +11,7 @@ import typer
 
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
+from clip_guidance.cli import _target_options as targets
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def command(
     from_: options.From = None,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
     clip_prompt: options.ClipPrompt = None,
+    clip_images: targets.ClipImages = None,
+    regions: targets.Regions = None,
     seed: options.Seed = DEFAULTS.seed,
     num_images: options.NumImages = 1,
     model: options.Pipeline = DEFAULTS.model,

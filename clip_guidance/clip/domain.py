@@ -32,7 +32,7 @@ from clip_guidance._files import write_atomically
 from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 
 if TYPE_CHECKING:
-    from clip_guidance.clip.model import CLIP
+    from clip_guidance.clip.dual_encoder import DualEncoder
 
 FILE = "domain.safetensors"
 RATE = 0.02  # share of the domain's own images that may be called unlike
@@ -95,7 +95,7 @@ class Domain:
 
 
 def fit_domain(
-    clip: CLIP, name: str, own: Tensor, held_out: Tensor, other: Tensor, captions: Iterable[str] = ()
+    clip: DualEncoder, name: str, own: Tensor, held_out: Tensor, other: Tensor, captions: Iterable[str] = ()
 ) -> Domain:
     """Measure the domain of a CLIP.
 

@@ -206,6 +206,25 @@ def find_model(
     return FoundModel(name, place.path, place.options, config["model_type"])
 
 
+def find_part(name_or_path: str | Path, filename: str, options: HubOptions) -> Place:
+    """Find the model that a tokenizer or a preprocessing is taken from, whatever its weights are.
+
+    Args:
+        name_or_path: Packaged name, folder or hub id.
+        filename: The file that marks it on the hub.
+        options: How the hub is read.
+
+    Raises:
+        ModelError: There is none.
+    """
+    name = str(name_or_path)
+    if name in packaged_models():
+        return Place(name, str(PACKAGED / name / "clip"))
+    if name and os.path.isdir(name):
+        return Place(name, name)
+    return find_place(name, "model", filename, options)
+
+
 def read_model_json(place: Place, filename: str) -> dict[str, Any]:
     """Read one of a model's JSON files.
 

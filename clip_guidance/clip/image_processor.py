@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,13 @@ class ImageProcessor:
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (images - mean) / std
+
+    def described(self) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON holds it; a CLIP's fingerprint reads it."""
+        described = asdict(self)
+        if not self.pad:
+            del described["pad"]  # which former versions did not have: their fingerprints stay
+        return described
 
     def record(self) -> str:
         """Return in words what is done to an image, for the record of a score."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from clip_guidance._tensors import as_dtype
+from clip_guidance.clip.adapter import AdaptedCLIP
 from clip_guidance.clip.config import CLIPConfig
-from clip_guidance.clip.hub import FoundModel, ModelError, reject_options
+from clip_guidance.clip.hub import FoundModel, HubOptions, ModelError, Place, find_part, reject_options
 from clip_guidance.clip.image_processor import ImageProcessor, load_image_processor
 from clip_guidance.clip.tokenizer import load_tokenizer
 
@@ -48,16 +53,36 @@ def check_options(given: dict[str, Any], dtype: torch.dtype | str) -> tuple[torc
     return dtype if dtype == "auto" else as_dtype(dtype), config
 
 
-def check_parts(tokenizer: Any, image_processor: Any) -> None:
-    """Check the parts that are given in place of the model's own.
+@dataclass(frozen=True)
+class Parts:
+    """What is used in place of a model's own parts: the part, or where it is taken from; None for its own."""
+
+    tokenizer: PreTrainedTokenizerBase | Place | None
+    image_processor: ImageProcessor | Place | None
+
+
+def find_parts(tokenizer: Any, image_processor: Any, options: HubOptions) -> Parts:
+    """Check the parts that are given in place of a model's own, and find the models that are named.
+
+    Args:
+        tokenizer: A tokenizer, or the name or folder of a model.
+        image_processor: An image processor, or the name or folder of a model.
+        options: How the hub is read; the revision and the subfolder are the model's own.
 
     Raises:
         TypeError: One is of another type.
+        ModelError: There is no model of a name.
     """
-    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
-        raise TypeError(f"tokenizer: expected a tokenizer of transformers, got {type(tokenizer).__name__}")
-    if not isinstance(image_processor, ImageProcessor | None):
-        raise TypeError(f"image_processor: expected an ImageProcessor, got {type(image_processor).__name__}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | str | Path | None):
+        raise TypeError(f"tokenizer: expected a tokenizer of transformers or a name, got {type(tokenizer).__name__}")
+    if not isinstance(image_processor, ImageProcessor | str | Path | None):
+        raise TypeError(f"image_processor: expected an ImageProcessor or a name, got {type(image_processor).__name__}")
+    other = dataclasses.replace(options, revision=None, subfolder="")
+    if isinstance(tokenizer, str | Path):
+        tokenizer = find_part(tokenizer, "tokenizer_config.json", other)
+    if isinstance(image_processor, str | Path):
+        image_processor = find_part(image_processor, "preprocessor_config.json", other)
+    return Parts(tokenizer, image_processor)
 
 
 @contextlib.contextmanager
@@ -74,9 +99,7 @@ def as_model_errors(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def load_parts(
-    found: FoundModel, tokenizer: PreTrainedTokenizerBase | None, image_processor: ImageProcessor | None
-) -> tuple[PreTrainedTokenizerBase | None, ImageProcessor]:
+def load_parts(found: FoundModel, parts: Parts) -> tuple[PreTrainedTokenizerBase | None, ImageProcessor]:
     """Load the tokenizer and the preprocessing of a model, where they are not given.
 
     Returns:
@@ -85,11 +108,13 @@ def load_parts(
     Raises:
         ModelError: One cannot be loaded.
     """
-    tokenizer = load_tokenizer(found) if tokenizer is None else tokenizer
-    if tokenizer is None and found.model_type != CLIPConfig.model_type:
+    place = found if parts.tokenizer is None else parts.tokenizer
+    tokenizer = load_tokenizer(place) if isinstance(place, Place) else place
+    if tokenizer is None and (place is not found or found.model_type != CLIPConfig.model_type):
         expected = "expected tokenizer.json, or vocab.json and merges.txt; or give a tokenizer"
-        raise ModelError(f"{found.name}: no vocabulary: {expected}")
-    return tokenizer, load_image_processor(found) if image_processor is None else image_processor
+        raise ModelError(f"{place.name}: no vocabulary: {expected}")
+    source = found if parts.image_processor is None else parts.image_processor
+    return tokenizer, load_image_processor(source) if isinstance(source, Place) else source
 
 
 def check_loaded(name: str, model: Any, info: dict[str, Any]) -> None:
@@ -102,9 +127,19 @@ def check_loaded(name: str, model: Any, info: dict[str, Any]) -> None:
 
     Raises:
         ModelError: Weights are missing, or the preprocessing makes images of another size than the tower reads.
+
+    Warns:
+        UserWarning: Weights are left over.
     """
+    left_over = sorted(info["unexpected_keys"])
+    also = f"; left over are {', '.join(left_over[:3])}" if left_over else ""
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{name}: weights missing from it: {', '.join(missing[:5])}")
+        raise ModelError(f"{name}: weights missing from it: {', '.join(missing[:5])}{also}")
+    if left_over:
+        of = f"{len(left_over)} weights belong to no part of its towers, and are not read: "
+        warnings.warn(f"{name}: {of}{', '.join(left_over[:3])}", stacklevel=3)
+    if isinstance(model, AdaptedCLIP):  # which has checked its parts
+        return
     made, read = model.image_processor.image_size, model.config.vision_config.image_size
     if made != read:
         raise ModelError(f"{name}: its image tower reads images of {read} pixels, its preprocessing makes {made}")

@@ -18,13 +18,15 @@ import diffusers
 import torch
 from PIL import Image
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.image import GeneratedImage, check_image, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
-from clip_guidance.guidance import CLIPGuidance, Guidance, WeightedRewards
+from clip_guidance.generation.targets import ImageFile
+from clip_guidance.guidance import CLIPGuidance, Guidance, Region, WeightedRewards
+from clip_guidance.images.load import load_image
 from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
 from clip_guidance.rewards import PromptReward, load_reward
 
@@ -109,7 +111,7 @@ class ImageGenerator:
 class _Scorer:
     """A CLIP and the record of its score, made once because the fingerprint reads every weight."""
 
-    clip: CLIP
+    clip: DualEncoder
     record: dict[str, Any]
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
@@ -160,19 +162,38 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     return None
 
 
-def _guidance(clip: CLIP | None, rewards: Sequence[PromptReward], settings: GenerateSettings) -> Guidance | None:
+def _guidance(clip: DualEncoder | None, rewards: Sequence[PromptReward], settings: GenerateSettings) -> Guidance | None:
     """Make what steers: CLIP, or one guidance by the weighted sum of CLIP and the rewards, which decodes once."""
     how = {name: getattr(settings, name) for name in ("mode", "start", "stop", "every", "cap")}
     by_clip = None
     if clip is not None and settings.scale:
         options = {name: getattr(settings, name) for name in ("scale", "cutouts", "seed")}
-        by_clip = CLIPGuidance(clip, settings.target, **options, **how)
+        by_clip = CLIPGuidance(clip, _target(settings), **options, **how)
     if not rewards:
         return by_clip
     weighted: list[tuple[float, Any]] = [] if by_clip is None else [(settings.scale or 0.0, by_clip.reward)]
     named = zip(settings.rewards, rewards, strict=True)
     weighted += [(each.weight, reward.with_prompts(settings.target)) for each, reward in named]
     return Guidance(WeightedRewards(weighted), **how)
+
+
+def _target(settings: GenerateSettings) -> Any:
+    """Return what CLIP steers to: the text, the images and the regions that are asked for, or else the prompt.
+
+    Raises:
+        ImageError: An image cannot be read, or is another one than is recorded.
+    """
+    whole: list[Any] = [settings.clip_prompt] if settings.clip_prompt else []
+    whole += [_opened(file) for file in settings.clip_images]
+    regions = [
+        Region(each.target if isinstance(each.target, str) else _opened(each.target), each.box)
+        for each in settings.regions
+    ]
+    return [*((target, 1.0) for target in whole), *regions] or settings.target
+
+
+def _opened(file: ImageFile) -> Image.Image:
+    return load_image(file.bytes(), file.path)
 
 
 def _draw(

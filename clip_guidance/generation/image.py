@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class GeneratedImage(DisplayMixin):
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
-            "settings": asdict(self.settings, dict_factory=_as_json),
+            "settings": self.settings.record(),
             "guide": self.guide,
             "scores": self.scores,
             "device": self.device,
@@ -106,11 +106,6 @@ class GeneratedImage(DisplayMixin):
             if path.read_bytes() == data:
                 return path
         raise AssertionError("unreachable: the suffixes are endless")
-
-
-def _as_json(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Hold tuples as lists, as JSON does, so that a record is the same before and after."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def _versions() -> dict[str, str]:

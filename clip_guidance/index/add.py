@@ -25,7 +25,7 @@ from clip_guidance.index.entries import Batch, Entry, Seen, exactly
 from clip_guidance.index.results import Changes, Moved
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
     from clip_guidance.index.store import Store
 
 _UNSETTLED = 2_000_000_000  # ns; a file may change again within one tick of its clock, so a younger time is not kept
@@ -41,7 +41,7 @@ class _Plan:
 
 
 def add_batch(
-    store: Store, clip: CLIP, paths: Sequence[str], patch_of: Callable[[Path], str], domain: DomainCheck
+    store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: Callable[[Path], str], domain: DomainCheck
 ) -> Changes:
     """Read, encode and acknowledge some files.
 
@@ -69,7 +69,7 @@ def add_batch(
     return plan.changes
 
 
-def _repair(store: Store, clip: CLIP, paths: Sequence[str], domain: DomainCheck) -> Changes:
+def _repair(store: Store, clip: DualEncoder, paths: Sequence[str], domain: DomainCheck) -> Changes:
     """Encode images anew whose vectors were damaged."""
     plan = _Plan()
     for path in paths:
@@ -100,7 +100,7 @@ def _same(entry: Entry, found: os.stat_result) -> bool:
     return (entry.size, entry.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
-def _examine(store: Store, clip: CLIP, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
+def _examine(store: Store, clip: DualEncoder, path: str, patch_of: Callable[[Path], str], plan: _Plan) -> None:
     check_name(path)
     found, patch, entry = stat_image(path), patch_of(Path(path)), store.by_path(path)
     settled = time.time_ns() - found.st_mtime_ns > _UNSETTLED
@@ -132,7 +132,7 @@ def _find_moved(store: Store, content: str, taken: set[int]) -> Entry | None:
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 
 
-def _encode(clip: CLIP, plan: _Plan, domain: DomainCheck) -> None:
+def _encode(clip: DualEncoder, plan: _Plan, domain: DomainCheck) -> None:
     if not plan.prepared:
         return
     encoded = encode(clip, plan.prepared).cpu()

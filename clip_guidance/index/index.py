@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.images.load import find_images
 from clip_guidance.index.add import add_batch, is_unchanged
@@ -30,9 +31,6 @@ from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, short_name
 from clip_guidance.index.verify import verify
 from clip_guidance.index.where import compile_where
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 class ImageIndex:
@@ -58,14 +56,14 @@ class ImageIndex:
         >>> folder.cleanup()
     """
 
-    def __init__(self, store: Store, clip: CLIP | None = None) -> None:
+    def __init__(self, store: Store, clip: DualEncoder | None = None) -> None:
         self._store, self.clip = store, clip
 
     @classmethod
     def open(
         cls,
         address: str | os.PathLike[str],
-        clip: CLIP | None = None,
+        clip: DualEncoder | None = None,
         *,
         create: bool = True,
         dtype: str = "float32",
@@ -88,6 +86,7 @@ class ImageIndex:
             ImageIndexError: There is no index and none shall or can be made, the index is damaged or was made with
                 another CLIP, the folder holds other files, or Milvus cannot be reached.
         """
+        clip = None if clip is None else as_clip(clip)
         return cls(open_store(os.fspath(address), clip, create, dtype, catalogue), clip)
 
     def add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Changes:
@@ -293,7 +292,7 @@ class ImageIndex:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def _clip(self) -> CLIP:
+    def _clip(self) -> DualEncoder:
         if self.clip is None:
             cure = "was opened without a CLIP: ImageIndex.open(address, clip)"
             raise ImageIndexError(f"{short_name(self._store.folder)}: {cure}")

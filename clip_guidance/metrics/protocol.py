@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
 
 
 class Averaged(Protocol):
@@ -35,7 +35,7 @@ class ImageScore(Averaged, Protocol):
     def texts(self, prompt: str) -> list[str]:
         """List the k texts to encode beside an image: made from its prompt, or the same for all; k may be 0."""
 
-    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
+    def scores(self, clip: DualEncoder, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
         """Score n images.
 
         Args:
@@ -47,7 +47,7 @@ class ImageScore(Averaged, Protocol):
             Scores (n,).
         """
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return all that is needed to compute the same number again, in flat columns, ``definition`` first."""
 
 

@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from clip_guidance._tensors import at_least_float32, sized_for_half
-from clip_guidance.clip import CLIP
+from clip_guidance._tensors import sized_for_half
+from clip_guidance.clip import DualEncoder
 from clip_guidance.clip.fingerprint import digest
 from clip_guidance.rewards.base import PromptReward, RewardError
 
@@ -32,11 +32,11 @@ class PreferenceReward(PromptReward):
     """
 
     def __init__(
-        self, name: str, clip: CLIP, prompts: str | Sequence[str] | None = None, scaled: bool = True
+        self, name: str, clip: DualEncoder, prompts: str | Sequence[str] | None = None, scaled: bool = True
     ) -> None:
         super().__init__(name, prompts)
         self.clip, self.scaled = clip, scaled
-        self.image_processor, self.embed_dim = clip.image_processor, clip.config.projection_dim
+        self.image_processor, self.embed_dim = clip.image_processor, clip.projection_dim
         self.tokenizer = clip.tokenizer
         self.context_length = getattr(clip.tokenizer, "model_max_length", None)
         self._own_embeds = self._embeds(self.prompts or [])
@@ -56,7 +56,7 @@ class PreferenceReward(PromptReward):
     def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
         known = self._own_embeds | self._embeds([prompt for prompt in prompts if prompt not in self._own_embeds])
         cosines = (seen * torch.stack([known[prompt] for prompt in prompts]).to(seen)).sum(-1)
-        return at_least_float32(self.clip.logit_scale).exp() * cosines if self.scaled else cosines
+        return self.clip.logits(cosines) if self.scaled else cosines
 
     def fingerprint(self) -> str:
         return self.clip.fingerprint()
@@ -78,15 +78,15 @@ class AestheticReward(PromptReward):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, clip: CLIP, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, clip: DualEncoder, weight: Tensor, bias: Tensor) -> None:
         super().__init__("aesthetic")
-        if len(weight) != clip.config.projection_dim:
+        if len(weight) != clip.projection_dim:
             raise RewardError(
                 f"aesthetic: the head reads embeddings of width {len(weight)}, those of "
-                f"{clip.name_or_path or 'this CLIP'} have {clip.config.projection_dim}: take the CLIP it was fitted to"
+                f"{clip.name_or_path or 'this CLIP'} have {clip.projection_dim}: take the CLIP it was fitted to"
             )
         self.clip = clip
-        self.image_processor, self.embed_dim = clip.image_processor, clip.config.projection_dim
+        self.image_processor, self.embed_dim = clip.image_processor, clip.projection_dim
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float())
 
@@ -100,6 +100,6 @@ class AestheticReward(PromptReward):
         return digest(self.clip.fingerprint(), {"weight": self.weight, "bias": self.bias})
 
 
-def _image_embeds(clip: CLIP, pixel_values: Tensor) -> Tensor:
+def _image_embeds(clip: DualEncoder, pixel_values: Tensor) -> Tensor:
     """Embed preprocessed images (B, 3, S, S) as unit vectors (B, d), with gradients of a size that float16 holds."""
     return sized_for_half(lambda x: clip.image_embeds(x.to(clip.dtype)), pixel_values)

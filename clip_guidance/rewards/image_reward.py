@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +133,7 @@ class ImageReward(PromptReward):
         return (first @ self.weight.to(first) + self.bias.to(first) - MEAN) / STD
 
     def fingerprint(self) -> str:
-        return digest([self.tokenizer.get_vocab(), asdict(self.image_processor)], self.state_dict())
+        return digest([self.tokenizer.get_vocab(), self.image_processor.described()], self.state_dict())
 
 
 def _renamed(name: str) -> str:

@@ -176,7 +176,7 @@ def test_the_projecting_stock_encoder_has_equal_states():
     tower = clip.text_encoder_with_projection()
     ids = tokenize(clip.tokenizer, TEXTS)
     ours, theirs = (m(ids, output_hidden_states=True) for m in (tower, tower.to_clip_text_model_with_projection()))
-    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds)
+    torch.testing.assert_close(ours.target_embeds, theirs.target_embeds)
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state)
     for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(mine, other)

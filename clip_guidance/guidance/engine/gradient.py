@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance._tensors import per_sample, power_of_two
-from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.guidance.modes.base import RewardGradient
 from clip_guidance.rewards.protocol import reward_name
@@ -31,7 +31,7 @@ _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
 
 
 def reward_gradient(
-    reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, size: Size | None = None
+    reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, call: PipelineCall | None = None
 ) -> RewardGradient:
     """Compute the gradient of each sample's reward at the clean sample ``x0``, (B, ...).
 
@@ -39,28 +39,35 @@ def reward_gradient(
         reward: Maps what the decoder returns to one number per sample, (B,).
         decoder: Maps the clean sample to what the reward reads.
         x0: The clean sample.
-        size: Size of the image that the pipeline makes; None where it is not known.
+        call: The pipeline's call; None in a loop written by hand.
 
     Raises:
         ValueError: The reward does not return one differentiable number per sample.
     """
     decoder.start_step()
-    count = at_a_time(decoder.decoding, len(x0))
     with torch.enable_grad(), decoder.for_gradients(x0.device):
-        if count == len(x0):
-            x0 = x0.detach().requires_grad_()
-            images = decoder(x0, size)
-            at_images = gradient_at_images(reward, images.detach())
-            return RewardGradient(vjp(images, [x0], at_images.gradient)[0], at_images.rewards)
-        # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
-        with torch.no_grad():
-            images = torch.cat([decoder(part, size) for part in x0.split(count)])
-        at_images = gradient_at_images(reward, images)
-        gradients = []
-        for part, cotangent in zip(x0.split(count), at_images.gradient.split(count), strict=True):
-            leaf = part.detach().requires_grad_()
-            gradients += vjp(decoder(leaf, size), [leaf], cotangent)
-        return RewardGradient(torch.cat(gradients), at_images.rewards)
+        x0 = x0.detach().requires_grad_()
+        latents = decoder.unpack(x0, call)
+        at_latents = _gradient_at_latents(reward, decoder, latents.detach())
+        return RewardGradient(vjp(latents, [x0], at_latents.gradient)[0], at_latents.rewards)
+
+
+def _gradient_at_latents(reward: Callable[[Tensor], Tensor], decoder: Decoder, latents: Tensor) -> RewardGradient:
+    count = at_a_time(decoder.decoding, len(latents))
+    if count == len(latents):
+        leaf = latents.requires_grad_()
+        images = decoder.decode(leaf)
+        at_images = gradient_at_images(reward, images.detach())
+        return RewardGradient(vjp(images, [leaf], at_images.gradient)[0], at_images.rewards)
+    # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
+    with torch.no_grad():
+        images = torch.cat([decoder.decode(part) for part in latents.split(count)])
+    at_images = gradient_at_images(reward, images)
+    gradients = []
+    for part, cotangent in zip(latents.split(count), at_images.gradient.split(count), strict=True):
+        leaf = part.detach().requires_grad_()
+        gradients += vjp(decoder.decode(leaf), [leaf], cotangent)
+    return RewardGradient(torch.cat(gradients), at_images.rewards)
 
 
 def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_graph: bool = False) -> list[Tensor]:

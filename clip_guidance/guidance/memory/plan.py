@@ -8,7 +8,7 @@ this order, so that a larger budget never gives a worse setting:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
@@ -172,7 +172,8 @@ def plan_memory(
     views = max((reward.cutouts.count for reward in clip_rewards(guidance.reward)), default=0)
     chunks = _chunks(views)
     smallest: tuple[int, Decoding] | None = None
-    for decoding in _decodings(guidance.decoding or Decoding(), tiny, batch, estimate.can_checkpoint):
+    smaller = [each for each in _SMALLER if each[1] == 1 or not getattr(guidance.reward, "has_regions", False)]
+    for decoding in _decodings(guidance.decoding or Decoding(), tiny, batch, estimate.can_checkpoint, smaller):
         least = estimate.bytes(decoding, chunks[-1])
         if smallest is None or least < smallest[0]:
             smallest = least, decoding
@@ -188,11 +189,17 @@ def plan_memory(
     )
 
 
-def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_checkpoint: Any) -> Iterator[Decoding]:
+def _decodings(
+    decoding: Decoding,
+    tiny: nn.Module | None,
+    batch: int,
+    can_checkpoint: Any,
+    smaller: Iterable[tuple[float, float]] = _SMALLER,
+) -> Iterator[Decoding]:
     """Yield settings from the best to the smallest, all exact ways for each size of image."""
     whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
-    seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in _SMALLER]
+    seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in smaller]
     for each in seen:
         for checkpoint in (False, True) if can_checkpoint(each) else (False,):
             for images in (None, 1) if batch > 1 else (None,):

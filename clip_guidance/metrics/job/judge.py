@@ -5,20 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.clip.image_processor import ImageProcessor
 from clip_guidance.metrics.job.store import record_id
 from clip_guidance.metrics.job.texts import EncodedText, LongPrompts, TextEncoder
 from clip_guidance.metrics.protocol import Averaged
 from clip_guidance.metrics.registry import Score, get_image_score
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,9 @@ class CLIPJudge(Judge):
         texts: Encoder of the texts.
     """
 
-    def __init__(self, clip: CLIP, fingerprint: str, key: str, long_prompts: LongPrompts) -> None:
+    def __init__(self, clip: DualEncoder, fingerprint: str, key: str, long_prompts: LongPrompts) -> None:
         self.model, self.fingerprint, self.key = clip, fingerprint, key
-        self.embed_dim = clip.config.projection_dim
+        self.embed_dim = clip.projection_dim
         self.definitions = []
         self.texts = TextEncoder(clip, long_prompts)
 
@@ -125,7 +123,7 @@ class CLIPJudge(Judge):
 
 
 def make_judge(
-    clip: CLIP,
+    clip: DualEncoder,
     scores: Sequence[Score],
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype | None = None,
@@ -145,6 +143,7 @@ def make_judge(
     Raises:
         ValueError: There is no such score, or the CLIP cannot encode texts.
     """
+    clip = as_clip(clip)
     fingerprint, domain = clip.fingerprint(), DomainCheck(clip)  # of the weights as they are stored
     if dtype is not None:
         clip.to(dtype=dtype)

@@ -16,6 +16,7 @@ from helpers.pipelines.video import expanded, wan
 from torch import nn
 
 from clip_guidance.guidance import Guidance
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.layouts import image_part
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, check_exact, find_adapter
 from clip_guidance.guidance.adapters.size import Size
@@ -91,10 +92,10 @@ def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
     pipe = SimpleNamespace(num_channels_latents=4, vae_scale_factor=2, image_encoder_projection_dim=5)
     sample = torch.randn(2, 4 * 8 * 12 + 5)
     latents, _ = diffusers.UniDiffuserPipeline._split(pipe, sample, 16, 24)
-    assert image_part(pipe, sample, Size(16, 24)).equal(latents)
+    assert image_part(pipe, sample, PipelineCall(pipe, Size(16, 24))).equal(latents)
     for size, given in ((None, sample), (Size(16, 24), sample[..., None])):
         with pytest.raises(ValueError, match=rf"image's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
-            image_part(pipe, given, size)
+            image_part(pipe, given, PipelineCall(pipe, size))
 
 
 @pytest.mark.parametrize(("options", "message"), [
