@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_guidance._display import DisplayMixin
 from clip_guidance.generation.image import FailedImageError
 from clip_guidance.guidance.checks import as_whole
 from clip_guidance.images.load import load_image
@@ -38,8 +39,8 @@ class FailedCandidate:
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """Hold what a search found for a prompt.
+class SearchResult(DisplayMixin):
+    """Hold what a search found for a prompt; a notebook shows the images with their rewards.
 
     Attributes:
         images: Images as the pipeline returned them, best first.

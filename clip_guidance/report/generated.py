@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from clip_guidance.generation.best_of import SearchResult
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
@@ -55,6 +56,16 @@ def image_parts(image: GeneratedImage) -> tuple[Markup, ...]:
     return generated([{"image": image.image, **image.record()}]).parts
 
 
+@result_parts.register
+def search_parts(found: SearchResult) -> tuple[Markup, ...]:
+    """Draw the images of a search, best first, with their rewards and seeds."""
+    ranked = list(zip(found.images, found.rewards, found.seeds, strict=True))[: parts.MAX_IMAGES]
+    cards = [Card(image, value=f"{reward:.3f}", lines=(f"seed {seed}",)) for image, reward, seed in ranked]
+    note = f"{parts.shown(len(cards), len(found.images))}, best first. Rewards are rounded to 0.001."
+    failed = [{"path": f"seed {each.seed}", "reason": each.reason} for each in found.failed]
+    return (parts.section("Images", parts.gallery(cards), note), *parts.failures(failed))
+
+
 def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
     settings = row["settings"]
     lines = [settings["prompt"], f"seed {settings['seed']}"]
@@ -64,5 +75,6 @@ def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
 
 
 def _score(score: Mapping[str, Any]) -> str:
-    name = "" if score["definition"] == "torchmetrics" else f" {score['definition']}"
+    definition = score.get("definition", "torchmetrics")
+    name = "" if definition == "torchmetrics" else f" {definition}"
     return f"{score['score']:.3f}{name} by {score['model']}{' (the guide)' if score['guided'] else ''}"

@@ -113,8 +113,8 @@ class PromptReward(nn.Module, ABC):
         """Rate images against prompts.
 
         Args:
-            images: Tensor (B, 3, H, W) of values in [0, 1], whose rating is differentiable; or B images as for
-                ``CLIP.encode_image``: PIL images, paths, bytes or arrays.
+            images: Tensor (B, 3, H, W) of values in [0, 1], or (B, 1, H, W) of grey ones, whose rating is
+                differentiable; or B images as for ``CLIP.encode_image``: PIL images, paths, bytes or arrays.
             prompts: One for all images, or n for B/n consecutive images each; not read where the reward needs none.
             batch_size: Images of a list that are encoded at once; it changes speed and memory, not the ratings.
 
@@ -143,6 +143,8 @@ class PromptReward(nn.Module, ABC):
         return self.score(images, self.prompts)
 
     def _seen(self, images: Tensor) -> Tensor:
+        if images.ndim == 4 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)  # grey
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             found = f"{tuple(images.shape)} of {images.dtype}"
             raise ValueError(f"{self.name} reads images (B, 3, H, W) in [0, 1], got {found}")
