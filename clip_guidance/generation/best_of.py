@@ -79,7 +79,7 @@ def best_of(
             guidance) keeps it.
 
     Returns:
-        The result; with a list of prompts a list of results, one per prompt.
+        The result; with a list of prompts, or embeddings of several, a list of results, one per prompt.
 
     Raises:
         TypeError: ``reward`` is none, the pipeline returns no images, or ``call`` has an argument that the search sets.
@@ -110,7 +110,7 @@ def best_of(
     seconds = time.perf_counter() - started
     results = [_ranked(candidates, seconds) for candidates in found]
     _warn(results)
-    return results if isinstance(call.get("prompt"), list | tuple) else results[0]
+    return results if count > 1 or isinstance(call.get("prompt"), list | tuple) else results[0]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class ImageGenerator:
         self.device = device
         self._pipeline = functools.lru_cache(maxsize=1)(_load_pipeline)
         self._scorer = functools.lru_cache(maxsize=2)(_load_scorer)
-        self._reward_scorer = functools.lru_cache(maxsize=4)(_load_reward_scorer)
+        self._reward_scorer = functools.lru_cache(maxsize=8)(_load_reward_scorer)
 
     def pipeline(self, settings: GenerateSettings) -> Any:
         """Return the pipeline for these settings; it is loaded unless the latest image used it."""

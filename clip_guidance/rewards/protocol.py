@@ -121,7 +121,7 @@ def as_judge(reward: Reward, prompts: str | Sequence[str] | None = None) -> Imag
 
     Raises:
         TypeError: ``reward`` is of none of these forms.
-        ValueError: An object with ``score`` alone is given without prompts.
+        ValueError: An object that rates against prompts is given without any.
 
     Example:
         >>> from PIL import Image
@@ -147,7 +147,7 @@ class ImageJudge:
     def __init__(self, reward: Reward, prompts: str | Sequence[str] | None = None) -> None:
         if not _has_score(reward):
             _checked(reward)
-        elif not callable(reward) and prompts is None:
+        elif prompts is None and _lacks_prompts(reward):
             raise ValueError(f"{reward_name(reward)}.score rates images against prompts: as_judge(reward, prompts)")
         self.name = reward_name(reward)
         self.reward, self.prompts = reward, None if prompts is None else as_prompts(prompts)
@@ -210,6 +210,13 @@ def _has_score(reward: Any) -> bool:
     """Return whether a reward has a method ``score``; a network may have a layer of that name."""
     score = getattr(reward, "score", None)
     return callable(score) and not isinstance(score, nn.Module) and not isinstance(reward, type)
+
+
+def _lacks_prompts(reward: Any) -> bool:
+    """Return whether a reward with a method ``score`` can do nothing without prompts from elsewhere."""
+    if isinstance(reward, PromptReward):
+        return reward.needs_prompt and reward.prompts is None
+    return not callable(reward)
 
 
 def _checked(reward: Any) -> Callable[[Any], Any]:

@@ -67,6 +67,14 @@ def test_each_prompt_is_ranked_by_itself_also_where_guidance_has_one_for_each(pi
         assert_ranked(found, images, reward.score(torch.stack(images), prompt).tolist(), [0, 1, 2])
 
 
+def test_embeddings_of_several_prompts_are_ranked_one_by_one(pipe):
+    embeds, negative = pipe.encode_prompt(["cat", "dog"], "cpu", 1, True)
+    call = {"output_type": "pt", **CALL}
+    given = best_of(pipe, 2, contrast, prompt_embeds=embeds, negative_prompt_embeds=negative, **call)
+    for by_embeds, by_text in zip(given, best_of(pipe, 2, contrast, prompt=["cat", "dog"], **call), strict=True):
+        assert by_embeds.seeds == by_text.seeds and by_embeds.rewards == pytest.approx(by_text.rewards, abs=1e-5)
+
+
 @pytest.mark.parametrize("output_type", ["pil", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("np", "pt"))])
 def test_every_form_of_reward_chooses_images_of_every_kind(pipe, output_type):
     plain = torch.stack(looped(pipe, "cat", range(3)))

@@ -89,8 +89,10 @@ def test_loaded_rewards_judge_by_prompts_of_their_own_or_those_given():
     assert as_judge(free, TEXTS[:2])(tensors).equal(own(tensors))
     reward = CLIPReward(clip, TEXTS[:2])
     torch.testing.assert_close(as_judge(reward, "whatever")(tensors), own(tensors), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"pickscore.score rates images against prompts: as_judge\(reward, prompts\)"):
+        as_judge(free)
     with pytest.raises(ValueError, match="pickscore rates images against prompts, got none"):
-        as_judge(free)(tensors)
+        free.score(tensors)
 
 
 def test_files_are_rated_as_the_clip_encodes_them(tmp_path):

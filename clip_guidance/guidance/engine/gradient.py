@@ -11,8 +11,8 @@ averaged: no sample's gradient depends on its neighbours.
 Half precision: gradients of a CLIP logit with respect to a pixel are around 1e-6, below what float16 holds, so
 they are scaled by a power of two on the way through float16 networks and back at the end (Micikevicius et al. 2018,
 arXiv:1710.03740, section 3.2); everything between the networks is in float32. The power is taken from each sample's
-gradient where it enters the decoder or CLIP's tower, so that the size of a reward does not matter there. Other rewards
-in float16 are scaled by a constant.
+gradient where it enters the decoder or the tower of a CLIP or a loaded reward, so that the size of a reward does not
+matter there. Other rewards in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
