@@ -136,13 +136,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
 
 
-def warn_truncated(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warn of each text that does not fit the tokenizer's context.
+def warn_truncated(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
+    """Warn of each text that does not fit a context of ``limit`` tokens, by default the tokenizer's.
 
     Warns:
         PromptTruncatedWarning: Names the text and the part that is cut.
     """
-    limit = tokenizer.model_max_length
+    limit = limit or tokenizer.model_max_length
     for text, ids in zip(texts, one_at_a_time(tokenizer, list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])
