@@ -71,4 +71,5 @@ class Decoding:
             positions = tuple(as_whole("frames", each, "positions of latent frames", -(2**31)) for each in self.frames)
             object.__setattr__(self, "frames", positions)
         elif self.frames is not None:
-            as_whole("frames", self.frames, "at least 1, positions of latent frames, or None for all", 1)
+            count = as_whole("frames", self.frames, "at least 1, positions of latent frames, or None for all", 1)
+            object.__setattr__(self, "frames", count)

@@ -43,6 +43,7 @@ OPTIONS = [
     {"cutouts": 3, "seed": 7},
     {"mode": "exact", "start": 0.1, "stop": 0.9, "every": 2, "data_variance": 0.5, "cap": 2.0, "damping": 0.1},
     {"decoding": Decoding(resolution=0.5, crop=0.8, checkpoint=True, images=1, dtype=torch.bfloat16, seed=3)},
+    {"decoding": Decoding(frames=(0, -1))},
     {"guider": ClassifierFreeGuidance(3.0, guidance_rescale=0.2)},
     {"guider": AdaptiveProjectedGuidance(adaptive_projected_guidance_norm_dim=(-1, -2))},
     {"guider": PerturbedAttentionGuidance(perturbed_guidance_layers=[0, 2])},

@@ -85,7 +85,8 @@ class RunningCall:
         self._frame: FrameType | None = None
         frame: FrameType | None = sys._getframe(1)
         while scheduler is not None and frame is not None:
-            if getattr(_owner(_locals(frame)), "scheduler", None) is scheduler:
+            owner = _owner(_locals(frame))
+            if owner is not None and any(held is scheduler for held in vars(owner).values()):
                 self._frame = frame
             frame = frame.f_back
 

@@ -26,8 +26,8 @@ def up_to_last(chosen: Sequence[int], count: int, chunk: int = 1) -> Sequence[in
         count: Number of latent frames of the video.
         chunk: Latent frames that the decoder takes at a time; the first chunk also takes what is left over.
     """
-    last = chosen[-1] + 1
-    return range(count if last <= count % chunk else last + (count - last) % chunk)
+    needed = max(chosen[-1] + 1, chunk + count % chunk)
+    return range(min(count, needed + (count - needed) % chunk))
 
 
 def whole(chosen: Sequence[int], count: int) -> Sequence[int]:
@@ -38,7 +38,7 @@ def whole(chosen: Sequence[int], count: int) -> Sequence[int]:
 #: The rule of each decoder's class; any other decoder decodes the whole video.
 RULES: dict[str, FrameRule] = {
     **dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), alone),
-    **dict.fromkeys(("AutoencoderKLWan", "AutoencoderKLQwenImage"), up_to_last),
+    **dict.fromkeys(("AutoencoderKLWan", "AutoencoderKLMochi", "AutoencoderKLHunyuanVideo15"), up_to_last),
     "AutoencoderKLCogVideoX": partial(up_to_last, chunk=2),
 }
 

@@ -73,7 +73,7 @@ class Decoder:
             )
         if self.decoding.frames is not None and not self.adapter.is_video:
             raise ValueError(
-                f"frames={self.decoding.frames} chooses frames of a video, {shortened(type(pipe).__name__)} makes images"
+                f"frames={self.decoding.frames} chooses frames of a video; {shortened(type(pipe).__name__)} makes none"
             )
         self.module = getattr(pipe, self.adapter.decoder) if self.adapter.decoder else None
         if self.decoding.decoder is not None:

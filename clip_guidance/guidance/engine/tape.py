@@ -231,10 +231,12 @@ def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor],
     differing = [i for i in range(1, len(shape)) if shape[i] != target[i]] if len(shape) == len(target) else []
     if any(shape[i] < target[i] for i in differing):
         return
-    rooms = [range(shape[i] - target[i] + 1) for i in differing]
-    ends_first = [sorted(room, key=lambda start, room=room: (start not in (0, room[-1]), start)) for room in rooms]
-    for starts in product(*ends_first) if differing else ():
+    for starts in product(*(_ends_first(shape[i] - target[i]) for i in differing)) if differing else ():
         yield partial(_narrowed, ranges=[(i, start, target[i]) for i, start in zip(differing, starts, strict=True)])
+
+
+def _ends_first(room: int) -> list[int]:
+    return sorted(range(room + 1), key=lambda start: (start not in (0, room), start))
 
 
 def _untokenised(x: Tensor, shape: tuple[int, ...], part: Callable[[Tensor], Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +10,15 @@ import helpers
 import pytest
 import torch
 from diffusers.utils import DummyObject
-from helpers.pipeline_zoo import redness
-from helpers.pipelines.video import expanded, wan
+from helpers.pipeline_zoo import PIPELINES
 from torch import nn
 
-from clip_guidance.guidance import Guidance
 from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.layouts import image_part
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, check_exact, find_adapter
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, NO_EXACT, UNSUPPORTED_PIPELINES
+from clip_guidance.guidance.engine.decoder import Decoder
 
 _TABLES = (ADAPTERS, UNSUPPORTED_PIPELINES, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
@@ -98,16 +96,20 @@ def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
             image_part(pipe, given, PipelineCall(pipe, size))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "not known how WanImageToVideoPipeline decodes its latents"),
-    ({"mode": "exact", "space": "latent"}, "its denoiser reads the given image in place of a part of the sample"),
+@pytest.mark.parametrize(("key", "missing"), [
+    ("LTXPipeline", "are rows of tokens, whose height and width are known only while"),
+    ("LTXImageToVideoPipeline", "lack the given frame, which is known only while the pipeline itself runs"),
+    ("WanImageToVideoPipeline + expand_timesteps", "lack the given frame"),
 ])  # fmt: skip
-def test_wan_that_reads_the_image_in_the_sample_is_refused_where_it_cannot_work(options, message):
-    pipe, _ = expanded(*wan(diffusers.WanImageToVideoPipeline))
-    with pytest.raises(ValueError, match=message) as caught:
-        Guidance(redness, **options).attach(pipe)
-    assert len(str(caught.value)) <= 300
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with Guidance(redness, space="latent", scale=0.0).attach(pipe):
-            pass
+def test_a_sample_that_lacks_a_part_is_refused_in_a_loop_written_by_hand(key, missing):
+    pipe, _ = PIPELINES[key]()
+    for call in (None, PipelineCall(pipe)):
+        with pytest.raises(ValueError, match=rf"{key.split()[0]} {missing}.*space='latent'") as caught:
+            Decoder(pipe, "image").unpack(torch.zeros(1, 4, 2, 4, 6), call)
+        assert len(str(caught.value)) <= 300
+
+
+def test_tokens_that_do_not_fit_the_size_are_refused():
+    pipe, _ = PIPELINES["LTXPipeline"]()
+    with pytest.raises(ValueError, match=r"multiple of 8 x 16 tokens for a video of 32 x 64 .*\(1, 100, 4\) from LTX"):
+        Decoder(pipe, "image").unpack(torch.zeros(1, 100, 4), PipelineCall(pipe, Size(32, 64)))
