@@ -122,7 +122,8 @@ def test_a_prompt_longer_than_the_pipelines_context_is_reported_without_guidance
     assert done.code == 0 and "cut to the context of 40" in done.err
 
 
-def test_rewards_steer_beside_clip_and_are_drawn_again(generate, clip, tmp_path):
+@pytest.mark.slow
+def test_rewards_steer_and_are_drawn_again(generate, clip, tmp_path):
     reward = save_tiny_clip(tmp_path / "reward", seed=7)
     (plain,) = generate("--prompt", "a cat", "--scale", 0, "--json").json
     words = ["--prompt", "a cat", "--clip-prompt", "a red cat", "--scale", 0, "--reward", f"{reward}=60"]
@@ -136,6 +137,14 @@ def test_rewards_steer_beside_clip_and_are_drawn_again(generate, clip, tmp_path)
     assert loaded.score([first["image"]], "a red cat") > loaded.score([plain["image"]], "a red cat")
     again = generate("--from", first["image"], "--json")
     assert again.json == [first] and "was drawn again bit for bit" in again.err
+
+
+def test_a_reward_that_steers_is_on_record(generate, clip):
+    (row,) = generate("--prompt", "a cat", "--scale", 0, "--reward", f"{clip}=60", "--json").json
+    assert row["settings"]["rewards"] == [{"name": str(clip), "weight": 60.0}] and row["guide"] is None
+    assert [(score["definition"], score["guided"]) for score in row["scores"]] == [
+        ("torchmetrics", False), ("torchmetrics", False), ("pickscore", True)
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

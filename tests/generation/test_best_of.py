@@ -53,7 +53,8 @@ def test_it_is_the_loop_over_seeds(pipe):
     assert_ranked(together, images, contrast(torch.stack(images)).tolist(), [5, 6, 7, 8])
 
 
-@pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 2])
 def test_each_prompt_is_ranked_by_itself_also_where_guidance_has_one_for_each(pipe, batch_size):
     clip, reward, prompts = TinyCLIP(), PreferenceReward("pickscore", make_clip()), ["a cat", "a dog"]
     with cg.CLIPGuidance(clip, prompts, scale=[3.0, -3.0]).attach(pipe):
@@ -67,6 +68,7 @@ def test_each_prompt_is_ranked_by_itself_also_where_guidance_has_one_for_each(pi
         assert_ranked(found, images, reward.score(torch.stack(images), prompt).tolist(), [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_embeddings_of_several_prompts_are_ranked_one_by_one(pipe):
     embeds, negative = pipe.encode_prompt(["cat", "dog"], "cpu", 1, True)
     call = {"output_type": "pt", **CALL}
@@ -75,7 +77,8 @@ def test_embeddings_of_several_prompts_are_ranked_one_by_one(pipe):
         assert by_embeds.seeds == by_text.seeds and by_embeds.rewards == pytest.approx(by_text.rewards, abs=1e-5)
 
 
-@pytest.mark.parametrize("output_type", ["pil", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("np", "pt"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_every_form_of_reward_chooses_images_of_every_kind(pipe, output_type):
     plain = torch.stack(looped(pipe, "cat", range(3)))
     clip = make_clip()
@@ -99,6 +102,7 @@ def test_every_form_of_reward_chooses_images_of_every_kind(pipe, output_type):
     assert isinstance(found.images[0], kind)
 
 
+@pytest.mark.slow
 def test_random_crops_are_the_same_for_every_candidate(pipe):
     reward = CLIPReward(make_clip(), TEXTS[0], cg.Cutouts(3))
     found = best_of(pipe, 3, reward, prompt="cat", output_type="pt", **CALL)

@@ -30,8 +30,10 @@ def gradient(reward, images, weight=1.0):
     return gradient_at_images(cg.WeightedRewards([(weight, reward)]), images.clone()).gradient
 
 
-@pytest.mark.parametrize("kind", ["pickscore", "imagereward", *(pytest.param(k, marks=pytest.mark.slow)
-                                                               for k in ("hpsv2.1", "aesthetic"))])  # fmt: skip
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("hpsv2.1", "aesthetic", "imagereward")]
+
+
+@pytest.mark.parametrize("kind", ["pickscore", *OTHERS])
 def test_half_precision_keeps_the_gradient_whatever_the_size_of_the_reward(kind, tmp_path):
     reward = make_reward(kind, tmp_path)
     reward.requires_grad_(False)
