@@ -138,7 +138,7 @@ Definitions = Annotated[
     list[str],
     typer.Option(
         help="Definition of the score: torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, "
-        "clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several."
+        "sigmoid (by a SigLIP), clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several."
     ),
 ]
 Models = Annotated[
