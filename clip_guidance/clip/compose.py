@@ -2,7 +2,7 @@
 
 Resize(S), CenterCrop(S), to RGB, ToTensor, Normalize(mean, std)              the shorter side
 Resize((S, S)), to RGB, ToTensor, Normalize                                   stretched
-ResizeKeepRatio(S, longest=1), CenterCropOrPad(S), to RGB, ToTensor, Normalize    the longer side, padded with black
+ResizeKeepRatio(S, longest=1), CenterCropOrPad(S), to RGB, ToTensor, Normalize    the longer side, padded
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def read_compose(compose: Any) -> ImageProcessor | None:
             found |= {"resize_to": sides[0] if len(sides) == 1 else tuple(sides), "resample": _resample(part)}
         elif name == "ResizeKeepRatio" and getattr(part, "longest", None) == 1:
             found |= {"pad": True, "resample": _resample(part)}
-        elif name == "CenterCrop" or (name == "CenterCropOrPad" and getattr(part, "fill", 0) == 0):
-            found["crop"] = _sides(part.size)
+        elif name in ("CenterCrop", "CenterCropOrPad") and isinstance(fill := getattr(part, "fill", 0), int):
+            found |= {"crop": _sides(part.size), "fill": fill}
         elif name == "Normalize":
             found |= {"image_mean": _numbers(part.mean), "image_std": _numbers(part.std)}
         elif name not in _CONVERSIONS:

@@ -44,14 +44,16 @@ class ImageProcessor:
         resize_to: Length of the shorter side before the crop, in pixels, or the height and the width to which an image
             is stretched; 0 for a shorter side of ``image_size``.
         resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
-        pad: Whether the longer side is resized to ``image_size``, and the shorter padded with black on both sides, so
-            that nothing is cut off; ``resize_to`` is ``image_size`` then.
+        pad: Whether the longer side is resized to ``image_size``, and the shorter padded on both sides, so that nothing
+            is cut off; ``resize_to`` is ``image_size`` then.
         round_crop: Whether half a pixel of the crop's corner is rounded to the nearest even number, as torchvision and
             so open_clip does, or down, as ``transformers`` does.
+        fill: Grey level of the padding, from 0 (black) to 255.
 
     Raises:
         ValueError: A size is no whole number of at least 1, the crop is larger than what it is cut from, a mean or
-            deviation is not three finite numbers (the deviation above 0), or ``resample`` is neither 2 nor 3.
+            deviation is not three finite numbers (the deviation above 0), ``fill`` is no grey level, or ``resample`` is
+            neither 2 nor 3.
 
     Example:
         >>> import torch
@@ -72,6 +74,7 @@ class ImageProcessor:
     resample: int = 3
     pad: bool = False
     round_crop: bool = False
+    fill: int = 0
 
     def __post_init__(self) -> None:
         if type(self.resample) is not int or self.resample not in RESAMPLING:
@@ -87,6 +90,8 @@ class ImageProcessor:
             raise ValueError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {given}")
         if min(self.sides) < self.image_size:
             raise ValueError(f"image_size: expected 1 to resize_to={self.resize_to}, got {self.image_size}")
+        if type(self.fill) is not int or not 0 <= self.fill <= 255:
+            raise ValueError(f"fill: expected a grey level from 0 to 255, got {self.fill!r:.60}")
         if self.pad and self.resize_to != self.image_size:
             raise ValueError(f"pad: expected resize_to to be image_size {self.image_size}, got {self.resize_to}")
 
@@ -104,7 +109,7 @@ class ImageProcessor:
         elif (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling(self.resample))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return self._normalise(self._crop(pixels).float() / 255)
+        return self._normalise(self._crop(pixels.float() / 255))
 
     def _resize_kept(self, image: Image.Image, width: int, height: int) -> Image.Image:
         """Resize to what the crop would keep of (``width``, ``height``).
@@ -161,7 +166,7 @@ class ImageProcessor:
         if self.pad:
             above, before = ((size - side) // 2 for side in images.shape[-2:])
             below, after = size - images.shape[-2] - above, size - images.shape[-1] - before
-            return F.pad(images, (before, after, above, below))
+            return F.pad(images, (before, after, above, below), value=self.fill / 255)
         top, left = map(self._corner, images.shape[-2:])
         return images[..., top : top + size, left : left + size]
 
@@ -176,36 +181,36 @@ class ImageProcessor:
 
     def described(self) -> dict[str, Any]:
         """Return all that the result depends on, as JSON holds it; a CLIP's fingerprint reads it."""
-        later = ("pad", "round_crop")  # which former versions did not have: their fingerprints stay
+        later = ("pad", "round_crop", "fill")  # which former versions did not have: their fingerprints stay
         return {name: value for name, value in asdict(self).items() if value or name not in later}
 
     def record(self) -> str:
         """Return in words what is done to an image, for the record of a score."""
-        filtered = RESAMPLING[self.resample]
         if self.pad:
-            return f"longest side to {self.image_size} {filtered}, pad"
-        return f"resize {self.resize_to} {filtered}, crop {self.image_size}"
+            return f"resize longest side {self.image_size} {RESAMPLING[self.resample]}, pad {self.image_size}"
+        return f"resize {self.resize_to} {RESAMPLING[self.resample]}, crop {self.image_size}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.
 
         Raises:
-            ValueError: It pads, or rounds its crop, for which that file has no form.
+            ValueError: It pads, for which that file has no form.
         """
-        for option in ("pad", "round_crop"):
-            if getattr(self, option):
-                told = f"preprocessing with {option}=True cannot be saved: preprocessor_config.json has no form for it"
-                raise ValueError(told)
+        if self.pad:
+            raise ValueError("preprocessing with pad=True cannot be saved: preprocessor_config.json has no form for it")
         size = {"height": self.sides[0], "width": self.sides[1]}
         if not isinstance(self.resize_to, tuple):
             size = {"shortest_edge": self.resize_to}
-        CLIPImageProcessorPil(
+        theirs = CLIPImageProcessorPil(
             size=size,
             crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             resample=self.resample,
-        ).save_pretrained(folder)
+        )
+        if self.round_crop:
+            theirs.round_crop = True  # kept in the file, and read by this class alone
+        theirs.save_pretrained(folder)
 
     @classmethod
     def from_json(cls, path: str | Path) -> ImageProcessor:
@@ -228,4 +233,5 @@ class ImageProcessor:
         Raises:
             ValueError: As for :meth:`from_json`.
         """
-        return cls(**vars(read_steps(config)))
+        steps = read_steps(config)
+        return cls(**vars(steps), round_crop=config.get("image_processor", config).get("round_crop") is True)

@@ -7,26 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import CLIPModel as TransformersCLIP
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clip_guidance._tensors import check_device, unit_vectors
-from clip_guidance.clip.adapter import FAMILIES, ModuleAdapter, TransformersAdapter, is_dual_encoder
+from clip_guidance._tensors import unit_vectors
 from clip_guidance.clip.config import CLIPConfig, tower_class
 from clip_guidance.clip.convert import convert_transformers
 from clip_guidance.clip.dual_encoder import DualEncoder
 from clip_guidance.clip.fingerprint import architecture
-from clip_guidance.clip.function_parts import as_image_processor, as_tokenizer
-from clip_guidance.clip.hub import FoundModel, HubOptions, find_model
 from clip_guidance.clip.image_processor import ImageProcessor
-from clip_guidance.clip.load import Parts, as_model_errors, check_loaded, check_options, find_parts, load_parts
 from clip_guidance.clip.output import CLIPOutput as CLIPOutput
+from clip_guidance.clip.pretrained import Pretrained
 from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 from clip_guidance.towers import ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 
-class CLIP(SelfInitialised, DualEncoder, PreTrainedModel):
+class CLIP(SelfInitialised, Pretrained, DualEncoder, PreTrainedModel):
     """Embed images and texts as unit vectors in one space, with any two towers.
 
     Load one with :meth:`from_pretrained`, or make an untrained one from a config.
@@ -96,7 +93,10 @@ class CLIP(SelfInitialised, DualEncoder, PreTrainedModel):
         attention_mask: Tensor | None = None,
         groups: Tensor | None = None,
         return_loss: bool = False,
-    ) -> CLIPOutput:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Embed images and texts, and compare every image with every text.
 
         Args:
@@ -105,14 +105,36 @@ class CLIP(SelfInitialised, DualEncoder, PreTrainedModel):
             attention_mask: (M, L), 1 where there is a token; by default where the id is not the padding's.
             groups: As in :func:`~clip_guidance.loss.contrastive_loss`; used only with ``return_loss``.
             return_loss: Whether to compute the contrastive loss of the pairs, M = N, in place of the logits.
+            output_attentions: Whether to return the towers' outputs with their attentions; by default as the config of
+                each says.
+            output_hidden_states: Whether to return the towers' outputs with their hidden states; likewise.
+            return_dict: False returns a tuple; by default as the config says.
+
+        Returns:
+            A :class:`CLIPOutput`, or a tuple of what it holds.
         """
-        image_embeds = self.image_embeds(pixel_values)
-        text_embeds = self.text_embeds(input_ids, attention_mask)
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        vision = self.image_encoder(pixel_values, return_dict=True, **asked)
+        text = self.text_encoder(input_ids, attention_mask, return_dict=True, **asked)
+        image_embeds = unit_vectors(self.project_states(vision.pooler_output))
+        text_embeds = unit_vectors(self.text_projection(text.pooler_output))
+        loss = logits = None
         if return_loss:
             loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, groups)
-            return CLIPOutput(loss, None, image_embeds, text_embeds)
-        logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
-        return CLIPOutput(None, logits, image_embeds, text_embeds)
+        else:
+            logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
+        inner = [tower if tower.hidden_states or tower.attentions else None for tower in (text, vision)]
+        output = CLIPOutput(loss, logits, image_embeds, text_embeds, *inner)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the text tower."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text tower."""
+        self.text_encoder.set_input_embeddings(value)
 
     def image_states(self, pixel_values: Tensor) -> Tensor:
         return self.image_encoder(pixel_values).pooler_output
@@ -161,116 +183,6 @@ class CLIP(SelfInitialised, DualEncoder, PreTrainedModel):
         self.image_processor.save_pretrained(save_directory)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "emoji",
-        dtype: torch.dtype | str = torch.float32,
-        device: str | torch.device | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        subfolder: str = "",
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-        image_processor: ImageProcessor | str | Path | None = None,
-        **others: Any,
-    ) -> DualEncoder:
-        """Load a CLIP, ready for inference.
-
-        Args:
-            name_or_path: A packaged model ("emoji", "emoji-judge"), a folder (or "local-dir:folder"), or a hub id (or
-                "hf-hub:owner/name"); saved by this package, or a dual encoder of ``transformers``. Weights must be
-                safetensors.
-            dtype: Precision of the weights, whatever they are stored in; "auto" for that.
-            device: Where the model is put; by default where ``transformers`` loads it, the CPU.
-            revision: Branch, tag or commit of a repository on the hub; by default its main branch.
-            token: Access token for the hub; by default the one that ``hf auth login`` stored.
-            cache_dir: Folder of downloads; by default the hub's.
-            local_files_only: Whether only what was downloaded before is read.
-            subfolder: Folder of the model inside the folder or repository.
-            tokenizer: Used in place of the model's own, which may be absent then; or the name or folder of the model
-                that it is taken from. Its ``model_max_length`` is lowered to the context where it is larger.
-            image_processor: Used in place of the model's own, which may be absent then; or the name or folder of the
-                model that it is taken from.
-            **others: ``torch_dtype`` stands for ``dtype``. What ``AutoModel`` adds is taken too.
-
-        Returns:
-            A :class:`DualEncoder`: a ``CLIP`` where the model was saved by this package or is a ``clip`` of
-            ``transformers``, whose towers become ours; else an adapter around the library's own modules.
-
-        Raises:
-            ModelError: There is no such model, its weights are pickled, it is not a CLIP, or it is damaged.
-            TypeError: Another option is given, or one of another type.
-            ValueError: There is no such dtype or device, or a model that is not on the hub has no such ``revision``.
-
-        Warns:
-            UserWarning: Weights of the checkpoint belong to no part of the model.
-        """
-        dtype, config = check_options(others, dtype)
-        device = None if device is None else check_device(device)
-        options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
-        parts = find_parts(tokenizer, image_processor, options)
-        found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip", *FAMILIES), options)
-        with as_model_errors(found.name):
-            model = cls._load(found, parts, config, dtype)
-        model.name_or_path = str(name_or_path)
-        return model.eval() if device is None else model.eval().to(device)
-
-    @classmethod
-    def _load(cls, found: FoundModel, parts: Parts, config: CLIPConfig | None, dtype: torch.dtype | str) -> DualEncoder:
-        """Load a model that was found, by the class that its type asks for."""
-        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **found.options}
-        tokenizer, processor = load_parts(found, parts)
-        model: DualEncoder
-        if found.model_type == CLIPConfig.model_type:
-            model, info = super().from_pretrained(found.path, tokenizer, processor, config=config, **weights)
-        elif found.model_type == "clip":
-            source, info = TransformersCLIP.from_pretrained(found.path, **weights)
-            model = cls.from_transformers(source, tokenizer, processor)
-        else:
-            source, info = AutoModel.from_pretrained(found.path, trust_remote_code=False, **weights)
-            model = TransformersAdapter(source, tokenizer, processor, found.name)
-        check_loaded(found.name, model, info)
-        return model
-
-    @staticmethod
-    def wrap(model: Any, tokenizer: Any, preprocess: Any, name: str = "") -> DualEncoder:
-        """Take a model of another library that is in memory; the weights are shared with it.
-
-        Args:
-            model: A dual encoder of ``transformers``, or any object with ``encode_text`` (token ids to vectors),
-                ``encode_image`` and ``logit_scale``, the log of the inverse temperature, such as a model of open_clip;
-                ``logit_bias`` counts where it has one.
-            tokenizer: A tokenizer of ``transformers``, whose ``model_max_length`` is the context; or a function from a
-                list of texts to token ids (n, L), as ``open_clip.get_tokenizer`` returns.
-            preprocess: An :class:`~clip_guidance.clip.image_processor.ImageProcessor`, an image processor of
-                ``transformers``, or the ``Compose`` of torchvision that open_clip returns. Any other function from a
-                PIL image to a tensor (3, S, S) does for judging: steering needs one whose steps can be read.
-            name: Name of the model, for records and messages.
-
-        Returns:
-            An adapter, which is taken wherever a CLIP is.
-
-        Raises:
-            TypeError: A part is something else, or the model lacks one of the three.
-
-        Example:
-            >>> import clip_guidance as cg
-            >>> from clip_guidance.clip.image_processor import ImageProcessor
-            >>> from transformers import CLIPConfig, CLIPModel
-            >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-            >>> text, vision = {**sizes, "max_position_embeddings": 32}, {**sizes, "image_size": 64}
-            >>> model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
-            >>> tokenizer = cg.CLIP.from_pretrained("emoji").tokenizer
-            >>> clip = cg.CLIP.wrap(model, tokenizer, ImageProcessor(64))
-            >>> clip.encode_text("a red apple").shape
-            torch.Size([1, 512])
-        """
-        adapter = TransformersAdapter if is_dual_encoder(model) else ModuleAdapter
-        return adapter(model, as_tokenizer(tokenizer), as_image_processor(preprocess), name)
 
     @classmethod
     def from_transformers(

@@ -17,7 +17,13 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from clip_guidance.clip.hub import ModelError, Place
 
@@ -74,8 +80,10 @@ def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
 
 
 def _from_files(place: Place) -> PreTrainedTokenizerBase:
+    # Without a config transformers looks for one, which models of open_clip do not have.
+    config = {} if place.file("config.json") is not None else {"config": PreTrainedConfig()}
     try:
-        return AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.options)
+        return AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **config, **place.options)
     except ImportError:  # SigLIP's class reads sentencepiece's file with its library; tokenizer.json says the same
         if place.file("tokenizer.json") is None:
             raise
@@ -162,13 +170,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
 
 
-def warn_truncated(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warn of each text that does not fit the tokenizer's context.
+def warn_truncated(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
+    """Warn of each text that does not fit a context of ``limit`` tokens, by default the tokenizer's.
 
     Warns:
         PromptTruncatedWarning: Names the text and the part that is cut.
     """
-    limit = tokenizer.model_max_length
+    limit = limit or tokenizer.model_max_length
     for text, ids in zip(texts, one_at_a_time(tokenizer, list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])

@@ -24,6 +24,7 @@ from clip_guidance.metrics.clip_iqa import get_pair
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
 from clip_guidance.metrics.pair_probability import PairProbability
 from clip_guidance.metrics.protocol import ImageScore, expect_texts
+from clip_guidance.rewards.load import REPOSITORIES
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def get_image_score(score: Score) -> ImageScore:
     if kind == "aesthetic" and rest:
         return AestheticHead.from_file(rest)
     known = ", ".join([*DEFINITIONS, PairProbability.name, "clip-iqa[:PAIR]", "aesthetic:PATH.safetensors"])
-    raise ValueError(f"no score {score!r}; there are {known}")
+    hint = ", and it is a reward: --reward, or load_reward" if score in REPOSITORIES else ""
+    raise ValueError(f"no score {score!r}; there are {known}{hint}")
 
 
 def score_images(
