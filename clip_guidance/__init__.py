@@ -13,9 +13,13 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CLIP": "clip",
     "CLIPConfig": "clip",
+    "DualEncoder": "clip",
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "Region": "guidance",
+    "Noisy": "guidance.modes.noisy",
+    "NoisyTower": "towers.noisy",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from clip_guidance import towers as towers
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
+    from clip_guidance.clip import DualEncoder as DualEncoder
     from clip_guidance.clip.hub import ModelError as ModelError
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
@@ -54,8 +59,10 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
+    from clip_guidance.guidance.modes.noisy import Noisy as Noisy
     from clip_guidance.images.load import ImageError as ImageError
     from clip_guidance.index import ImageIndex as ImageIndex
     from clip_guidance.metrics.aesthetic import aesthetic_score as aesthetic_score
@@ -70,6 +77,7 @@ if TYPE_CHECKING:
     from clip_guidance.metrics.set_distance import set_distances as set_distances
     from clip_guidance.metrics.similarity import image_similarity as image_similarity
     from clip_guidance.rewards import load_reward as load_reward
+    from clip_guidance.towers.noisy import NoisyTower as NoisyTower
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier
     from clip_guidance.zero_shot.classifier import ZeroShotResult as ZeroShotResult
 

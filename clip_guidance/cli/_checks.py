@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 SCORE_FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -15,6 +19,18 @@ def check_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a finite number, got {value}")
     return value
+
+
+def parsed(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Make the parser of an option of what its ``ValueError`` says."""
+
+    def parse(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
 
 
 def check_report(path: Path | None) -> Path | None:
@@ -35,6 +51,13 @@ def check_quarantine(path: Path | None) -> Path | None:
         raise typer.BadParameter(f"--quarantine must end in .jsonl, got {path.name}")
     if path is not None and path.exists():
         raise typer.BadParameter(f"--quarantine {path} exists; nothing is overwritten")
+    return path
+
+
+def check_new_folder(path: Path) -> Path:
+    """Reject a folder to be written that holds something already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise typer.BadParameter(f"{path} is not an empty folder; nothing is overwritten")
     return path
 
 

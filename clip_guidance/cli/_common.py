@@ -23,7 +23,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import CLIP, DualEncoder
     from clip_guidance.clip.embed_cache import EncodedBatch
     from clip_guidance.report.html.page import Page
 
@@ -109,7 +109,7 @@ class Job:
         if (left := len(reasons) - _SHOWN) > 0:
             narrate("failed", f"{name}: {left} more like these, {len(reasons)} in all; --json lists every one")
 
-    def encoded(self, clip: CLIP, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
+    def encoded(self, clip: DualEncoder, paths: Sequence[Path], batch_size: int) -> Iterator[EncodedBatch]:
         """Yield the embeddings of the readable images in batches; the other images fail by name.
 
         At the end images of a kind that the CLIP does not know are told.
@@ -127,8 +127,7 @@ class Job:
                 if batch.names:
                     domain.add(batch.embeds)
                     yield batch
-        if message := domain.message():
-            narrate("warning", message)
+        domain.warn()
 
     def finish(self) -> None:
         """End the command with exit code 0, 1 or 130."""
@@ -142,7 +141,7 @@ def progress() -> Progress:
     return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
-def load_clip(name: str, device: str | None) -> CLIP:
+def load_clip(name: str, device: str | None) -> DualEncoder:
     """Load the CLIP of this name onto the device.
 
     Raises:
@@ -174,7 +173,7 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def caching(clip: CLIP, folder: Path | None) -> Iterator[CLIP]:
+def caching(clip: DualEncoder, folder: Path | None) -> Iterator[DualEncoder]:
     """Yield the CLIP; with a folder, it reads and keeps embeddings there."""
     if folder is None:
         yield clip

@@ -15,7 +15,7 @@ from clip_guidance.cli import _options as options
 if TYPE_CHECKING:
     import torch
 
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
     from clip_guidance.clip.embed_cache import EncodedBatch
     from clip_guidance.report import Page
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier, ZeroShotResult
@@ -118,7 +118,7 @@ def _read_text(path: Path) -> str:
 
 
 def _classifier(
-    clip: CLIP,
+    clip: DualEncoder,
     labels: list[str],
     templates: list[str] | None,
     multi_label: bool,
@@ -126,18 +126,21 @@ def _classifier(
     calibrate: Path | None,
 ) -> ZeroShotClassifier:
     """Make the classifier, check that it knows all true labels, and calibrate it if asked to."""
+    from clip_guidance.clip.domain import foreign_texts
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier
     from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
     classifier = ZeroShotClassifier(clip, labels, templates or DEFAULT_TEMPLATES, multi_label=multi_label)
     classifier.numbers(list(right.values()))  # an unknown label is an error before the work begins
+    if message := foreign_texts(clip.name_or_path, labels, "labels"):
+        common.narrate("warning", message)
     if calibrate is not None:
         sample = _read_labels(calibrate)
         common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")
     return classifier
 
 
-def _print(clip: CLIP, done: Classified, right: dict[str, str], json: bool, job: common.Job) -> None:
+def _print(clip: DualEncoder, done: Classified, right: dict[str, str], json: bool, job: common.Job) -> None:
     """Print labels and, where the true labels are known, the metrics."""
     classifier = done.classifier
     measured = _measure(classifier, done.whole().logits, _right_labels(done.rows, right)) if right else None
@@ -161,7 +164,7 @@ def _print(clip: CLIP, done: Classified, right: dict[str, str], json: bool, job:
         common.print_table(["measure", "value"], list(shown.items()))
 
 
-def _page(clip: CLIP, done: Classified, right: dict[str, str], top_k: int, job: common.Job) -> Page:
+def _page(clip: DualEncoder, done: Classified, right: dict[str, str], top_k: int, job: common.Job) -> Page:
     """Make the report of what is printed."""
     from clip_guidance.report import classification
 

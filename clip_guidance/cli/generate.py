@@ -11,6 +11,7 @@ import typer
 
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
+from clip_guidance.cli import _target_options as targets
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def command(
     from_: options.From = None,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
     clip_prompt: options.ClipPrompt = None,
+    clip_images: targets.ClipImages = None,
+    regions: targets.Regions = None,
     seed: options.Seed = DEFAULTS.seed,
     num_images: options.NumImages = 1,
     model: options.Pipeline = DEFAULTS.model,
@@ -105,6 +108,7 @@ def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] 
     sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
     names = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     given = {name: context.params[name] for name in names if name != "prompt"}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     replace(DEFAULTS, **given)  # raises for invalid options before anything is generated
     return given
 

@@ -11,7 +11,7 @@ from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
     from clip_guidance.index import Changes, ImageIndex
 
 DEFAULT_MODEL = "emoji"
@@ -74,7 +74,7 @@ def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: comm
         common.print_table(["what", "number"], [list(row) for row in table.items()])
 
 
-def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:
+def _clip_of(address: str, model: str | None, device: str | None) -> DualEncoder:
     """Load the requested CLIP; by default that of the index, or else ``DEFAULT_MODEL``."""
     from clip_guidance.index import ImageIndex, ImageIndexError
 
@@ -87,7 +87,7 @@ def _clip_of(address: str, model: str | None, device: str | None) -> CLIP:
     return common.load_clip(model, device)
 
 
-def _open(address: str, clip: CLIP) -> ImageIndex:
+def _open(address: str, clip: DualEncoder) -> ImageIndex:
     from clip_guidance.index import ImageIndex
 
     return ImageIndex.open(address, clip)

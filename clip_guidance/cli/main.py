@@ -20,6 +20,7 @@ from clip_guidance.cli import (
 from clip_guidance.cli import (
     classify,
     compare,
+    convert,
     data,
     generate,
     index,
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, score, compare, classify, similar, index, search, models, ui):
+for module in (generate, score, compare, classify, similar, index, search, convert, models, ui):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(data.app, name="data")
 

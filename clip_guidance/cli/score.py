@@ -167,8 +167,7 @@ def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: 
             repeated += done.repeated
             bar.advance(task, done.items)
     for judge in judges:
-        if message := judge.domain.message():
-            common.narrate("warning", message)
+        judge.domain.warn()
     if repeated:
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 

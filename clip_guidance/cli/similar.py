@@ -13,7 +13,7 @@ from clip_guidance.cli import _options as options
 if TYPE_CHECKING:
     import torch
 
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
     from clip_guidance.report import Page
 
 
@@ -73,7 +73,7 @@ class Found:
     lines: list[list[Any]]
 
 
-def _query(clip: CLIP, to: Path) -> torch.Tensor:
+def _query(clip: DualEncoder, to: Path) -> torch.Tensor:
     """Encode the image of --to."""
     from clip_guidance.images.load import ImageError
 
@@ -92,7 +92,11 @@ def _find(paths: list[Path]) -> list[Path]:
 
 
 def _compare(
-    clip: CLIP, embeds: dict[str, torch.Tensor], to: Path | None, query: torch.Tensor | None, duplicates: float | None
+    clip: DualEncoder,
+    embeds: dict[str, torch.Tensor],
+    to: Path | None,
+    query: torch.Tensor | None,
+    duplicates: float | None,
 ) -> Found:
     """Group near-duplicates, compare all images pairwise, or rank them by similarity to one."""
     import torch
@@ -100,7 +104,7 @@ def _compare(
     from clip_guidance.index.duplicates import duplicate_groups
 
     names = list(embeds)
-    images = torch.stack(list(embeds.values())) if embeds else torch.empty(0, clip.config.projection_dim)
+    images = torch.stack(list(embeds.values())) if embeds else torch.empty(0, clip.projection_dim)
     if duplicates is not None:
         groups = [[names[i] for i in group] for group in duplicate_groups(images.cpu().numpy(), duplicates)]
         return Found({"duplicates": groups}, ["group", "image"], _lines(groups))

@@ -3,12 +3,14 @@
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoTokenizer, CLIPTokenizer
 
 from clip_guidance.clip.config import CLIPConfig as CLIPConfig
+from clip_guidance.clip.dual_encoder import DualEncoder as DualEncoder
 from clip_guidance.clip.hub import ModelError as ModelError
+from clip_guidance.clip.in_memory import as_clip as as_clip
 from clip_guidance.clip.model import CLIP as CLIP
 from clip_guidance.clip.output import CLIPOutput as CLIPOutput
 from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
 
-__all__ = ["CLIP", "CLIPConfig", "CLIPOutput", "ModelError", "PromptTruncatedWarning"]
+__all__ = ["CLIP", "CLIPConfig", "CLIPOutput", "DualEncoder", "ModelError", "PromptTruncatedWarning"]
 
 AutoConfig.register(CLIPConfig.model_type, CLIPConfig, exist_ok=True)
 AutoModel.register(CLIPConfig, CLIP, exist_ok=True)

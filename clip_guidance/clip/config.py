@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -39,6 +39,7 @@ class CLIPConfig(PreTrainedConfig):
     """
 
     model_type = "clip_guidance"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": PreTrainedConfig, "vision_config": PreTrainedConfig}
 
     text_config: Any = None
     vision_config: Any = None

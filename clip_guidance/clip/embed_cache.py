@@ -30,7 +30,7 @@ from clip_guidance.images.files import NO_MEMORY, content_hash, read_bytes
 from clip_guidance.images.load import ImageError, ImageSource, Skipped, as_list, image_name, load_image
 
 if TYPE_CHECKING:
-    from clip_guidance.clip.model import CLIP
+    from clip_guidance.clip.dual_encoder import DualEncoder
 
 _TABLE = "CREATE TABLE IF NOT EXISTS embeds (hash TEXT PRIMARY KEY, embed BLOB NOT NULL)"
 _CHECKSUM = "ALTER TABLE embeds ADD COLUMN checksum INTEGER"  # older caches have none
@@ -173,7 +173,7 @@ class CachedCLIP:
         key: What the vectors are stored under, see :func:`cache_key`.
     """
 
-    def __init__(self, clip: CLIP, cache: EmbedCache) -> None:
+    def __init__(self, clip: DualEncoder, cache: EmbedCache) -> None:
         self.clip, self.cache, self.key = clip, cache, cache_key(clip)
 
     def __getattr__(self, name: str) -> Any:
@@ -191,7 +191,7 @@ class CachedCLIP:
         return check_finite(self.clip, torch.cat([encode(self, part) for part in parts]), "image")
 
 
-def cache_key(clip: CLIP) -> str:
+def cache_key(clip: DualEncoder) -> str:
     """Return what a CLIP's vectors are stored under: its fingerprint and precision."""
     return f"{clip.fingerprint()}-{str(clip.dtype).removeprefix('torch.')}"
 
@@ -226,7 +226,7 @@ class EncodedBatch:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared:
+def prepare(clip: DualEncoder | CachedCLIP, source: ImageSource, name: str) -> Prepared:
     """Look an image up in the cache, if there is one; decode it where it is not found.
 
     Raises:
@@ -235,7 +235,7 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
     content = None
     if isinstance(clip, CachedCLIP) and (data := _bytes_of(source)) is not None:
         content, source = content_hash(data), data
-        if (embed := clip.cache.get(clip.key, content, clip.config.projection_dim)) is not None:
+        if (embed := clip.cache.get(clip.key, content, clip.projection_dim)) is not None:
             return Prepared(content, embed)
     image = load_image(source, name)
     try:
@@ -245,13 +245,13 @@ def prepare(clip: CLIP | CachedCLIP, source: ImageSource, name: str) -> Prepared
 
 
 @torch.no_grad()
-def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
+def encode(clip: DualEncoder | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
     """Encode prepared images, and store the new vectors in the cache.
 
     Returns:
         Unit vectors (n, d), float32 on the model's device.
     """
-    embeds = torch.empty(len(prepared), clip.config.projection_dim, device=clip.device)
+    embeds = torch.empty(len(prepared), clip.projection_dim, device=clip.device)
     for place, known in enumerate(prepared):
         if known.embed is not None:
             embeds[place] = known.embed
@@ -265,7 +265,7 @@ def encode(clip: CLIP | CachedCLIP, prepared: Sequence[Prepared]) -> Tensor:
 
 
 def encode_files(
-    clip: CLIP | CachedCLIP, paths: Sequence[str | os.PathLike[str]], batch_size: int = 64
+    clip: DualEncoder | CachedCLIP, paths: Sequence[str | os.PathLike[str]], batch_size: int = 64
 ) -> Iterator[EncodedBatch]:
     """Encode image files; skip and report those that cannot be read.
 

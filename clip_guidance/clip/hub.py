@@ -21,6 +21,7 @@ from clip_guidance._files import read_json
 PACKAGED = Path(__file__).parents[1] / "models"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"  # open_clip's way to say what a name is
+OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip", "open_clip_config.json"  # the kind of model, and the file that marks it
 MESSAGE_LENGTH = 300  # most characters of an error: what other libraries report may be pages long
 
 
@@ -120,7 +121,7 @@ class FoundModel(Place):
     """A model that exists.
 
     Attributes:
-        model_type: The ``model_type`` in its ``config.json``.
+        model_type: The ``model_type`` in its ``config.json``; "open_clip" for a model that open_clip describes.
     """
 
     model_type: str = ""
@@ -131,13 +132,15 @@ def packaged_models() -> list[str]:
     return sorted(path.name for path in PACKAGED.glob("*") if path.is_dir())
 
 
-def find_place(name_or_path: str | Path, kind: str, filename: str, options: HubOptions) -> Place:
+def find_place(
+    name_or_path: str | Path, kind: str, filename: str | tuple[str, ...], options: HubOptions
+) -> Place:
     """Find a folder or a repository on the hub; both may be marked, as ``local-dir:folder`` or ``hf-hub:owner/name``.
 
     Args:
         name_or_path: Folder or hub id; not a packaged name.
         kind: What is looked for, for the message: "model" or "pipeline".
-        filename: The file that marks it.
+        filename: The file that marks it, or several of which it has one.
         options: Which version of a repository is read; a folder has only ``subfolder``.
 
     Raises:
@@ -145,6 +148,7 @@ def find_place(name_or_path: str | Path, kind: str, filename: str, options: HubO
         ValueError: A ``revision`` of a folder is asked for.
     """
     name = str(name_or_path)
+    filenames = (filename,) if isinstance(filename, str) else filename
     path = name.removeprefix(HUB_PREFIX).removeprefix(FOLDER_PREFIX)
     is_folder = os.path.isdir(path) and path != ""
     if name.startswith(FOLDER_PREFIX) and not is_folder:
@@ -156,22 +160,27 @@ def find_place(name_or_path: str | Path, kind: str, filename: str, options: HubO
             raise ValueError(f"{name:.100}: a folder has no revisions, got {options.revision!r:.60}")
         folder = Path(path, options.subfolder or "")
         reject_pickles(folder)
-        if not (folder / filename).is_file():
+        if not any((folder / filename).is_file() for filename in filenames):
             found = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) if folder.is_dir() else "no folder"
-            raise ModelError(f"{name}: no {kind}: expected {filename}, found {found or 'nothing'}")
+            raise ModelError(f"{name}: no {kind}: expected {filenames[0]}, found {found or 'nothing'}")
         return Place(name, str(folder))
     reject_pickles(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):  # a hub id is owner/name
         known = ", ".join(packaged_models())
         raise ModelError(f"{name}: neither a folder, nor a packaged {kind} ({known}), nor a hub id (owner/name)")
     place = Place(name, path, options.as_dict())
-    try:
-        hf_hub_download(path, filename, **place.options)
-    except EntryNotFoundError as error:
-        raise ModelError(f"{name}: no {kind}: expected {filename} on the hub or in its cache: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: not reachable on the hub: {error}") from error
-    return place
+    absent: EntryNotFoundError | None = None
+    for each in filenames:
+        try:
+            hf_hub_download(path, each, **place.options)
+        except EntryNotFoundError as error:
+            absent = absent or error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name}: not reachable on the hub: {error}") from error
+        else:
+            return place
+    expected = f"expected {filenames[0]} on the hub or in its cache: {absent}"
+    raise ModelError(f"{name}: no {kind}: {expected}") from absent
 
 
 def find_model(
@@ -182,7 +191,8 @@ def find_model(
     Args:
         name_or_path: Packaged name, folder or hub id; a packaged name takes precedence over a folder of that name.
         part: The subfolder of a packaged model that holds what is wanted, such as "clip".
-        model_types: The values of ``model_type`` in ``config.json`` that are accepted.
+        model_types: The values of ``model_type`` in ``config.json`` that are accepted; with "open_clip" among them, a
+            model that open_clip describes is accepted too, where ``config.json`` is absent or of another type.
         options: Which version of a repository is read.
 
     Raises:
@@ -198,12 +208,35 @@ def find_model(
         check_packaged(name, options)
         place = Place(name, str(PACKAGED / name / part))
     else:
-        place = find_place(name, "model", "config.json", options)
-    config = read_model_json(place, "config.json")
-    if config.get("model_type") not in model_types:
+        place = find_place(name, "model", ("config.json", OPEN_CLIP_CONFIG), options)
+    model_type = None
+    if place.file("config.json") is not None:
+        model_type = read_model_json(place, "config.json").get("model_type")
+    if model_type not in model_types and OPEN_CLIP in model_types and place.file(OPEN_CLIP_CONFIG) is not None:
+        model_type = OPEN_CLIP
+    if model_type not in model_types:
         expected = " or ".join(map(repr, model_types))
-        raise ModelError(f"{name}: config.json has model_type {config.get('model_type')!r:.60}, expected {expected}")
-    return FoundModel(name, place.path, place.options, config["model_type"])
+        raise ModelError(f"{name}: config.json has model_type {model_type!r:.60}, expected {expected}")
+    return FoundModel(name, place.path, place.options, model_type)
+
+
+def find_part(name_or_path: str | Path, filename: str, options: HubOptions) -> Place:
+    """Find the model that a tokenizer or a preprocessing is taken from, whatever its weights are.
+
+    Args:
+        name_or_path: Packaged name, folder or hub id.
+        filename: The file that marks it on the hub.
+        options: How the hub is read.
+
+    Raises:
+        ModelError: There is none.
+    """
+    name = str(name_or_path)
+    if name in packaged_models():
+        return Place(name, str(PACKAGED / name / "clip"))
+    if name and os.path.isdir(name):
+        return Place(name, name)
+    return find_place(name, "model", filename, options)
 
 
 def read_model_json(place: Place, filename: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Turn an image into what an image tower reads: resize, crop the centre, normalise.
 
-There are two forms of one map. ``__call__`` on PIL images equals ``transformers.CLIPImageProcessorPil``. Of an image
+There are two forms of one map. ``__call__`` on PIL images equals the image processors of ``transformers``, such as
+``CLIPImageProcessorPil``, and those of open_clip. Of an image
 more than eight times as long as wide it resizes only what the crop keeps, on the same grid, so that its memory depends
 on the output and not on the ratio: of 10⁶ pixels by one, 16 GB would be made of which 200 kB are kept.
 :meth:`ImageProcessor.differentiable` on tensors lets gradients through, and equals it up to PIL's rounding to 8 bits
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from clip_guidance._files import read_json
-from clip_guidance.clip.hub import ModelError, Place
+from clip_guidance.clip.preprocessor_config import read_steps
 
 MOST_PIXELS = 10_000  # on a side; no image tower reads more, and each image costs three numbers per pixel
-MOST_VALUE = 1e6  # of means and deviations, which are of pixels in [0, 1]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of the filters
 _SUPPORT = 2  # pixels on either side that a filter reads, of the coarser of the two grids; of bilinear it is 1
@@ -44,12 +44,16 @@ class ImageProcessor:
         resize_to: Length of the shorter side before the crop, in pixels, or the height and the width to which an image
             is stretched; 0 for a shorter side of ``image_size``.
         resample: PIL's number of the filter: 3 for bicubic, 2 for bilinear.
-        pad: Whether the longer side is resized to ``image_size``, and the shorter padded with black on both sides, so
-            that nothing is cut off; ``resize_to`` is ``image_size`` then.
+        pad: Whether the longer side is resized to ``image_size``, and the shorter padded on both sides, so that nothing
+            is cut off; ``resize_to`` is ``image_size`` then.
+        round_crop: Whether half a pixel of the crop's corner is rounded to the nearest even number, as torchvision and
+            so open_clip does, or down, as ``transformers`` does.
+        fill: Grey level of the padding, from 0 (black) to 255.
 
     Raises:
         ValueError: A size is no whole number of at least 1, the crop is larger than what it is cut from, a mean or
-            deviation is not three finite numbers (the deviation above 0), or ``resample`` is neither 2 nor 3.
+            deviation is not three finite numbers (the deviation above 0), ``fill`` is no grey level, or ``resample`` is
+            neither 2 nor 3.
 
     Example:
         >>> import torch
@@ -69,6 +73,8 @@ class ImageProcessor:
     resize_to: int | tuple[int, int] = 0
     resample: int = 3
     pad: bool = False
+    round_crop: bool = False
+    fill: int = 0
 
     def __post_init__(self) -> None:
         if type(self.resample) is not int or self.resample not in RESAMPLING:
@@ -84,6 +90,8 @@ class ImageProcessor:
             raise ValueError(f"expected sides of 1 to {MOST_PIXELS} pixels, got {given}")
         if min(self.sides) < self.image_size:
             raise ValueError(f"image_size: expected 1 to resize_to={self.resize_to}, got {self.image_size}")
+        if type(self.fill) is not int or not 0 <= self.fill <= 255:
+            raise ValueError(f"fill: expected a grey level from 0 to 255, got {self.fill!r:.60}")
         if self.pad and self.resize_to != self.image_size:
             raise ValueError(f"pad: expected resize_to to be image_size {self.image_size}, got {self.resize_to}")
 
@@ -101,7 +109,7 @@ class ImageProcessor:
         elif (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling(self.resample))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return self._normalise(self._crop(pixels).float() / 255)
+        return self._normalise(self._crop(pixels.float() / 255))
 
     def _resize_kept(self, image: Image.Image, width: int, height: int) -> Image.Image:
         """Resize to what the crop would keep of (``width``, ``height``).
@@ -118,7 +126,7 @@ class ImageProcessor:
     def _kept(self, old: int, new: int) -> tuple[int, int, float, float]:
         """Return the pixels of a side that the crop reads, first and last + 1, and the span in them that it keeps."""
         scale = old / new
-        start = (new - self.image_size) // 2 * scale
+        start = self._corner(new) * scale
         end = min(start + self.image_size * scale, old)
         margin = _SUPPORT * max(scale, 1) + 1
         first, last = max(0, int(start - margin)), min(old, int(end + margin) + 1)
@@ -158,13 +166,30 @@ class ImageProcessor:
         if self.pad:
             above, before = ((size - side) // 2 for side in images.shape[-2:])
             below, after = size - images.shape[-2] - above, size - images.shape[-1] - before
-            return F.pad(images, (before, after, above, below))
-        top, left = ((side - size) // 2 for side in images.shape[-2:])
+            return F.pad(images, (before, after, above, below), value=self.fill / 255)
+        top, left = map(self._corner, images.shape[-2:])
         return images[..., top : top + size, left : left + size]
+
+    def _corner(self, side: int) -> int:
+        """Return where the crop of a side begins."""
+        spare = side - self.image_size
+        return round(spare / 2) if self.round_crop else spare // 2
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (images - mean) / std
+
+    def described(self) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON holds it; a CLIP's fingerprint reads it."""
+        later = ("pad", "round_crop", "fill")  # which former versions did not have: their fingerprints stay
+        return {name: value for name, value in asdict(self).items() if value or name not in later}
+
+    def record(self) -> str:
+        """Return in words what is done to an image, for the record of a score."""
+        filtered = RESAMPLING[self.resample]
+        if self.pad:
+            return f"longest side to {self.image_size} {filtered}, pad"
+        return f"resize {self.resize_to} {filtered}, crop {self.image_size}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.
@@ -177,19 +202,20 @@ class ImageProcessor:
         size = {"height": self.sides[0], "width": self.sides[1]}
         if not isinstance(self.resize_to, tuple):
             size = {"shortest_edge": self.resize_to}
-        CLIPImageProcessorPil(
+        theirs = CLIPImageProcessorPil(
             size=size,
             crop_size={"height": self.image_size, "width": self.image_size},
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             resample=self.resample,
-        ).save_pretrained(folder)
+        )
+        if self.round_crop:
+            theirs.round_crop = True  # kept in the file, and read by this class alone
+        theirs.save_pretrained(folder)
 
     @classmethod
     def from_json(cls, path: str | Path) -> ImageProcessor:
-        """Read the ``preprocessor_config.json`` of a CLIP.
-
-        ``transformers`` reads the sizes, in any of the forms that its versions wrote, and sets what is left out.
+        """Read the ``preprocessor_config.json`` of a dual encoder, as the class of ``transformers`` that it names does.
 
         Raises:
             OSError: The file cannot be read.
@@ -208,71 +234,5 @@ class ImageProcessor:
         Raises:
             ValueError: As for :meth:`from_json`.
         """
-        theirs = _read_by_transformers(config.get("image_processor", config))
-        for step in ("do_resize", "do_rescale", "do_normalize"):
-            if not getattr(theirs, step):
-                raise ValueError(f"{step} is false, which CLIP's preprocessing never is")
-        if not isinstance(theirs.rescale_factor, float) or not math.isclose(theirs.rescale_factor, 1 / 255):
-            raise ValueError(f"rescale_factor: expected 1/255, got {theirs.rescale_factor!r:.60}")
-        if theirs.do_pad:
-            raise ValueError("do_pad is true, which CLIP's preprocessing never is")
-        size, crop = theirs.size, theirs.crop_size if theirs.do_center_crop else theirs.size
-        if not crop.height or crop.height != crop.width:
-            cut = "crop_size" if theirs.do_center_crop else "do_center_crop is false, size"
-            raise ValueError(f"{cut}: expected a square of height and width, got {_given(crop)!s:.80}")
-        if given := set(_given(size)) - {"shortest_edge", "height", "width"}:
-            raise ValueError(f"size: expected shortest_edge, or height and width, got {', '.join(sorted(given))}")
-        resize_to = (size.height, size.width) if size.height and size.width else size.shortest_edge
-        mean, std = (_per_channel(name, getattr(theirs, name)) for name in ("image_mean", "image_std"))
-        resample = getattr(theirs.resample, "value", theirs.resample)  # where it is left out, PIL's enumeration
-        return cls(crop.height, mean, std, resize_to, resample)
-
-
-def load_image_processor(place: Place) -> ImageProcessor:
-    """Load a model's preprocessing, from the file that any version of transformers writes.
-
-    Raises:
-        ModelError: There is no such file, or it asks for what :class:`ImageProcessor` does not do.
-    """
-    path = place.file("preprocessor_config.json") or place.file("processor_config.json")
-    if path is None:
-        raise ModelError(f"{place.name}: has no preprocessor_config.json; give an image_processor")
-    try:
-        return ImageProcessor.from_json(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{place.name}: {error}") from error
-
-
-def _read_by_transformers(config: Any) -> CLIPImageProcessorPil:
-    """Read preprocessing as the class that it names does; all of CLIP's names are one class.
-
-    Raises:
-        ValueError: It names another class, or values that the class cannot read.
-    """
-    if not isinstance(config, Mapping):
-        raise ValueError(f"image_processor: expected a JSON object, got {config!r:.60}")
-    named = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
-    if not isinstance(named, str) or not named.startswith("CLIP"):
-        raise ValueError(f"expected the class CLIPImageProcessor, got {named!r:.60}")
-    known = {key: value for key, value in config.items() if key in CLIPImageProcessorPil.valid_kwargs.__annotations__}
-    try:
-        return CLIPImageProcessorPil(**known)
-    except Exception as error:  # of any kind, according to what was given
-        raise ValueError(f"not readable by transformers: {error!s:.160}") from error
-
-
-def _per_channel(name: str, values: Any) -> tuple[float, ...]:
-    """Return one number per channel; where one number is given, it is that of every channel.
-
-    Raises:
-        ValueError: ``values`` are no numbers.
-    """
-    values = values if isinstance(values, list | tuple) else [values] * 3
-    if any(type(value) not in (int, float) or not abs(value) < MOST_VALUE for value in values):
-        raise ValueError(f"{name}: expected numbers, got {values!s:.60}")
-    return tuple(float(value) for value in values)
-
-
-def _given(size: Any) -> dict[str, Any]:
-    """Return the sides that a size of transformers names."""
-    return {name: value for name, value in dict(size).items() if value is not None}
+        steps = read_steps(config)
+        return cls(**vars(steps), round_crop=config.get("image_processor", config).get("round_crop") is True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,20 @@ from torch import Tensor, nn
 from transformers import CLIPModel as TransformersCLIP
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clip_guidance._tensors import check_device, unit_vectors
+from clip_guidance._tensors import unit_vectors
 from clip_guidance.clip.config import CLIPConfig, tower_class
 from clip_guidance.clip.convert import convert_transformers
-from clip_guidance.clip.fingerprint import fingerprint
-from clip_guidance.clip.finite import check_finite
-from clip_guidance.clip.hub import HubOptions, find_model
+from clip_guidance.clip.dual_encoder import DualEncoder
+from clip_guidance.clip.fingerprint import architecture
 from clip_guidance.clip.image_processor import ImageProcessor
-from clip_guidance.clip.load import as_model_errors, check_loaded, check_options, check_parts, load_parts
 from clip_guidance.clip.output import CLIPOutput as CLIPOutput
-from clip_guidance.clip.tokenizer import check_ids, check_texts, tokenize
-from clip_guidance.images.load import ImageSource, as_list, load_image
+from clip_guidance.clip.pretrained import Pretrained
 from clip_guidance.loss.contrastive import MAX_LOGIT_SCALE, contrastive_loss, similarity_logits
 from clip_guidance.towers import ImageTower, TextTower
 from clip_guidance.towers.layers import SelfInitialised, linear
 
 
-class CLIP(SelfInitialised, PreTrainedModel):
+class CLIP(SelfInitialised, Pretrained, DualEncoder, PreTrainedModel):
     """Embed images and texts as unit vectors in one space, with any two towers.
 
     Load one with :meth:`from_pretrained`, or make an untrained one from a config.
@@ -88,8 +84,7 @@ class CLIP(SelfInitialised, PreTrainedModel):
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
         """Map normalised images (n, 3, S, S) to unit vectors (n, d), as :meth:`text_embeds` does."""
-        pooled = self.image_encoder(pixel_values).pooler_output
-        return unit_vectors(self.visual_projection(pooled))
+        return unit_vectors(self.project_states(self.image_states(pixel_values)))
 
     def forward(
         self,
@@ -98,7 +93,10 @@ class CLIP(SelfInitialised, PreTrainedModel):
         attention_mask: Tensor | None = None,
         groups: Tensor | None = None,
         return_loss: bool = False,
-    ) -> CLIPOutput:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Embed images and texts, and compare every image with every text.
 
         Args:
@@ -107,82 +105,61 @@ class CLIP(SelfInitialised, PreTrainedModel):
             attention_mask: (M, L), 1 where there is a token; by default where the id is not the padding's.
             groups: As in :func:`~clip_guidance.loss.contrastive_loss`; used only with ``return_loss``.
             return_loss: Whether to compute the contrastive loss of the pairs, M = N, in place of the logits.
+            output_attentions: Whether to return the towers' outputs with their attentions; by default as the config of
+                each says.
+            output_hidden_states: Whether to return the towers' outputs with their hidden states; likewise.
+            return_dict: False returns a tuple; by default as the config says.
+
+        Returns:
+            A :class:`CLIPOutput`, or a tuple of what it holds.
         """
-        image_embeds = self.image_embeds(pixel_values)
-        text_embeds = self.text_embeds(input_ids, attention_mask)
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        vision = self.image_encoder(pixel_values, return_dict=True, **asked)
+        text = self.text_encoder(input_ids, attention_mask, return_dict=True, **asked)
+        image_embeds = unit_vectors(self.project_states(vision.pooler_output))
+        text_embeds = unit_vectors(self.text_projection(text.pooler_output))
+        loss = logits = None
         if return_loss:
             loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, groups)
-            return CLIPOutput(loss, None, image_embeds, text_embeds)
-        logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
-        return CLIPOutput(None, logits, image_embeds, text_embeds)
+        else:
+            logits = similarity_logits(image_embeds, text_embeds, self.logit_scale)
+        inner = [tower if tower.hidden_states or tower.attentions else None for tower in (text, vision)]
+        output = CLIPOutput(loss, logits, image_embeds, text_embeds, *inner)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the text tower."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text tower."""
+        self.text_encoder.set_input_embeddings(value)
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        return self.image_encoder(pixel_values).pooler_output
+
+    def project_states(self, states: Tensor) -> Tensor:
+        return self.visual_projection(states)
+
+    @property
+    def projection_dim(self) -> int:
+        """Size d of the embeddings."""
+        return self.config.projection_dim
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the text tower embeds."""
+        return self.config.text_config.vocab_size
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Clamp the learned factor exp(logit_scale) to at most 100, after each step of training."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    @torch.no_grad()
-    def encode_text(self, texts: str | Sequence[str], batch_size: int = 256) -> Tensor:
-        """Embed texts as unit vectors.
-
-        Args:
-            texts: One text or several, none of them empty.
-            batch_size: Number of texts that are encoded at once.
-
-        Returns:
-            Float32 (n, d), on the model's device.
-
-        Raises:
-            ValueError: There is no text, one is empty or not a string, has no end token or a token that the text tower
-                does not know, the CLIP has no tokenizer, or an embedding is not finite.
-
-        Warns:
-            PromptTruncatedWarning: A text is longer than the context; the message says what was cut.
-        """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        check_texts(texts)
-        if self.tokenizer is None:
-            given = "CLIP(config, tokenizer) or from_pretrained(name, tokenizer=...)"
-            raise ValueError(f"{self.name_or_path or 'this CLIP'} was made without a tokenizer: {given}")
-        parts = []
-        for part in _parts(texts, batch_size):
-            input_ids = tokenize(self.tokenizer, part, padding="longest")  # padding costs time and changes nothing
-            check_ids(input_ids, self.tokenizer, self.config.text_config.vocab_size)
-            parts.append(self.text_embeds(input_ids.to(self.device)))
-        return check_finite(self, torch.cat(parts), "text")
-
-    @torch.no_grad()
-    def encode_image(self, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
-        """Embed images as unit vectors.
-
-        Args:
-            images: One or several of: PIL image, path, bytes, array (H, W, 3), tensor (3, H, W) or (n, 3, H, W) with
-                values in [0, 1] or uint8.
-            batch_size: Number of images that are decoded and encoded at once.
-
-        Returns:
-            Float32 (n, d), on the model's device.
-
-        Raises:
-            ImageError: An image cannot be read; the message names it.
-            ValueError: An embedding is not finite.
-        """
-        parts = []
-        for part in _parts(as_list(images), batch_size):
-            pixel_values = torch.stack([self.preprocess(image) for image in part])
-            parts.append(self.image_embeds(pixel_values.to(self.device, self.dtype)))
-        return check_finite(self, torch.cat(parts), "image")
-
-    def preprocess(self, image: ImageSource) -> Tensor:
-        """Turn one image into what the image tower reads, (3, S, S)."""
-        return self.image_processor(load_image(image))
-
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that identify this CLIP.
-
-        They change with any weight, the towers, the vocabulary and the preprocessing, and not with the device.
-        """
-        return fingerprint(self, self.tokenizer, self.image_processor)
+    def _architecture(self) -> Any:
+        config = self.config.to_dict()
+        return [architecture(config[part]) for part in ("text_config", "vision_config")]
 
     def text_encoder_with_projection(self) -> TextTower:
         """Return the text tower with its projection; it shares its weights with this CLIP.
@@ -208,61 +185,6 @@ class CLIP(SelfInitialised, PreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "emoji",
-        dtype: torch.dtype | str = torch.float32,
-        device: str | torch.device | None = None,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        subfolder: str = "",
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        image_processor: ImageProcessor | None = None,
-        **others: Any,
-    ) -> CLIP:
-        """Load a CLIP, ready for inference.
-
-        Args:
-            name_or_path: A packaged model ("emoji", "emoji-judge"), a folder (or "local-dir:folder"), or a hub id (or
-                "hf-hub:owner/name"); saved by this package, or a ``transformers`` CLIP. Weights must be safetensors.
-            dtype: Precision of the weights, whatever they are stored in; "auto" for that.
-            device: Where the model is put; by default where ``transformers`` loads it, the CPU.
-            revision: Branch, tag or commit of a repository on the hub; by default its main branch.
-            token: Access token for the hub; by default the one that ``hf auth login`` stored.
-            cache_dir: Folder of downloads; by default the hub's.
-            local_files_only: Whether only what was downloaded before is read.
-            subfolder: Folder of the model inside the folder or repository.
-            tokenizer: Used in place of the model's own, which may be absent then. Its ``model_max_length`` is lowered
-                to the context where it is larger.
-            image_processor: Used in place of the model's own, which may be absent then.
-            **others: ``torch_dtype`` stands for ``dtype``. What ``AutoModel`` adds is taken too.
-
-        Raises:
-            ModelError: There is no such model, its weights are pickled, it is not a CLIP, or it is damaged.
-            TypeError: Another option is given, or one of another type.
-            ValueError: There is no such dtype or device, or a model that is not on the hub has no such ``revision``.
-        """
-        dtype, config = check_options(others, dtype)
-        check_parts(tokenizer, image_processor)
-        device = None if device is None else check_device(device)
-        options = HubOptions(revision, token, cache_dir, local_files_only, subfolder)
-        found = find_model(name_or_path, "clip", (CLIPConfig.model_type, "clip"), options)
-        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **found.options}
-        with as_model_errors(found.name):
-            tokenizer, processor = load_parts(found, tokenizer, image_processor)
-            if found.model_type == CLIPConfig.model_type:
-                model, info = super().from_pretrained(found.path, tokenizer, processor, config=config, **weights)
-            else:
-                source, info = TransformersCLIP.from_pretrained(found.path, **weights)
-                model = cls.from_transformers(source, tokenizer, processor)
-            check_loaded(found.name, model, info)
-        model.name_or_path = str(name_or_path)
-        return model.eval() if device is None else model.eval().to(device)
-
-    @classmethod
     def from_transformers(
         cls,
         source: TransformersCLIP,
@@ -284,7 +206,3 @@ class CLIP(SelfInitialised, PreTrainedModel):
         model = cls(config, tokenizer, image_processor).to(source.dtype)
         model.load_state_dict(weights)
         return model
-
-
-def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

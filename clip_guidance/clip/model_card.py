@@ -84,7 +84,7 @@ def model_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
         f"A CLIP of {_millions(clip)} parameters, trained with clip_guidance: both towers meet in a space of "
-        f"{clip.config.projection_dim} dimensions.",
+        f"{clip.projection_dim} dimensions.",
         "| tower | kind | reads | width | parameters |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows),
         "## Use",
         USE.format(name=name),

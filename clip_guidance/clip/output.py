@@ -17,6 +17,8 @@ class CLIPOutput(ModelOutput):
         logits_per_image: (N, M), exp(logit_scale) · cos, only without ``return_loss``.
         image_embeds: (N, d) unit vectors.
         text_embeds: (M, d) unit vectors.
+        text_model_output: Output of the text tower, only where attentions or hidden states are asked for.
+        vision_model_output: Output of the image tower, likewise.
 
     Example:
         >>> import torch
@@ -33,3 +35,5 @@ class CLIPOutput(ModelOutput):
     logits_per_image: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    text_model_output: ModelOutput | None = None
+    vision_model_output: ModelOutput | None = None

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from clip_guidance.clip.hub import ModelError, Place
 
@@ -53,7 +53,9 @@ def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
         ModelError: The vocabulary is missing, or the class cannot read it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.options)
+        # Without a config transformers looks for one, which models of open_clip do not have.
+        config = {} if place.file("config.json") is not None else {"config": PreTrainedConfig()}
+        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **config, **place.options)
         files = dict(type(tokenizer).vocab_files_names)
         whole = place.file(files.pop("tokenizer_file", "tokenizer.json"))
         # Where a file is missing, transformers makes an empty vocabulary without a word.
@@ -134,7 +136,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
 
 
-def warn_truncated(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+def warn_truncated(tokenizer: Any, texts: Sequence[str]) -> None:
     """Warn of each text that does not fit the tokenizer's context.
 
     Warns:
@@ -179,9 +181,29 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], padding: 
     Warns:
         PromptTruncatedWarning: A text is cut.
     """
+    rows = token_rows(tokenizer, texts)
+    return pad_rows(tokenizer, rows, tokenizer.model_max_length if padding == "max_length" else None)["input_ids"]
+
+
+def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Turn texts into token ids, cut to the tokenizer's context with the end token kept, and not padded.
+
+    Warns:
+        PromptTruncatedWarning: A text is cut.
+    """
     warn_truncated(tokenizer, texts)
-    options = {"padding": padding, "padding_side": "right", "truncation": True, "return_tensors": "pt"}
-    return one_at_a_time(tokenizer, list(texts), **options).input_ids
+    return one_at_a_time(tokenizer, list(texts), truncation=True).input_ids
+
+
+def pad_rows(tokenizer: Any, rows: Sequence[Sequence[int]], length: int | None, side: str = "right") -> Any:
+    """Pad token ids to ``length`` columns, or to the longest row.
+
+    Returns:
+        Tensors by name: "input_ids" int64 (n, L), and "attention_mask" where the tokenizer makes one.
+    """
+    padding = {"padding": "longest"} if length is None else {"padding": "max_length", "max_length": length}
+    rows = [list(row) for row in rows]
+    return tokenizer.pad({"input_ids": rows}, **padding, padding_side=side, return_tensors="pt", verbose=False)
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -197,18 +219,18 @@ def check_texts(texts: Sequence[str]) -> None:
             raise ValueError(f"text {index}: expected a prompt with at least one word, got {text!r:.60}")
 
 
-def check_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_ids(input_ids: Tensor, tokenizer: Any, vocab_size: int | None) -> None:
     """Check that a text tower knows all tokens.
 
     Args:
         input_ids: Token ids, on the CPU.
         tokenizer: Where they are from.
-        vocab_size: Number of tokens that the tower embeds.
+        vocab_size: Number of tokens that the tower embeds; None where that is not known.
 
     Raises:
         ValueError: A token was added to the tokenizer and not to the tower.
     """
-    if (largest := int(input_ids.max())) >= vocab_size:
+    if vocab_size is not None and (largest := int(input_ids.max())) >= vocab_size:
         raise ValueError(
             f"token {tokenizer.convert_ids_to_tokens(largest)!r:.60} has the id {largest}, and the text tower embeds "
             f"{vocab_size} tokens: text_encoder.resize_token_embeddings({len(tokenizer)}), or load the right tokenizer"

@@ -18,13 +18,15 @@ import diffusers
 import torch
 from PIL import Image
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.image import GeneratedImage, check_image, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
-from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.generation.targets import ImageFile
+from clip_guidance.guidance import CLIPGuidance, Region
+from clip_guidance.images.load import load_image
 from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
 
 __all__ = ["ImageGenerator", "generate"]
@@ -106,7 +108,7 @@ class ImageGenerator:
 class _Scorer:
     """A CLIP and the record of its score, made once because the fingerprint reads every weight."""
 
-    clip: CLIP
+    clip: DualEncoder
     record: dict[str, Any]
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
@@ -139,9 +141,28 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     return None
 
 
-def _guidance(clip: CLIP, settings: GenerateSettings) -> CLIPGuidance:
+def _guidance(clip: DualEncoder, settings: GenerateSettings) -> CLIPGuidance:
     names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every", "cap")
-    return CLIPGuidance(clip, settings.target, **{name: getattr(settings, name) for name in names})
+    return CLIPGuidance(clip, _target(settings), **{name: getattr(settings, name) for name in names})
+
+
+def _target(settings: GenerateSettings) -> Any:
+    """Return what CLIP steers to: the text, the images and the regions that are asked for, or else the prompt.
+
+    Raises:
+        ImageError: An image cannot be read, or is another one than is recorded.
+    """
+    whole: list[Any] = [settings.clip_prompt] if settings.clip_prompt else []
+    whole += [_opened(file) for file in settings.clip_images]
+    regions = [
+        Region(each.target if isinstance(each.target, str) else _opened(each.target), each.box)
+        for each in settings.regions
+    ]
+    return [*((target, 1.0) for target in whole), *regions] or settings.target
+
+
+def _opened(file: ImageFile) -> Image.Image:
+    return load_image(file.bytes(), file.path)
 
 
 def _draw(

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class GeneratedImage(DisplayMixin):
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
-            "settings": asdict(self.settings),
+            "settings": self.settings.record(),
             "guide": self.guide,
             "scores": self.scores,
             "device": self.device,

@@ -14,11 +14,11 @@ from clip_guidance.index.store import Store
 from clip_guidance.index.vectors import ImageIndexError, short_name
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
 
 
 def open_store(
-    address: str, clip: CLIP | None, create: bool, dtype: str, catalogue: str | os.PathLike[str] | None
+    address: str, clip: DualEncoder | None, create: bool, dtype: str, catalogue: str | os.PathLike[str] | None
 ) -> Store:
     """Open a store, or make it; see :meth:`ImageIndex.open`."""
     if dtype not in ("float32", "float16"):
@@ -26,7 +26,7 @@ def open_store(
     meta: dict[str, Any] | None = None
     if clip is not None:
         meta = {"fingerprint": clip.fingerprint(), "model": _name(clip), "dtype": dtype}
-        meta["dim"] = clip.config.projection_dim
+        meta["dim"] = clip.projection_dim
     store = _store(address, meta if create else None, catalogue)
     if meta is not None and store.meta["fingerprint"] != meta["fingerprint"]:
         store.close()
@@ -72,7 +72,7 @@ def _default_catalogue(address: str) -> Path:
     return home / "clip_guidance" / "indices" / place
 
 
-def _name(clip: CLIP) -> str:
+def _name(clip: DualEncoder) -> str:
     """Name the CLIP so that it can be loaded from anywhere."""
     name = str(clip.name_or_path)
     return os.path.abspath(name) if os.sep in name and os.path.isdir(name) else name

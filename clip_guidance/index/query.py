@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from clip_guidance.images.load import EXTENSIONS, ImageSource
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
 
 _SIGN = re.compile(r'(?:(?<=[\s*])|^)"[^"]*"(?=\s|$)|(?:(?<=\s)|^)[+-](?=\s|$)')  # quotes are passed over
 _WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)\s*\*\s*")
@@ -78,7 +78,7 @@ def parse_query(query: str) -> list[Term]:
     return [_term(query, *part) for part in zip(starts, ends, factors, strict=True)]
 
 
-def query_embeds(clip: CLIP, query: Query) -> torch.Tensor:
+def query_embeds(clip: DualEncoder, query: Query) -> torch.Tensor:
     """Encode a query to its unit vector (d,).
 
     Args:
@@ -92,7 +92,7 @@ def query_embeds(clip: CLIP, query: Query) -> torch.Tensor:
     terms = _terms(query)
     texts = [term for term in terms if isinstance(term.source, str)]
     images = [term for term in terms if not isinstance(term.source, str)]
-    total = torch.zeros(clip.config.projection_dim)
+    total = torch.zeros(clip.projection_dim)
     for members, encode in ((texts, clip.encode_text), (images, clip.encode_image)):
         if members:
             embeds = encode([term.source for term in members]).float().cpu()

@@ -12,17 +12,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.clip.hub import PICKLES, ModelError
 from clip_guidance.metrics.clip_score import judge_record
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class AestheticHead:
     def texts(self, prompt: str = "") -> list[str]:
         return []
 
-    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None = None) -> Tensor:
+    def scores(self, clip: DualEncoder, image_embeds: Tensor, text_embeds: Tensor | None = None) -> Tensor:
         """Score images from their unit vectors (n, d); returns (n,).
 
         Raises:
@@ -81,7 +79,7 @@ class AestheticHead:
     def mean(self, scores: Tensor) -> float:
         return scores.double().mean().item()
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return what is needed to compute the same score again, with a digest of the head.
 
         The digest is part of the definition too, because files of several heads may bear the same name.
@@ -93,7 +91,7 @@ class AestheticHead:
         return {"definition": f"{self.name}@{head[:8]}", "head": head, **judge_record(clip)}
 
 
-def aesthetic_score(clip: CLIP, images: Any, head: AestheticHead | str | Path, batch_size: int = 64) -> Tensor:
+def aesthetic_score(clip: DualEncoder, images: Any, head: AestheticHead | str | Path, batch_size: int = 64) -> Tensor:
     """Score images by an aesthetic head.
 
     Args:
@@ -115,9 +113,10 @@ def aesthetic_score(clip: CLIP, images: Any, head: AestheticHead | str | Path, b
         >>> from PIL import Image
         >>> from clip_guidance.metrics.aesthetic import AestheticHead
         >>> clip = cg.CLIP.from_pretrained("emoji")
-        >>> head = AestheticHead("aesthetic:constant", torch.zeros(clip.config.projection_dim), torch.tensor(5.0))
+        >>> head = AestheticHead("aesthetic:constant", torch.zeros(clip.projection_dim), torch.tensor(5.0))
         >>> cg.aesthetic_score(clip, [Image.new("RGB", (64, 64), "red")], head)
         tensor([5.])
     """
     head = head if isinstance(head, AestheticHead) else AestheticHead.from_file(head)
+    clip = as_clip(clip)
     return head.scores(clip, clip.encode_image(images, batch_size=batch_size))

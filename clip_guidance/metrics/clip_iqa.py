@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.images.load import as_list
 from clip_guidance.metrics.clip_score import judge_record
 from clip_guidance.metrics.protocol import expect_texts
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 PAIRS = {  # with the names and texts of torchmetrics, which extends the paper's
     "quality": ("Good photo.", "Bad photo."),
@@ -65,7 +63,7 @@ class PromptPair:
     def texts(self, prompt: str = "") -> list[str]:
         return [self.positive, self.negative]
 
-    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
+    def scores(self, clip: DualEncoder, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
         text_embeds = expect_texts(self.name, image_embeds, text_embeds, count=2)
         cosines = (image_embeds[:, None] * text_embeds).sum(-1)
         return (self.logit_scale * cosines).softmax(-1)[:, 0]
@@ -73,7 +71,7 @@ class PromptPair:
     def mean(self, scores: Tensor) -> float:
         return scores.double().mean().item()
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         positions = any("position" in name for name, _ in clip.image_encoder.named_parameters())
         return {
             "definition": self.name,
@@ -105,7 +103,9 @@ def get_pair(pair: str) -> PromptPair:
     raise ValueError(f"no CLIP-IQA pair {pair!r}; there are {', '.join(PAIRS)}, or two texts with a slash between them")
 
 
-def clip_iqa(clip: CLIP, images: Any, pairs: Sequence[str] = ("quality",), batch_size: int = 64) -> dict[str, Tensor]:
+def clip_iqa(
+    clip: DualEncoder, images: Any, pairs: Sequence[str] = ("quality",), batch_size: int = 64
+) -> dict[str, Tensor]:
     """Score images by pairs of opposite texts (CLIP-IQA); each image is encoded once for all pairs.
 
     Args:
@@ -129,7 +129,7 @@ def clip_iqa(clip: CLIP, images: Any, pairs: Sequence[str] = ("quality",), batch
         >>> found["red/blue"].shape, bool(found["red/blue"] > 0.5)
         (torch.Size([1]), True)
     """
-    found = {pair: get_pair(pair) for pair in pairs}
+    clip, found = as_clip(clip), {pair: get_pair(pair) for pair in pairs}
     image_embeds = clip.encode_image(as_list(images), batch_size=batch_size)
 
     def scores(pair: PromptPair) -> Tensor:

@@ -17,16 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from clip_guidance.clip.image_processor import RESAMPLING
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.images.load import as_list
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class ScoreDefinition:
         mean = scores.double().mean().item()
         return max(mean, 0.0) if self.clip == "mean" else mean
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return all that is needed to compute the same number again: definition, model and preprocessing."""
         return {
             "definition": self.name,
@@ -70,14 +67,13 @@ class ScoreDefinition:
         }
 
 
-def judge_record(clip: CLIP) -> dict[str, Any]:
+def judge_record(clip: DualEncoder) -> dict[str, Any]:
     """Record which CLIP judges, in which precision, and what it sees of an image and a text."""
-    processor = clip.image_processor
     return {
         "model": str(clip.name_or_path),
         "fingerprint": clip.fingerprint(),
         "dtype": str(clip.dtype).removeprefix("torch."),
-        "preprocessing": f"resize {processor.resize_to} {RESAMPLING[processor.resample]}, crop {processor.image_size}",
+        "preprocessing": clip.image_processor.record(),
         "context_length": getattr(clip.tokenizer, "model_max_length", None),
     }
 
@@ -104,7 +100,7 @@ def get_definition(definition: Definition) -> ScoreDefinition:
 
 
 def clip_score(
-    clip: CLIP,
+    clip: DualEncoder,
     images: Any,
     prompts: str | Sequence[str],
     definition: Definition = TORCHMETRICS,
@@ -135,14 +131,13 @@ def clip_score(
         >>> scores.shape, bool(scores[0] > scores[1])
         (torch.Size([2]), True)
     """
-    definition = get_definition(definition)
-    images = as_list(images)
+    clip, definition, images = as_clip(clip), get_definition(definition), as_list(images)
     text_embeds = clip.encode_text(_with_prefix(definition, prompts, len(images)))
     return definition.scores(_cosine(clip.encode_image(images, batch_size=batch_size), text_embeds))
 
 
 def ref_clip_score(
-    clip: CLIP,
+    clip: DualEncoder,
     images: Any,
     prompts: str | Sequence[str],
     references: Sequence[str | Sequence[str]],
@@ -177,8 +172,7 @@ def ref_clip_score(
         >>> cg.ref_clip_score(judge, [red], "a red square", [["a red box", "a square"]]).shape
         torch.Size([1])
     """
-    definition = get_definition(definition)
-    images = as_list(images)
+    clip, definition, images = as_clip(clip), get_definition(definition), as_list(images)
     texts = _with_prefix(definition, prompts, len(images))
     groups = [[group] if isinstance(group, str) else list(group) for group in references]
     if len(groups) != len(images):
@@ -195,7 +189,7 @@ def ref_clip_score(
 
 
 def directional_similarity(
-    clip: CLIP,
+    clip: DualEncoder,
     images_before: Any,
     images_after: Any,
     prompts_before: str | Sequence[str],
@@ -231,7 +225,7 @@ def directional_similarity(
         >>> bool(cg.directional_similarity(judge, [red], [blue], "a red square", "a blue square") > 0)
         True
     """
-    before, after = as_list(images_before), as_list(images_after)
+    clip, before, after = as_clip(clip), as_list(images_before), as_list(images_after)
     if len(before) != len(after):
         raise ValueError(f"got {len(before)} images before and {len(after)} after the edit")
     texts = [clip.encode_text(_with_prefix(COSINE, p, len(before))) for p in (prompts_before, prompts_after)]

@@ -8,26 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.images.load import ImageSource, as_list
 
 
 @torch.no_grad()
-def pooled_states(clip: CLIP, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
+def pooled_states(clip: DualEncoder, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
     """Encode images to the pooled states of the image tower, before the projection.
 
     Returns:
         States (n, D), in the precision of the CLIP.
     """
-    images = as_list(images)
+    clip, images = as_clip(clip), as_list(images)
     parts = []
     for start in range(0, len(images), batch_size):
         pixels = torch.stack([clip.preprocess(image) for image in images[start : start + batch_size]])
-        parts.append(clip.image_encoder(pixels.to(clip.device, clip.dtype)).pooler_output)
+        parts.append(clip.image_states(pixels.to(clip.device, clip.dtype)))
     return torch.cat(parts)
 
 
-def image_features(clip: CLIP, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
+def image_features(clip: DualEncoder, images: ImageSource | Iterable[ImageSource], batch_size: int = 64) -> Tensor:
     """Encode images to pooled states, scaled as :func:`kernel_features` does; float32 (n, D)."""
     return kernel_features(pooled_states(clip, images, batch_size))
 

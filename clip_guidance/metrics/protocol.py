@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
 
 
 class ImageScore(Protocol):
@@ -28,7 +28,7 @@ class ImageScore(Protocol):
     def texts(self, prompt: str) -> list[str]:
         """List the k texts to encode beside an image: made from its prompt, or the same for all; k may be 0."""
 
-    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
+    def scores(self, clip: DualEncoder, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
         """Score n images.
 
         Args:
@@ -43,7 +43,7 @@ class ImageScore(Protocol):
     def mean(self, scores: Tensor) -> float:
         """Average the scores (n,) of many images in float64, as the definition of the score says."""
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return all that is needed to compute the same number again, in flat columns, ``definition`` first."""
 
 

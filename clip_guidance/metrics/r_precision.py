@@ -13,17 +13,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.images.load import as_list
 from clip_guidance.metrics.clip_score import judge_record
 from clip_guidance.metrics.retrieval import unique
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 CHUNK = 256  # images whose distractors are held at once
 
@@ -46,7 +44,7 @@ class RPrecision:
     pool: int
     seed: int
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return all that is needed to compute the same number again."""
         own = {"distractors": self.distractors, "pool": self.pool, "seed": self.seed, "ties": "count as misses"}
         return {"definition": "r-precision", **own, **judge_record(clip)}
@@ -95,7 +93,7 @@ def _candidates(target: int, count: int, distractors: int, seed: str) -> list[in
 
 
 def clip_r_precision(
-    clip: CLIP,
+    clip: DualEncoder,
     images: Any,
     prompts: Sequence[str],
     others: Sequence[str] = (),
@@ -135,5 +133,6 @@ def clip_r_precision(
         found = "one text" if isinstance(prompts, str) else f"{len(prompts)} texts"
         raise ValueError(f"expected a text for each of {len(images)} images, got {found}")
     texts, numbers = unique([*prompts, *others])
+    clip = as_clip(clip)
     image_embeds = clip.encode_image(images, batch_size=batch_size)
     return r_precision(image_embeds, clip.encode_text(texts), numbers[: len(images)], distractors, seed)

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.images.load import as_list
 from clip_guidance.metrics.aesthetic import AestheticHead
 from clip_guidance.metrics.clip_iqa import get_pair
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
 from clip_guidance.metrics.protocol import ImageScore, expect_texts
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,14 @@ class PromptScore:
     def texts(self, prompt: str) -> list[str]:
         return [self.definition.prefix + prompt]
 
-    def scores(self, clip: CLIP, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
+    def scores(self, clip: DualEncoder, image_embeds: Tensor, text_embeds: Tensor | None) -> Tensor:
         text_embeds = expect_texts(self.name, image_embeds, text_embeds, count=1)
         return self.definition.scores((image_embeds * text_embeds[:, 0]).sum(-1))
 
     def mean(self, scores: Tensor) -> float:
         return self.definition.mean(scores)
 
-    def record(self, clip: CLIP) -> dict[str, Any]:
+    def record(self, clip: DualEncoder) -> dict[str, Any]:
         return self.definition.record(clip)
 
 
@@ -89,7 +87,7 @@ def get_image_score(score: Score) -> ImageScore:
 
 
 def score_images(
-    clip: CLIP, images: Any, score: Score, prompts: str | Sequence[str] | None = None, batch_size: int = 64
+    clip: DualEncoder, images: Any, score: Score, prompts: str | Sequence[str] | None = None, batch_size: int = 64
 ) -> Tensor:
     """Score images that are in memory or few; each text is encoded once.
 
@@ -117,7 +115,7 @@ def score_images(
         >>> cg.score_images(judge, [red, red], "hessel", "a red square").shape
         torch.Size([2])
     """
-    score, images = get_image_score(score), as_list(images)
+    clip, score, images = as_clip(clip), get_image_score(score), as_list(images)
     prompts = [prompts or ""] if prompts is None or isinstance(prompts, str) else list(prompts)
     if len(prompts) not in (1, len(images)):
         raise ValueError(f"expected one text, or one for each of {len(images)} images, got {len(prompts)} texts")

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.metrics.clip_score import judge_record
 from clip_guidance.metrics.cmmd import BANDWIDTH, SCALE, cmmd
 from clip_guidance.metrics.features import kernel_features, pooled_states
 from clip_guidance.metrics.fid import frechet_distance
 from clip_guidance.metrics.kid import kernel_distance
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 DEFINITIONS: dict[str, tuple[Callable[[Tensor, Tensor], float], dict[str, Any]]] = {
     "cmmd": (cmmd, {"features": "unit embeddings", "bandwidth": BANDWIDTH, "scale": SCALE, "estimate": "biased"}),
@@ -63,7 +61,7 @@ class SetDistance:
 
 @torch.no_grad()
 def set_distances(
-    clip: CLIP,
+    clip: DualEncoder,
     images: Any,
     reference_images: Any,
     reference: str,
@@ -101,6 +99,7 @@ def set_distances(
         raise ValueError(f"no set distance {unknown[0]!r}; there are {', '.join(DEFINITIONS)}")
     if not reference.strip():
         raise ValueError("expected the name of the reference set, without which a distance says nothing; got none")
+    clip = as_clip(clip)
     sides = [pooled_states(clip, part, batch_size) for part in (images, reference_images)]
     judge = judge_record(clip)
 
@@ -112,8 +111,8 @@ def set_distances(
     return {name: measured(name) for name in definitions}
 
 
-def _features(clip: CLIP, name: str, states: Tensor) -> Tensor:
+def _features(clip: DualEncoder, name: str, states: Tensor) -> Tensor:
     if name == "kid":
         return kernel_features(states)
-    projections = clip.visual_projection(states).float()
+    projections = clip.project_states(states).float()
     return F.normalize(projections, dim=-1) if name == "cmmd" else projections

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.index.duplicates import duplicate_groups
 
 if TYPE_CHECKING:
     import torch
 
-    from clip_guidance.clip import CLIP
 
-
-def image_similarity(clip: CLIP, images_a: Any, images_b: Any = None, batch_size: int = 64) -> torch.Tensor:
+def image_similarity(clip: DualEncoder, images_a: Any, images_b: Any = None, batch_size: int = 64) -> torch.Tensor:
     """Compare every image of one list with every image of another.
 
     Args:
@@ -36,12 +35,13 @@ def image_similarity(clip: CLIP, images_a: Any, images_b: Any = None, batch_size
         >>> cosines.shape, bool(cosines[0, 0] > cosines[0, 1])
         (torch.Size([1, 2]), True)
     """
+    clip = as_clip(clip)
     embeds_a = clip.encode_image(images_a, batch_size=batch_size)
     embeds_b = embeds_a if images_b is None else clip.encode_image(images_b, batch_size=batch_size)
     return (embeds_a @ embeds_b.T).clamp(-1, 1)
 
 
-def duplicate_images(clip: CLIP, images: Any, threshold: float = 0.95, batch_size: int = 64) -> list[list[int]]:
+def duplicate_images(clip: DualEncoder, images: Any, threshold: float = 0.95, batch_size: int = 64) -> list[list[int]]:
     """Find near-duplicates: groups of images joined by a chain of cosines of at least ``threshold``.
 
     For the images of an index, whatever their number, see ``ImageIndex.duplicates``.
@@ -68,4 +68,4 @@ def duplicate_images(clip: CLIP, images: Any, threshold: float = 0.95, batch_siz
         >>> duplicate_images(clip, [red, blue, red], threshold=0.999)
         [[0, 2]]
     """
-    return duplicate_groups(clip.encode_image(images, batch_size=batch_size).cpu().numpy(), threshold)
+    return duplicate_groups(as_clip(clip).encode_image(images, batch_size=batch_size).cpu().numpy(), threshold)

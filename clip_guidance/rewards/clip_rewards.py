@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clip_guidance._tensors import at_least_float32
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import DualEncoder
 from clip_guidance.rewards.base import PromptReward, RewardError
 
 
@@ -30,7 +29,7 @@ class PreferenceReward(PromptReward):
     """
 
     def __init__(
-        self, name: str, clip: CLIP, prompts: str | Sequence[str] | None = None, scaled: bool = True
+        self, name: str, clip: DualEncoder, prompts: str | Sequence[str] | None = None, scaled: bool = True
     ) -> None:
         super().__init__(name, prompts)
         self.clip, self.scaled = clip, scaled
@@ -42,7 +41,7 @@ class PreferenceReward(PromptReward):
         known = self._own_embeds | (dict(zip(new, self.clip.encode_text(new), strict=True)) if new else {})
         image_embeds = _image_embeds(self.clip, images)
         cosines = (image_embeds * torch.stack([known[prompt] for prompt in prompts]).to(image_embeds)).sum(-1)
-        return at_least_float32(self.clip.logit_scale).exp() * cosines if self.scaled else cosines
+        return self.clip.logits(cosines) if self.scaled else cosines
 
 
 class AestheticReward(PromptReward):
@@ -61,12 +60,12 @@ class AestheticReward(PromptReward):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, clip: CLIP, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, clip: DualEncoder, weight: Tensor, bias: Tensor) -> None:
         super().__init__("aesthetic")
-        if len(weight) != clip.config.projection_dim:
+        if len(weight) != clip.projection_dim:
             raise RewardError(
                 f"aesthetic: the head reads embeddings of width {len(weight)}, those of "
-                f"{clip.name_or_path or 'this CLIP'} have {clip.config.projection_dim}: take the CLIP it was fitted to"
+                f"{clip.name_or_path or 'this CLIP'} have {clip.projection_dim}: take the CLIP it was fitted to"
             )
         self.clip = clip
         self.register_buffer("weight", weight.float())
@@ -77,6 +76,6 @@ class AestheticReward(PromptReward):
         return image_embeds @ self.weight.to(image_embeds) + self.bias.to(image_embeds)
 
 
-def _image_embeds(clip: CLIP, images: Tensor) -> Tensor:
+def _image_embeds(clip: DualEncoder, images: Tensor) -> Tensor:
     """Embed images (B, 3, H, W) in [0, 1] as unit vectors (B, d), differentiably."""
     return clip.image_embeds(clip.image_processor.differentiable(images.to(clip.device)).to(clip.dtype))

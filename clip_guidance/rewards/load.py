@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clip_guidance._files import read_json
 from clip_guidance._tensors import as_dtype, check_device
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder, as_clip
 from clip_guidance.clip.hub import PICKLES, HubOptions, Place, find_place
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
 from clip_guidance.clip.open_clip import convert_open_clip, describe_weights
@@ -52,7 +52,7 @@ class _Parts:
     """What a reward is built from beside its own weights."""
 
     prompt: str | Sequence[str] | None
-    clip: CLIP | str | Path | None
+    clip: DualEncoder | str | Path | None
     tokenizer: PreTrainedTokenizerBase | None
     image_processor: ImageProcessor | None
     options: HubOptions
@@ -78,7 +78,7 @@ def load_reward(
     name: str | Path,
     prompt: str | Sequence[str] | None = None,
     *,
-    clip: CLIP | str | Path | None = None,
+    clip: DualEncoder | str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: ImageProcessor | None = None,
     dtype: torch.dtype | str = torch.float32,
@@ -117,7 +117,7 @@ def load_reward(
         >>> from pathlib import Path
         >>> from safetensors.torch import save_file
         >>> clip, path = cg.CLIP.from_pretrained("emoji"), Path(tempfile.mkdtemp(), "head.safetensors")
-        >>> save_file({"weight": torch.zeros(1, clip.config.projection_dim), "bias": torch.ones(1)}, path)
+        >>> save_file({"weight": torch.zeros(1, clip.projection_dim), "bias": torch.ones(1)}, path)
         >>> reward = cg.load_reward(path, clip=clip)
         >>> reward.name, reward(torch.rand(2, 3, 64, 64)).tolist()
         ('aesthetic', [1.0, 1.0])
@@ -207,9 +207,10 @@ def _hps(place: Place, path: Path, parts: _Parts) -> PromptReward:
 
 def _aesthetic(place: Place, path: Path, parts: _Parts) -> PromptReward:
     clip = parts.clip if parts.clip is not None else OPENAI_L14
-    if not isinstance(clip, CLIP):
+    if isinstance(clip, str | Path):
         options = {**parts.options.as_dict(), "revision": None, "subfolder": ""}  # these are of the head's repository
         clip = CLIP.from_pretrained(clip, tokenizer=parts.tokenizer, **options)
+    clip = as_clip(clip)
     head = {key: tensor for key, tensor in load_file(path).items() if _is_of_head(key)}  # a port has the CLIP beside it
     weight, bias = folded(head, None, "aesthetic")
     return AestheticReward(clip, weight, bias)

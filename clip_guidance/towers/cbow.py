@@ -62,7 +62,9 @@ class BagOfWords(nn.Module):
             linear(config.intermediate_size, config.hidden_size),
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextStates:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, attentions: list[Tensor] | None = None
+    ) -> TextStates:
         x = self.embeddings(input_ids)
         last_hidden_state = self.final_layer_norm(x)
         weight = token_mask(input_ids, attention_mask, self.config.pad_token_id)[..., None].to(x.dtype)

@@ -16,6 +16,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 
 from clip_guidance.towers.checks import check_counts, check_norm
 from clip_guidance.towers.layers import SelfInitialised, linear
+from clip_guidance.towers.outputs import Wanted
 
 
 class ImageConfig(PreTrainedConfig):
@@ -64,7 +65,8 @@ class ImageStates:
 class ImageTower(SelfInitialised, PreTrainedModel):
     """Base of the image towers.
 
-    Subclasses make ``vision_model``, which maps pixel_values to :class:`ImageStates`.
+    Subclasses make ``vision_model``, which maps pixel_values to :class:`ImageStates`, and adds its attentions to a
+    second argument where it has some.
 
     Args:
         config: The config of the subclass.
@@ -94,14 +96,20 @@ class ImageTower(SelfInitialised, PreTrainedModel):
         return self.vision_model.layer_groups()
 
     def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Any:
         """Encode a batch of images.
 
         Args:
             pixel_values: (B, 3, image_size, image_size), normalised as the CLIP's ``image_processor`` does.
-            output_hidden_states: Whether to return ``hidden_states`` too; by default they are not returned.
-            return_dict: False returns a tuple.
+            output_hidden_states: Whether to return ``hidden_states`` too; by default as the config says.
+            return_dict: False returns a tuple; by default as the config says.
+            output_attentions: Whether to return ``attentions`` too, (B, heads, L, L) of each layer, None from a tower
+                without attention; by default as the config says.
 
         Returns:
             ``BaseModelOutputWithPooling``, or ``CLIPVisionModelOutput`` where the tower has a projection.
@@ -112,11 +120,13 @@ class ImageTower(SelfInitialised, PreTrainedModel):
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(f"expected pixel_values of shape {('B', *expected)}, got {tuple(pixel_values.shape)}")
-        states = self.vision_model(pixel_values)
-        hidden_states = states.hidden_states if output_hidden_states else None
+        wanted = Wanted.of(self.config, output_attentions, output_hidden_states, return_dict)
+        attentions = wanted.collector()
+        states = self.vision_model(pixel_values, attentions)
+        optional = wanted.optional(states.hidden_states, attentions)
         if self.visual_projection is None:
-            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, hidden_states)
+            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, *optional)
         else:
             embeds = self.visual_projection(states.pooler_output)
-            output = CLIPVisionModelOutput(embeds, states.last_hidden_state, hidden_states)
-        return output if return_dict is not False else output.to_tuple()
+            output = CLIPVisionModelOutput(embeds, states.last_hidden_state, *optional)
+        return output if wanted.return_dict else output.to_tuple()

@@ -6,9 +6,13 @@ tools that select layers by name (LoRA) find them.
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -33,8 +37,14 @@ def linear(inputs: int, outputs: int, std: float | None = None, bias: bool = Tru
 class SelfInitialised:
     """Keep ``PreTrainedModel`` from initialising weights, which the modules have done already."""
 
+    _supports_sdpa = True  # so that it is the default; "eager" computes attention in two products
+
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave the weights as they are."""
+        """Leave the weights as they are; buffers that were in no checkpoint get their first values."""
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
 
 
 class Attention(nn.Module):
@@ -47,17 +57,48 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (linear(width, width, std=width**-0.5) for _ in range(3))
         self.out_proj = linear(width, width, std=(2 * depth * width) ** -0.5)
 
-    def forward(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, is_causal: bool, attentions: list[Tensor] | None = None
+    ) -> Tensor:
         """Attend from x (B, L, D) to x.
 
-        The mask broadcasts to (B, heads, L, L), and is True where a query may attend.
+        Args:
+            x: The states.
+            mask: Broadcasts to (B, heads, L, L), and is True where a query may attend.
+            is_causal: Whether no query attends to a later key; ``mask`` is None then.
+            attentions: Where given, the weights (B, heads, L, L) are computed by themselves, and added to it.
         """
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        if attentions is None:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        else:
+            weights = attention_weights(q, k, mask, is_causal)
+            attentions.append(weights)
+            x = weights @ v
         return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Compute the softmax of q·k / √d over the keys, as ``scaled_dot_product_attention`` does inside.
+
+    Args:
+        q: Queries (B, heads, L, d).
+        k: Keys (B, heads, L, d).
+        mask: As for :class:`Attention`.
+        is_causal: As for :class:`Attention`.
+
+    Returns:
+        (B, heads, L, L), in the precision of ``q``.
+    """
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1, dtype=torch.float32 if q.dtype != torch.float64 else None).to(q.dtype)
 
 
 class MLP(nn.Module):
@@ -88,8 +129,10 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), mask, is_causal)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, is_causal: bool, attentions: list[Tensor] | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask, is_causal, attentions)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -100,9 +143,18 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> tuple[Tensor, ...]:
-        """Map (B, L, D) to ``num_hidden_layers + 1`` tensors (B, L, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        attentions: list[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Map (B, L, D) to ``num_hidden_layers + 1`` tensors (B, L, D).
+
+        Where ``attentions`` is given, each layer adds its attention to it, as :class:`Attention` does.
+        """
         hidden_states = [x]
         for layer in self.layers:
-            hidden_states.append(layer(hidden_states[-1], mask, is_causal))
+            hidden_states.append(layer(hidden_states[-1], mask, is_causal, attentions))
         return tuple(hidden_states)

@@ -117,7 +117,7 @@ class ResNet(nn.Module):
             blocks += [Block(config, width, width, stride=1) for _ in range(depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
 
-    def forward(self, pixel_values: Tensor) -> ImageStates:
+    def forward(self, pixel_values: Tensor, attentions: list[Tensor] | None = None) -> ImageStates:
         x = self.stem(pixel_values)
         hidden_states = [x.flatten(2).transpose(1, 2)]
         for stage in self.stages:
@@ -148,6 +148,12 @@ class ResNetModel(ImageTower):
     """
 
     config_class = ResNetConfig
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.stem
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.stem = value
 
     @staticmethod
     def make_vision_model(config: ResNetConfig) -> nn.Module:

@@ -20,6 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from clip_guidance.towers.checks import check_counts, check_norm, check_token_ids
 from clip_guidance.towers.layers import SelfInitialised, linear
+from clip_guidance.towers.outputs import Wanted
 
 
 class TextConfig(PreTrainedConfig):
@@ -75,7 +76,8 @@ class TextStates:
 class TextTower(SelfInitialised, PreTrainedModel):
     """Base of the text towers.
 
-    Subclasses make ``text_model``, which maps (input_ids, attention_mask) to :class:`TextStates`.
+    Subclasses make ``text_model``, which maps (input_ids, attention_mask) to :class:`TextStates`, and adds its
+    attentions to a third argument where it has some.
 
     Args:
         config: The config of the subclass.
@@ -116,6 +118,7 @@ class TextTower(SelfInitialised, PreTrainedModel):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Any:
         """Encode a batch of texts.
 
@@ -123,7 +126,9 @@ class TextTower(SelfInitialised, PreTrainedModel):
             input_ids: Int64 (B, L), L at most ``config.max_position_embeddings``.
             attention_mask: (B, L), 1 where there is a token; by default where the id is not ``pad_token_id``.
             output_hidden_states: Whether to return ``hidden_states`` too; by default as the config says.
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple; by default as the config says.
+            output_attentions: Whether to return ``attentions`` too, (B, heads, L, L) of each layer, None from a tower
+                without attention; by default as the config says.
 
         Returns:
             ``BaseModelOutputWithPooling``, or ``CLIPTextModelOutput`` where the tower has a projection.
@@ -134,16 +139,16 @@ class TextTower(SelfInitialised, PreTrainedModel):
         limit = self.config.max_position_embeddings
         if input_ids.shape[-1] > limit:
             raise ValueError(f"expected input_ids of at most {limit} tokens, got shape {tuple(input_ids.shape)}")
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
-        states = self.text_model(input_ids.view(-1, input_ids.shape[-1]), attention_mask)
-        hidden_states = states.hidden_states if output_hidden_states else None
+        wanted = Wanted.of(self.config, output_attentions, output_hidden_states, return_dict)
+        attentions = wanted.collector()
+        states = self.text_model(input_ids.view(-1, input_ids.shape[-1]), attention_mask, attentions)
+        optional = wanted.optional(states.hidden_states, attentions)
         if self.text_projection is None:
-            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, hidden_states)
+            output: Any = BaseModelOutputWithPooling(states.last_hidden_state, states.pooler_output, *optional)
         else:
             embeds = self.text_projection(states.pooler_output)
-            output = CLIPTextModelOutput(embeds, states.last_hidden_state, hidden_states)
-        return output if return_dict is not False else output.to_tuple()
+            output = CLIPTextModelOutput(embeds, states.last_hidden_state, *optional)
+        return output if wanted.return_dict else output.to_tuple()
 
 
 class TextEmbeddings(nn.Module):

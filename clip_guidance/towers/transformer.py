@@ -67,8 +67,11 @@ class TextTransformer(nn.Module):
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextStates:
-        hidden_states = self.encoder(self.embeddings(input_ids), *self._attention(input_ids, attention_mask))
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, attentions: list[Tensor] | None = None
+    ) -> TextStates:
+        mask, is_causal = self._attention(input_ids, attention_mask)
+        hidden_states = self.encoder(self.embeddings(input_ids), mask, is_causal, attentions)
         last_hidden_state = self.final_layer_norm(hidden_states[-1])
         end = end_of_text(input_ids, self.config.eos_token_id)
         pooled = last_hidden_state[torch.arange(len(end), device=end.device), end]

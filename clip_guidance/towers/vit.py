@@ -160,11 +160,11 @@ class VisionTransformer(nn.Module):
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor) -> ImageStates:
+    def forward(self, pixel_values: Tensor, attentions: list[Tensor] | None = None) -> ImageStates:
         tokens = self.embeddings(pixel_values)
         if self.training and self.patch_dropout:
             tokens = drop_patches(tokens, self.patch_dropout)
-        hidden_states = self.encoder(self.pre_layrnorm(tokens))
+        hidden_states = self.encoder(self.pre_layrnorm(tokens), attentions=attentions)
         states = hidden_states[-1]
         pooled = self.post_layernorm(states.mean(1) if self.pooling == "mean" else states[:, 0])
         return ImageStates(hidden_states, states, pooled)
@@ -190,6 +190,12 @@ class ViTModel(ImageTower):
 
     config_class = ViTConfig
     supports_gradient_checkpointing = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.embeddings.patch_embedding = value
 
     @staticmethod
     def make_vision_model(config: ViTConfig) -> nn.Module:

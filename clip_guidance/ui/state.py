@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.clip.hub import PACKAGED, packaged_models
 from clip_guidance.generation.generator import ImageGenerator
@@ -101,7 +101,7 @@ class AppState:
         """The reason why a path is not read."""
         return f"lies outside of {self.root}, the folder that this page may read (--root)"
 
-    def _load_clip(self, name: str) -> CLIP:
+    def _load_clip(self, name: str) -> DualEncoder:
         return CLIP.from_pretrained(name).to(self.device)
 
 
@@ -132,7 +132,7 @@ def read_images(files: Sequence[tuple[str, str | None]] | None, what: str = "an 
     return found
 
 
-def encode(clip: CLIP, images: UploadedImages) -> Tensor:
+def encode(clip: DualEncoder, images: UploadedImages) -> Tensor:
     """Embed uploaded images (n, d), and warn of images of a kind that the CLIP does not know."""
     embeds, domain = clip.encode_image(images.images), DomainCheck(clip)
     domain.add(embeds)

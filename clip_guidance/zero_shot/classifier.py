@@ -9,6 +9,9 @@ The probabilities are relative to the labels offered: an image of none of them s
 labels, or none, may hold at once, each label is compared by itself with texts that fit any image (a pair of prompts):
 
     p_c = softmax(logit_c, logit_any)_0 = sigmoid(logit_c − logit_any)
+
+A CLIP with a ``logit_bias``, such as SigLIP, was trained to say this of each pair by itself: for it, p_c is
+sigmoid(logit_c) in any case, and the probabilities of an image sum to anything.
 """
 
 from __future__ import annotations
@@ -21,13 +24,12 @@ import torch
 import torch.nn.functional as F
 
 from clip_guidance._display import DisplayMixin
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.metrics.classification import fit_temperature
 from clip_guidance.zero_shot.templates import DEFAULT_ANY, DEFAULT_TEMPLATES, Template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class ZeroShotResult(DisplayMixin):
 
     Attributes:
         labels: The L labels, in the order given.
-        logits: Logits (n, L), exp(logit_scale) · cosine / temperature; less that of any image where ``multi_label``.
-        probs: Probabilities (n, L): softmax of the logits over the labels; sigmoid of each where ``multi_label``.
+        logits: Logits (n, L), (exp(logit_scale) · cosine + logit_bias) / temperature; less that of any image where
+            ``multi_label`` and there is no bias.
+        probs: Probabilities (n, L): softmax of the logits over the labels; sigmoid of each where ``multi_label``, and
+            by a CLIP with a ``logit_bias``.
         multi_label: Whether several labels, or none, may hold at once.
 
     Example:
@@ -150,7 +154,7 @@ class ZeroShotClassifier:
         batch_size: Texts encoded at once; it changes speed and memory, not the vectors.
         multi_label: Whether several labels, or none, may hold at once.
         any_image: Where ``multi_label``: texts that fit any image, averaged; or templates, for texts that fit any image
-            but the label's ("an image without a {}").
+            but the label's ("an image without a {}"). A CLIP with a ``logit_bias`` needs none, and reads none.
         temperature: What the logits are divided by, above 0: a higher one makes the probabilities less sure, and leaves
             the order of the labels; see :meth:`calibrate`.
 
@@ -172,7 +176,7 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        clip: CLIP,
+        clip: DualEncoder,
         labels: Sequence[str],
         templates: Template | Sequence[Template] = DEFAULT_TEMPLATES,
         batch_size: int = 256,
@@ -183,11 +187,12 @@ class ZeroShotClassifier:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.clip, self.batch_size, self.temperature, self.multi_label = clip, batch_size, temperature, multi_label
+        self.clip = as_clip(clip)
+        self.batch_size, self.temperature, self.multi_label = batch_size, temperature, multi_label
         self.labels = _checked_labels(labels)
         self.templates = _checked_templates(templates)
         self.class_embeds = self._embeds(self.templates)
-        self.any_embeds = self._embeds(tuple(any_image)) if multi_label else None
+        self.any_embeds = self._embeds(tuple(any_image)) if multi_label and self.clip.logit_bias is None else None
 
     def __call__(self, images: Any, batch_size: int = 64) -> ZeroShotResult:
         """Classify images.
@@ -210,12 +215,13 @@ class ZeroShotClassifier:
         """
         if bad := (~image_embeds.isfinite().all(-1)).nonzero().flatten().tolist():
             raise ValueError(f"{self.clip.name_or_path}: its embedding of image {bad[0]} is not finite")
-        images, factor = F.normalize(image_embeds.float(), dim=-1), self.clip.logit_scale.float().exp()
+        images = F.normalize(image_embeds.float(), dim=-1)
         cosines = images @ self.class_embeds.T
         if self.any_embeds is not None:
             cosines = cosines - images @ self.any_embeds.T
-        logits = factor * cosines / self.temperature
-        probs = logits.softmax(dim=-1) if self.any_embeds is None else logits.sigmoid()
+        logits = self.clip.logits(cosines) / self.temperature
+        each_alone = self.multi_label or self.clip.logit_bias is not None
+        probs = logits.sigmoid() if each_alone else logits.softmax(dim=-1)
         return ZeroShotResult(self.labels, logits, probs, self.multi_label)
 
     def calibrate(self, images: Any, labels: Sequence[str]) -> float:
@@ -233,6 +239,8 @@ class ZeroShotClassifier:
         """
         if self.multi_label:
             raise ValueError("expected a classifier of one label per image to calibrate, got multi_label=True")
+        if self.clip.logit_bias is not None:
+            raise ValueError("a CLIP with a logit_bias gives each label a probability of its own: nothing to calibrate")
         targets = self.numbers(labels)
         logits = self(images).logits.cpu() * self.temperature
         if len(logits) != len(targets):

@@ -40,6 +40,38 @@ def test_generate_from_an_image_draws_it_again(generate):
     assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
 
 
+@pytest.mark.slow
+def test_generate_from_an_image_finds_the_images_that_it_was_steered_to(generate, tmp_path):
+    reference = tmp_path / "reference.png"
+    Image.new("RGB", (20, 20), "red").save(reference)
+    words = ("--region", "a cat@0,0,0.5,1", "--region", f"file:{reference}@0.5,0,1,1", "--clip-image", reference)
+    (first,) = generate("--prompt", "a cat", "--scale", 9, *words, "--json").json
+    (file,) = first["settings"]["clip_images"]
+    assert file["path"] == str(reference)
+    assert first["settings"]["regions"] == [
+        {"target": "a cat", "box": [0, 0, 0.5, 1]},
+        {"target": file, "box": [0.5, 0, 1, 1]},
+    ]
+    again = generate("--from", first["image"], "--json")
+    assert again.json == [first] and "was drawn again bit for bit" in again.err
+    Image.new("RGB", (20, 20), "blue").save(reference)
+    changed = generate("--from", first["image"])
+    assert changed.code == 1 and "reference.png: is another image than was steered to" in changed.err
+    reference.unlink()
+    gone = generate("--from", first["image"])
+    assert gone.code == 1 and "reference.png: no such file" in gone.err
+
+
+def test_bad_images_and_regions_are_errors_of_usage(generate):
+    for words, message in (
+        (("--clip-image", "gone.png"), "Invalid value for '--clip-image': gone.png: no such file"),
+        (("--region", "a cat@0,0,2,1"), "Invalid value for '--region': box must be left,top,right,bottom in [0, 1]"),
+        (("--region", "a cat"), "Invalid value for '--region': expected TEXT@left,top,right,bottom"),
+    ):
+        done = generate("--prompt", "a cat", *words)
+        assert done.code == 2 and message in done.err
+
+
 def test_generate_tells_when_an_image_came_out_differently(generate):
     (first,) = generate("--prompt", "a cat", "--json").json
     with Image.open(first["image"]) as image:

@@ -1,6 +1,7 @@
 """Caches of the hub laid out by hand, and what transformers makes of the CLIPs in them."""
 
 import functools
+import hashlib
 import shutil
 
 import torch
@@ -15,14 +16,12 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 def lay_out(cache, repository, revisions):
     """Lays a repository out in a cache of the hub as a download does: revisions are names of folders' contents."""
     root = cache / f"models--{repository.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
     for revision, folder in revisions.items():
-        (root / "refs" / revision).write_text(COMMITS[revision])
-        shutil.copytree(folder, root / "snapshots" / COMMITS[revision])
+        commit = COMMITS.get(revision) or hashlib.sha1(revision.encode()).hexdigest()
+        (root / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+        (root / "refs" / revision).write_text(commit)
+        shutil.copytree(folder, root / "snapshots" / commit)
     return {"cache_dir": cache, "local_files_only": True}
-
-
-
 
 
 def texts_of(folder):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from helpers.factories import letter_tokenizer
 
 
 def tiny_cfg(
@@ -21,13 +27,17 @@ def tiny_cfg(
     return {"embed_dim": 12, "vision_cfg": vision, "text_cfg": {**text, "layers": 2}}
 
 
+def eps_of(cfg: dict) -> float:
+    return cfg.get("norm_kwargs", {}).get("eps", 1e-5)
+
+
 class Block(nn.Module):
     """open_clip's ResidualAttentionBlock."""
 
-    def __init__(self, width: int, heads: int, ratio: float, act: nn.Module):
+    def __init__(self, width: int, heads: int, ratio: float, act: nn.Module, eps: float):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_1, self.attn = nn.LayerNorm(width, eps), nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, int(width * ratio)))
         self.mlp.add_module("gelu", act)
@@ -40,9 +50,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int, ratio: float, act: nn.Module):
+    def __init__(self, width: int, layers: int, heads: int, ratio: float, act: nn.Module, eps: float):
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, ratio, act) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(width, heads, ratio, act, eps) for _ in range(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for block in self.resblocks:
@@ -53,12 +63,12 @@ class Transformer(nn.Module):
 class Visual(nn.Module):
     def __init__(self, cfg: dict, dim: int, act: nn.Module):
         super().__init__()
-        width, patch = cfg["width"], cfg["patch_size"]
+        width, patch, eps = cfg["width"], cfg["patch_size"], eps_of(cfg)
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width))
         self.positional_embedding = nn.Parameter(torch.randn((cfg["image_size"] // patch) ** 2 + 1, width))
-        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = Transformer(width, cfg["layers"], width // cfg["head_width"], cfg["mlp_ratio"], act)
+        self.ln_pre, self.ln_post = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.transformer = Transformer(width, cfg["layers"], width // cfg["head_width"], cfg["mlp_ratio"], act, eps)
         self.proj = nn.Parameter(torch.randn(width, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,10 +84,12 @@ class OpenCLIP(nn.Module):
         super().__init__()
         text, act = cfg["text_cfg"], QuickGELU() if cfg.get("quick_gelu") else nn.GELU()
         self.visual = Visual(cfg["vision_cfg"], cfg["embed_dim"], act)
-        self.transformer = Transformer(text["width"], text["layers"], text["heads"], 4.0, act)
+        ratio, eps = text.get("mlp_ratio", 4.0), eps_of(text)
+        self.eos_id = text["eos_id"] if text.get("pool_type") == "eos" else None
+        self.transformer = Transformer(text["width"], text["layers"], text["heads"], ratio, act, eps)
         self.token_embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.positional_embedding = nn.Parameter(torch.randn(text["context_length"], text["width"]))
-        self.ln_final = nn.LayerNorm(text["width"])
+        self.ln_final = nn.LayerNorm(text["width"], eps)
         self.text_projection = nn.Parameter(torch.randn(text["width"], cfg["embed_dim"]))
         self.logit_scale = nn.Parameter(torch.tensor(1.5))
         self.register_buffer("attn_mask", torch.full([text["context_length"]] * 2, -torch.inf).triu(1))
@@ -88,7 +100,8 @@ class OpenCLIP(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         x = self.ln_final(self.transformer(x, self.attn_mask[: ids.shape[1], : ids.shape[1]]))
-        return F.normalize(x[torch.arange(len(x)), ids.argmax(-1)] @ self.text_projection, dim=-1)
+        end = ids.argmax(-1) if self.eos_id is None else (ids == self.eos_id).int().argmax(-1)
+        return F.normalize(x[torch.arange(len(x)), end] @ self.text_projection, dim=-1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.visual(pixels), dim=-1)
@@ -97,3 +110,16 @@ class OpenCLIP(nn.Module):
 class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+def save_tiny_open_clip(folder: Path, weights: str = "open_clip_model.safetensors", **preprocess: object) -> OpenCLIP:
+    """Writes a model of open_clip with its tokenizer, one token a letter, and returns it."""
+    tokenizer = letter_tokenizer()
+    cfg = tiny_cfg(vocab_size=len(tokenizer), context_length=tokenizer.model_max_length)
+    torch.manual_seed(0)
+    peer = OpenCLIP(cfg).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t for name, t in peer.state_dict().items() if name != "attn_mask"}, folder / weights)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess}))
+    tokenizer.save_pretrained(folder)
+    return peer

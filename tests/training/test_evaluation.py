@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.factories import make_clip
+from helpers.factories import TinyCLIP, make_clip
 from helpers.tables import write_table
 from PIL import Image
 from safetensors import safe_open
@@ -40,11 +40,12 @@ def test_what_is_no_share_is_named(share, count):
         wilson_interval(share, count)
 
 
-class Ideal:
+class Ideal(TinyCLIP):
     """A CLIP that knows the images: each is of one colour value, the number of its row in ``known``."""
 
     def __init__(self, known, embeds):
-        self.known, self.embeds, self.logit_scale = known, embeds, torch.zeros(1)
+        super().__init__()
+        self.known, self.embeds = known, embeds
 
     def encode_image(self, images, batch_size):
         return self.embeds[images[:, 0, 0, 0].long()]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.metrics.job.store import record_id
 from clip_guidance.metrics.job.texts import EncodedText, LongPrompts, TextEncoder
 from clip_guidance.metrics.protocol import ImageScore
 from clip_guidance.metrics.registry import Score, get_image_score
-
-if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Judge:
         domain: Count of the images that are unlike those that the CLIP was trained on.
     """
 
-    clip: CLIP
+    clip: DualEncoder
     fingerprint: str
     key: str
     definitions: list[Definition] = field(default_factory=list)
@@ -90,7 +88,7 @@ class Judge:
 
 
 def make_judge(
-    clip: CLIP,
+    clip: DualEncoder,
     scores: Sequence[Score],
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype | None = None,
@@ -110,6 +108,7 @@ def make_judge(
     Raises:
         ValueError: There is no such score, or the CLIP cannot encode texts.
     """
+    clip = as_clip(clip)
     fingerprint, domain = clip.fingerprint(), DomainCheck(clip)  # of the weights as they are stored
     if dtype is not None:
         clip.to(dtype=dtype)

@@ -113,7 +113,7 @@ class Preparer:
         for place in missing if self.cache else []:
             assert self.cache is not None
             judge = self.judges[place]
-            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.config.projection_dim)) is not None:
+            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.projection_dim)) is not None:
                 prepared.embeds[place] = embed
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)

@@ -212,6 +212,7 @@ def _embeds(block: list[PreparedItem], judge: Judge, place: int, cache: EmbedCac
             cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
     if embeds:
         judge.domain.add(torch.stack(list(embeds.values())))
+        judge.domain.texts.add(each.prompt for each in block if each.prompt)
     return embeds
 
 

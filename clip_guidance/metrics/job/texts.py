@@ -21,7 +21,7 @@ from torch import Tensor
 from clip_guidance.clip.tokenizer import one_at_a_time, warn_truncated
 
 if TYPE_CHECKING:
-    from clip_guidance.clip import CLIP
+    from clip_guidance.clip import DualEncoder
 
 LongPrompts: TypeAlias = Literal["truncate", "chunk-average"]
 TEXTS_PER_PASS, TOKEN_MULTIPLE = 4, 16  # of one pass on a CPU; lengths are rounded up to the multiple
@@ -62,7 +62,7 @@ class TextEncoder:
         ValueError: The CLIP has no tokenizer, or ``long_prompts`` is something else.
     """
 
-    def __init__(self, clip: CLIP, long_prompts: LongPrompts = "truncate", remembered: int = 65536) -> None:
+    def __init__(self, clip: DualEncoder, long_prompts: LongPrompts = "truncate", remembered: int = 65536) -> None:
         if clip.tokenizer is None:
             raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
         if long_prompts not in get_args(LongPrompts):
@@ -112,7 +112,7 @@ class TextEncoder:
 
     def _embeds(self, rows: list[list[int]]) -> Tensor:
         """Encode token ids, each row at most the context long, to unit vectors (n, d)."""
-        embeds = torch.empty(len(rows), self.clip.config.projection_dim, device=self.clip.device)
+        embeds = torch.empty(len(rows), self.clip.projection_dim, device=self.clip.device)
         by_length: dict[int, list[int]] = {}
         for place, ids in enumerate(rows):
             length = min(self.tokenizer.model_max_length, -(-len(ids) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
@@ -122,14 +122,8 @@ class TextEncoder:
             for start in range(0, len(places), together):
                 part = places[start : start + together]
                 filling = [part[-1]] * (together - len(part)) if self._fills else []
-                padded = self.tokenizer.pad(
-                    {"input_ids": [rows[place] for place in part + filling]},
-                    padding="max_length",
-                    padding_side="right",
-                    max_length=length,
-                    return_tensors="pt",
-                )
-                embeds[part] = self.clip.text_embeds(padded.input_ids.to(self.clip.device))[: len(part)]
+                filled = [rows[place] for place in part + filling]
+                embeds[part] = self.clip.row_embeds(filled, length)[: len(part)]
         return embeds
 
     def _warn(self, texts: list[str], tokens: list[int]) -> None:

@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -14,6 +15,8 @@ from diffusers import (
 )
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from clip_guidance.clip import DualEncoder
 
 SCHEDULERS = {
     "ddim": lambda **config: DDIMScheduler(**{"clip_sample": False, "set_alpha_to_one": True, **config}),
@@ -33,10 +36,10 @@ def make_scheduler(name, **config):
     return SCHEDULERS[name](**{**STABLE_DIFFUSION, **config})
 
 
-class TinyCLIP(nn.Module):
-    """The part of clip_guidance.CLIP that guidance uses, with towers of one layer."""
+class TinyCLIP(DualEncoder):
+    """The part of a CLIP that guidance uses, with towers of one layer."""
 
-    size = 6
+    size, projection_dim, vocab_size = 6, 5, None
 
     def __init__(self, dim=5):
         super().__init__()
@@ -45,15 +48,21 @@ class TinyCLIP(nn.Module):
         self.image_processor = SimpleNamespace(differentiable=self._preprocess)
         self.encoded_texts = []
 
-    device = property(lambda self: self.logit_scale.device)
-    dtype = property(lambda self: self.logit_scale.dtype)
-
     def _preprocess(self, images):
         size = (self.size, self.size)
         return nn.functional.interpolate(images, size, mode="bicubic", antialias=True) * 4 - 2
 
+    def image_states(self, pixel_values):
+        return self.projection(pixel_values.flatten(1)).tanh()
+
     def image_embeds(self, pixel_values):
-        return nn.functional.normalize(self.projection(pixel_values.flatten(1)).tanh(), dim=-1)
+        return nn.functional.normalize(self.image_states(pixel_values), dim=-1)
+
+    def text_embeds(self, input_ids, attention_mask=None):
+        raise NotImplementedError("texts are encoded without a tokenizer")
+
+    def _architecture(self):
+        return type(self).__name__
 
     @torch.no_grad()
     def encode_text(self, texts):
@@ -61,6 +70,11 @@ class TinyCLIP(nn.Module):
         seeds = [torch.Generator().manual_seed(sum(map(ord, text))) for text in texts]
         embeds = [torch.randn(self.projection.out_features, generator=seed) for seed in seeds]
         return nn.functional.normalize(torch.stack(embeds), dim=-1).to(self.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, images):
+        pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in images]
+        return torch.cat([self.image_embeds(self._preprocess(each.to(self.logit_scale))) for each in pixels])
 
 
 def make_pipeline():
