@@ -130,6 +130,14 @@ def run_last(key, pipe):
     return seen[-1]
 
 
+@pytest.mark.slow
+def test_a_gradient_of_more_frames_is_not_used_again_for_fewer():
+    pipe, _ = built("ChronoEditPipeline + reasoning")  # it drops its reasoning after the second of three steps
+    with Guidance(redness, every=3).attach(pipe) as guidance:
+        assert run("ChronoEditPipeline + reasoning").isfinite().all()
+    assert guidance.report.steps == [0, 2]
+
+
 # ---------------------------------------------------------------- what is refused
 
 
