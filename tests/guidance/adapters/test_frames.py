@@ -67,7 +67,7 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("count", [4, 5])
+@pytest.mark.parametrize("count", [pytest.param(4, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("key", [pytest.param(k, marks=[pytest.mark.slow] * (k != "WanPipeline")) for k in DECODERS])
 def test_a_few_frames_are_those_of_the_whole_video(key, count):
     pipe, _ = built(key)
