@@ -24,6 +24,8 @@ _EXPORTS = {
     "Cutouts": "guidance",
     "Decoding": "guidance",
     "load_reward": "rewards",
+    "best_of": "generation.best_of",
+    "SearchResult": "generation.best_of",
     "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from clip_guidance.clip import DualEncoder as DualEncoder
     from clip_guidance.clip.hub import ModelError as ModelError
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
+    from clip_guidance.generation.best_of import SearchResult as SearchResult
+    from clip_guidance.generation.best_of import best_of as best_of
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP, DualEncoder
     from clip_guidance.clip.embed_cache import EncodedBatch
     from clip_guidance.report.html.page import Page
+    from clip_guidance.rewards import PromptReward
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 # What a terminal obeys instead of showing: C0 and C1 controls, line separators, marks that reorder text; and lone
@@ -152,6 +153,19 @@ def load_clip(name: str, device: str | None) -> DualEncoder:
         from clip_guidance.clip import CLIP
 
         return CLIP.from_pretrained(name).to(resolve_device(device))
+
+
+def load_reward(name: str, device: str | None, prompt: str | None = None) -> PromptReward:
+    """Load the reward of this name onto the device.
+
+    Raises:
+        ValueError: There is no such reward or device.
+    """
+    with _no_collection():
+        quiet("transformers")
+        from clip_guidance.rewards import load_reward
+
+        return load_reward(name, prompt, device=resolve_device(device))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``clip-guidance generate``: images from prompts, steered by CLIP."""
+"""``clip-guidance generate``: images from prompts, steered by CLIP and by rewards."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def command(
     cutouts: options.Cutouts = DEFAULTS.cutouts,
     scheduler: options.Scheduler = DEFAULTS.scheduler,
     cap: options.Cap = DEFAULTS.cap,
+    rewards: options.SteeringRewards = None,
     output: options.ImageFolder = Path("images"),
     report: options.Report = None,
     json: options.Json = False,
@@ -163,13 +164,18 @@ def _print(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         common.print_json(rows)
         return
-    judges = list(dict.fromkeys(score["model"] for row in rows for score in row["scores"]))
+    by = list(dict.fromkeys(_judge(score) for row in rows for score in row["scores"]))
     table = []
     for row in rows:
-        scores = {score["model"]: score["score"] for score in row["scores"]}
+        scores = {_judge(score): score["score"] for score in row["scores"]}
         settings = row["settings"]
-        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in judges)))
-    common.print_table(["image", "prompt", "seed", *(f"100·cos by {judge}" for judge in judges)], table)
+        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in by)))
+    common.print_table(["image", "prompt", "seed", *by], table)
+
+
+def _judge(score: Mapping[str, Any]) -> str:
+    definition = "100·cos" if score["definition"] == "torchmetrics" else score["definition"]
+    return f"{definition} by {score['model']}"
 
 
 def _save_report(rows: list[dict[str, Any]], job: common.Job, report: Path) -> None:

@@ -33,7 +33,6 @@ from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 
 if TYPE_CHECKING:
     from clip_guidance.clip.dual_encoder import DualEncoder
-    from clip_guidance.clip.embed_cache import CachedCLIP
 
 FILE = "domain.safetensors"
 RATE = 0.02  # share of the domain's own images that may be called unlike
@@ -210,7 +209,8 @@ class DomainCheck:
     """Count the images of a run that are unlike what a CLIP knows.
 
     Args:
-        clip: The CLIP; one without statistics, or with weights that were changed after they were measured, counts none.
+        clip: The CLIP, or a reward; one without statistics, or with weights that were changed after they were measured,
+            counts none.
 
     Attributes:
         seen: Number of images.
@@ -218,7 +218,7 @@ class DomainCheck:
         texts: Count of the texts that they are compared with.
     """
 
-    clip: DualEncoder | CachedCLIP
+    clip: Any
     seen: int = 0
     unlike: int = 0
     domain: Domain | None = field(init=False)

@@ -58,8 +58,8 @@ class GeneratedImage(DisplayMixin):
         image: RGB.
         settings: All that determines the image.
         guide: Name and fingerprint of the CLIP that steered the image; None if none did.
-        scores: For each CLIP that scored: ``score``, ``prompt``, ``guided``, and the entries of
-            ``ScoreDefinition.record``.
+        scores: For each CLIP and reward that scored: ``score``, ``prompt``, ``guided``, and the entries of its
+            ``record``.
         device: Where the image was generated; other devices round differently.
     """
 

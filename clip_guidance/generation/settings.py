@@ -13,6 +13,7 @@ from typing import Any
 
 from clip_guidance._files import is_valid_text
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
+from clip_guidance.generation.weighted_reward import MAX_NAME, WeightedReward
 from clip_guidance.images.metadata import read_record
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and changes of its configuration
@@ -46,13 +47,16 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "cutouts": (1, 256),
     "cap": (1e-6, 1_000.0),
 }
-MAX_NAME = 1_000  # characters of the name of a model, which is a path or a hub id
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
     "int": ((int,), "a whole number"),
     "float": ((float, int), "a number"),
 }
-_RECORDED: dict[str, type[ImageFile] | type[PlacedTarget]] = {"clip_images": ImageFile, "regions": PlacedTarget}
+_RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]] = {
+    "clip_images": ImageFile,
+    "regions": PlacedTarget,
+    "rewards": WeightedReward,
+}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -82,6 +86,8 @@ class GenerateSettings:
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
+        rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
+            pipeline comes without a CLIP and none is named, they steer alone, and ``scale`` is 0 by default.
 
     Raises:
         ValueError: A value is out of range.
@@ -111,6 +117,7 @@ class GenerateSettings:
     cap: float | None = None
     clip_images: tuple[ImageFile, ...] = ()
     regions: tuple[PlacedTarget, ...] = ()
+    rewards: tuple[WeightedReward, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -129,6 +136,8 @@ class GenerateSettings:
         """Fill in the model's own values where none were given; an image records the result."""
         tuned = TUNED.get(self.model, {}) if self.clip in (None, self.model) else {}
         own = {**UNTUNED, **tuned}
+        if self.rewards and self.clip is None and self.model not in TUNED:
+            own["scale"] = 0.0
         scale = own["scale"] if self.scale is None else self.scale
         start = own["start"] if self.start is None else self.start
         return replace(self, scale=scale, start=start)

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, sized_for_half
 from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.guidance.checks import as_whole, formerly, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
-from clip_guidance.guidance.engine.gradient import sized_for_half
 from clip_guidance.guidance.regions import Part, Region, Targets, as_parts, copied
 from clip_guidance.guidance.targets import encode, weighted_sum
 

@@ -76,7 +76,9 @@ class GuidanceOptions(Checked):
 
     def _check(self) -> None:
         if not callable(self.reward):
-            raise TypeError(f"reward must be callable, got {type(self.reward).__name__}")
+            has_score = callable(getattr(self.reward, "score", None))
+            hint = ": as_steering(reward, prompts) makes one of an object with score" if has_score else ""
+            raise TypeError(f"reward must be callable, got {type(self.reward).__name__}{hint}")
         scales = as_numbers("scale", self.scale)
         find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
         start, stop = as_number("start", self.start), as_number("stop", self.stop)

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from clip_guidance import ImageError
 from clip_guidance.generation.settings import RANGES, SCHEDULERS, GenerateSettings, read_settings, settings_from
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
+from clip_guidance.generation.weighted_reward import WeightedReward
 
 EMPTY = json.loads(json.dumps(dataclasses.asdict(GenerateSettings("a cat"))))
 FIELDS = {entry.name: entry for entry in dataclasses.fields(GenerateSettings)}
@@ -25,6 +26,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=4,
 )
+WEIGHTS = st.floats(-20_000, 20_000) | st.integers(-20_000, 20_000) | st.text(max_size=2) | st.booleans()
+REWARDS = st.lists(st.fixed_dictionaries({"name": st.just("pickscore") | st.just(""), "weight": WEIGHTS}), max_size=2)
 
 
 def is_file(value) -> bool:
@@ -44,6 +47,8 @@ def is_right(name: str, value) -> bool:
         return isinstance(value, list) and all(map(is_file, value))
     if name == "regions":
         return isinstance(value, list) and all(map(is_region, value))
+    if name == "rewards":
+        return isinstance(value, list) and all(map(is_reward, value))
     kind, _, optional = FIELDS[name].type.partition(" | ")
     if value is None:
         return bool(optional)
@@ -59,7 +64,16 @@ def is_right(name: str, value) -> bool:
     return RANGES[name][0] <= value <= RANGES[name][1]
 
 
-VALUES = JSON | st.lists(FILES | st.just({"path": "a.png", "hash": "f"}), max_size=2) | st.lists(REGIONS, max_size=2)
+def is_reward(value) -> bool:
+    if not isinstance(value, dict) or set(value) != {"name", "weight"}:
+        return False
+    name, weight = value["name"], value["weight"]
+    text = isinstance(name, str) and 0 < len(name) <= 1000 and "\0" not in name and name.isprintable()
+    return text and type(weight) in (int, float) and -10_000 <= weight <= 10_000
+
+
+LISTED = st.lists(FILES | st.just({"path": "a.png", "hash": "f"}), max_size=2) | st.lists(REGIONS, max_size=2)
+VALUES = JSON | LISTED | REWARDS
 
 
 @given(st.dictionaries(st.sampled_from(list(FIELDS)), VALUES, max_size=3), st.booleans())
@@ -77,6 +91,55 @@ def test_a_record_is_read_as_it_is_or_refused_by_field(values, with_prompt):
     assert len(str(raised.value)) <= 300
     blamed = [*wrong, *(["start"] if window else []), *([] if "prompt" in values else ["prompt"])]
     assert any(name in str(raised.value) for name in blamed)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weight"),
+    [
+        ("pickscore", "pickscore", 1.0),
+        ("pickscore=2.5", "pickscore", 2.5),
+        ("./a=b", "./a=b", 1.0),
+        ("./a=b=-1e1", "./a=b", -10.0),
+        ("owner/name=0", "owner/name", 0.0),
+    ],
+)
+def test_a_reward_is_read_from_the_command_line(text, name, weight):
+    found = WeightedReward.parse(text)
+    assert (found.name, found.weight) == (name, weight)
+    assert WeightedReward.from_record(dataclasses.asdict(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "name must be that of a reward, a folder or a hub id, got ''"),
+        ("pickscore=1e9", "weight must be a number from -10,000 to 10,000, got 1000000000.0"),
+        ("pickscore=nan", "weight must be a number from -10,000 to 10,000, got nan"),
+    ],
+)
+def test_what_is_no_reward_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        WeightedReward.parse(text)
+
+
+def test_a_record_that_holds_no_rewards_is_refused_by_field():
+    with pytest.raises(ValueError, match="rewards must be a list, got 'pickscore'"):
+        settings_from({"prompt": "a cat", "rewards": "pickscore"})
+    with pytest.raises(ValueError, match=r"rewards: expected name and weight, got \{'name': 'pickscore'\}"):
+        settings_from({"prompt": "a cat", "rewards": [{"name": "pickscore"}]})
+    with pytest.raises(ValueError, match="rewards must be a tuple of WeightedReward, got "):
+        GenerateSettings("a cat", rewards=("pickscore",))
+
+
+def test_rewards_steer_alone_where_there_is_no_clip():
+    rewards = (WeightedReward("pickscore"),)
+    for settings, scale in (
+        (GenerateSettings("a cat", model="another", rewards=rewards), 0.0),
+        (GenerateSettings("a cat", model="another", clip="another", rewards=rewards), 1.0),
+        (GenerateSettings("a cat", model="another", scale=2.0, rewards=rewards), 2.0),
+        (GenerateSettings("a cat", rewards=rewards), 10.0),
+    ):
+        assert settings.resolved().scale == scale
 
 
 def test_another_versions_settings_are_named():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance._tensors import per_sample
 from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
 from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
@@ -25,7 +26,7 @@ from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.noisy import Noisy
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
-from clip_guidance.guidance.per_sample import are_finite, capped, per_sample
+from clip_guidance.guidance.per_sample import are_finite, capped
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, power_of_two
 from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.per_sample import are_finite, power_of_two
+from clip_guidance.guidance.per_sample import are_finite
 from clip_guidance.guidance.weights.hold import held, lacks
 from clip_guidance.guidance.weights.offload import keep_onloaded
 
