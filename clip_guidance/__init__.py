@@ -17,10 +17,15 @@ _EXPORTS = {
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "Region": "guidance",
+    "Noisy": "guidance.modes.noisy",
+    "NoisyTower": "towers.noisy",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
     "Decoding": "guidance",
     "load_reward": "rewards",
+    "best_of": "generation.best_of",
+    "SearchResult": "generation.best_of",
     "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
@@ -51,13 +56,17 @@ if TYPE_CHECKING:
     from clip_guidance.clip import DualEncoder as DualEncoder
     from clip_guidance.clip.hub import ModelError as ModelError
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
+    from clip_guidance.generation.best_of import SearchResult as SearchResult
+    from clip_guidance.generation.best_of import best_of as best_of
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding
     from clip_guidance.guidance import Guidance as Guidance
+    from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
+    from clip_guidance.guidance.modes.noisy import Noisy as Noisy
     from clip_guidance.images.load import ImageError as ImageError
     from clip_guidance.index import ImageIndex as ImageIndex
     from clip_guidance.metrics.aesthetic import aesthetic_score as aesthetic_score
@@ -72,6 +81,7 @@ if TYPE_CHECKING:
     from clip_guidance.metrics.set_distance import set_distances as set_distances
     from clip_guidance.metrics.similarity import image_similarity as image_similarity
     from clip_guidance.rewards import load_reward as load_reward
+    from clip_guidance.towers.noisy import NoisyTower as NoisyTower
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier as ZeroShotClassifier
     from clip_guidance.zero_shot.classifier import ZeroShotResult as ZeroShotResult
 

@@ -14,13 +14,14 @@ from clip_guidance._files import stat_regular
 _BESIDE = ("", "-wal", "-shm", "-journal")  # the files that SQLite opens for a database
 
 
-def connect(path: Path, immutable: bool = False, **options: Any) -> sqlite3.Connection:
+def connect(path: Path, immutable: bool = False, read_only: bool = False, **options: Any) -> sqlite3.Connection:
     """Open an SQLite file, or make it.
 
     Args:
         path: The file.
         immutable: Read a file of a folder that may not be written. Nothing is locked, and the write-ahead log beside
             the file is not read.
+        read_only: Read a file that exists, and whose changes by others are seen.
         **options: As for ``sqlite3.connect``.
 
     Raises:
@@ -35,8 +36,9 @@ def connect(path: Path, immutable: bool = False, **options: Any) -> sqlite3.Conn
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise sqlite3.OperationalError(f"{path.name}{suffix} cannot be read ({reason})") from error
-    if immutable:
-        file = sqlite3.connect(f"{Path(os.path.abspath(path)).as_uri()}?immutable=1", uri=True, **options)
+    if immutable or read_only:
+        how = "immutable=1" if immutable else "mode=ro"
+        file = sqlite3.connect(f"{Path(os.path.abspath(path)).as_uri()}?{how}", uri=True, **options)
     else:
         file = sqlite3.connect(path, **options)
     file.execute("PRAGMA trusted_schema = OFF")  # what the file itself defines may call no function with side effects

@@ -1,8 +1,12 @@
 """Operations on tensors that several packages share."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -13,6 +17,39 @@ def at_least_float32(x: Tensor) -> Tensor:
 def unit_vectors(x: Tensor) -> Tensor:
     """Scale the vectors (..., d) to length 1, in float32 or better; a zero vector stays zero."""
     return F.normalize(at_least_float32(x), dim=-1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View one number per sample, (B,), as (B, 1, ...) with as many dimensions as ``like``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """Return the power of two that brings a sample's largest element into (1/2, 1].
+
+    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
+    """
+    largest = x.detach().flatten(1).abs().amax(1)
+    factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
+    factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
+    return per_sample(factor, x)
+
+
+def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run ``network(x)``, float32 in and out, with gradients of a size that float16 holds."""
+    x = x.view_as(x)  # a view of its own, whose gradient comes from this network alone
+    output = network(x)
+    if not (x.requires_grad and output.requires_grad):
+        return output
+    factors: list[Tensor] = []
+
+    def enlarged(gradient: Tensor) -> Tensor:
+        factors.append(_ENTRANCE * power_of_two(gradient))
+        return gradient * factors[-1]
+
+    output.register_hook(enlarged)
+    x.register_hook(lambda gradient: gradient / per_sample(factors.pop(), gradient))
+    return output
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

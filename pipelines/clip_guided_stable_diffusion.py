@@ -24,7 +24,7 @@ class CLIPGuidedStableDiffusionPipeline(StableDiffusionPipeline):
         prompt: str | Sequence[str],
         *args: Any,
         clip: CLIP,
-        clip_prompt: str | Sequence[str] | None = None,
+        clip_prompt: Any = None,
         clip_scale: float = 1.0,
         clip_options: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -34,10 +34,11 @@ class CLIPGuidedStableDiffusionPipeline(StableDiffusionPipeline):
         Args:
             prompt: As for ``StableDiffusionPipeline``, which also takes ``args`` and ``kwargs``.
             clip: The CLIP that steers.
-            clip_prompt: What the CLIP steers towards; the prompt by default.
+            clip_prompt: What the CLIP steers towards, any target of ``CLIPGuidance``; the prompt by default.
             clip_scale: Strength of the steering; 0 is the stock pipeline bit for bit.
             clip_options: Further arguments of ``CLIPGuidance`` (``mode``, ``start``, ``cutouts`` ...).
         """
-        guidance = CLIPGuidance(clip, clip_prompt or prompt, scale=clip_scale, **(clip_options or {}))
+        target = prompt if clip_prompt is None else clip_prompt
+        guidance = CLIPGuidance(clip, target, scale=clip_scale, **(clip_options or {}))
         with guidance.attach(self):
             return super().__call__(prompt, *args, **kwargs)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 SCORE_FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -15,6 +19,18 @@ def check_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a finite number, got {value}")
     return value
+
+
+def parsed(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Make the parser of an option of what its ``ValueError`` says."""
+
+    def parse(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
 
 
 def check_report(path: Path | None) -> Path | None:

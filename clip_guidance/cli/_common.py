@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clip_guidance.clip import CLIP, DualEncoder
     from clip_guidance.clip.embed_cache import EncodedBatch
     from clip_guidance.report.html.page import Page
+    from clip_guidance.rewards import PromptReward
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 # What a terminal obeys instead of showing: C0 and C1 controls, line separators, marks that reorder text; and lone
@@ -127,8 +128,7 @@ class Job:
                 if batch.names:
                     domain.add(batch.embeds)
                     yield batch
-        if message := domain.message():
-            narrate("warning", message)
+        domain.warn()
 
     def finish(self) -> None:
         """End the command with exit code 0, 1 or 130."""
@@ -153,6 +153,19 @@ def load_clip(name: str, device: str | None) -> DualEncoder:
         from clip_guidance.clip import CLIP
 
         return CLIP.from_pretrained(name).to(resolve_device(device))
+
+
+def load_reward(name: str, device: str | None, prompt: str | None = None) -> PromptReward:
+    """Load the reward of this name onto the device.
+
+    Raises:
+        ValueError: There is no such reward or device.
+    """
+    with _no_collection():
+        quiet("transformers")
+        from clip_guidance.rewards import load_reward
+
+        return load_reward(name, prompt, device=resolve_device(device))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli._checks import check_finite, check_quarantine, check_report
+from clip_guidance.cli._checks import check_finite, check_quarantine, check_report, parsed
 from clip_guidance.generation.settings import RANGES, SCHEDULERS
+from clip_guidance.generation.weighted_reward import WeightedReward
 
 TUNED_DEFAULT = "tuned for the model"
 MANY = 1_000_000  # the most of anything that is counted: rows, images, resamples
@@ -18,21 +19,6 @@ MANY = 1_000_000  # the most of anything that is counted: rows, images, resample
 def _number(low: float, high: float, *names: str, help: str, **how: Any) -> Any:
     """Make an option that takes a finite number from ``low`` to ``high``."""
     return typer.Option(*names, min=low, max=high, callback=check_finite, help=help, **how)
-
-
-class LongPrompts(str, Enum):
-    """Treatment of a text that is longer than the context of the CLIP."""
-
-    truncate = "truncate"
-    average = "chunk-average"
-
-
-class DType(str, Enum):
-    """Precision in which the CLIP computes."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class On(str, Enum):
@@ -114,65 +100,18 @@ Cap = Annotated[
     float | None,
     _number(*RANGES["cap"], help="Longest step of CLIP guidance, in steps of classifier-free.", show_default="none"),
 ]
+SteeringRewards = Annotated[
+    list[WeightedReward] | None,
+    typer.Option(
+        "--reward",
+        parser=parsed(WeightedReward.parse),
+        metavar="NAME[=WEIGHT]",
+        help="Reward that steers beside CLIP, or alone with --scale 0: pickscore, hpsv2.1, aesthetic, imagereward, a "
+        "folder or a hub id; repeat for several.",
+        show_default=False,
+    ),
+]
 ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]
-
-# ---------------------------------------------------------------- score
-
-Scored = Annotated[
-    list[str] | None,  # a Path would turn ./- into -
-    typer.Argument(
-        help="Images, folders (a .txt beside an image is its prompt), globs, tables (.csv, .tsv, .jsonl, .parquet) of "
-        "image and maybe prompt; - for lines of paths or JSON objects, or a CSV.",
-        show_default=False,
-    ),
-]
-SharedPrompt = Annotated[
-    str | None,
-    typer.Option(help="Text for all images that come without one.", show_default="the prompt stored by generate"),
-]
-PromptsFile = Annotated[
-    Path | None,
-    typer.Option(help="A table with the columns image and prompt, in place of PATHS.", show_default=False),
-]
-Definitions = Annotated[
-    list[str],
-    typer.Option(
-        help="Definition of the score: torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, "
-        "clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several."
-    ),
-]
-Models = Annotated[
-    list[str], typer.Option(help="CLIP: a packaged name, a folder, or a hub id; repeat for several.")
-]
-ScoresFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="Also write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete.",
-        show_default=False,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue --output: scores in it, or in the OUTPUT.partial of a killed run, are not computed again "
-        "where image (its bytes), prompt, definition and model are the same.",
-    ),
-]
-LongPromptsOption = Annotated[
-    LongPrompts,
-    typer.Option(
-        help="Texts longer than the context: truncate them (the row says so), or average their chunks, which is a "
-        "definition of its own."
-    ),
-]
-Precision = Annotated[DType, typer.Option(help="Precision in which the CLIP computes; it is written with the scores.")]
-Threads = Annotated[
-    int | None, _number(1, 1024, help="Threads that decode images.", show_default="one per core, at most 8")
-]
-Draft = Annotated[
-    bool, typer.Option("--draft", help="Decode large JPEGs at a smaller size: faster, but the scores change.")
-]
 
 # ---------------------------------------------------------------- compare
 

@@ -126,11 +126,14 @@ def _classifier(
     calibrate: Path | None,
 ) -> ZeroShotClassifier:
     """Make the classifier, check that it knows all true labels, and calibrate it if asked to."""
+    from clip_guidance.clip.domain import foreign_texts
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier
     from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
 
     classifier = ZeroShotClassifier(clip, labels, templates or DEFAULT_TEMPLATES, multi_label=multi_label)
     classifier.numbers(list(right.values()))  # an unknown label is an error before the work begins
+    if message := foreign_texts(clip.name_or_path, labels, "labels"):
+        common.narrate("warning", message)
     if calibrate is not None:
         sample = _read_labels(calibrate)
         common.narrate("calibrated", f"temperature {classifier.calibrate(list(sample), list(sample.values())):.3g}")

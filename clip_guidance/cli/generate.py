@@ -1,4 +1,4 @@
-"""``clip-guidance generate``: images from prompts, steered by CLIP."""
+"""``clip-guidance generate``: images from prompts, steered by CLIP and by rewards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
+from clip_guidance.cli import _target_options as targets
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def command(
     from_: options.From = None,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
     clip_prompt: options.ClipPrompt = None,
+    clip_images: targets.ClipImages = None,
+    regions: targets.Regions = None,
     seed: options.Seed = DEFAULTS.seed,
     num_images: options.NumImages = 1,
     model: options.Pipeline = DEFAULTS.model,
@@ -41,6 +44,7 @@ def command(
     cutouts: options.Cutouts = DEFAULTS.cutouts,
     scheduler: options.Scheduler = DEFAULTS.scheduler,
     cap: options.Cap = DEFAULTS.cap,
+    rewards: options.SteeringRewards = None,
     output: options.ImageFolder = Path("images"),
     report: options.Report = None,
     json: options.Json = False,
@@ -105,6 +109,7 @@ def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] 
     sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
     names = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     given = {name: context.params[name] for name in names if name != "prompt"}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     replace(DEFAULTS, **given)  # raises for invalid options before anything is generated
     return given
 
@@ -159,13 +164,18 @@ def _print(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         common.print_json(rows)
         return
-    judges = list(dict.fromkeys(score["model"] for row in rows for score in row["scores"]))
+    by = list(dict.fromkeys(_judge(score) for row in rows for score in row["scores"]))
     table = []
     for row in rows:
-        scores = {score["model"]: score["score"] for score in row["scores"]}
+        scores = {_judge(score): score["score"] for score in row["scores"]}
         settings = row["settings"]
-        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in judges)))
-    common.print_table(["image", "prompt", "seed", *(f"100·cos by {judge}" for judge in judges)], table)
+        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in by)))
+    common.print_table(["image", "prompt", "seed", *by], table)
+
+
+def _judge(score: Mapping[str, Any]) -> str:
+    definition = "100·cos" if score["definition"] == "torchmetrics" else score["definition"]
+    return f"{definition} by {score['model']}"
 
 
 def _save_report(rows: list[dict[str, Any]], job: common.Job, report: Path) -> None:

@@ -11,9 +11,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from clip_guidance.cli import _checks as checks
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
+from clip_guidance.cli import _score_options as score_options
 
 if TYPE_CHECKING:
     from clip_guidance.metrics.job.items import ScoreItem
@@ -27,24 +30,25 @@ SHOWN = 200  # rows of the table on a terminal
 
 
 def command(
-    paths: options.Scored = None,
-    prompt: options.SharedPrompt = None,
-    prompts_file: options.PromptsFile = None,
-    definition: options.Definitions = ["torchmetrics"],  # noqa: B006
-    model: options.Models = ["emoji-judge"],  # noqa: B006
-    output: options.ScoresFile = None,
-    resume: options.Resume = False,
-    long_prompts: options.LongPromptsOption = options.LongPrompts.truncate,
+    paths: score_options.Scored = None,
+    prompt: score_options.SharedPrompt = None,
+    prompts_file: score_options.PromptsFile = None,
+    definition: score_options.Definitions = None,
+    model: score_options.Models = None,
+    reward: score_options.Rewards = None,
+    output: score_options.ScoresFile = None,
+    resume: score_options.Resume = False,
+    long_prompts: score_options.LongPromptsOption = score_options.LongPrompts.truncate,
     cache: options.Cache = None,
     report: options.Report = None,
     json: options.Json = False,
     device: options.Device = None,
-    dtype: options.Precision = options.DType.float32,
+    dtype: score_options.Precision = score_options.DType.float32,
     batch_size: options.BatchSize = 16,
-    threads: options.Threads = None,
-    draft: options.Draft = False,
+    threads: score_options.Threads = None,
+    draft: score_options.Draft = False,
 ) -> None:
-    """Score images against texts; the definition is written with every score.
+    """Score images against texts by CLIPs and rewards; the definition is written with every score.
 
     Memory does not grow with the number of images. An image or table row that cannot be read is named and skipped.
     Scores survive a kill, for --resume. Under torchrun or accelerate launch, the processes share the images.
@@ -54,12 +58,15 @@ def command(
     Example: clip-guidance score images/ --prompt "a red apple" --output scores.jsonl
     """
     checks.check_score(paths, prompts_file, prompt, output, resume)
+    rewards = list(dict.fromkeys(reward or []))
+    definitions, models = _of_clips(definition, model, rewards, long_prompts)
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = _processes(device)
     _check_input(given, prompts_file, output, processes)
     job = common.Job()
     with _work(output, processes, resume) as work, _run_options(cache, batch_size, threads, draft) as run_options:
-        judges = _judges(model, definition, processes.device, dtype.value, long_prompts.value, draft)
+        judges = _clip_judges(models, definitions, processes.device, dtype.value, long_prompts.value, draft)
+        judges += _reward_judges(rewards, processes.device, dtype.value, draft)
         _score(_items(given, prompt), judges, work, run_options, job)
         work.finish()
         if processes.rank:
@@ -138,7 +145,19 @@ def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreIte
     return read_items(given, prompt, sys.stdin)
 
 
-def _judges(
+def _of_clips(
+    definitions: list[str] | None, models: list[str] | None, rewards: list[str], long_prompts: score_options.LongPrompts
+) -> tuple[list[str], list[str]]:
+    """Return the definitions and the CLIPs that score; none where rewards alone are asked for."""
+    if definitions or models or not rewards:
+        definitions, models = definitions or [score_options.DEFINITION], models or [score_options.MODEL]
+        return list(dict.fromkeys(definitions)), list(dict.fromkeys(models))
+    if long_prompts is not score_options.LongPrompts.truncate:
+        raise typer.BadParameter("--long-prompts is for the texts of CLIPs, and by --reward alone none of them scores")
+    return [], []
+
+
+def _clip_judges(
     models: list[str], definitions: list[str], device: str | None, dtype: str, long_prompts: Any, draft: bool
 ) -> list[Judge]:
     import torch
@@ -146,9 +165,21 @@ def _judges(
     from clip_guidance.metrics.job.judge import make_judge
     from clip_guidance.metrics.registry import get_image_score
 
-    scores = [get_image_score(name) for name in dict.fromkeys(definitions)]  # before the models, which are slow to load
-    clips = [common.load_clip(name, device) for name in dict.fromkeys(models)]
+    scores = [get_image_score(name) for name in definitions]  # before the models, which are slow to load
+    clips = [common.load_clip(name, device) for name in models]
     return [make_judge(clip, scores, long_prompts, getattr(torch, dtype), draft) for clip in clips]
+
+
+def _reward_judges(rewards: list[str], device: str | None, dtype: str, draft: bool) -> list[Judge]:
+    if not rewards:
+        return []
+    import torch
+
+    from clip_guidance.metrics.job.reward_judge import make_reward_judge
+
+    loaded = [common.load_reward(name, device) for name in rewards]
+    judges = [make_reward_judge(reward, getattr(torch, dtype), draft) for reward in loaded]
+    return list({judge.definitions[0].id: judge for judge in judges}.values())  # a reward and its folder are one
 
 
 def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: Options, job: common.Job) -> None:
@@ -167,8 +198,7 @@ def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: 
             repeated += done.repeated
             bar.advance(task, done.items)
     for judge in judges:
-        if message := judge.domain.message():
-            common.narrate("warning", message)
+        judge.domain.warn()
     if repeated:
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
 
@@ -244,14 +274,14 @@ def _print_table(base: ScoreStore, several: bool) -> None:
 
 
 def _narrate_marks(summaries: list[Any]) -> None:
-    """Warn about scores by the CLIP that guided an image, and about texts that were cut."""
+    """Warn about scores by the CLIP or reward that guided an image, and about texts that were cut."""
     guided = {s.record["model"]: s for s in summaries if s.guided}
     for name, summary in guided.items():
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
         common.narrate(
             "warning",
-            f"{summary.guided} of {summary.count} images were guided by the very CLIP that scores them{which}, "
-            "which flatters them; choose another --model",
+            f"{summary.guided} of {summary.count} images were guided by the very model that scores them{which}, "
+            "which flatters them; choose another --model or --reward",
         )
     if truncated := sum(summary.truncated for summary in summaries):
         total = sum(summary.count for summary in summaries)

@@ -23,15 +23,20 @@ def command(
 
     Example: clip-guidance search "2 * red apple" - ./worm.png --index images.index --where "album = summer"
     """
+    from clip_guidance.clip.domain import foreign_texts
     from clip_guidance.index import ImageIndex
+    from clip_guidance.index.query import parse_query
     from clip_guidance.index.where import compile_where
 
     compile_where(where)  # an error in the filter is raised before the model is loaded
     words = " ".join(query)
+    terms = [term.source for term in parse_query(words) if isinstance(term.source, str)]
     if model is None:
         with ImageIndex.open(index, create=False) as made:
             model = made.model
     clip = common.load_clip(model, device)
+    if message := foreign_texts(model, terms, "terms"):
+        common.narrate("warning", message)
     with common.caching(clip, cache) as encoder, ImageIndex.open(index, encoder, create=False) as opened:
         hits = opened.search(words, top_k, where)
         known = {"name": opened.model, "fingerprint": opened.fingerprint}

@@ -20,14 +20,14 @@ from clip_guidance.clip.dual_encoder import DualEncoder
 from clip_guidance.clip.fingerprint import architecture
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.clip.naflex import NaFlexProcessor
-from clip_guidance.clip.tokenizer import pad_rows, token_rows
+from clip_guidance.clip.tokenizer import lower_cased, pad_rows, token_rows
 
 #: Families of transformers that are loaded by name, beside its ``clip``, whose weights become our towers.
 FAMILIES = (
     *("aimv2", "align", "altclip", "chinese_clip", "groupvit", "metaclip_2", "owlvit", "siglip", "siglip2"),
     *("tipsv2", "vision-text-dual-encoder"),
 )
-# Their texts were padded to one length in training, and their text towers read the padding.
+# Their texts were lower-cased and padded to one length in training, and their text towers read the padding.
 _PADDED = ("siglip", "siglip2")
 
 
@@ -79,8 +79,8 @@ class TransformersAdapter(AdaptedCLIP):
 
     Args:
         model: A model with ``get_text_features`` and ``get_image_features``.
-        tokenizer: Its tokenizer, whose ``model_max_length`` is lowered to the text tower's context; None where no text
-            is encoded.
+        tokenizer: Its tokenizer; its ``model_max_length`` is lowered to the text tower's context, and it is made to
+            lower the texts of SigLIP; None where no text is encoded.
         image_processor: Makes what its image tower reads.
         name: Name of the model.
 
@@ -99,6 +99,8 @@ class TransformersAdapter(AdaptedCLIP):
             check_image_size(called, image_processor, size, side)
         if tokenizer is not None and (context := _context(model)) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+        if tokenizer is not None and self._is_padded:
+            lower_cased(tokenizer)
 
     @property
     def image_encoder(self) -> nn.Module:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,11 @@ from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 
 if TYPE_CHECKING:
     from clip_guidance.clip.dual_encoder import DualEncoder
-    from clip_guidance.clip.embed_cache import CachedCLIP
 
 FILE = "domain.safetensors"
 RATE = 0.02  # share of the domain's own images that may be called unlike
+_MEANS_LITTLE = "what it says of others means little"
+_CURE = "use a CLIP that knows them, such as --model openai/clip-vit-base-patch32"
 _KEY = "clip_guidance_domain"  # of the metadata
 _WORD = re.compile(r"[^\W_]+")
 _MEDIUM = re.compile(r"([^\W_]+) of\b")
@@ -156,25 +158,76 @@ def load_domain(name_or_path: str | Path) -> Domain | None:
 
 
 @dataclass
+class TextCheck:
+    """Count the texts with words that a packaged model never read.
+
+    Args:
+        domain: What the model knows; None counts none.
+
+    Attributes:
+        seen: Number of texts; of equal ones each counts.
+        foreign: Number of them with such words.
+        example: The first of these.
+        words: Its words, or its media ("painting of"), that no training caption has.
+    """
+
+    domain: Domain | None
+    seen: int = 0
+    foreign: int = 0
+    example: str = ""
+    words: list[str] = field(default_factory=list)
+
+    def add(self, texts: Iterable[str]) -> TextCheck:
+        """Count some texts."""
+        for text in texts:
+            self.seen += 1
+            if self.domain is not None and (words := self.domain.foreign_words(text)):
+                self.foreign += 1
+                self.example, self.words = self.example or text, self.words or words
+        return self
+
+    def message(self, name: str, does: str, cure: str, kind: str = "prompts") -> str | None:
+        """Return what to tell of them; None where there are none.
+
+        Args:
+            name: Name of the model.
+            does: What it does with other texts than it knows, to complete a sentence.
+            cure: What to do.
+            kind: What the texts are, in the plural.
+        """
+        if self.domain is None or not self.foreign:
+            return None
+        return (
+            f"{self.foreign} of {self.seen} {kind} have words that {name} was not trained on, such as "
+            f"{', '.join(map(repr, self.words[:3]))} in {self.example[:80]!r}: it knows {self.domain.name} and {does}; "
+            f"{cure}"
+        )
+
+
+@dataclass
 class DomainCheck:
     """Count the images of a run that are unlike what a CLIP knows.
 
     Args:
-        clip: The CLIP; one without statistics, or with weights that were changed after they were measured, counts none.
+        clip: The CLIP, or a reward; one without statistics, or with weights that were changed after they were measured,
+            counts none.
 
     Attributes:
         seen: Number of images.
         unlike: Number of them that are unlike the training images.
+        texts: Count of the texts that they are compared with.
     """
 
-    clip: DualEncoder | CachedCLIP
+    clip: Any
     seen: int = 0
     unlike: int = 0
     domain: Domain | None = field(init=False)
+    texts: TextCheck = field(init=False)
 
     def __post_init__(self) -> None:
         found = load_domain(getattr(self.clip, "name_or_path", ""))
         self.domain = found if found is not None and found.fingerprint == self.clip.fingerprint() else None
+        self.texts = TextCheck(self.domain)
 
     def add(self, embeds: Tensor) -> None:
         """Count the images of some embeddings (n, d)."""
@@ -183,18 +236,22 @@ class DomainCheck:
             self.unlike += int(self.domain.unlike(embeds).sum())
 
     def message(self) -> str | None:
-        """Return what to tell at the end of a run; None where chance explains what was found.
+        """Return what to tell at the end of a run, of the images or else of the texts; None where chance explains it.
 
         Of n images of the domain, as many as were found are called unlike by chance with at most the probability
         ``RATE``, whatever n.
         """
         if self.domain is None or not self.unlike or chance(self.unlike, self.seen) > RATE:
-            return None
+            return self.texts.message(str(self.clip.name_or_path), _MEANS_LITTLE, _CURE)
         return (
             f"{self.unlike} of {self.seen} images ({self.unlike / self.seen:.0%}) are unlike those that "
-            f"{self.clip.name_or_path} was trained on, {self.domain.name}: what it says of them means little; use a "
-            "CLIP that knows them, such as --model openai/clip-vit-base-patch32"
+            f"{self.clip.name_or_path} was trained on, {self.domain.name}: what it says of them means little; {_CURE}"
         )
+
+    def warn(self) -> None:
+        """Warn of what :meth:`message` tells."""
+        if message := self.message():
+            warnings.warn(message, stacklevel=3)
 
 
 def chance(unlike: int, seen: int) -> float:
@@ -214,14 +271,19 @@ def chance(unlike: int, seen: int) -> float:
 
 
 def foreign_prompts(name_or_path: str | Path, prompts: Iterable[str]) -> str | None:
-    """Return what to tell of prompts with words that a packaged model never read; None where there are none."""
-    domain, texts = load_domain(name_or_path), list(dict.fromkeys(prompts))
-    foreign = {text: words for text in texts if domain and (words := domain.foreign_words(text))}
-    if not domain or not foreign:
-        return None
-    text, words = next(iter(foreign.items()))
-    return (
-        f"{len(foreign)} of {len(texts)} prompts have words that {name_or_path} was not trained on, such as "
-        f"{', '.join(map(repr, words[:3]))} in {text[:80]!r}: it knows {domain.name} and draws nothing else; use a "
-        "model that knows them, such as --model stable-diffusion-v1-5/stable-diffusion-v1-5"
-    )
+    """Return what to tell of prompts that a packaged pipeline cannot draw; None where there are none."""
+    found = TextCheck(load_domain(name_or_path)).add(dict.fromkeys(prompts))
+    cure = "use a model that knows them, such as --model stable-diffusion-v1-5/stable-diffusion-v1-5"
+    return found.message(str(name_or_path), "draws nothing else", cure)
+
+
+def foreign_texts(name_or_path: str | Path, texts: Iterable[str], kind: str = "prompts") -> str | None:
+    """Return what to tell of texts that a packaged CLIP cannot judge by; None where there are none.
+
+    Args:
+        name_or_path: The CLIP.
+        texts: The texts.
+        kind: What they are, in the plural: "prompts", "labels".
+    """
+    found = TextCheck(load_domain(name_or_path)).add(dict.fromkeys(texts))
+    return found.message(str(name_or_path), _MEANS_LITTLE, _CURE, kind)

@@ -19,30 +19,43 @@ from clip_guidance.clip.naflex import NaFlexProcessor, read_naflex
 class FunctionTokenizer:
     """Make token ids by a function from texts to ids (n, L), all texts of one length.
 
-    The function cuts and pads texts itself, so that what it cuts is not known, and no text counts as cut.
+    The function cuts and pads texts itself. What it cuts is known, and warned of, where it has ``encode`` and the ids
+    of its start and end, as the tokenizer of open_clip's own text towers has; of another, no text counts as cut.
 
     Args:
         function: The function, such as ``open_clip.get_tokenizer`` returns.
 
     Attributes:
         model_max_length: L, the context.
+        tells_length: Whether the length of a text is known before it is cut.
+
+    Raises:
+        TypeError: The function returns something else.
     """
 
-    padding_side = "right"
-
-    def __init__(self, function: Callable[[list[str]], Tensor]) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
         ids = function(["a"])
         if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1 or ids.is_floating_point():
             found = f"shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"tokenizer: expected a function from a list of texts to token ids (n, L), got {found}")
         self.model_max_length = ids.shape[1]
+        self.tells_length = all(hasattr(function, part) for part in ("encode", "sot_token_id", "eot_token_id"))
+        self.all_special_ids = [function.sot_token_id, function.eot_token_id] if self.tells_length else []
 
-    def __call__(self, texts: Sequence[str], **_: Any) -> BatchEncoding:
-        return BatchEncoding({"input_ids": self.function(list(texts)).tolist()})
+    def __call__(self, texts: Sequence[str], truncation: bool = False, **_: Any) -> BatchEncoding:
+        if truncation or not self.tells_length:
+            return BatchEncoding({"input_ids": self.function(list(texts)).tolist()})
+        start, end = self.all_special_ids
+        return BatchEncoding({"input_ids": [[start, *self.function.encode(text), end] for text in texts]})
 
     def pad(self, encoded: dict[str, Any], **_: Any) -> BatchEncoding:
-        return BatchEncoding({"input_ids": torch.tensor(encoded["input_ids"])})
+        """Pad rows to the context with zeros, as open_clip does."""
+        rows = [[*row, *[0] * (self.model_max_length - len(row))] for row in encoded["input_ids"]]
+        return BatchEncoding({"input_ids": torch.tensor(rows)})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.function.decode(list(ids))
 
     def get_vocab(self) -> dict[str, int]:
         return dict(getattr(self.function, "encoder", {}))

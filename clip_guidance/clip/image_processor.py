@@ -186,10 +186,9 @@ class ImageProcessor:
 
     def record(self) -> str:
         """Return in words what is done to an image, for the record of a score."""
-        filtered = RESAMPLING[self.resample]
         if self.pad:
-            return f"longest side to {self.image_size} {filtered}, pad"
-        return f"resize {self.resize_to} {filtered}, crop {self.image_size}"
+            return f"resize longest side {self.image_size} {RESAMPLING[self.resample]}, pad {self.image_size}"
+        return f"resize {self.resize_to} {RESAMPLING[self.resample]}, crop {self.image_size}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save ``preprocessor_config.json`` as ``CLIPImageProcessorPil`` does.

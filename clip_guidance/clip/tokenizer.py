@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from clip_guidance.clip.hub import ModelError, Place
 
@@ -53,9 +59,7 @@ def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
         ModelError: The vocabulary is missing, or the class cannot read it.
     """
     try:
-        # Without a config transformers looks for one, which models of open_clip do not have.
-        config = {} if place.file("config.json") is not None else {"config": PreTrainedConfig()}
-        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **config, **place.options)
+        tokenizer = _from_files(place)
         files = dict(type(tokenizer).vocab_files_names)
         whole = place.file(files.pop("tokenizer_file", "tokenizer.json"))
         # Where a file is missing, transformers makes an empty vocabulary without a word.
@@ -69,7 +73,37 @@ def load_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
     except (ModelError, Warning):
         raise
     except Exception as error:  # of any kind, because what is read is somebody else's file
+        if not any(place.file(name) for name in ("tokenizer.json", "tokenizer_config.json")):
+            return None
         raise ModelError(f"{place.name}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
+    return tokenizer
+
+
+def _from_files(place: Place) -> PreTrainedTokenizerBase:
+    # Without a config transformers looks for one, which models of open_clip do not have.
+    config = {} if place.file("config.json") is not None else {"config": PreTrainedConfig()}
+    try:
+        return AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **config, **place.options)
+    except ImportError:  # SigLIP's class reads sentencepiece's file with its library; tokenizer.json says the same
+        if place.file("tokenizer.json") is None:
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(place.path, **place.options)
+
+
+def lower_cased(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make a tokenizer lower texts before all else, in place, if it does not yet; return it.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> from clip_guidance.clip.tokenizer import lower_cased
+        >>> tokenizer = cg.CLIP.from_pretrained("emoji").tokenizer
+        >>> lower_cased(tokenizer)("Cat").input_ids == tokenizer("cat").input_ids
+        True
+    """
+    if tokenizer(PROBE.upper()).input_ids != tokenizer(PROBE).input_ids:
+        backend = tokenizer.backend_tokenizer
+        before = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     return tokenizer
 
 
@@ -136,13 +170,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
     )
 
 
-def warn_truncated(tokenizer: Any, texts: Sequence[str]) -> None:
-    """Warn of each text that does not fit the tokenizer's context.
+def warn_truncated(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
+    """Warn of each text that does not fit a context of ``limit`` tokens, by default the tokenizer's.
 
     Warns:
         PromptTruncatedWarning: Names the text and the part that is cut.
     """
-    limit = tokenizer.model_max_length
+    limit = limit or tokenizer.model_max_length
     for text, ids in zip(texts, one_at_a_time(tokenizer, list(texts), verbose=False).input_ids, strict=True):
         if len(ids) > limit:
             cut = tokenizer.decode(ids[limit - 1 : -1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,11 @@ from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.image import GeneratedImage, check_image, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
-from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.generation.targets import ImageFile
+from clip_guidance.guidance import CLIPGuidance, Guidance, Region, WeightedRewards
+from clip_guidance.images.load import load_image
 from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
+from clip_guidance.rewards import PromptReward, load_reward
 
 __all__ = ["ImageGenerator", "generate"]
 
@@ -71,6 +74,7 @@ class ImageGenerator:
         self.device = device
         self._pipeline = functools.lru_cache(maxsize=1)(_load_pipeline)
         self._scorer = functools.lru_cache(maxsize=2)(_load_scorer)
+        self._reward_scorer = functools.lru_cache(maxsize=8)(_load_reward_scorer)
 
     def pipeline(self, settings: GenerateSettings) -> Any:
         """Return the pipeline for these settings; it is loaded unless the latest image used it."""
@@ -92,13 +96,14 @@ class ImageGenerator:
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
         # loaded before an image is generated, since loading may fail
         guide, judge = (self._scorer(name, self.device) if name else None for name in names)
-        guidance = _guidance(guide.clip, one) if guide and one.scale else None
+        rewards = [self._reward_scorer(each.name, self.device) for each in one.rewards]
+        guidance = _guidance(guide.clip if guide else None, [each.reward for each in rewards], one)
         image = _draw(pipe, guidance, one, on_step)
         check_image(image, one)
         generated = GeneratedImage(image, one, device=str(self.device))
-        if guide and guidance:
+        if guide and one.scale:
             generated.guide = {"name": guide.record["model"], "fingerprint": guide.record["fingerprint"]}
-        generated.scores = [each.score(generated) for each in (guide, judge) if each]
+        generated.scores = [each.score(generated) for each in (guide, judge, *rewards) if each]
         return generated
 
 
@@ -114,6 +119,24 @@ class _Scorer:
         score = clip_score(self.clip, generated.image, target, TORCHMETRICS).item()
         guided = generated.guide is not None and generated.guide["fingerprint"] == self.record["fingerprint"]
         return {"score": score, "prompt": target, "guided": guided, **self.record}
+
+
+@dataclass
+class _RewardScorer:
+    """A reward that steered, and its record."""
+
+    reward: PromptReward
+    record: dict[str, Any]
+
+    def score(self, generated: GeneratedImage) -> dict[str, Any]:
+        target = generated.settings.target
+        score = self.reward.score(generated.image, target).item()
+        return {"score": score, "prompt": target, "guided": True, **self.record}
+
+
+def _load_reward_scorer(name: str, device: str | torch.device) -> _RewardScorer:
+    reward = load_reward(name, device=device)
+    return _RewardScorer(reward, reward.record())
 
 
 def _load_scorer(name: str, device: str | torch.device) -> _Scorer:
@@ -139,13 +162,42 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     return None
 
 
-def _guidance(clip: DualEncoder, settings: GenerateSettings) -> CLIPGuidance:
-    names = ("scale", "cutouts", "seed", "mode", "start", "stop", "every", "cap")
-    return CLIPGuidance(clip, settings.target, **{name: getattr(settings, name) for name in names})
+def _guidance(clip: DualEncoder | None, rewards: Sequence[PromptReward], settings: GenerateSettings) -> Guidance | None:
+    """Make what steers: CLIP, or one guidance by the weighted sum of CLIP and the rewards, which decodes once."""
+    how = {name: getattr(settings, name) for name in ("mode", "start", "stop", "every", "cap")}
+    by_clip = None
+    if clip is not None and settings.scale:
+        options = {name: getattr(settings, name) for name in ("scale", "cutouts", "seed")}
+        by_clip = CLIPGuidance(clip, _target(settings), **options, **how)
+    if not rewards:
+        return by_clip
+    weighted: list[tuple[float, Any]] = [] if by_clip is None else [(settings.scale or 0.0, by_clip.reward)]
+    named = zip(settings.rewards, rewards, strict=True)
+    weighted += [(each.weight, reward.with_prompts(settings.target)) for each, reward in named]
+    return Guidance(WeightedRewards(weighted), **how)
+
+
+def _target(settings: GenerateSettings) -> Any:
+    """Return what CLIP steers to: the text, the images and the regions that are asked for, or else the prompt.
+
+    Raises:
+        ImageError: An image cannot be read, or is another one than is recorded.
+    """
+    whole: list[Any] = [settings.clip_prompt] if settings.clip_prompt else []
+    whole += [_opened(file) for file in settings.clip_images]
+    regions = [
+        Region(each.target if isinstance(each.target, str) else _opened(each.target), each.box)
+        for each in settings.regions
+    ]
+    return [*((target, 1.0) for target in whole), *regions] or settings.target
+
+
+def _opened(file: ImageFile) -> Image.Image:
+    return load_image(file.bytes(), file.path)
 
 
 def _draw(
-    pipe: Any, guidance: CLIPGuidance | None, settings: GenerateSettings, on_step: Callable[[], None] | None
+    pipe: Any, guidance: Guidance | None, settings: GenerateSettings, on_step: Callable[[], None] | None
 ) -> Image.Image:
     if getattr(pipe, "tokenizer", None) is not None:
         warn_truncated(pipe.tokenizer, [settings.prompt, settings.negative_prompt])

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,8 @@ class GeneratedImage(DisplayMixin):
         image: RGB.
         settings: All that determines the image.
         guide: Name and fingerprint of the CLIP that steered the image; None if none did.
-        scores: For each CLIP that scored: ``score``, ``prompt``, ``guided``, and the entries of
-            ``ScoreDefinition.record``.
+        scores: For each CLIP and reward that scored: ``score``, ``prompt``, ``guided``, and the entries of its
+            ``record``.
         device: Where the image was generated; other devices round differently.
     """
 
@@ -72,7 +72,7 @@ class GeneratedImage(DisplayMixin):
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
-            "settings": asdict(self.settings),
+            "settings": self.settings.record(),
             "guide": self.guide,
             "scores": self.scores,
             "device": self.device,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from reprlib import repr as shortened
 from typing import Any
 
 from clip_guidance._files import is_valid_text
+from clip_guidance.generation.targets import ImageFile, PlacedTarget
+from clip_guidance.generation.weighted_reward import MAX_NAME, WeightedReward
 from clip_guidance.images.metadata import read_record
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and changes of its configuration
@@ -45,11 +47,15 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "cutouts": (1, 256),
     "cap": (1e-6, 1_000.0),
 }
-MAX_NAME = 1_000  # characters of the name of a model, which is a path or a hub id
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
     "int": ((int,), "a whole number"),
     "float": ((float, int), "a number"),
+}
+_RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]] = {
+    "clip_images": ImageFile,
+    "regions": PlacedTarget,
+    "rewards": WeightedReward,
 }
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
@@ -61,7 +67,8 @@ class GenerateSettings:
     Attributes:
         prompt: What the pipeline is to show.
         negative_prompt: What the pipeline is to avoid; empty by default.
-        clip_prompt: What CLIP steers to and scores against; by default the prompt.
+        clip_prompt: Text that CLIP steers to, and that the image is scored against. By default the prompt, to which
+            CLIP steers only where there are neither ``clip_images`` nor ``regions``.
         seed: Of the initial noise and of the cutouts.
         model: Pipeline, as for ``load_pipeline``.
         clip: CLIP that steers, as for ``CLIP.from_pretrained``; by default that of the model.
@@ -77,6 +84,10 @@ class GenerateSettings:
         cutouts: Views of the image that CLIP sees at each step; 1 is the whole image.
         scheduler: One of ``SCHEDULERS``; by default the model's own.
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
+        clip_images: Files of images that CLIP steers to, each with the weight of a text.
+        regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
+        rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
+            pipeline comes without a CLIP and none is named, they steer alone, and ``scale`` is 0 by default.
 
     Raises:
         ValueError: A value is out of range.
@@ -104,6 +115,9 @@ class GenerateSettings:
     cutouts: int = 1
     scheduler: str | None = None
     cap: float | None = None
+    clip_images: tuple[ImageFile, ...] = ()
+    regions: tuple[PlacedTarget, ...] = ()
+    rewards: tuple[WeightedReward, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -122,13 +136,20 @@ class GenerateSettings:
         """Fill in the model's own values where none were given; an image records the result."""
         tuned = TUNED.get(self.model, {}) if self.clip in (None, self.model) else {}
         own = {**UNTUNED, **tuned}
+        if self.rewards and self.clip is None and self.model not in TUNED:
+            own["scale"] = 0.0
         scale = own["scale"] if self.scale is None else self.scale
         start = own["start"] if self.start is None else self.start
         return replace(self, scale=scale, start=start)
 
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them; what has no entry is left out."""
+        settings = asdict(self, dict_factory=lambda pairs: {name: _as_list(value) for name, value in pairs})
+        return {name: value for name, value in settings.items() if value != []}
+
     @property
     def target(self) -> str:
-        """The text that the image is steered to and scored against."""
+        """The text that the image is scored against, and steered to where nothing else is asked for."""
         return self.clip_prompt or self.prompt
 
 
@@ -166,11 +187,30 @@ def settings_from(values: Mapping[str, Any]) -> GenerateSettings:
     known = {entry.name for entry in fields(GenerateSettings)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"settings {shortened(unknown)} are unknown to this version")
-    return GenerateSettings(**values)
+    recorded = {name: _entries(name, values[name]) for name in _RECORDED if name in values}
+    return GenerateSettings(**{**values, **recorded})
+
+
+def _entries(name: str, values: Any) -> tuple[Any, ...]:
+    """Read what a record holds of a setting that has several entries."""
+    if not isinstance(values, list):
+        raise ValueError(f"{name} must be a list, got {shortened(values)}")
+    try:
+        return tuple(_RECORDED[name].from_record(value) for value in values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check(name: str, annotation: str, value: Any) -> None:
     """Check one setting by its annotation, such as ``float | None``, and its range."""
+    if kind_of_entry := _RECORDED.get(name):
+        if not isinstance(value, tuple) or not all(isinstance(entry, kind_of_entry) for entry in value):
+            raise ValueError(f"{name} must be a tuple of {kind_of_entry.__name__}, got {shortened(value)}")
+        return
     kind, _, optional = annotation.partition(" | ")
     if value is None and optional:
         return

@@ -2,13 +2,14 @@
 
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError as UnsupportedSchedulerError
 from clip_guidance.guidance.clip import CLIPGuidance as CLIPGuidance
+from clip_guidance.guidance.clip_reward import CLIPReward as CLIPReward
 from clip_guidance.guidance.cutouts import Cutouts as Cutouts
 from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.guidance import Guidance as Guidance
 from clip_guidance.guidance.memory.plan import MemoryPlan as MemoryPlan
 from clip_guidance.guidance.memory.plan import plan_memory as plan_memory
 from clip_guidance.guidance.options import GuidanceReport as GuidanceReport
-from clip_guidance.guidance.rewards import CLIPReward as CLIPReward
+from clip_guidance.guidance.regions import Region as Region
 from clip_guidance.guidance.rewards import WeightedRewards as WeightedRewards
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Guidance",
     "GuidanceReport",
     "CLIPReward",
+    "Region",
     "WeightedRewards",
     "Cutouts",
     "Decoding",

@@ -1,12 +1,16 @@
 """Checks of what a user gives: types before values, errors of one line that name the argument."""
 
+import functools
 import math
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import fields, is_dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def shown(value: Any) -> str:
@@ -75,6 +79,40 @@ def as_whole(name: str, value: Any, what: str, least: int) -> int:
     if not math.isfinite(number) or number != int(number) or number < least:
         raise ValueError(f"{name} must be {what}, got {shown(value)}")
     return int(number)
+
+
+def as_weight(value: Any, owner: str) -> float:
+    """Return a finite weight, which may be negative, as Python's float.
+
+    Args:
+        value: What was given.
+        owner: What the weight belongs to, for the message.
+
+    Raises:
+        TypeError: ``value`` is no number.
+        ValueError: ``value`` is not finite.
+    """
+    if not is_number(value):
+        raise TypeError(f"the weight of {owner} is a {type(value).__name__}; expected a number")
+    number = as_number(f"the weight of {owner}", value)
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of {owner} must be finite, got {shown(number)}")
+    return float(number)
+
+
+def formerly(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator that takes the argument ``new`` under its former name ``old``, too."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+            if old in kwargs and new not in kwargs:
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return renamed
+
+    return decorate
 
 
 class Checked(ABC):

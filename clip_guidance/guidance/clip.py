@@ -10,6 +10,8 @@ from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
 from clip_guidance.clip import CLIP, DualEncoder
+from clip_guidance.guidance.checks import formerly
+from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.guidance.config import (
     cutouts_to_config,
     decoding_from_config,
@@ -18,21 +20,23 @@ from clip_guidance.guidance.config import (
     guider_to_config,
     mode_from_config,
     mode_to_config,
+    target_from_config,
+    target_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
-from clip_guidance.guidance.rewards import CLIPReward, Prompt
+from clip_guidance.guidance.regions import Targets
 
-_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap")  # arguments that json holds as they are
+_PLAIN = ("start", "stop", "every", "space", "data_variance", "cap", "damping")  # arguments that json holds as they are
 
 
 class CLIPGuidance(Guidance):
-    """Steer a pipeline towards a prompt by CLIP's logit.
+    """Steer a pipeline towards texts and images by CLIP's logit.
 
-    The reward is exp(logit_scale)·cos(image, prompt), averaged over cutouts. With ``scale=1`` the model's density is
-    multiplied by the likelihood that CLIP gives to the prompt.
+    The reward is exp(logit_scale)·cos(image, target), averaged over cutouts. With ``scale=1`` the model's density is
+    multiplied by the likelihood that CLIP gives to the target.
 
     ``save_pretrained(folder)`` and ``from_pretrained(folder)`` save and load it by its ``config``, alone or as the
     guider of a modular pipeline. A config holds the CLIP's name, not its weights: where it was loaded from.
@@ -40,8 +44,13 @@ class CLIPGuidance(Guidance):
     Args:
         clip: The model, or its name or folder, as in ``CLIP.from_pretrained``. A CLIP that is named is loaded here, and
             moved to the pipeline's device when it is attached.
-        prompt: One prompt; or one for each of the pipeline's prompts; or several with weights for all images,
-            ``{"a red apple": 1.0, "a photo": -0.5}``.
+        target: A text (a str is always a text); an image (PIL, tensor (3, H, W) in [0, 1], or ``pathlib.Path``);
+            several with weights, ``{"a red apple": 1.0, Path("worm.png"): -0.5}``, whose rewards are added, so that a
+            negative weight steers away; or a :class:`~clip_guidance.guidance.Region`, for a part of the image.
+            A list that holds a region or a pair (target, weight) is the sum of its entries:
+            ``[Region("a red apple", (0, 0, 0.5, 1)), "a photo"]`` steers the left half and the whole,
+            ``[(pil_image, 1.0), ("a photo", -0.5)]`` weighs PIL images, which are no keys of a mapping. Any other list
+            holds one target for each of the pipeline's prompts; write ``[[region], [region]]`` for one region each.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
             negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
             the order of the pipeline's prompts.
@@ -66,6 +75,9 @@ class CLIPGuidance(Guidance):
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
+            variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
+            for 0, which is exact for a linear reward.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
@@ -79,9 +91,10 @@ class CLIPGuidance(Guidance):
         report: What happened in the latest run, a :class:`~clip_guidance.guidance.GuidanceReport`.
 
     Raises:
-        TypeError: ``prompt`` is neither a text, nor several, nor texts with weights; or ``schedule`` is not callable,
-            ``mode`` is not a mode, or ``guider`` is not a guider.
-        ValueError: A prompt is empty, or another argument is out of range.
+        TypeError: ``target`` is of another type; or ``schedule`` is not callable, ``mode`` is not a mode, or ``guider``
+            is not a guider.
+        ValueError: A target is empty; there are regions, and ``decoding`` crops; or another argument is out of range.
+        ImageError: An image that is a target cannot be read.
         ModelError: No CLIP is found under the name ``clip``.
 
     Example:
@@ -96,10 +109,11 @@ class CLIPGuidance(Guidance):
 
     reward: CLIPReward
 
+    @formerly("prompt", "target")
     def __init__(
         self,
         clip: DualEncoder | str | Path,
-        prompt: Prompt,
+        target: Targets,
         scale: float | Sequence[float] = 1.0,
         *,
         cutouts: int | Cutouts = 1,
@@ -113,6 +127,7 @@ class CLIPGuidance(Guidance):
         data_variance: float | None = None,
         schedule: Callable[[float], float] | None = None,
         cap: float | None = None,
+        damping: float | None = None,
         decoding: Decoding | None = None,
         to_image: Callable[[Tensor], Tensor] | None = None,
         guider: BaseGuidance | None = None,
@@ -121,7 +136,7 @@ class CLIPGuidance(Guidance):
         cutouts = cutouts if isinstance(cutouts, Cutouts) else Cutouts(cutouts, seed)
         loaded = CLIP.from_pretrained(clip) if isinstance(clip, str | Path) else clip
         super().__init__(
-            CLIPReward(loaded, prompt, cutouts, chunk),
+            CLIPReward(loaded, target, cutouts, chunk),
             scale,
             mode,
             start,
@@ -131,6 +146,7 @@ class CLIPGuidance(Guidance):
             data_variance,
             schedule=schedule,
             cap=cap,
+            damping=damping,
             decoding=decoding,
             to_image=to_image,
             guider=guider,
@@ -147,13 +163,16 @@ class CLIPGuidance(Guidance):
         return self.reward.clip
 
     @property
-    def prompt(self) -> Prompt:
-        """The prompt, or a copy of several; another one acts from the next step on."""
-        return self.reward.prompt
+    def target(self) -> Any:
+        """The target, or a copy of several; another one acts from the next step on."""
+        return self.reward.target
 
-    @prompt.setter
-    def prompt(self, prompt: Prompt) -> None:
-        self.reward.prompt = prompt
+    @target.setter
+    def target(self, target: Targets) -> None:
+        self.reward.target = target
+
+    #: The name of ``target`` before it could be an image.
+    prompt = target
 
     @property
     def cutouts(self) -> Cutouts:
@@ -196,7 +215,7 @@ class CLIPGuidance(Guidance):
         """The arguments, as json holds them.
 
         Raises:
-            TypeError: An argument is code or has weights.
+            TypeError: An argument is code, has weights, or is an image in memory.
             ValueError: The CLIP has no name: it was made here, and not loaded.
         """
         for code in ("schedule", "to_image"):
@@ -212,7 +231,7 @@ class CLIPGuidance(Guidance):
             )
         return {
             "clip": str(name),
-            "prompt": self.prompt,
+            "target": target_to_config(self.target),
             "scale": self.scale if isinstance(self.scale, int | float) else self._scales,
             "cutouts": cutouts_to_config(self.reward.cutouts),
             "chunk": self.reward.chunk,
@@ -234,11 +253,13 @@ class CLIPGuidance(Guidance):
         Raises:
             ValueError: ``config`` is not the config of a ``CLIPGuidance``.
         """
-        if not {"clip", "prompt"} <= {*config, *kwargs}:
+        config, kwargs = ({"target" if k == "prompt" else k: v for k, v in each.items()} for each in (config, kwargs))
+        if not {"clip", "target"} <= {*config, *kwargs}:
             raise ValueError(
-                f"expected the config of a CLIPGuidance, with its clip and prompt, got {', '.join(config) or 'nothing'}"
+                f"expected the config of a CLIPGuidance, with its clip and target, got {', '.join(config) or 'nothing'}"
             )
         makers: dict[str, Callable[[Any], Any]] = {
+            "target": target_from_config,
             "cutouts": lambda config: Cutouts(**config),
             "decoding": decoding_from_config,
             "guider": partial(guider_from_config, own=CLIPGuidance),

@@ -1,21 +1,66 @@
 """Turn the parts of a guidance into values that json can hold, and back."""
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import guiders
+from PIL import Image
+from torch import Tensor
 
 from clip_guidance.guidance import methods
+from clip_guidance.guidance.checks import as_number, as_weight, shown
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.regions import Region
 
 
 def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:
     """Return the arguments of ``cutouts``."""
     return {each.name: getattr(cutouts, each.name) for each in fields(cutouts) if each.init}
+
+
+def target_to_config(target: Any) -> Any:
+    """Turn a target into texts, numbers, lists and mappings; files and regions are marked by their class.
+
+    Raises:
+        TypeError: An image or a mask is in memory.
+    """
+    if isinstance(target, os.PathLike):
+        return {"_class_name": "Path", "path": os.fspath(target)}
+    if isinstance(target, Region):
+        parts = {name: target_to_config(getattr(target, name)) for name in ("target", "mask_or_box", "weight")}
+        return {"_class_name": "Region", **parts}
+    if isinstance(target, Image.Image | Tensor | np.ndarray):
+        raise TypeError(
+            f"a config holds no images: a {type(target).__name__} in memory, as a target or a mask, cannot be saved. "
+            "Pass the pathlib.Path of its file"
+        )
+    if isinstance(target, Mapping):
+        if all(isinstance(each, str) for each in target):
+            return {each: as_weight(weight, shown(each)) for each, weight in target.items()}
+        return [[target_to_config(each), as_weight(weight, shown(each))] for each, weight in target.items()]
+    if isinstance(target, list | tuple):
+        return [target_to_config(each) for each in target]
+    return target if isinstance(target, str) else as_number("a weight", target)
+
+
+def target_from_config(config: Any) -> Any:
+    """Make a target from what :func:`target_to_config` returned, or from texts as they are."""
+    if isinstance(config, list | tuple):
+        return [target_from_config(each) for each in config]
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name == "Path":
+        return Path(config["path"])
+    if name == "Region":
+        return Region(target_from_config(config["target"]), target_from_config(config["mask_or_box"]), config["weight"])
+    return config
 
 
 def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:

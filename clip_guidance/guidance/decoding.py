@@ -1,5 +1,6 @@
 """Options of how the image for the reward is decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,15 @@ class Decoding:
             decoder; None for all.
         dtype: Precision in which the decoder runs; None for its own, but bfloat16 for a float16 decoder that says it
             overflows (``force_upcast``, as SDXL's). A precision other than its own takes a copy of its weights.
+        frames: Of a video, the latent frames whose images the reward reads: so many, evenly spread, or those at these
+            positions, counted from 0, negative ones from the end; None for all. One image is read of those that a
+            latent frame decodes to. A decoder of images decodes them alone, a causal one decodes the video up to the
+            last of them, any other the whole video; the images are the same in each case.
         seed: Seed of the random windows; each run starts from it.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: A share is outside (0, 1] or ``images`` is below 1.
+        ValueError: A share is outside (0, 1], ``images`` or a number of ``frames`` is below 1, or ``frames`` is empty.
 
     Example:
         >>> import clip_guidance as cg
@@ -47,6 +52,7 @@ class Decoding:
     images: int | None = None
     dtype: torch.dtype | None = None
     seed: int = 0
+    frames: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.decoder is not None and not isinstance(self.decoder, nn.Module):
@@ -59,3 +65,11 @@ class Decoding:
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point dtype of torch, or None, got {shown(self.dtype)}")
         as_whole("seed", self.seed, "a whole number", -(2**63))
+        if isinstance(self.frames, (list, tuple)):
+            if not self.frames:
+                raise ValueError("frames must name at least one latent frame, got none")
+            positions = tuple(as_whole("frames", each, "positions of latent frames", -(2**31)) for each in self.frames)
+            object.__setattr__(self, "frames", positions)
+        elif self.frames is not None:
+            count = as_whole("frames", self.frames, "at least 1, positions of latent frames, or None for all", 1)
+            object.__setattr__(self, "frames", count)

@@ -42,6 +42,9 @@ class Guidance(Guider):
         cap: Longest shift, as a multiple of the correction that classifier-free guidance makes at that step to that
             image, both as root mean squares of the predicted clean sample; None for no cap. Needs a hook on the
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
+        damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
+            variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
+            for 0, which is exact for a linear reward.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
             decoder as it is.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a

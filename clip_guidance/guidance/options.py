@@ -62,6 +62,7 @@ class GuidanceOptions(Checked):
     data_variance: float | None = None
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
+    damping: float | None = field(default=None, kw_only=True)
     decoding: Decoding | None = field(default=None, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
@@ -75,7 +76,9 @@ class GuidanceOptions(Checked):
 
     def _check(self) -> None:
         if not callable(self.reward):
-            raise TypeError(f"reward must be callable, got {type(self.reward).__name__}")
+            has_score = callable(getattr(self.reward, "score", None))
+            hint = ": as_steering(reward, prompts) makes one of an object with score" if has_score else ""
+            raise TypeError(f"reward must be callable, got {type(self.reward).__name__}{hint}")
         scales = as_numbers("scale", self.scale)
         find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
         start, stop = as_number("start", self.start), as_number("stop", self.stop)
@@ -89,6 +92,10 @@ class GuidanceOptions(Checked):
                 vars(self)[name] = value = as_number(name, value)
                 if not 0 < value < math.inf:
                     raise ValueError(f"{name} must be positive and finite{none}, got {shown(value)}")
+        if self.damping is not None:
+            vars(self)["damping"] = damping = as_number("damping", self.damping)
+            if not 0 <= damping < math.inf:
+                raise ValueError(f"damping must be at least 0 and finite, or None, got {shown(damping)}")
         for name in ("schedule", "to_image"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -100,6 +107,7 @@ class GuidanceOptions(Checked):
                 "to_image makes the images that the reward reads, in place of space='latent' and of a decoding; "
                 "give one of the three"
             )
+        self._check_regions()
         if self.guider is not None and not isinstance(self.guider, BaseGuidance):
             raise TypeError(
                 "guider must be a guider of diffusers, such as ClassifierFreeGuidance, or None, got "
@@ -107,6 +115,13 @@ class GuidanceOptions(Checked):
             )
         # Of numpy's and torch's numbers Python's own are kept, which a config can hold.
         vars(self).update(scale=scales[0] if is_number(self.scale) else scales, start=start, stop=stop, every=every)
+
+    def _check_regions(self) -> None:
+        if self.decoding is not None and self.decoding.crop < 1 and getattr(self.reward, "has_regions", False):
+            raise ValueError(
+                "a region is a part of the whole image, of which decoding.crop below 1 decodes another window at each "
+                "step; use resolution, checkpoint or images to save memory"
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; an option acts from the next step on, or, if it is read by ``attach``, before that alone.
@@ -183,6 +198,7 @@ class GuidanceOptions(Checked):
         Returns:
             The report of this run: by its end, ``self.report`` may be that of another thread's.
         """
+        self._check_regions()  # the target of a reward may have been set since
         self._report = report = GuidanceReport()
         getattr(self.reward, "reset", lambda: None)()
         return report

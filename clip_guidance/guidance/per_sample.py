@@ -1,31 +1,17 @@
-"""Numbers of each sample of a batch: brought to its shape, root mean squares and their bound, powers of two."""
+"""Numbers of each sample of a batch: root mean squares and their bound, whether all is finite."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """View one number per sample, (B,), as (B, 1, ...) with as many dimensions as ``like``."""
-    return values.view(-1, *[1] * (like.ndim - 1))
+from clip_guidance._tensors import per_sample, power_of_two
 
 
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square of each sample of (B, ...), as (B,), also where the squares would leave float32."""
     factor = power_of_two(x)
     return (x * factor).flatten(1).square().mean(1).sqrt() / factor.flatten()
-
-
-def power_of_two(x: Tensor) -> Tensor:
-    """Return the power of two that brings a sample's largest element into (1/2, 1].
-
-    It has the shape (B, 1, ...), and is 1 for a sample that is 0 or not finite.
-    """
-    largest = x.detach().flatten(1).abs().amax(1)
-    factor = torch.exp2(-torch.frexp(largest)[1].to(largest.dtype).clamp(-100, 100))
-    factor = torch.where(largest.isfinite() & (largest > 0), factor, torch.ones_like(factor))
-    return per_sample(factor, x)
 
 
 def are_finite(x: Tensor) -> Tensor:

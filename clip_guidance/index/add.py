@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.clip.embed_cache import Prepared, encode, prepare
 from clip_guidance.images.files import check_name, content_hash, read_bytes, stat_image
 from clip_guidance.images.load import ImageError, Skipped
@@ -38,7 +40,9 @@ class _Plan:
     taken: set[int] = field(default_factory=set)  # entries whose move is in the batch
 
 
-def add_batch(store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: Callable[[Path], str]) -> Changes:
+def add_batch(
+    store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: Callable[[Path], str], domain: DomainCheck
+) -> Changes:
     """Read, encode and acknowledge some files.
 
     Args:
@@ -46,6 +50,7 @@ def add_batch(store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: C
         clip: Encodes what is new, except for what its cache holds if it is a ``CachedCLIP``.
         paths: Absolute paths, no two the same.
         patch_of: Returns what is to be changed in the metadata of a path, as JSON.
+        domain: Counts the images that the CLIP does not know.
     """
     plan = _Plan()
     for path in paths:
@@ -53,18 +58,18 @@ def add_batch(store: Store, clip: DualEncoder, paths: Sequence[str], patch_of: C
             _examine(store, clip, path, patch_of, plan)
         except ImageError as error:
             plan.changes.skipped.append(Skipped(path, error.reason))
-    _encode(clip, plan)
+    _encode(clip, plan, domain)
     if plan.batch:
         lost = store.apply(plan.batch)
         reason = "another process removed it from the index meanwhile; add it again"
         plan.changes.skipped += [Skipped(path, reason) for path in lost]
         plan.changes.moved = [moved for moved in plan.changes.moved if moved.new not in lost]
     if damaged := store.damaged(exactly(paths)):  # after the batch, since an image may have moved with its vector
-        plan.changes += _repair(store, clip, damaged)
+        plan.changes += _repair(store, clip, damaged, domain)
     return plan.changes
 
 
-def _repair(store: Store, clip: DualEncoder, paths: Sequence[str]) -> Changes:
+def _repair(store: Store, clip: DualEncoder, paths: Sequence[str], domain: DomainCheck) -> Changes:
     """Encode images anew whose vectors were damaged."""
     plan = _Plan()
     for path in paths:
@@ -77,7 +82,7 @@ def _repair(store: Store, clip: DualEncoder, paths: Sequence[str]) -> Changes:
             continue
         plan.batch.put.append(Seen(path, content_hash(data), found.st_size, 0))
         plan.new.append(False)
-    _encode(clip, plan)
+    _encode(clip, plan, domain)
     if plan.batch:
         store.apply(plan.batch)
     return Changes(repaired=plan.changes.updated, skipped=plan.changes.skipped)
@@ -127,11 +132,13 @@ def _find_moved(store: Store, content: str, taken: set[int]) -> Entry | None:
     return next((entry for entry in alike if not os.path.exists(entry.path)), None)
 
 
-def _encode(clip: DualEncoder, plan: _Plan) -> None:
+def _encode(clip: DualEncoder, plan: _Plan, domain: DomainCheck) -> None:
     if not plan.prepared:
         return
-    embeds = encode(clip, plan.prepared).cpu().numpy()
+    encoded = encode(clip, plan.prepared).cpu()
+    embeds = encoded.numpy()
     finite = np.isfinite(embeds).all(axis=1)
+    domain.add(encoded[torch.from_numpy(finite)])
     put, new = plan.batch.put, plan.new
     plan.batch.put = [seen for seen, good in zip(put, finite, strict=True) if good]
     plan.batch.embeds = embeds[finite]

@@ -85,7 +85,7 @@ class Database:
 
     def _open(self, immutable: bool = False) -> sqlite3.Connection:
         path, alone = self.folder / FILE, {"isolation_level": None, "check_same_thread": False}
-        return connect(path, immutable, timeout=self.timeout, **alone)
+        return connect(path, immutable, timeout=self.timeout, **alone)  # type: ignore[arg-type]
 
     def _use_write_ahead_log(self) -> None:
         end = time.monotonic() + self.timeout

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clip_guidance.clip import DualEncoder, as_clip
+from clip_guidance.clip.domain import DomainCheck
 from clip_guidance.images.load import find_images
 from clip_guidance.index.add import add_batch, is_unchanged
 from clip_guidance.index.compact import compact
@@ -88,8 +89,6 @@ class ImageIndex:
         clip = None if clip is None else as_clip(clip)
         return cls(open_store(os.fspath(address), clip, create, dtype, catalogue), clip)
 
-    # Changing the index
-
     def add(self, paths: Paths, metadata: Metadata = None, batch_size: int = 64) -> Changes:
         """Add images, and bring those that the index holds up to date; see :meth:`iter_add`."""
         return sum(self.iter_add(paths, metadata, batch_size), Changes())
@@ -114,10 +113,12 @@ class ImageIndex:
             ValueError: The metadata is no JSON.
         """
         clip, patch_of = self._clip(), patches(metadata)
+        domain = DomainCheck(clip)
         files = list(dict.fromkeys(os.path.abspath(path) for path in find_images(as_paths(paths))))
         for start in range(0, len(files), batch_size):
-            yield add_batch(self._store, clip, files[start : start + batch_size], patch_of)
+            yield add_batch(self._store, clip, files[start : start + batch_size], patch_of, domain)
         self._store.flush()
+        domain.warn()
 
     def sync(self, paths: Paths = (), metadata: Metadata = None, batch_size: int = 64) -> Changes:
         """Make the index what the files are: add ``paths``, renew what has changed, remove what is gone.
@@ -126,17 +127,18 @@ class ImageIndex:
         on a drive that is not there is gone too: :meth:`verify` tells what is missing without changing anything.
         """
         clip = self._clip()
-        changes = self.add(paths, metadata, batch_size)
+        changes, domain = self.add(paths, metadata, batch_size), DomainCheck(clip)
         entries = self._store.entries()
         while page := list(itertools.islice(entries, batch_size)):
             gone = [entry.path for entry in page if not os.path.exists(entry.path)]
             bad = {*gone, *self._store.damaged(exactly(entry.path for entry in page))}
             other = [entry.path for entry in page if entry.path in bad or not is_unchanged(entry)]
-            renewed = add_batch(self._store, clip, [path for path in other if path not in gone], patches(None))
+            renewed = add_batch(self._store, clip, [path for path in other if path not in gone], patches(None), domain)
             renewed.unchanged = 0  # add has counted these already
             changes += renewed
             changes.removed += self._store.delete(exactly(gone)) if gone else []
         self._store.flush()
+        domain.warn()
         return changes
 
     def delete(self, paths: Paths | None = None, *, where: Where = None) -> list[str]:
@@ -166,8 +168,6 @@ class ImageIndex:
     def compact(self) -> int:
         """Free the disk of deleted and replaced vectors; return their number."""
         return compact(self._store)
-
-    # Reading the index
 
     def search(self, query: Query, k: int = 10, where: Where = None, *, exact: bool = False) -> Hits:
         """Search the images that match a query best.

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from clip_guidance.clip import DualEncoder
 
 
-class ImageScore(Protocol):
-    """Score images from their embeddings and those of k texts per image."""
+class Averaged(Protocol):
+    """What a table of scores needs to know of a score, whoever computes it."""
 
     @property
     def name(self) -> str:
@@ -23,7 +23,14 @@ class ImageScore(Protocol):
 
     @property
     def needs_prompt(self) -> bool:
-        """Say whether :meth:`texts` depends on the image's prompt."""
+        """Say whether the score depends on the image's prompt."""
+
+    def mean(self, scores: Tensor) -> float:
+        """Average the scores (n,) of many images in float64, as the definition of the score says."""
+
+
+class ImageScore(Averaged, Protocol):
+    """Score images from their embeddings and those of k texts per image."""
 
     def texts(self, prompt: str) -> list[str]:
         """List the k texts to encode beside an image: made from its prompt, or the same for all; k may be 0."""
@@ -39,9 +46,6 @@ class ImageScore(Protocol):
         Returns:
             Scores (n,).
         """
-
-    def mean(self, scores: Tensor) -> float:
-        """Average the scores (n,) of many images in float64, as the definition of the score says."""
 
     def record(self, clip: DualEncoder) -> dict[str, Any]:
         """Return all that is needed to compute the same number again, in flat columns, ``definition`` first."""

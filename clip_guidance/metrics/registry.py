@@ -1,6 +1,7 @@
 """Scores of single images by their names, and the function that scores images by any of them.
 
     torchmetrics, hessel, cosine      the image against its prompt (clip_guidance.metrics.clip_score)
+    sigmoid                           the probability of the pair, by SigLIP (clip_guidance.metrics.pair_probability)
     clip-iqa[:PAIR]                   a pair of opposite texts: "quality", "good photo", or own "sharp art/blurred art"
     aesthetic:PATH.safetensors        a linear head on the image's embedding
 
@@ -21,7 +22,9 @@ from clip_guidance.images.load import as_list
 from clip_guidance.metrics.aesthetic import AestheticHead
 from clip_guidance.metrics.clip_iqa import get_pair
 from clip_guidance.metrics.clip_score import DEFINITIONS, ScoreDefinition
+from clip_guidance.metrics.pair_probability import PairProbability
 from clip_guidance.metrics.protocol import ImageScore, expect_texts
+from clip_guidance.rewards.load import REPOSITORIES
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,9 @@ def get_image_score(score: Score) -> ImageScore:
     """Find a score by its name; a score is returned as it is.
 
     Args:
-        score: "torchmetrics", "hessel", "cosine"; "clip-iqa" or "clip-iqa:" and the name of a built-in pair, its first
-            text, or two own texts with a slash between them; "aesthetic:" and the path of a head; a
-            ``ScoreDefinition``;
-            or any object that follows :class:`~clip_guidance.metrics.protocol.ImageScore`.
+        score: "torchmetrics", "hessel", "cosine"; "sigmoid", by a SigLIP; "clip-iqa" or "clip-iqa:" and the name of a
+            built-in pair, its first text, or two own texts with a slash between them; "aesthetic:" and the path of a
+            head; a ``ScoreDefinition``; or any object that follows :class:`~clip_guidance.metrics.protocol.ImageScore`.
 
     Raises:
         ValueError: No score has this name.
@@ -77,13 +79,16 @@ def get_image_score(score: Score) -> ImageScore:
         return score
     if score in DEFINITIONS:
         return PromptScore(DEFINITIONS[score])
+    if score == PairProbability.name:
+        return PairProbability()
     kind, _, rest = score.partition(":")
     if kind == "clip-iqa":
         return get_pair(rest or "quality")
     if kind == "aesthetic" and rest:
         return AestheticHead.from_file(rest)
-    known = ", ".join([*DEFINITIONS, "clip-iqa[:PAIR]", "aesthetic:PATH.safetensors"])
-    raise ValueError(f"no score {score!r}; there are {known}")
+    known = ", ".join([*DEFINITIONS, PairProbability.name, "clip-iqa[:PAIR]", "aesthetic:PATH.safetensors"])
+    hint = ", and it is a reward: --reward, or load_reward" if score in REPOSITORIES else ""
+    raise ValueError(f"no score {score!r}; there are {known}{hint}")
 
 
 def score_images(

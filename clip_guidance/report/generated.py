@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from clip_guidance.generation.best_of import SearchResult
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
@@ -36,7 +37,7 @@ def generated(rows: Sequence[Mapping[str, Any]], *, failed: Sequence[Mapping[str
     shared = {name for name in names if len({repr(one.get(name)) for one in settings}) == 1}
     chosen = rows[: parts.MAX_IMAGES]
     cards = [_card(row, [name for name in names if name not in shared]) for row in chosen]
-    note = f"{parts.shown(len(chosen), len(rows))}. Scores are 100 · cosine, rounded to 0.001."
+    note = f"{parts.shown(len(chosen), len(rows))}. Scores without a name are 100 · cosine; all are rounded to 0.001."
     about = {name: settings[0][name] for name in names if name in shared}
     made = {"device": rows[0]["device"], **rows[0]["versions"]} if rows else {}
     return Page(
@@ -55,9 +56,25 @@ def image_parts(image: GeneratedImage) -> tuple[Markup, ...]:
     return generated([{"image": image.image, **image.record()}]).parts
 
 
+@result_parts.register
+def search_parts(found: SearchResult) -> tuple[Markup, ...]:
+    """Draw the images of a search, best first, with their rewards and seeds."""
+    ranked = list(zip(found.images, found.rewards, found.seeds, strict=True))[: parts.MAX_IMAGES]
+    cards = [Card(image, value=f"{reward:.3f}", lines=(f"seed {seed}",)) for image, reward, seed in ranked]
+    note = f"{parts.shown(len(cards), len(found.images))}, best first. Rewards are rounded to 0.001."
+    failed = [{"path": f"seed {each.seed}", "reason": each.reason} for each in found.failed]
+    return (parts.section("Images", parts.gallery(cards), note), *parts.failures(failed))
+
+
 def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
     settings = row["settings"]
     lines = [settings["prompt"], f"seed {settings['seed']}"]
     lines += [f"{name} {settings[name]}" for name in own if settings.get(name) not in (None, "")]
-    lines += [f"{one['score']:.3f} by {one['model']}{' (the guide)' if one['guided'] else ''}" for one in row["scores"]]
+    lines += [_score(one) for one in row["scores"]]
     return Card(row["image"], lines=tuple(lines))
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    definition = score.get("definition", "torchmetrics")
+    name = "" if definition == "torchmetrics" else f" {definition}"
+    return f"{score['score']:.3f}{name} by {score['model']}{' (the guide)' if score['guided'] else ''}"

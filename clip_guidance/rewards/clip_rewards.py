@@ -10,11 +10,14 @@ The first two are CLIPs that were trained further on people's choices between im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from clip_guidance._tensors import sized_for_half
 from clip_guidance.clip import DualEncoder
+from clip_guidance.clip.fingerprint import digest
 from clip_guidance.rewards.base import PromptReward, RewardError
 
 
@@ -33,15 +36,30 @@ class PreferenceReward(PromptReward):
     ) -> None:
         super().__init__(name, prompts)
         self.clip, self.scaled = clip, scaled
-        own = list(dict.fromkeys(self.prompts or []))
-        self._own_embeds = dict(zip(own, clip.encode_text(own), strict=True)) if own else {}
+        self.image_processor, self.embed_dim = clip.image_processor, clip.projection_dim
+        self.tokenizer = clip.tokenizer
+        self.context_length = getattr(clip.tokenizer, "model_max_length", None)
+        self._own_embeds = self._embeds(self.prompts or [])
 
-    def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._own_embeds]
-        known = self._own_embeds | (dict(zip(new, self.clip.encode_text(new), strict=True)) if new else {})
-        image_embeds = _image_embeds(self.clip, images)
-        cosines = (image_embeds * torch.stack([known[prompt] for prompt in prompts]).to(image_embeds)).sum(-1)
+    def with_prompts(self, prompts: str | Sequence[str]) -> PreferenceReward:
+        other = cast(PreferenceReward, super().with_prompts(prompts))
+        other._own_embeds = other._embeds(other.prompts or [])
+        return other
+
+    def _embeds(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        texts = list(dict.fromkeys(prompts))
+        return dict(zip(texts, self.clip.encode_text(texts), strict=True)) if texts else {}
+
+    def look(self, pixel_values: Tensor) -> Tensor:
+        return _image_embeds(self.clip, pixel_values)
+
+    def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        known = self._own_embeds | self._embeds([prompt for prompt in prompts if prompt not in self._own_embeds])
+        cosines = (seen * torch.stack([known[prompt] for prompt in prompts]).to(seen)).sum(-1)
         return self.clip.logits(cosines) if self.scaled else cosines
+
+    def fingerprint(self) -> str:
+        return self.clip.fingerprint()
 
 
 class AestheticReward(PromptReward):
@@ -68,14 +86,20 @@ class AestheticReward(PromptReward):
                 f"{clip.name_or_path or 'this CLIP'} have {clip.projection_dim}: take the CLIP it was fitted to"
             )
         self.clip = clip
+        self.image_processor, self.embed_dim = clip.image_processor, clip.projection_dim
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float())
 
-    def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        image_embeds = _image_embeds(self.clip, images)
-        return image_embeds @ self.weight.to(image_embeds) + self.bias.to(image_embeds)
+    def look(self, pixel_values: Tensor) -> Tensor:
+        return _image_embeds(self.clip, pixel_values)
+
+    def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        return seen @ self.weight.to(seen) + self.bias.to(seen)
+
+    def fingerprint(self) -> str:
+        return digest(self.clip.fingerprint(), {"weight": self.weight, "bias": self.bias})
 
 
-def _image_embeds(clip: DualEncoder, images: Tensor) -> Tensor:
-    """Embed images (B, 3, H, W) in [0, 1] as unit vectors (B, d), differentiably."""
-    return clip.image_embeds(clip.image_processor.differentiable(images.to(clip.device)).to(clip.dtype))
+def _image_embeds(clip: DualEncoder, pixel_values: Tensor) -> Tensor:
+    """Embed preprocessed images (B, 3, S, S) as unit vectors (B, d), with gradients of a size that float16 holds."""
+    return sized_for_half(lambda x: clip.image_embeds(x.to(clip.dtype)), pixel_values)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, sized_for_half
+from clip_guidance.clip.fingerprint import digest
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
-from clip_guidance.clip.tokenizer import one_at_a_time
+from clip_guidance.clip.tokenizer import one_at_a_time, warn_truncated
 from clip_guidance.rewards.base import PromptReward, RewardError
 from clip_guidance.rewards.heads import folded
 
@@ -52,8 +53,10 @@ class ImageReward(PromptReward):
         prompts: As for :class:`~clip_guidance.rewards.base.PromptReward`.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     weight: Tensor
     bias: Tensor
+    context_length = CONTEXT
 
     def __init__(
         self,
@@ -106,20 +109,31 @@ class ImageReward(PromptReward):
         weight, bias = folded(head, text_encoder.config.hidden_size, "ImageReward's head")
         return cls(image_encoder, text_encoder, weight, bias, tokenizer, prompts).eval()
 
-    def rate(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        device, dtype = self.weight.device, self.image_encoder.dtype
-        pixel_values = self.image_processor.differentiable(images).to(device, dtype)
-        seen = self.image_encoder(pixel_values).last_hidden_state
+    def look(self, pixel_values: Tensor) -> Tensor:
+        def states(x: Tensor) -> Tensor:
+            return at_least_float32(self.image_encoder(x.to(self.dtype)).last_hidden_state)
+
+        return sized_for_half(states, pixel_values)
+
+    def judge(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        warn_truncated(self.tokenizer, list(dict.fromkeys(prompts)), CONTEXT)
         options = {"padding": True, "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
         tokens = one_at_a_time(self.tokenizer, list(prompts), **options)
-        read = self.text_encoder(
-            input_ids=tokens.input_ids.to(device),
-            attention_mask=tokens.attention_mask.to(device),
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
-        )
-        first = at_least_float32(read.last_hidden_state[:, 0])
-        return (first @ self.weight.to(first.dtype) + self.bias - MEAN) / STD
+
+        def first_state(seen: Tensor) -> Tensor:
+            read = self.text_encoder(
+                input_ids=tokens.input_ids.to(seen.device),
+                attention_mask=tokens.attention_mask.to(seen.device),
+                encoder_hidden_states=seen.to(self.dtype),
+                encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            )
+            return at_least_float32(read.last_hidden_state[:, 0])
+
+        first = sized_for_half(first_state, seen)
+        return (first @ self.weight.to(first) + self.bias.to(first) - MEAN) / STD
+
+    def fingerprint(self) -> str:
+        return digest([self.tokenizer.get_vocab(), self.image_processor.described()], self.state_dict())
 
 
 def _renamed(name: str) -> str:

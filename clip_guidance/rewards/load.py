@@ -44,6 +44,7 @@ REPOSITORIES = {
     "aesthetic": "RE-N-Y/laion-aesthetic",
     "imagereward": "RE-N-Y/ImageReward",
 }
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt")
 PORTS = {"xswu/HPSv2": "hpsv2.1", "THUDM/ImageReward": "imagereward", "zai-org/ImageReward": "imagereward"}
 
 
@@ -66,7 +67,8 @@ class _Parts:
 
     def tokenizer_of(self, place: Place, default: str) -> PreTrainedTokenizerBase:
         """Return the tokenizer given, else that beside the weights, else that of the model that was trained further."""
-        found = self.tokenizer or load_tokenizer(place)
+        has_own = any(place.file(name) for name in TOKENIZER_FILES)  # else transformers looks at config.json, and fails
+        found = self.tokenizer or (load_tokenizer(place) if has_own else None)
         if found is None:
             options = dataclasses.replace(self.options, revision=None, subfolder="")  # they are of the reward's own
             found = load_tokenizer(find_place(default, "tokenizer", "tokenizer.json", options))
@@ -128,7 +130,8 @@ def load_reward(
     parts.check(kind, str(name))
     made = _BUILD[kind](place, path, parts).eval().requires_grad_(False)
     made = made.to(torch.device("cpu") if device is None else check_device(device))
-    return _in_precision(made, as_dtype(dtype))
+    made.name_or_path, made.revision = place.name, _commit(path) if place.options else None
+    return made.in_precision(as_dtype(dtype))
 
 
 def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path, str]:
@@ -154,6 +157,12 @@ def _find(name: str | Path, options: HubOptions) -> tuple[Place, Path, str]:
     except (OSError, SafetensorError) as error:
         raise RewardError(f"{name}: {path.name} cannot be read as safetensors: {error}") from error
     return place, path, str(name) if str(name) in REPOSITORIES else _kind_of(keys, str(name))
+
+
+def _commit(path: Path) -> str | None:
+    """Return the commit of a file in a cache of the hub, ``.../snapshots/COMMIT/...``."""
+    below = (path.relative_to(folder) for folder in path.parents if folder.name == "snapshots")
+    return next((found.parts[0] for found in below), None)
 
 
 def _kind_of(keys: set[str], name: str) -> str:
@@ -222,9 +231,3 @@ def _image_reward(place: Place, path: Path, parts: _Parts) -> PromptReward:
 
 _BUILD = {"pickscore": _pickscore, "hpsv2.1": _hps, "aesthetic": _aesthetic, "imagereward": _image_reward}
 
-
-def _in_precision(reward: PromptReward, dtype: torch.dtype | str) -> PromptReward:
-    """Convert the towers; a head is a buffer, which stays in float32."""
-    for module in reward.children():
-        module.to(dtype)
-    return reward

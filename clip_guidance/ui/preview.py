@@ -170,6 +170,5 @@ class _Predictor:
         x0 = self._host.prediction_type.to_x0(mean, sample[:1], self._host.noise_level(timestep))
         if not x0.isfinite().all():
             return None
-        call = current_call()
-        pixels = self._decode(x0, call.size if call else None)
+        pixels = self._decode(x0, current_call())
         return load_image(pixels[0]) if pixels.ndim == 4 and pixels.isfinite().all() else None

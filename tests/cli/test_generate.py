@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from helpers.factories import save_tiny_clip
 from PIL import Image
+
+import clip_guidance as cg
 
 
 @pytest.fixture
@@ -38,6 +43,38 @@ def test_generate_from_an_image_draws_it_again(generate):
     assert changed["image"].endswith("a-cat-3-2.png")
     (other,) = generate("--from", first["image"], "--prompt", "a dog", "--seed", 0, "--json").json
     assert other["settings"] == {**first["settings"], "prompt": "a dog", "seed": 0}
+
+
+@pytest.mark.slow
+def test_generate_from_an_image_finds_the_images_that_it_was_steered_to(generate, tmp_path):
+    reference = tmp_path / "reference.png"
+    Image.new("RGB", (20, 20), "red").save(reference)
+    words = ("--region", "a cat@0,0,0.5,1", "--region", f"file:{reference}@0.5,0,1,1", "--clip-image", reference)
+    (first,) = generate("--prompt", "a cat", "--scale", 9, *words, "--json").json
+    (file,) = first["settings"]["clip_images"]
+    assert file["path"] == str(reference)
+    assert first["settings"]["regions"] == [
+        {"target": "a cat", "box": [0, 0, 0.5, 1]},
+        {"target": file, "box": [0.5, 0, 1, 1]},
+    ]
+    again = generate("--from", first["image"], "--json")
+    assert again.json == [first] and "was drawn again bit for bit" in again.err
+    Image.new("RGB", (20, 20), "blue").save(reference)
+    changed = generate("--from", first["image"])
+    assert changed.code == 1 and "reference.png: is another image than was steered to" in changed.err
+    reference.unlink()
+    gone = generate("--from", first["image"])
+    assert gone.code == 1 and "reference.png: no such file" in gone.err
+
+
+def test_bad_images_and_regions_are_errors_of_usage(generate):
+    for words, message in (
+        (("--clip-image", "gone.png"), "Invalid value for '--clip-image': gone.png: no such file"),
+        (("--region", "a cat@0,0,2,1"), "Invalid value for '--region': box must be left,top,right,bottom in [0, 1]"),
+        (("--region", "a cat"), "Invalid value for '--region': expected TEXT@left,top,right,bottom"),
+    ):
+        done = generate("--prompt", "a cat", *words)
+        assert done.code == 2 and message in done.err
 
 
 def test_generate_tells_when_an_image_came_out_differently(generate):
@@ -83,3 +120,54 @@ def test_what_cannot_be_drawn_is_named_and_the_others_are_done(generate, tmp_pat
 def test_a_prompt_longer_than_the_pipelines_context_is_reported_without_guidance_too(generate):
     done = generate("--prompt", "ox " * 60, "--scale", 0)
     assert done.code == 0 and "cut to the context of 40" in done.err
+
+
+def test_rewards_steer_beside_clip_and_are_drawn_again(generate, clip, tmp_path):
+    reward = save_tiny_clip(tmp_path / "reward", seed=7)
+    (plain,) = generate("--prompt", "a cat", "--scale", 0, "--json").json
+    words = ["--prompt", "a cat", "--clip-prompt", "a red cat", "--scale", 0, "--reward", f"{reward}=60"]
+    (first,) = generate(*words, "--json").json
+    assert first["settings"]["rewards"] == [{"name": str(reward), "weight": 60.0}] and first["guide"] is None
+    assert Image.open(first["image"]).tobytes() != Image.open(plain["image"]).tobytes()
+    loaded, (*_, score) = cg.load_reward(reward), first["scores"]
+    assert (score["definition"], score["model"], score["guided"]) == ("pickscore", str(reward), True)
+    assert score["fingerprint"] == loaded.fingerprint() and score["prompt"] == "a red cat"
+    assert score["score"] == pytest.approx(loaded.score(first["image"], "a red cat").item(), abs=1e-4)
+    assert loaded.score([first["image"]], "a red cat") > loaded.score([plain["image"]], "a red cat")
+    again = generate("--from", first["image"], "--json")
+    assert again.json == [first] and "was drawn again bit for bit" in again.err
+
+
+@pytest.mark.slow
+def test_rewards_and_clip_steer_by_their_weighted_sum(generate, cli, clip, judge, pipeline, tmp_path):
+    """The sum of the guidances attached one by one; and a pipeline without a CLIP is steered by rewards alone."""
+    rewards = [save_tiny_clip(tmp_path / name, seed=seed) for name, seed in (("one", 7), ("two", 8))]
+    words = ["--reward", f"{rewards[0]}=20", "--reward", f"{rewards[1]}=-5"]
+    done = generate("--prompt", "a cat", "--scale", 9, *words)
+    assert done.table[0][3:] == [
+        f"100·cos by {clip}", f"100·cos by {judge}", *(f"pickscore by {reward}" for reward in rewards)
+    ]  # fmt: skip
+    pipe = cg.load_pipeline(pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    guides = [cg.CLIPGuidance(cg.CLIP.from_pretrained(clip), "a cat", scale=9.0)]
+    guides += [cg.Guidance(cg.load_reward(r, "a cat"), scale=w) for r, w in zip(rewards, (20.0, -5.0), strict=True)]
+    with guides[0].attach(pipe), guides[1].attach(pipe), guides[2].attach(pipe):
+        generator = torch.Generator().manual_seed(0)
+        expected = pipe("a cat", num_inference_steps=2, guidance_scale=3.0, generator=generator).images[0]
+    found, expected = (np.asarray(x, np.int16) for x in (Image.open(done.table[1][0]), expected))
+    assert abs(found - expected).max() <= 1
+    alone = cli("generate", "--prompt", "a cat", "--model", pipeline, "--steps", 2, *words, "--json",
+                "--output", tmp_path / "alone", "--report", tmp_path / "page.html")  # fmt: skip
+    assert alone.code == 0 and alone.json[0]["settings"]["scale"] == 0 and len(alone.json[0]["scores"]) == 2
+    assert "pickscore by" in (tmp_path / "page.html").read_text()
+    scored = cli("score", alone.json[0]["image"], "--reward", rewards[0], "--json")
+    assert scored.json["results"][0]["guided"] and "guided by the very model that scores them" in scored.err
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [("pickscore=1e9", "weight must be a number from -10,000 to 10,000"), ("pikscore", "pikscore: neither a folder")],
+)
+def test_what_is_no_reward_is_named(generate, reward, message):
+    done = generate("--prompt", "a cat", "--reward", reward)
+    assert (done.code, done.out) == (2, "") and message in " ".join(done.err.replace("│", " ").split())

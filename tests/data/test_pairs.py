@@ -86,7 +86,7 @@ def test_shares_by_parts_open_only_their_own():
 
 
 @pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shard", [(0, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("shard", [(1, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((0, 1), (2, 4)))])
 @pytest.mark.parametrize("shuffle_buffer", [0, 5])
 def test_resume_at_every_position_of_three_epochs(shuffle_buffer, shard, known):
     def reader(workers):

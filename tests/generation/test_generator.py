@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
 
@@ -14,6 +15,8 @@ from clip_guidance.generation import generator
 from clip_guidance.generation.generator import ImageGenerator, generate
 from clip_guidance.generation.image import FailedImageError, check_image
 from clip_guidance.generation.settings import TUNED, GenerateSettings, read_settings
+from clip_guidance.generation.targets import ImageFile, PlacedTarget
+from clip_guidance.guidance import CLIPGuidance, Region
 from clip_guidance.images.metadata import read_record
 from clip_guidance.metrics.clip_score import clip_score
 
@@ -84,6 +87,37 @@ def test_an_image_does_not_depend_on_its_neighbours(settings):
 )
 def test_every_setting_reaches_the_image(settings, unchanged, change):
     assert pixels(draw(dataclasses.replace(settings, **change))[0]) != unchanged
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> ImageFile:
+    path = tmp_path_factory.mktemp("reference") / "red.png"
+    Image.new("RGB", (20, 30), "red").save(path)
+    return ImageFile.read(str(path))
+
+
+def test_images_and_regions_steer(settings, unchanged, reference):
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    regions = (PlacedTarget("a blue boat", left), PlacedTarget(reference, right))
+    asked = [{"clip_images": (reference,)}, {"clip_images": (reference,), "regions": regions}]
+    expected = [[(reference.path, 1.0)], [(reference.path, 1.0), *regions]]
+    drawn = {unchanged}
+    for change, target in zip(asked, expected, strict=True):
+        (generated,) = draw(one := dataclasses.replace(settings, **change, steps=2))
+        with_paths = [
+            Region(each.target if isinstance(each.target, str) else Path(each.target.path), each.box)
+            if isinstance(each, PlacedTarget)
+            else (Path(each[0]), each[1])
+            for each in target
+        ]
+        pipe = ImageGenerator().pipeline(one)
+        options = {"scale": one.scale, "cutouts": one.cutouts, "seed": one.seed}
+        with CLIPGuidance(one.clip, with_paths, **options).attach(pipe):
+            generator = torch.Generator().manual_seed(0)
+            image = pipe(one.prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images[0]
+        assert image.tobytes() == pixels(generated)
+        drawn.add(pixels(generated))
+    assert len(drawn) == 3
 
 
 def test_scores_are_those_of_the_image_and_tell_guide_from_judge(settings, judge):

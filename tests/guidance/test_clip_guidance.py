@@ -72,18 +72,31 @@ def test_clip_guidance_is_guidance_with_clips_reward(tiny_pipeline, clip):
 # ---------------------------------------------------------------- arguments
 
 
-BAD_PROMPTS = [
-    ("", ValueError, "prompt 0 is empty"),
-    (["dog", " \n"], ValueError, "prompt 1 is empty"),
+BAD_TARGETS = [
+    ("", ValueError, "the target is empty"),
+    (["dog", " \n"], ValueError, "target 1 is empty"),
     ([], ValueError, "empty list"),
-    (["dog", 3], TypeError, "prompt 1 is a int"),
+    (["dog", 3], TypeError, "target 1 must be a text"),
 ]
 
 
-@pytest.mark.parametrize(("prompt", "error", "message"), BAD_PROMPTS)
-def test_bad_prompts_are_refused(clip, prompt, error, message):
+@pytest.mark.parametrize(("target", "error", "message"), BAD_TARGETS)
+def test_bad_targets_are_refused(clip, target, error, message):
     with pytest.raises(error, match=message):
-        CLIPGuidance(clip, prompt)
+        CLIPGuidance(clip, target)
+
+
+def test_the_former_name_of_the_target_is_taken_and_never_overrules_it(clip):
+    for cls in (CLIPGuidance, CLIPReward):
+        one = cls(clip, prompt="dog")
+        assert one.target == one.prompt == "dog"
+        one.prompt = "cat"
+        assert one.target == "cat"
+        for args, options in ((("dog",), {"prompt": "cat"}), ((), {"target": "dog", "prompt": "cat"})):
+            with pytest.raises(TypeError, match="target|prompt"):
+                cls(clip, *args, **options)
+        with pytest.raises(TypeError, match="missing .* 'target'"):
+            cls(clip)
 
 
 @pytest.mark.parametrize("count", [0, -2])
@@ -95,7 +108,7 @@ def test_there_is_at_least_one_cutout(clip, count):
 BAD_ARGUMENTS = [
     ({"scale": float("nan")}, "scale must be finite, got nan"),
     ({"scale": float("inf")}, "scale must be finite, got inf"),
-    ({"mode": "dps"}, "mode must be one of x0, exact, or a method such as .*, got 'dps'"),
+    ({"mode": "dps"}, "mode must be one of x0, exact, noisy, or a method such as .*, got 'dps'"),
     ({"start": -0.1}, "0 <= start < stop <= 1, got start=-0.1, stop=1.0"),
     ({"stop": 1.5}, "got start=0.0, stop=1.5"),
     ({"start": 0.5, "stop": 0.5}, "got start=0.5, stop=0.5"),
@@ -123,13 +136,13 @@ def test_a_reward_is_callable():
 def test_the_repr_is_one_line(clip):
     assert repr(CLIPGuidance(clip, "dog", 2.0)) == (
         "CLIPGuidance(scale=2.0, mode='x0', start=0.0, stop=1.0, every=1, space='image', data_variance=None, "
-        "schedule=None, cap=None, decoding=None)"
+        "schedule=None, cap=None, damping=None, decoding=None)"
     )
 
 
 # ---------------------------------------------------------------- documentation
 
-OWN = {"clip", "prompt", "cutouts", "seed", "chunk"}
+OWN = {"clip", "target", "cutouts", "seed", "chunk"}
 
 
 def documented(cls):

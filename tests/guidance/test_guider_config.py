@@ -16,9 +16,10 @@ from diffusers.guiders import (
 from helpers.factories import save_tiny_clip
 from helpers.modular_runs import QWEN, SD3, built, redness, run
 from helpers.pipelines import modular
+from PIL import Image
 
 from clip_guidance import CLIP
-from clip_guidance.guidance import CLIPGuidance, Cutouts, Decoding, Guidance
+from clip_guidance.guidance import CLIPGuidance, Cutouts, Decoding, Guidance, Region
 
 PROMPT = "a red apple"
 
@@ -36,12 +37,13 @@ def clip(folder):
 
 OPTIONS = [
     {},
-    {"prompt": ["a red apple", "a green pear"], "scale": [1.0, -2.0]},
-    {"prompt": {"a photo": -0.5, "a red apple": 1.0}, "scale": 3},
+    {"target": ["a red apple", "a green pear"], "scale": [1.0, -2.0]},
+    {"target": {"a photo": -0.5, "a red apple": 1.0}, "scale": 3},
     {"cutouts": Cutouts(3, seed=4, smallest=0.7, flip=False, jitter=0.1, noise=0.02), "chunk": 2},
     {"cutouts": 3, "seed": 7},
-    {"mode": "exact", "start": 0.1, "stop": 0.9, "every": 2, "data_variance": 0.5, "cap": 2.0},
+    {"mode": "exact", "start": 0.1, "stop": 0.9, "every": 2, "data_variance": 0.5, "cap": 2.0, "damping": 0.1},
     {"decoding": Decoding(resolution=0.5, crop=0.8, checkpoint=True, images=1, dtype=torch.bfloat16, seed=3)},
+    {"decoding": Decoding(frames=(0, -1))},
     {"guider": ClassifierFreeGuidance(3.0, guidance_rescale=0.2)},
     {"guider": AdaptiveProjectedGuidance(adaptive_projected_guidance_norm_dim=(-1, -2))},
     {"guider": PerturbedAttentionGuidance(perturbed_guidance_layers=[0, 2])},
@@ -51,14 +53,14 @@ OPTIONS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "plain")
 def test_what_is_saved_is_what_is_loaded(tmp_path, clip, options):
-    guidance = CLIPGuidance(clip, **{"prompt": PROMPT, **options})
+    guidance = CLIPGuidance(clip, **{"target": PROMPT, **options})
     guidance.save_pretrained(tmp_path)
     for loaded in (CLIPGuidance.from_pretrained(tmp_path), CLIPGuidance.from_config(guidance.config), guidance.new()):
         assert type(loaded) is CLIPGuidance
         assert repr(loaded) == repr(guidance)
-        assert loaded.prompt == guidance.prompt
+        assert loaded.target == guidance.target
         assert loaded.reward.cutouts == guidance.reward.cutouts and loaded.reward.chunk == guidance.reward.chunk
-        torch.testing.assert_close(loaded.reward.text_embeds, guidance.reward.text_embeds)
+        torch.testing.assert_close(loaded.reward.target_embeds, guidance.reward.target_embeds)
         assert loaded.reward.clip.fingerprint() == clip.fingerprint()
         assert loaded.config == guidance.config
     assert type(loaded.guider) is type(guidance.guider)
@@ -71,7 +73,7 @@ def test_the_file_is_plain_json_in_the_words_of_the_arguments(tmp_path, folder, 
     (file,) = tmp_path.iterdir()
     saved = json.loads(file.read_text())
     assert file.name == "guider_config.json" and saved["_class_name"] == "CLIPGuidance"
-    assert (saved["clip"], saved["prompt"], saved["scale"]) == (str(folder), PROMPT, 2.0)
+    assert (saved["clip"], saved["target"], saved["scale"]) == (str(folder), PROMPT, 2.0)
     assert saved["cutouts"]["count"] == 1 and saved["guider"]["guidance_scale"] == 3.0
 
 
@@ -101,12 +103,39 @@ def test_a_clip_that_is_named_follows_the_pipeline_and_one_that_is_given_does_no
     for source, device in ((folder, "meta"), (clip, "cpu")):
         guidance = CLIPGuidance(source, PROMPT)
         guidance.prepare(pipe)
-        assert guidance.reward.clip.device.type == guidance.reward.text_embeds.device.type == device
+        assert guidance.reward.clip.device.type == guidance.reward.target_embeds.device.type == device
 
 
 def test_the_packaged_clip_has_a_name(tmp_path):
     CLIPGuidance("emoji", PROMPT).save_pretrained(tmp_path)
     assert CLIPGuidance.from_pretrained(tmp_path).config["clip"] == "emoji"
+
+
+def test_images_and_regions_are_saved_by_path(tmp_path, clip):
+    path = tmp_path / "reference.png"
+    Image.new("L", (8, 8), 200).save(path)
+    targets = [
+        path,
+        {path: 1.0, PROMPT: -0.5},
+        [Region({path: 2.0}, (0, 0, 0.5, 1), weight=0.5), Region(PROMPT, path), (path, 3), "a photo"],
+        [path, {PROMPT: 2.0}, [Region(PROMPT, (0.5, 0, 1, 1))]],
+    ]
+    for target in targets:
+        guidance = CLIPGuidance(clip, target)
+        config = json.loads(json.dumps(guidance.config))
+        loaded = CLIPGuidance.from_config(config, clip=clip)
+        assert loaded.config == guidance.config
+        images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(loaded.reward(images), guidance.reward(images))
+    assert CLIPGuidance(clip, path).config["target"] == {"_class_name": "Path", "path": str(path)}
+
+
+def test_a_config_of_an_earlier_version_names_its_target_prompt(clip):
+    config = CLIPGuidance(clip, PROMPT).config
+    config["prompt"] = config.pop("target")
+    assert CLIPGuidance.from_config(config).target == PROMPT
+    assert CLIPGuidance.from_config(config, target="a pear").target == "a pear"
+    assert CLIPGuidance.from_config(config, prompt="a pear").target == "a pear"
 
 
 # ---------------------------------------------------------------- with the pipeline
@@ -133,7 +162,11 @@ class OwnGuider(ClassifierFreeGuidance):
     pass
 
 
+IN_MEMORY = "a config holds no images: a .* in memory, as a target or a mask, cannot be saved. Pass the pathlib.Path"
 UNSAVED = [
+    ({"target": Image.new("RGB", (4, 4))}, TypeError, IN_MEMORY),
+    ({"target": {torch.zeros(3, 4, 4): 1.0, PROMPT: 2.0}}, TypeError, IN_MEMORY),
+    ({"target": [Region(PROMPT, torch.ones(4, 4))]}, TypeError, IN_MEMORY),
     ({"schedule": lambda fraction: 1.0}, TypeError, "schedule is code, which a config does not hold"),
     ({"to_image": lambda sample: sample}, TypeError, "to_image is code, which a config does not hold"),
     ({"decoding": Decoding(torch.nn.Identity())}, TypeError, "decoding.decoder, a Identity, cannot be saved"),
@@ -144,9 +177,10 @@ UNSAVED = [
 
 @pytest.mark.parametrize(("options", "error", "message"), UNSAVED)
 def test_what_cannot_be_saved_is_refused_when_it_is(tmp_path, clip, options, error, message):
-    guidance = CLIPGuidance(clip, PROMPT, **options)
-    with pytest.raises(error, match=message):
+    guidance = CLIPGuidance(clip, **{"target": PROMPT, **options})
+    with pytest.raises(error, match=message) as caught:
         guidance.save_pretrained(tmp_path)
+    assert len(str(caught.value)) <= 300
 
 
 def test_a_plain_reward_works_but_cannot_be_saved(tmp_path):
@@ -166,7 +200,7 @@ def test_a_clip_that_was_not_loaded_works_but_cannot_be_saved(tmp_path, clip):
 
 def test_another_guiders_config_is_refused(tmp_path):
     ClassifierFreeGuidance(3.0).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="config of a CLIPGuidance, with its clip and prompt, got .*guidance_scale"):
+    with pytest.raises(ValueError, match="config of a CLIPGuidance, with its clip and target, got .*guidance_scale"):
         CLIPGuidance.from_pretrained(tmp_path)
 
 

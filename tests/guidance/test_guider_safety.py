@@ -63,7 +63,7 @@ def cut_off(monkeypatch):
     return cut
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
 @exact_first
 def test_cut_off_between_guider_and_scheduler_the_next_run_clears_up(cut_off, mode, nested):
     pipe, inputs = built(SD3)

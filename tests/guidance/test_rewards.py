@@ -39,7 +39,7 @@ def test_each_prompt_serves_consecutive_images(clip):
 
 
 def test_prompts_that_do_not_fit_the_batch_are_refused(clip):
-    with pytest.raises(ValueError, match="3 prompts cannot be shared out evenly among a batch of 4 images"):
+    with pytest.raises(ValueError, match="3 targets cannot be shared out evenly among a batch of 4 images"):
         CLIPReward(clip, ["a", "b", "c"])(random_images(4))
 
 
@@ -100,20 +100,21 @@ def test_a_weight_multiplies_the_logit_of_its_prompt(clip):
 
 
 BAD_MAPPINGS = [
-    ({}, ValueError, "the prompt is an empty list"),
-    ({"": 1.0}, ValueError, "prompt 0 is empty"),
-    ({"dog": 1.0, 3: 1.0}, TypeError, "prompt 1 is a int"),
-    ({"dog": "1"}, TypeError, "the weight of prompt 'dog' is a str; expected a number"),
-    ({"dog": None}, TypeError, "the weight of prompt 'dog' is a NoneType; expected a number"),
-    ({"dog": 1.0, "cat": float("nan")}, ValueError, "the weight of prompt 'cat' must be finite, got nan"),
-    ({"dog": float("inf")}, ValueError, "the weight of prompt 'dog' must be finite, got inf"),
+    ({}, ValueError, "the target is empty; expected at least one text or image"),
+    ({"": 1.0}, ValueError, "entry 0 of the target is empty"),
+    ({"dog": 1.0, 3: 1.0}, TypeError, "entry 1 of the target must be a text, .*; got int 3"),
+    ({"dog": "1"}, TypeError, "the weight of entry 0 of the target, 'dog', is a str; expected a number"),
+    ({"dog": None}, TypeError, "the weight of entry 0 of the target, 'dog', is a NoneType; expected a number"),
+    ({"dog": 1.0, "cat": float("nan")}, ValueError, "entry 1 of the target, 'cat', must be finite, got nan"),
+    ([("cat", float("inf"))], ValueError, "the weight of entry 0 of the target, 'cat', must be finite, got inf"),
+    ([{"dog": 1}, {"cat": float("inf")}], ValueError, "weight of entry 0 of target 1, 'cat', must be finite, got inf"),
 ]
 
 
-@pytest.mark.parametrize(("prompt", "error", "message"), BAD_MAPPINGS)
-def test_bad_weights_of_prompts_are_refused(clip, prompt, error, message):
+@pytest.mark.parametrize(("target", "error", "message"), BAD_MAPPINGS)
+def test_bad_weights_of_targets_are_refused(clip, target, error, message):
     with pytest.raises(error, match=message):
-        CLIPReward(clip, prompt)
+        CLIPReward(clip, target)
 
 
 # ---------------------------------------------------------------- weighted sums of rewards

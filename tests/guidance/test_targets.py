@@ -1,8 +1,7 @@
-"""What steers is what was said: scales and prompts of the right type, and attributes that act or cannot be set."""
+"""What steers is what was said: scales and targets of the right type, and attributes that act or cannot be set."""
 
 import math
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,21 +35,22 @@ def test_a_tensor_of_scales_steers_each_image():
     assert Guidance(brightness, torch.tensor([1.0, 2.0])).strength(0.0, 2).tolist() == [1.0, 2.0]
 
 
-BAD_PROMPTS = [
-    (3, "the prompt must be a text, several, or texts with weights, got int 3"),
+BAD_TARGETS = [
+    (3, r"the target must be a text, an image .*, a Region, or a list of these; got int 3"),
     (None, "got NoneType None"),
     (b"dog", "got bytes b'dog'"),
     ({"dog", "cat"}, "got set"),
-    ([{"a": 1}, {"b": 1}], "prompt 0 is a dict; expected a string. Weights are one mapping of texts for all images"),
-    (Path("fish.png"), "got PosixPath .*An image cannot be a target yet: describe it in words"),
-    (["dog", Path("fish.png")], "prompt 1 is a PosixPath.* An image cannot be a target yet"),
+    (["dog", 3], r"target 1 must be a text, an image \(PIL, tensor \(3, H, W\) or pathlib.Path\) or .*; got int 3"),
+    ([["dog", "cat"]], "target 0 must be .*; got list"),
+    ([("dog", "1.0")], "target 0 must be .*; got list"),
+    ({"dog": 1.0, ("cat", "fish"): 1.0}, "entry 1 of the target must be .*; got tuple"),
 ]
 
 
-@pytest.mark.parametrize(("prompt", "message"), BAD_PROMPTS)
-def test_a_prompt_that_is_no_text_is_refused(clip, prompt, message):
+@pytest.mark.parametrize(("target", "message"), BAD_TARGETS)
+def test_a_target_of_another_type_is_refused(clip, target, message):
     with pytest.raises(TypeError, match=message) as caught:
-        CLIPGuidance(clip, prompt)
+        CLIPGuidance(clip, target)
     assert len(str(caught.value)) <= 300 and not clip.encoded_texts
 
 
@@ -59,7 +59,7 @@ def test_a_text_that_looks_like_an_image_is_warned_of_and_stays_a_text(clip, tmp
     if "file" in text:
         (tmp_path / "fish").touch()
         text = str(tmp_path / "fish")
-    with pytest.warns(UserWarning, match="looks like an image's path, and is read as a text. An image cannot"):
+    with pytest.warns(UserWarning, match="is read as a text. To steer towards the image, pass a pathlib.Path"):
         CLIPGuidance(clip, text)
     assert clip.encoded_texts == [text]
 
@@ -79,20 +79,20 @@ def test_a_schedule_returns_finite_numbers(factor):
 # ---------------------------------------------------------------- attributes
 
 
-def test_a_prompt_that_is_set_steers_and_is_saved(tiny_pipeline, clip):
+def test_a_target_that_is_set_steers_and_is_saved(tiny_pipeline, clip):
     pipe, guidance = tiny_pipeline(), CLIPGuidance(clip, "dog", 20.0)
     with CLIPGuidance(clip, ["rocket"], 20.0).attach(pipe):
         expected = generate(pipe)
     with guidance.attach(pipe):
         assert not generate(pipe).equal(expected)
-        guidance.prompt = ["rocket"]
+        guidance.target = ["rocket"]
         assert generate(pipe).equal(expected)
     clip.name_or_path = "tiny"
-    assert guidance.config["prompt"] == guidance.prompt == guidance.reward.prompt == ["rocket"]
-    guidance.prompt.append("changes a copy")
-    with pytest.raises(ValueError, match="prompt 0 is empty"):
-        guidance.prompt = ""
-    assert guidance.prompt == ["rocket"]
+    assert guidance.config["target"] == guidance.target == guidance.reward.target == ["rocket"]
+    guidance.target.append("changes a copy")
+    with pytest.raises(ValueError, match="the target is empty"):
+        guidance.target = ""
+    assert guidance.target == ["rocket"]
     with guidance.attach(pipe):
         assert generate(pipe).equal(expected)
 
@@ -152,7 +152,7 @@ def test_a_scale_of_zero_cannot_be_raised_while_nothing_is_attached():
 
 def test_what_belongs_together_cannot_be_set_apart(clip):
     guidance, reward = CLIPGuidance(clip, "dog"), CLIPReward(clip, "dog")
-    for owner, name in ((guidance, "clip"), (guidance, "report"), (reward, "clip"), (reward, "text_embeds")):
+    for owner, name in ((guidance, "clip"), (guidance, "report"), (reward, "clip"), (reward, "target_embeds")):
         with pytest.raises(AttributeError):
             setattr(owner, name, getattr(owner, name))
     with pytest.raises(TypeError, match="reward must be a CLIPReward, got function"):
@@ -239,19 +239,19 @@ def test_another_option_is_kept_or_refused_by_name(name, value):
         assert found is value and (value in (None, "x0", "exact", "image", "latent") or callable(value))
 
 
-@pytest.mark.filterwarnings("ignore:prompt .* looks like an image's path")
-@given(prompt=JUNK)
-def test_a_prompt_is_encoded_or_refused_by_name(prompt):
+@pytest.mark.filterwarnings("ignore:.* looks like an image's path")
+@given(target=JUNK)
+def test_a_target_is_encoded_or_refused_by_name(target):
     try:
-        reward = CLIPReward(CLIP, prompt)
+        reward = CLIPReward(CLIP, target)
     except (ValueError, TypeError) as error:
-        assert "prompt" in str(error) and len(str(error)) <= 300
+        assert "target" in str(error) and len(str(error)) <= 300
     else:
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [target] if isinstance(target, str) else list(target)
         expected = CLIP.encode_text(texts)
-        if isinstance(prompt, dict):
-            expected = torch.tensor([list(prompt.values())]).to(expected) @ expected
-        torch.testing.assert_close(reward.text_embeds, expected)
+        if isinstance(target, dict):
+            expected = torch.tensor([list(target.values())]).to(expected) @ expected
+        torch.testing.assert_close(reward.target_embeds, expected)
 
 
 @pytest.mark.parametrize("name", ["reward", "clip"])

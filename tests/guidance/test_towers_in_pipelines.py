@@ -185,7 +185,7 @@ def test_the_projecting_stock_encoder_has_equal_states():
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.slow), "flux"])
 def test_a_textual_inversion_loads(name, kind):
     """The new token means what its embedding says; Stable Diffusion 3 has no loader for one."""
     pipe = make(name, kind)

@@ -43,11 +43,11 @@ def peer_level(scheduler, index, t):
 
 
 class GaussianDenoiser(nn.Module):
-    """E[x₀ | x] for N(mean, STD²) data, as any prediction, from the input that a network would receive."""
+    """E[x₀ | x] for N(mean, std²) data, as any prediction, from the input that a network would receive."""
 
     def __init__(self, scheduler, prediction):
         super().__init__()
-        self.scheduler, self.prediction, self.mean = scheduler, prediction, MEAN
+        self.scheduler, self.prediction, self.mean, self.std = scheduler, prediction, MEAN, STD
         self.level = None
 
     def to_sample(self, x):
@@ -61,7 +61,8 @@ class GaussianDenoiser(nn.Module):
 
     def clean(self, x):
         alpha, sigma = self.level
-        return self.mean + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * self.mean)
+        variance = self.std**2
+        return self.mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * self.mean)
 
     def forward(self, x, t):
         x = self.to_sample(x)

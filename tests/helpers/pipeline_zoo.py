@@ -1,5 +1,6 @@
 """Every pipeline of diffusers that can be guided, built from tiny parts, and a reward that needs no network."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -8,22 +9,33 @@ import pytest
 import torch
 from diffusers.modular_pipelines import PipelineState
 
+from clip_guidance.guidance.adapters import masks
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS
 
 MODULES = (
     "dit_classic sd3 flux sana qwen_and_friends new_dits video modular "
-    "unet_sd unet_sdxl unet_other unet_pixels unet_video"
+    "unet_sd unet_sdxl unet_other unet_pixels unet_video "
+    "video_dits hunyuan_video video_wan_vae"
 )
 BUILDERS = [importlib.import_module(f"helpers.pipelines.{name}") for name in MODULES.split()]
 PIPELINES = {key: build for module in BUILDERS for key, build in module.PIPELINES.items()}
-#: Why a pipeline gives no latents, or cannot be guided in mode "exact".
-NO_LATENTS, NO_EXACT = (
-    {key: why for module in BUILDERS for key, why in getattr(module, name, {}).items()}
-    for name in ("NO_LATENTS", "NO_EXACT")
+#: Why a pipeline gives no latents, or cannot be guided in mode "exact"; what its latents alone do not tell of its
+#: images; how strongly to guide it, if not by 100; how closely images agree, if not to 1e-4.
+NO_LATENTS, NO_EXACT, LAST_STEP, SCALES, TOLERANCES = (
+    {key: value for module in BUILDERS for key, value in getattr(module, name, {}).items()}
+    for name in ("NO_LATENTS", "NO_EXACT", "LAST_STEP", "SCALES", "TOLERANCES")
 )
 
-#: The first pipeline of each row of the adapters' table: the default run has these, --full has all.
-DEFAULT = {ADAPTERS.get(key.split(" + ")[0]): key for key in reversed(PIPELINES)}.values()
+
+def _kind(key):
+    """The row of the adapters' table, whatever its masks."""
+    row = ADAPTERS.get(key.split(" + ")[0])
+    return row and dataclasses.replace(row, made_anew=masks.everywhere, framewise=False)
+
+
+#: The first pipeline of each kind of row: the default run has these, --full has all. Of the videos it has one more.
+_QUICK = [key for key in PIPELINES if key not in LAST_STEP or key == "CogVideoXPipeline"]
+DEFAULT = {_kind(key): key for key in reversed(_QUICK)}.values()
 
 
 def each_pipeline():

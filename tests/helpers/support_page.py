@@ -73,11 +73,11 @@ def _head():
     import diffusers
 
     guided = {key.split(" + ")[0] for key in PIPELINES}
-    x0_alone = {key.split(" + ")[0] for key in NO_EXACT}
+    exact = {key.split(" + ")[0] for key in PIPELINES if key not in NO_EXACT}
     return HEAD.format(
         version=".".join(diffusers.__version__.split(".")[:2]),
-        exact=len(guided - x0_alone),
-        x0=len(guided & x0_alone),
+        exact=len(exact),
+        x0=len(guided - exact),
         latent=len(LATENT_ONLY),
         refused=len(UNSUPPORTED_PIPELINES),
         schedulers=len({setting.scheduler for setting in settings()}),

@@ -127,7 +127,9 @@ def test_what_could_not_be_sent_is_sent_later(address, tmp_path, store, monkeypa
     again.close()
 
 
-@pytest.mark.parametrize("damage", ["dropped", "emptied", "too much"])
+@pytest.mark.parametrize(
+    "damage", ["emptied", *(pytest.param(each, marks=pytest.mark.slow) for each in ("dropped", "too much"))]
+)
 def test_a_collection_that_is_not_the_catalogue_is_made_anew(address, tmp_path, store, damage):
     put(store, [f"/{n}" for n in range(30)], unit_vectors(30))
     before = check_equals_exact(store)

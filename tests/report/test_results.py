@@ -8,6 +8,7 @@ from PIL import Image
 
 from clip_guidance import data as reading
 from clip_guidance import report
+from clip_guidance.generation.best_of import FailedCandidate, SearchResult
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import GenerateSettings
 
@@ -49,6 +50,23 @@ def test_a_notebook_shows_a_drawn_image(drawn):
     page = report.generated([{"image": drawn[1].image, **drawn[1].record()}])
     assert drawn[1]._repr_html_() == page._repr_html_()
     assert len(html_pages.read(drawn[1]._repr_html_()).all("img")) == 1
+
+
+def test_a_reward_is_shown_by_its_name(drawn):
+    drawn[0].scores.append({**SCORE, "definition": "pickscore", "guided": True})
+    drawn[0].scores = [*drawn[0].scores, {**SCORE, "definition": "torchmetrics"}]
+    shown = html_pages.read(drawn[0]._repr_html_()).text
+    assert "27.123 pickscore by <judge> (the guide)" in shown and shown.count("27.123 by <judge>") == 2
+
+
+def test_a_notebook_shows_what_a_search_found():
+    images = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(2)]
+    failed = [FailedCandidate(7, "is not <finite>")]
+    tree = html_pages.read(SearchResult(images, [2.5, -1.0], [3, 0], 3, 0.1, failed)._repr_html_())
+    cards = tree.all("li", "card")
+    assert [html_pages.image(card.all("img")[0]).getpixel((0, 0))[0] for card in cards] == [0, 1]
+    assert "2.500" in cards[0].text and "seed 3" in cards[0].text and "-1.000" in cards[1].text
+    assert "2 images, best first" in tree.text and "seed 7 is not <finite>" in tree.text
 
 
 def test_nothing_drawn_is_a_page_too():

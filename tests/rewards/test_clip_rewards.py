@@ -61,6 +61,11 @@ def test_aesthetic_reads_the_unit_vector():
         AestheticReward(clip, torch.zeros(7), bias)
 
 
+def test_grey_images_are_rated_as_colour_images_of_grey():
+    reward, grey = PreferenceReward("pickscore", make_clip(), TEXTS[0]), torch.rand(2, 1, 32, 32)
+    assert reward(grey).equal(reward(grey.expand(-1, 3, -1, -1)))
+
+
 @pytest.mark.slow
 def test_they_steer_a_pipeline():
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")

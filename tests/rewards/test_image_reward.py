@@ -1,71 +1,28 @@
 """ImageReward beside BLIP written out from its papers, on small random weights under the names of the release."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_rewards import LAYERS, PATCH, SIDE, TEXT_WIDTH, bert_tokenizer, image_reward_weights
 from torch import Tensor
 from transformers import BertTokenizer
 
+from clip_guidance.clip import PromptTruncatedWarning
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD
 from clip_guidance.rewards.base import RewardError
-from clip_guidance.rewards.image_reward import CONTEXT, ImageReward
-
-WIDTH, TEXT_WIDTH, LAYERS, SIDE, PATCH = 128, 64, 2, 32, 16
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "apple", "rocket", "green"]
+from clip_guidance.rewards.image_reward import ImageReward
 
 
 @pytest.fixture
 def tokenizer(tmp_path) -> BertTokenizer:
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return BertTokenizer(str(tmp_path / "vocab.txt"))
+    return bert_tokenizer(tmp_path)
 
 
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {
-        "visual_encoder.cls_token": (1, 1, WIDTH),
-        "visual_encoder.pos_embed": (1, 1 + (SIDE // PATCH) ** 2, WIDTH),
-        "visual_encoder.patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
-        "visual_encoder.patch_embed.proj.bias": (WIDTH,),
-        "visual_encoder.norm.weight": (WIDTH,),
-        "visual_encoder.norm.bias": (WIDTH,),
-        "text_encoder.embeddings.word_embeddings.weight": (len(WORDS), TEXT_WIDTH),
-        "text_encoder.embeddings.position_embeddings.weight": (CONTEXT, TEXT_WIDTH),
-        "text_encoder.embeddings.LayerNorm.weight": (TEXT_WIDTH,),
-        "text_encoder.embeddings.LayerNorm.bias": (TEXT_WIDTH,),
-        "vision_proj.weight": (8, WIDTH),
-        "text_proj.weight": (8, TEXT_WIDTH),
-    }
-    for layer in range(LAYERS):
-        block = f"visual_encoder.blocks.{layer}."
-        for name, rows, columns in (
-            ("attn.qkv", 3 * WIDTH, WIDTH), ("attn.proj", WIDTH, WIDTH),
-            ("mlp.fc1", 2 * WIDTH, WIDTH), ("mlp.fc2", WIDTH, 2 * WIDTH),
-        ):  # fmt: skip
-            shapes |= {f"{block}{name}.weight": (rows, columns), f"{block}{name}.bias": (rows,)}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"{block}{name}.weight": (WIDTH,), f"{block}{name}.bias": (WIDTH,)}
-        block = f"text_encoder.encoder.layer.{layer}."
-        for attention, source in (("attention", TEXT_WIDTH), ("crossattention", WIDTH)):
-            for name, columns in (("self.query", TEXT_WIDTH), ("self.key", source), ("self.value", source)):
-                shapes |= {f"{block}{attention}.{name}.weight": (TEXT_WIDTH, columns)}
-                shapes |= {f"{block}{attention}.{name}.bias": (TEXT_WIDTH,)}
-            shapes |= {f"{block}{attention}.output.dense.weight": (TEXT_WIDTH, TEXT_WIDTH)}
-            shapes |= {f"{block}{attention}.output.{part}": (TEXT_WIDTH,) for part in
-                       ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")}  # fmt: skip
-        shapes |= {f"{block}intermediate.dense.weight": (96, TEXT_WIDTH), f"{block}intermediate.dense.bias": (96,)}
-        shapes |= {f"{block}output.dense.weight": (TEXT_WIDTH, 96), f"{block}output.dense.bias": (TEXT_WIDTH,)}
-        shapes |= {f"{block}output.LayerNorm.{part}": (TEXT_WIDTH,) for part in ("weight", "bias")}
-    widths = [TEXT_WIDTH, 24, 16, 8, 4, 1]
-    for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
-        shapes |= {f"mlp.layers.{number}.weight": (outputs, inputs), f"mlp.layers.{number}.bias": (outputs,)}
-    drawn = {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
-    drawn |= {name: 1 + tensor for name, tensor in drawn.items() if "norm" in name.lower() and "weight" in name}
-    return {("" if name.startswith("mlp.") else "blip.") + name: tensor for name, tensor in drawn.items()}
+    return image_reward_weights()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -146,7 +103,8 @@ def test_long_texts_are_cut_at_35_tokens(weights, tokenizer):
     reward = ImageReward.from_weights(weights, tokenizer)
     image = torch.rand(1, 3, SIDE, SIDE)
     long, longer = "red " * 33, "red " * 33 + "rocket"
-    assert reward.score(image, long).equal(reward.score(image, longer))
+    with pytest.warns(PromptTruncatedWarning, match="of 36 tokens cut to the context of 35: 'rocket' was dropped"):
+        assert reward.score(image, long).equal(reward.score(image, longer))
     assert not reward.score(image, "red " * 32).equal(reward.score(image, long))
 
 

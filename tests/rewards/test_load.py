@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.factories import TEXTS, make_clip, make_tokenizer, save_tiny_clip
-from helpers.hub_caches import lay_out
+from helpers.hub_caches import COMMITS, lay_out
 from helpers.open_clip import OpenCLIP, tiny_cfg
+from helpers.tiny_rewards import bert_tokenizer, image_reward_weights, save_bert
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel
@@ -17,7 +18,8 @@ from transformers import CLIPModel
 import clip_guidance as cg
 from clip_guidance.clip.image_processor import CLIP_MEAN, CLIP_STD, ImageProcessor
 from clip_guidance.rewards import RewardError
-from clip_guidance.rewards.load import LAION_H14, REPOSITORIES
+from clip_guidance.rewards.image_reward import ImageReward
+from clip_guidance.rewards.load import BERT, LAION_H14, REPOSITORIES
 
 PROMPTS = TEXTS[:2]
 
@@ -85,6 +87,23 @@ def test_aesthetic_from_a_file_and_from_a_port_with_its_clip_beside(tmp_path):
         reward = cg.load_reward(source, clip=clip)
         torch.testing.assert_close(reward(images), expected)
     assert cg.load_reward(port, clip=clip, dtype="bfloat16").weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [None, "{}"])
+def test_imagereward_takes_the_tokenizer_of_bert(tmp_path, config):
+    """A port to safetensors has weights, and at most a config that says nothing."""
+    port = tmp_path / "port"
+    port.mkdir()
+    save_file(image_reward_weights(), port / "model.safetensors")
+    if config is not None:
+        (port / "config.json").write_text(config)
+    options = lay_out(tmp_path / "hub", REPOSITORIES["imagereward"], {"main": port})
+    lay_out(tmp_path / "hub", BERT, {"main": save_bert(tmp_path / "bert")})
+    reward = cg.load_reward("imagereward", "a red apple", **options)
+    images = torch.rand(2, 3, 32, 32)
+    same = ImageReward.from_weights(image_reward_weights(), bert_tokenizer(tmp_path), "a red apple")
+    assert reward(images).equal(same(images)) and reward.fingerprint() == same.fingerprint()
+    assert (reward.name_or_path, reward.revision) == (REPOSITORIES["imagereward"], COMMITS["main"])
 
 
 def test_the_precision_is_of_the_towers(tmp_path):

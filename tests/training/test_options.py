@@ -191,7 +191,7 @@ def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     assert losses[1] > losses[0] + 0.1
 
 
-@pytest.mark.parametrize("init", ["init", "init_image"])
+@pytest.mark.parametrize("init", [pytest.param("init", marks=pytest.mark.slow), "init_image"])
 def test_a_locked_image_half_stays_as_it_is(init, train_clip, settings, known, tmp_path):
     train_clip.main(settings(tmp_path, freeze_image=True, **{init: known}))
     made, before = CLIP.from_pretrained(tmp_path), CLIP.from_pretrained(known)

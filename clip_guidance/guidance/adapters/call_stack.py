@@ -9,7 +9,7 @@ of the pipeline's methods further up the stack, or, in a modular pipeline, of th
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -19,7 +19,11 @@ from torch import Tensor
 from clip_guidance.guidance.adapters.size import Size
 
 PIPELINES = (DiffusionPipeline, ModularPipeline)
-_WANTED = ("height", "width", "mask", "latents", "timesteps")
+_WANTED = (
+    *("height", "width", "mask", "latents", "timesteps"),
+    *("frames", "additional_frames", "image_condition_type", "enable_temporal_reasoning"),  # of videos
+    *("condition", "first_frame_mask", "cond_mask", "mask_image"),  # of images that are given
+)
 _OWNERS = ("self", "components")  # of a pipeline's method, and of a modular pipeline's block
 _STATES = ("block_state", "state")
 
@@ -32,8 +36,9 @@ class PipelineCall:
         pipe: The pipeline.
         size: Height and width of the images in pixels; None if the pipeline has no such variables.
         mask: Mask of an inpainting run, 1 where the image is made anew; None for other pipelines.
-        latents: The noisy sample, if it is in the state of a modular pipeline; else None.
+        latents: The noisy sample, with what the pipeline keeps beside it; None if it has no such variable.
         timesteps: Timesteps of the run, where the pipeline keeps them apart from its scheduler's; else None.
+        variables: All that was found, by name; what a name means, and whether it is there, depends on the pipeline.
     """
 
     pipe: Any
@@ -41,6 +46,7 @@ class PipelineCall:
     mask: Tensor | None = None
     latents: Tensor | None = None
     timesteps: Tensor | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def current_call() -> PipelineCall | None:
@@ -61,7 +67,8 @@ def current_call() -> PipelineCall | None:
     if pipe is None:
         return None
     tensors = {name: found.get(name) for name in ("mask", "latents", "timesteps")}
-    return PipelineCall(pipe, _size(found), **{k: v if isinstance(v, Tensor) else None for k, v in tensors.items()})
+    tensors = {name: value if isinstance(value, Tensor) else None for name, value in tensors.items()}
+    return PipelineCall(pipe, _size(found), **tensors, variables=found)
 
 
 class RunningCall:
@@ -78,7 +85,8 @@ class RunningCall:
         self._frame: FrameType | None = None
         frame: FrameType | None = sys._getframe(1)
         while scheduler is not None and frame is not None:
-            if getattr(_owner(_locals(frame)), "scheduler", None) is scheduler:
+            owner = _owner(_locals(frame))
+            if owner is not None and any(held is scheduler for held in vars(owner).values()):
                 self._frame = frame
             frame = frame.f_back
 

@@ -12,47 +12,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.size import Size
 
 # Unpack: the scheduler's sample to latents (B, C, h, w).
 
 
-def already_latents(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def already_latents(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Return the sample, which needs no unpacking."""
     return sample
 
 
-def patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def patches(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack Flux's tokens (B, h/2 * w/2, 4C), patches of 2 x 2, to latents (B, C, h, w)."""
-    return pixel_shuffle(tokens(pipe, sample, size, patch=2), 2)
+    return pixel_shuffle(tokens(pipe, sample, call, patch=2), 2)
 
 
-def bria_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def bria_patches(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack as :func:`patches` does, for a ``vae_scale_factor`` that includes the patch."""
-    return pixel_shuffle(tokens(pipe, sample, size), 2)
+    return pixel_shuffle(tokens(pipe, sample, call), 2)
 
 
-def fibo_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def fibo_patches(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack Bria Fibo's tokens: of one latent each, or of 2 x 2 with ``do_patching``."""
-    return (tokens if sample.shape[-1] == pipe.vae.config.z_dim else patches)(pipe, sample, size)
+    return (tokens if sample.shape[-1] == pipe.vae.config.z_dim else patches)(pipe, sample, call)
 
 
-def channel_patches(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def channel_patches(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack patches of 2 x 2 in the channels, (B, 4C, h/2, w/2), to latents (B, C, h, w)."""
     return pixel_shuffle(sample, 2)
 
 
-def tokens(pipe: Any, sample: Tensor, size: Size | None, patch: int = 1) -> Tensor:
+def tokens(pipe: Any, sample: Tensor, call: PipelineCall | None, patch: int = 1) -> Tensor:
     """Unpack rows of tokens (B, h * w, C), of ``patch`` x ``patch`` latents, to (B, C, h, w).
 
     Raises:
         ValueError: The size of the image is unknown, or does not fit the number of tokens.
     """
-    if size is None:
-        raise ValueError(
-            f"the samples of {type(pipe).__name__} are rows of tokens, whose height and width are known only while "
-            "the pipeline itself runs; use space='latent' in a loop of your own"
-        )
+    size = known_size(pipe, call)
     side = pipe.vae_scale_factor * patch
     height, width = size.height // side, size.width // side
     if sample.ndim != 3 or sample.shape[1] != height * width:
@@ -63,22 +60,53 @@ def tokens(pipe: Any, sample: Tensor, size: Size | None, patch: int = 1) -> Tens
     return sample.transpose(1, 2).unflatten(2, (height, width))
 
 
-def channels_last(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def known_size(pipe: Any, call: PipelineCall | None) -> Size:
+    """Return the size of the images that the pipeline is making.
+
+    Raises:
+        ValueError: It is unknown, as in a loop written by hand.
+    """
+    if call is None or call.size is None:
+        raise ValueError(
+            f"the samples of {type(pipe).__name__} are rows of tokens, whose height and width are known only while "
+            "the pipeline itself runs; use space='latent' in a loop of your own"
+        )
+    return call.size
+
+
+def channels_last(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack Kandinsky 5's (B, 1, h, w, C) to (B, C, h, w)."""
     return sample.squeeze(1).permute(0, 3, 1, 2)
 
 
-def frames_first(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def frames_first(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack Stable Video Diffusion's (B, F, C, h, w) to (B, C, F, h, w)."""
     return sample.transpose(1, 2)
 
 
-def image_part(pipe: Any, sample: Tensor, size: Size | None) -> Tensor:
+def squeezed(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
+    """Unpack Anima's video of one frame, (B, C, 1, h, w), to latents (B, C, h, w)."""
+    return sample.squeeze(2)
+
+
+def ideogram_patches(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
+    """Unpack Ideogram 4's tokens (B, h/2 * w/2, 4C), whose patches of 2 x 2 stand before the channels."""
+    patched = tokens(pipe, sample, call, pipe.patch_size)
+    return pixel_shuffle(patched.unflatten(1, (pipe.patch_size**2, -1)).transpose(1, 2).flatten(1, 2), pipe.patch_size)
+
+
+def two_slices(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
+    """Unpack the refiner's (B, 2C, 1, h, w), two slices of which the second is the image's, to (B, C, h, w)."""
+    return pipe._restore_image_tokens_order(sample).squeeze(2)
+
+
+def image_part(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     """Unpack UniDiffuser's rows (B, C * h * w + ...) to latents (B, C, h, w); drop embeddings.
 
     Raises:
         ValueError: The size of the image is unknown, or the sample is a text.
     """
+    size = call.size if call else None
     if size is None or sample.ndim != 2:
         raise ValueError(
             f"guidance expected an image's row of numbers and its height and width from {type(pipe).__name__}, got a "
@@ -139,6 +167,14 @@ def by_batch_norm(decoder: Any, latents: Tensor, eps: float | None = None) -> Te
     norm = decoder.bn
     variance = norm.running_var + (decoder.config.batch_norm_eps if eps is None else eps)
     std, mean = (each.view(1, -1, 1, 1).to(latents) for each in (torch.sqrt(variance), norm.running_mean))
+    return pixel_shuffle(pixel_unshuffle(latents, 2) * std + mean, 2)
+
+
+def by_patch_norm(decoder: Any, latents: Tensor) -> Tensor:
+    """Denormalise by the statistics of Ideogram 4's batch norm, whose patches of 2 x 2 stand before the channels."""
+    norm, channels = decoder.bn, latents.shape[1]
+    statistics = torch.sqrt(norm.running_var + decoder.config.batch_norm_eps), norm.running_mean
+    std, mean = (each.unflatten(0, (-1, channels)).T.reshape(1, -1, 1, 1).to(latents) for each in statistics)
     return pixel_shuffle(pixel_unshuffle(latents, 2) * std + mean, 2)
 
 

@@ -11,53 +11,23 @@ A sample becomes an image in three moves (:mod:`.layouts`), each with a default 
 """
 
 from collections import ChainMap
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from clip_guidance.guidance.adapters import layouts
+from clip_guidance.guidance.adapters import layouts, masks
+from clip_guidance.guidance.adapters.adapter import Adapter
 from clip_guidance.guidance.adapters.by_class import by_class, shortened
-from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, NO_EXACT, UNSUPPORTED_PIPELINES
+from clip_guidance.guidance.adapters.videos import HUNYUAN_CONCATENATED, VIDEO_FAMILIES
 
 DENOISERS = ("unet", "transformer", "prior", "decoder")
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """Hold one row of the table.
-
-    Attributes:
-        denoiser: Name of the pipeline's attribute that predicts the noise.
-        decoder: Name of the pipeline's attribute that makes the image; None if samples are pixels already, or
-            if how they become pixels is unknown.
-        data_variance: Default variance of an element of the clean sample: 1 for normalised latents, 1/4 for
-            pixels in [-1, 1].
-        unpack: From (pipe, sample, size) to latents (B, C, h, w); ``size`` is None where the pipeline names none.
-        denormalise: From (decoder, latents) to what the decoder reads.
-        decode: From (decoder, latents) to pixels (B, 3, H, W) in [-1, 1]; None if unknown.
-        doubled: Whether the pipeline hands the sample to ``scheduler.step`` twice over, one copy for each side of
-            classifier-free guidance.
-        repainted: Value of the pipeline's variable ``mask`` where the image is made anew; None where a variable of
-            that name is something else.
-    """
-
-    denoiser: str
-    decoder: str | None = "vae"
-    data_variance: float = 1.0
-    unpack: Callable[[Any, Tensor, Size | None], Tensor] = layouts.already_latents
-    denormalise: Callable[[Any, Tensor], Tensor] = layouts.by_config
-    decode: Callable[[Any, Tensor], Tensor] | None = layouts.vae_decode
-    doubled: bool = False
-    repainted: float | None = 1.0
-
-
 UNET = Adapter("unet")
 SCALED_UNET = Adapter("unet", denormalise=layouts.by_scale)
-FRAMES = Adapter("unet", denormalise=layouts.by_scale, decode=layouts.frames_decode)
 PIXELS = Adapter("unet", None, data_variance=0.25, denormalise=layouts.identity, decode=layouts.identity)
 MOVQ = Adapter("unet", "movq", denormalise=layouts.identity, decode=layouts.unquantised_decode)
 TRANSFORMER = Adapter("transformer")
@@ -85,7 +55,10 @@ _FAMILIES: list[tuple[Adapter, str]] = [
         "LatentConsistencyModelImg2ImgPipeline CycleDiffusionPipeline AltDiffusionPipeline "
         "AltDiffusionImg2ImgPipeline BlipDiffusionPipeline BlipDiffusionControlNetPipeline",
     ),
-    (replace(SCALED_UNET, repainted=0.0), "StableDiffusionInpaintPipelineLegacy PaintByExamplePipeline"),
+    (
+        replace(SCALED_UNET, made_anew=partial(masks.over_latents, repainted=0.0)),
+        "StableDiffusionInpaintPipelineLegacy PaintByExamplePipeline",
+    ),
     (
         SCALED_UNET,
         "StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionInpaintPipeline "
@@ -105,27 +78,23 @@ _FAMILIES: list[tuple[Adapter, str]] = [
     (
         PIXELS,
         "DDIMPipeline DDPMPipeline PNDMPipeline ConsistencyModelPipeline IFPipeline IFImg2ImgPipeline "
-        "IFInpaintingPipeline IFSuperResolutionPipeline IFImg2ImgSuperResolutionPipeline "
-        "IFInpaintingSuperResolutionPipeline",
+        "IFSuperResolutionPipeline IFImg2ImgSuperResolutionPipeline",
+    ),
+    (
+        replace(PIXELS, made_anew=partial(masks.over_latents, name="mask_image")),
+        "IFInpaintingPipeline IFInpaintingSuperResolutionPipeline",
     ),
     (
         MOVQ,
-        "KandinskyPipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline KandinskyV22Pipeline "
-        "KandinskyV22Img2ImgPipeline KandinskyV22InpaintPipeline KandinskyV22ControlnetPipeline "
+        "KandinskyPipeline KandinskyImg2ImgPipeline KandinskyV22Pipeline KandinskyV22Img2ImgPipeline "
+        "KandinskyV22ControlnetPipeline "
         "KandinskyV22ControlnetImg2ImgPipeline Kandinsky3Pipeline Kandinsky3Img2ImgPipeline",
     ),
     (
-        FRAMES,
-        "AnimateDiffPipeline AnimateDiffSDXLPipeline AnimateDiffPAGPipeline AnimateDiffControlNetPipeline "
-        "AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoPipeline "
-        "AnimateDiffVideoToVideoControlNetPipeline I2VGenXLPipeline TextToVideoSDPipeline "
-        "VideoToVideoSDPipeline",
+        replace(MOVQ, made_anew=partial(masks.over_latents, name="mask_image", repainted=0.0)),
+        "KandinskyInpaintPipeline KandinskyV22InpaintPipeline",
     ),
-    (replace(FRAMES, repainted=None), "PIAPipeline"),
-    (
-        Adapter("unet", unpack=layouts.frames_first, denormalise=layouts.by_scale, decode=layouts.temporal_decode),
-        "StableVideoDiffusionPipeline",
-    ),
+    (replace(PIXELS, denoiser="decoder", scheduler="decoder_scheduler"), "UnCLIPPipeline UnCLIPImageVariationPipeline"),
     (
         Adapter("decoder", "vqgan", denormalise=layouts.by_scale_factor, decode=layouts.unit_decode),
         "WuerstchenDecoderPipeline StableCascadeDecoderPipeline",
@@ -159,20 +128,22 @@ _FAMILIES: list[tuple[Adapter, str]] = [
         PACKED,
         "FluxPipeline FluxImg2ImgPipeline FluxInpaintPipeline FluxControlNetPipeline FluxControlNetImg2ImgPipeline "
         "FluxControlNetInpaintPipeline FluxControlPipeline FluxControlImg2ImgPipeline FluxControlInpaintPipeline "
-        "FluxFillPipeline FluxKontextPipeline FluxKontextInpaintPipeline ChromaPipeline ChromaImg2ImgPipeline "
+        "FluxKontextPipeline FluxKontextInpaintPipeline ChromaPipeline ChromaImg2ImgPipeline "
         "ChromaInpaintPipeline OvisImagePipeline LongCatImagePipeline FluxModularPipeline",
     ),
+    (replace(PACKED, made_anew=masks.over_patches), "FluxFillPipeline"),
     (Adapter("transformer", unpack=layouts.bria_patches), "BriaPipeline"),
     (
         BATCH_NORMED,
-        "Flux2Pipeline Flux2KleinPipeline Flux2KleinKVPipeline Flux2KleinInpaintPipeline Flux2ModularPipeline",
+        "Flux2Pipeline Flux2KleinPipeline Flux2KleinKVPipeline Flux2KleinInpaintPipeline Flux2ModularPipeline "
+        "Flux3ModularPipeline",
     ),
     (
         ONE_FRAME,
         "QwenImagePipeline QwenImageImg2ImgPipeline QwenImageInpaintPipeline QwenImageControlNetPipeline "
         "QwenImageControlNetInpaintPipeline QwenImageEditPipeline QwenImageEditInpaintPipeline "
         "QwenImageEditPlusPipeline Krea2Pipeline NucleusMoEImagePipeline QwenImageModularPipeline "
-        "Krea2ModularPipeline",
+        "QwenImageEditModularPipeline Krea2ModularPipeline",
     ),
     (
         Adapter("transformer", unpack=layouts.tokens, decode=layouts.one_frame_decode),
@@ -188,16 +159,28 @@ _FAMILIES: list[tuple[Adapter, str]] = [
         "BriaFiboPipeline BriaFiboEditPipeline",
     ),
     (
-        Adapter("transformer", denormalise=layouts.by_statistics),
-        "GlmImagePipeline WanPipeline WanVideoToVideoPipeline WanImageToVideoPipeline SkyReelsV2Pipeline "
-        "WanModularPipeline",
+        Adapter(
+            "transformer", unpack=layouts.squeezed, denormalise=layouts.by_statistics, decode=layouts.one_frame_decode
+        ),
+        "AnimaModularPipeline",
+    ),
+    (Adapter("transformer", denormalise=layouts.by_statistics), "GlmImagePipeline"),
+    (
+        Adapter("transformer", unpack=layouts.ideogram_patches, denormalise=layouts.by_patch_norm),
+        "Ideogram4Pipeline Ideogram4ModularPipeline",
+    ),
+    (
+        Adapter(
+            "transformer", unpack=layouts.two_slices, denormalise=layouts.by_scale, decode=layouts.one_frame_decode
+        ),
+        "HunyuanImageRefinerPipeline",
     ),
     (
         Adapter("transformer", unpack=layouts.channels_last, denormalise=layouts.by_scale),
         "Kandinsky5T2IPipeline Kandinsky5I2IPipeline",
     ),
 ]
-ADAPTERS = {name: adapter for adapter, names in _FAMILIES for name in names.split()}
+ADAPTERS = {name: adapter for adapter, names in [*_FAMILIES, *VIDEO_FAMILIES] for name in names.split()}
 
 
 def find_adapter(pipe: Any) -> Adapter:
@@ -209,9 +192,8 @@ def find_adapter(pipe: Any) -> Adapter:
     name = by_class(ChainMap[str, Any](UNSUPPORTED_PIPELINES, LATENT_ONLY, ADAPTERS), pipe)
     if name in UNSUPPORTED_PIPELINES:
         raise ValueError(f"{name} cannot be guided: {UNSUPPORTED_PIPELINES[name]}")
-    if name in ADAPTERS and _reads_the_image_in_the_sample(pipe):
-        # The predicted clean sample lacks that part too, and decodes to another video.
-        return replace(ADAPTERS[name], decoder=None, decode=None)
+    if name == "HunyuanVideoImageToVideoPipeline" and pipe.transformer.config.image_condition_type == "latent_concat":
+        return HUNYUAN_CONCATENATED
     if name in ADAPTERS:
         return ADAPTERS[name]
     for denoiser in DENOISERS:
@@ -220,23 +202,12 @@ def find_adapter(pipe: Any) -> Adapter:
     raise ValueError(f"guidance needs a denoiser, a module named {' or '.join(DENOISERS)}; {describe(pipe)}")
 
 
-def _reads_the_image_in_the_sample(pipe: Any) -> bool:
-    """Return whether the denoiser reads a given image in place of a part of the sample: Wan 2.2's image to video."""
-    return by_class({"WanImageToVideoPipeline"}, pipe) is not None and getattr(pipe.config, "expand_timesteps", False)
-
-
 def check_exact(pipe: Any) -> None:
     """Refuse a pipeline that mode "exact" cannot differentiate.
 
     Raises:
-        ValueError: The pipeline is in :data:`~clip_guidance.guidance.adapters.unsupported.NO_EXACT`, or it is Wan 2.2's
-            image to video with ``expand_timesteps``.
+        ValueError: The pipeline is in :data:`~clip_guidance.guidance.adapters.unsupported.NO_EXACT`.
     """
-    if _reads_the_image_in_the_sample(pipe):
-        raise ValueError(
-            "mode='exact' cannot differentiate WanImageToVideoPipeline with expand_timesteps: its denoiser reads the "
-            "given image in place of a part of the sample. Use mode='x0'"
-        )
     name = by_class(NO_EXACT, pipe)
     if name is not None:
         raise ValueError(f"mode='exact' cannot differentiate {name}: {NO_EXACT[name]}. Use mode='x0'")

@@ -27,7 +27,6 @@ UNSUPPORTED_PIPELINES: dict[str, str] = _by_name(
         "it runs other pipelines, made anew for each call; make and guide one of those, such as "
         "VersatileDiffusionTextToImagePipeline": "VersatileDiffusionPipeline",
         "diffusers cannot run it: its attention takes no mask": "VersatileDiffusionDualGuidedPipeline",
-        "it has several schedulers, none of them named `scheduler`": "UnCLIPPipeline UnCLIPImageVariationPipeline",
         "its samples do not lie at the noise levels of its own scheduler": "Cosmos2TextToImagePipeline "
         "Cosmos2VideoToWorldPipeline",
         "it takes two scheduler steps for each step that it means": "CosmosTextToWorldPipeline "
@@ -78,17 +77,9 @@ LATENT_ONLY: dict[str, str] = _by_name(
         "it works at a size of its own, which it does not name `height` and `width`": "LongCatImageEditPipeline",
         "its frames of reference come before the others": "WanVACEPipeline Wan22VaceModularPipeline "
         "WanAnimatePipeline WanAnimate2ModularPipeline",
-        "how its samples become images is not known yet": "AllegroPipeline AnimaModularPipeline ChronoEditPipeline "
-        "CogVideoXPipeline CogVideoXFunControlPipeline CogVideoXImageToVideoPipeline CogVideoXVideoToVideoPipeline "
-        "ConsisIDPipeline Cosmos2_5_PredictBasePipeline Cosmos2_5_TransferPipeline EasyAnimatePipeline "
-        "EasyAnimateControlPipeline EasyAnimateInpaintPipeline Flux3ModularPipeline "
-        "HunyuanImageRefinerPipeline HunyuanSkyreelsImageToVideoPipeline HunyuanVideoPipeline "
-        "HunyuanVideoFramepackPipeline HunyuanVideoImageToVideoPipeline HunyuanVideo15Pipeline "
-        "HunyuanVideo15ImageToVideoPipeline HunyuanVideo15ModularPipeline Ideogram4Pipeline "
-        "Ideogram4ModularPipeline Kandinsky5T2VPipeline Kandinsky5I2VPipeline LattePipeline LTXPipeline "
-        "LTXI2VLongMultiPromptPipeline LTXImageToVideoPipeline LTXModularPipeline LucyEditPipeline MochiPipeline "
-        "MotifVideoPipeline MotifVideoImage2VideoPipeline QwenImageEditModularPipeline SanaVideoPipeline "
-        "SanaImageToVideoPipeline SkyReelsV2ImageToVideoPipeline",
+        "it makes its video in sections, and decodes each with those before it": "HunyuanVideoFramepackPipeline",
+        "it makes its video window by window, and blends the windows' latents": "LTXI2VLongMultiPromptPipeline",
+        "diffusers cannot decode its samples either: its method for that is missing": "EasyAnimateControlPipeline",
     }
 )
 
@@ -97,8 +88,6 @@ NO_EXACT: dict[str, str] = _by_name(
     {
         "it mixes the noisy sample into the model output by itself": "StableDiffusionLatentUpscalePipeline",
         "its denoiser reads the sample in parts": "UniDiffuserPipeline",
-        "its denoiser reads whole videos, its scheduler single frames": "TextToVideoSDPipeline VideoToVideoSDPipeline "
-        "I2VGenXLPipeline",
         "its denoiser reads two different samples at once": "CycleDiffusionPipeline",
     }
 )

@@ -72,7 +72,7 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
     with guidance.attached(), _encoding_one_at_a_time(host.pipe), steered_by(attachment):
         yield guidance
     warn_of_dropped([attachment], stacklevel=4)
-    if host.pipe.scheduler is not host.scheduler:
+    if getattr(host.pipe, host.adapter.scheduler) is not host.scheduler:
         warnings.warn(
             f"the pipeline's scheduler was exchanged while guidance was attached to its "
             f"{type(host.scheduler).__name__}; the new one was not guided. Exchange it before attaching",

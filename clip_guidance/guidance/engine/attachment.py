@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_guidance._tensors import per_sample
 from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
 from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.damping import damped
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
 from clip_guidance.guidance.engine.host import resolve
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
+from clip_guidance.guidance.modes.noisy import Noisy
 from clip_guidance.guidance.modes.x0 import posterior_variance
 from clip_guidance.guidance.options import GuidanceOptions
-from clip_guidance.guidance.per_sample import are_finite, capped, per_sample
+from clip_guidance.guidance.per_sample import are_finite, capped
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Run:
         index: Position of the latest step in the scheduler's timesteps.
         done: Fraction of the run that is done before that step, in [0, 1).
         guided: Whether a step was guided.
+        moved: Whether a shift was other than zero, or was left out.
     """
 
     first: int
@@ -66,6 +70,7 @@ class Run:
     index: int
     done: float = 0.0
     guided: bool = False
+    moved: bool = False
 
 
 class Attachment:
@@ -85,6 +90,8 @@ class Attachment:
         self.host = resolve(pipe)
         self.mode = find_mode(guidance.mode)
         self.mode.check(self.host.scheduler)
+        if isinstance(self.mode, Noisy):
+            self.mode = self.mode.fitted(pipe, guidance.reward)
         self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter, guidance.to_image)
         self.data_variance = guidance.data_variance or self.host.adapter.data_variance
         #: Whether the denoiser's outputs must be watched, for the correction of classifier-free guidance.
@@ -97,14 +104,15 @@ class Attachment:
         #: Whether another pipeline that shares the scheduler took a step.
         self.passed_by = False
         self._run: Run | None = None
-        self._unguided: Run | None = None  # the latest run of which no step was guided
+        self._idle: Run | None = None  # the latest run that guidance left as it was
         self._held: tuple[Tensor, float] | None = None  # the latest shift, and its step's posterior variance
         if self.mode.needs_tape:
             check_exact(pipe)
             check_recordable(self.host.scheduler)
         #: The networks whose forwards are recorded: "exact" differentiates through all that read the noisy sample.
         self.recorded = self.host.readers if self.mode.needs_tape else []
-        found = guidance.reward, guidance.to_image, self.decoder.module, *self.recorded
+        tower = getattr(self.mode, "tower", None)
+        found = guidance.reward, guidance.to_image, self.decoder.module, tower, *self.recorded
         #: The networks that a gradient passes through.
         self.networks = [m for m in found if isinstance(m, nn.Module)]
 
@@ -131,15 +139,20 @@ class Attachment:
         return self.guidance.is_active(self._run.done)
 
     def _end_run(self) -> None:
-        if self._run is not None and not self._run.guided:
-            self._unguided = self._run
+        if self._run is not None and not self._run.moved:
+            self._idle = self._run
         self._run = None
 
     def why_unguided(self) -> str | None:
-        """End the latest run; say why a run went by without a guided step; None if none did."""
+        """End the latest run; say why guidance left a run as it was; None if it did so with none."""
         has_run = self._run is not None
         self._end_run()
-        guidance, run = self.guidance, self._unguided
+        guidance, run = self.guidance, self._idle
+        if run is not None and run.guided:
+            return (
+                "guidance changed nothing in a run: the reward's gradient, or the mode's step size, was zero at each "
+                "step. A reward that is constant there, or a relative step size in a run of one step, is the cause"
+            )
         if run is not None:
             schedule = "" if guidance.schedule is None else " and the schedule"
             return (
@@ -162,21 +175,26 @@ class Attachment:
         self._run.guided = True
         scale = guidance.strength(self._run.done, len(prediction.sample))
         variance = posterior_variance(prediction.level, self.data_variance)
-        if self._held is None or step.index % guidance.every == 0:
+        shape = prediction.sample.shape  # ChronoEdit drops frames on the way
+        if self._held is None or step.index % guidance.every == 0 or self._held[0].shape != shape:
             state = self._state(step, scale, correction)
             self._held = self._without_non_finite(self.mode.shift(state), sound), variance
             self.report.steps.append(step.index)
         shift, held_variance = self._held
         shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
-        return self._capped(shift, correction, variance)
+        self._run.moved = self._run.moved or self.report.dropped > 0 or bool(shift.any()) or not scale.any()
+        return self._capped(damped(shift, scale, guidance.damping or 0.0, variance), correction, variance)
 
     def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
-        report, size = self.report, step.call.size if step.call else None
+        report = self.report
+
+        def note(rewards: Tensor) -> None:
+            if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
+                report.rewards.append(rewards)
 
         def gradient(x0: Tensor) -> RewardGradient:
-            found = reward_gradient(self.guidance.reward, self.decoder, x0, size)
-            if len(report.rewards) == len(report.steps):  # a method may ask for several in a step; the first is noted
-                report.rewards.append(found.rewards)
+            found = reward_gradient(self.guidance.reward, self.decoder, x0, step.call)
+            note(found.rewards)
             return found
 
         return StepState(
@@ -190,6 +208,8 @@ class Attachment:
             eta=step.eta,
             correction=correction,
             tell=self._tell,
+            reward=self.guidance.reward,
+            note=note,
         )
 
     def _tell(self, message: str, kind: str | None = None) -> None:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from clip_guidance._tensors import at_least_float32
 from clip_guidance.guidance.adapters import layouts
+from clip_guidance.guidance.adapters.adapter import Adapter
 from clip_guidance.guidance.adapters.by_class import nearest, shortened
-from clip_guidance.guidance.adapters.pipelines import ADAPTERS, Adapter, find_adapter
-from clip_guidance.guidance.adapters.size import Size
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
+from clip_guidance.guidance.adapters.frames import frame_rule, spread
+from clip_guidance.guidance.adapters.pipelines import ADAPTERS, find_adapter
 from clip_guidance.guidance.decoding import Decoding as Decoding
 from clip_guidance.guidance.weights.clone import clone
 from clip_guidance.guidance.weights.hold import held
@@ -69,6 +71,10 @@ class Decoder:
                 f"{nearest(type(pipe).__name__, ADAPTERS)}. Give to_image=, from clean samples to images in [0, 1], or "
                 "space='latent' and a reward on latents"
             )
+        if self.decoding.frames is not None and not self.adapter.is_video:
+            raise ValueError(
+                f"frames={self.decoding.frames} chooses frames of a video; {shortened(type(pipe).__name__)} makes none"
+            )
         self.module = getattr(pipe, self.adapter.decoder) if self.adapter.decoder else None
         if self.decoding.decoder is not None:
             self.adapter = _adapter_of(self.decoding.decoder, self.adapter, self.module, pipe)
@@ -90,28 +96,54 @@ class Decoder:
         if self.decoding.crop < 1:
             self._window = self._random.random(), self._random.random()
 
-    def __call__(self, sample: Tensor, size: Size | None = None) -> Tensor:
-        """Decode a clean sample, in float32 or better.
-
-        Args:
-            sample: The predicted clean sample, (B, ...).
-            size: Size of the images that the pipeline makes; needed where the sample is packed into tokens.
+    def __call__(self, sample: Tensor, call: PipelineCall | None = None) -> Tensor:
+        """Decode a clean sample: :meth:`unpack` and :meth:`decode`.
 
         Returns:
             Images (B, 3, H, W) in [0, 1], or (B, 3, F, H, W) of a video; the sample itself in latent space.
+        """
+        return self.decode(self.unpack(sample, call))
+
+    def unpack(self, sample: Tensor, call: PipelineCall | None = None) -> Tensor:
+        """Unpack a clean sample to latents, in float32 or better.
+
+        Args:
+            sample: The predicted clean sample, (B, ...).
+            call: The pipeline's call; needed where the sample is packed into tokens or lacks a part.
+
+        Returns:
+            Latents (B, C, h, w) or (B, C, F, h, w); the sample itself where no decoder of a pipeline reads it.
 
         Raises:
-            ValueError: The sample does not have the shape that the pipeline's adapter expects, or ``to_image`` returns
-                no images.
+            ValueError: The sample does not have the shape that the pipeline's adapter expects.
         """
         sample = at_least_float32(sample)
-        if self.space == "latent":
+        if self.space == "latent" or self._to_image is not None:
             return sample
+        return self.adapter.unpack(self._pipe, sample, call)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode what :meth:`unpack` returned.
+
+        Raises:
+            ValueError: ``to_image`` returns no images, or the video has not the chosen frames.
+        """
+        if self.space == "latent":
+            return latents
         if self._to_image is not None:
-            return _checked_images(self._to_image(sample), sample)
+            return _checked_images(self._to_image(latents), latents)
+        if self.decoding.frames is None:
+            return self._decoded(latents)
+        count = latents.shape[2]
+        chosen = spread(self.decoding.frames, count)
+        decoded = frame_rule(self.module)(chosen, count)
+        images = self._decoded(latents[:, :, list(decoded)])
+        return images[:, :, [_at(decoded.index(i), len(decoded), images.shape[2]) for i in chosen]]
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         decode = self.adapter.decode
         assert decode is not None  # __init__ has raised otherwise
-        latents = self._shrunk(self._cropped(self.adapter.unpack(self._pipe, sample, size)))
+        latents = self._shrunk(self._cropped(latents))
         if self.module is None:
             return _to_unit_range(decode(None, latents))
         network = self._network(latents.device)
@@ -226,6 +258,11 @@ def _device(module: nn.Module) -> torch.device | None:
 
 def _overflows(decoder: nn.Module) -> bool:
     return bool(getattr(getattr(decoder, "config", None), "force_upcast", False))
+
+
+def _at(position: int, count: int, images: int) -> int:
+    """Return which of a video's ``images`` is one that the latent frame at ``position`` of ``count`` decodes to."""
+    return round(position * (images - 1) / max(count - 1, 1))
 
 
 def _even(side: float, full: int) -> int:

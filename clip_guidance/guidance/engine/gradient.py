@@ -11,8 +11,8 @@ averaged: no sample's gradient depends on its neighbours.
 Half precision: gradients of a CLIP logit with respect to a pixel are around 1e-6, below what float16 holds, so
 they are scaled by a power of two on the way through float16 networks and back at the end (Micikevicius et al. 2018,
 arXiv:1710.03740, section 3.2); everything between the networks is in float32. The power is taken from each sample's
-gradient where it enters the decoder or CLIP's tower, so that the size of a reward does not matter there. Other rewards
-in float16 are scaled by a constant.
+gradient where it enters the decoder or the tower of a CLIP or a loaded reward, so that the size of a reward does not
+matter there. Other rewards in float16 are scaled by a constant.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.size import Size
+from clip_guidance._tensors import per_sample, power_of_two
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.guidance.modes.base import RewardGradient
-from clip_guidance.guidance.per_sample import per_sample, power_of_two
+from clip_guidance.rewards.protocol import reward_name
 
 _REWARD_SCALE = 2.0**10  # of the gradient inside a float16 reward
-_ENTRANCE = 2.0**8  # largest element of a gradient that enters a tower: it mostly shrinks on its way to the pixels
 
 
 def reward_gradient(
-    reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, size: Size | None = None
+    reward: Callable[[Tensor], Tensor], decoder: Decoder, x0: Tensor, call: PipelineCall | None = None
 ) -> RewardGradient:
     """Compute the gradient of each sample's reward at the clean sample ``x0``, (B, ...).
 
@@ -39,28 +39,35 @@ def reward_gradient(
         reward: Maps what the decoder returns to one number per sample, (B,).
         decoder: Maps the clean sample to what the reward reads.
         x0: The clean sample.
-        size: Size of the image that the pipeline makes; None where it is not known.
+        call: The pipeline's call; None in a loop written by hand.
 
     Raises:
         ValueError: The reward does not return one differentiable number per sample.
     """
     decoder.start_step()
-    count = at_a_time(decoder.decoding, len(x0))
     with torch.enable_grad(), decoder.for_gradients(x0.device):
-        if count == len(x0):
-            x0 = x0.detach().requires_grad_()
-            images = decoder(x0, size)
-            at_images = gradient_at_images(reward, images.detach())
-            return RewardGradient(vjp(images, [x0], at_images.gradient)[0], at_images.rewards)
-        # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
-        with torch.no_grad():
-            images = torch.cat([decoder(part, size) for part in x0.split(count)])
-        at_images = gradient_at_images(reward, images)
-        gradients = []
-        for part, cotangent in zip(x0.split(count), at_images.gradient.split(count), strict=True):
-            leaf = part.detach().requires_grad_()
-            gradients += vjp(decoder(leaf, size), [leaf], cotangent)
-        return RewardGradient(torch.cat(gradients), at_images.rewards)
+        x0 = x0.detach().requires_grad_()
+        latents = decoder.unpack(x0, call)
+        at_latents = _gradient_at_latents(reward, decoder, latents.detach())
+        return RewardGradient(vjp(latents, [x0], at_latents.gradient)[0], at_latents.rewards)
+
+
+def _gradient_at_latents(reward: Callable[[Tensor], Tensor], decoder: Decoder, latents: Tensor) -> RewardGradient:
+    count = at_a_time(decoder.decoding, len(latents))
+    if count == len(latents):
+        leaf = latents.requires_grad_()
+        images = decoder.decode(leaf)
+        at_images = gradient_at_images(reward, images.detach())
+        return RewardGradient(vjp(images, [leaf], at_images.gradient)[0], at_images.rewards)
+    # The reward sees the whole batch, whose prompts it counts; the decoder's activations live for a few at a time.
+    with torch.no_grad():
+        images = torch.cat([decoder.decode(part) for part in latents.split(count)])
+    at_images = gradient_at_images(reward, images)
+    gradients = []
+    for part, cotangent in zip(latents.split(count), at_images.gradient.split(count), strict=True):
+        leaf = part.detach().requires_grad_()
+        gradients += vjp(decoder.decode(leaf), [leaf], cotangent)
+    return RewardGradient(torch.cat(gradients), at_images.rewards)
 
 
 def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_graph: bool = False) -> list[Tensor]:
@@ -77,23 +84,6 @@ def vjp(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, retain_grap
     return [gradient.to(cotangent.dtype) / per_sample(factor, gradient) for gradient in gradients]
 
 
-def sized_for_half(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run ``network(x)``, float32 in and out, with gradients of a size that float16 holds."""
-    x = x.view_as(x)  # a view of its own, whose gradient comes from this network alone
-    output = network(x)
-    if not (x.requires_grad and output.requires_grad):
-        return output
-    factors: list[Tensor] = []
-
-    def enlarged(gradient: Tensor) -> Tensor:
-        factors.append(_ENTRANCE * power_of_two(gradient))
-        return gradient * factors[-1]
-
-    output.register_hook(enlarged)
-    x.register_hook(lambda gradient: gradient / per_sample(factors.pop(), gradient))
-    return output
-
-
 def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> RewardGradient:
     """Compute the reward's gradient at images (B, 3, H, W), videos (B, 3, F, H, W) or latents.
 
@@ -108,7 +98,7 @@ def gradient_at_images(reward: Callable[[Tensor], Tensor], images: Tensor) -> Re
     leaf = images.requires_grad_()
     gradient, rewards = torch.zeros_like(leaf), leaf.new_zeros(len(leaf))
     for part in parts(reward, leaf):
-        _check_rewards(part, len(leaf))
+        _check_rewards(part, len(leaf), reward_name(reward))
         gradient = gradient + torch.autograd.grad(part.sum() * scale, leaf)[0] / scale
         rewards = rewards + part.detach().to(rewards)
     return RewardGradient(gradient, rewards)
@@ -127,12 +117,12 @@ def _has_float16(reward: Any) -> bool:
     return isinstance(reward, nn.Module) and any(p.dtype == torch.float16 for p in reward.parameters())
 
 
-def _check_rewards(rewards: Any, batch: int) -> None:
+def _check_rewards(rewards: Any, batch: int, name: str) -> None:
     if not isinstance(rewards, Tensor) or rewards.shape != (batch,):
         found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ValueError(f"the reward must return one number per sample, shape ({batch},), got {found}")
+        raise ValueError(f"the reward {name} must return one number per sample, shape ({batch},), got {found}")
     if not rewards.requires_grad:
         raise ValueError(
-            "the reward must be differentiable in its input; the tensor it returned has no gradient (was it "
+            f"the reward {name} must be differentiable in its input; the tensor it returned has no gradient (was it "
             "computed under torch.no_grad, detached, or taken through numpy or PIL?)"
         )

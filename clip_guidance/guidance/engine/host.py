@@ -21,7 +21,8 @@ class Host:
         adapter: Which networks it has, and how its samples become images.
         scheduler_adapter: What is known of the scheduler's class.
         prediction_type: What the scheduler takes the model output to be.
-        denoisers: The networks that predict the noise; two where the pipeline changes networks on the way.
+        denoisers: The networks that predict the noise; two where the pipeline changes networks on the way,
+            or has one without a prompt.
     """
 
     pipe: Any
@@ -51,12 +52,13 @@ def resolve(pipe: Any) -> Host:
         UnsupportedSchedulerError: The scheduler's noise levels, or what it predicts, are not known.
         ValueError: ``pipe`` has no scheduler or denoiser, or is known not to work.
     """
-    scheduler = getattr(pipe, "scheduler", None)
+    adapter = find_adapter(pipe)
+    scheduler = getattr(pipe, adapter.scheduler, None)
     if scheduler is None:
         raise ValueError(f"guidance needs a pipeline with a scheduler; {describe(pipe)}")
     scheduler_adapter = find_scheduler_adapter(scheduler)
-    kind, adapter = scheduler_adapter.prediction(scheduler), find_adapter(pipe)
-    denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2")
+    kind = scheduler_adapter.prediction(scheduler)
+    denoisers = _modules(pipe, adapter.denoiser, f"{adapter.denoiser}_2", f"unconditional_{adapter.denoiser}")
     return Host(pipe, scheduler, adapter, scheduler_adapter, kind, denoisers)
 
 

@@ -134,21 +134,36 @@ class Steering:
         level, kind = host.noise_level(timestep), host.prediction_type
         if not active or level.sigma == 0:
             return unguided
-        copies = 2 if any(each.host.adapter.doubled for each in active) and _is_doubled(sample) else 1
+        adapter = active[0].host.adapter
+        copies = 2 if adapter.doubled and _is_doubled(sample) else 1
         batch = len(sample) // copies
+        frames = call.variables.get("frames") if call is not None and adapter.framewise else None
         with torch.set_grad_enabled(is_recorded):  # a modular pipeline has left the denoiser's block
             mean = _without_variance(model_output, sample, index)
-            prediction = Prediction(mean[:batch], sample[:batch], level, kind)
+            prediction = Prediction(_as_videos(mean[:batch], frames), _as_videos(sample[:batch], frames), level, kind)
         self._tape.retain_graph = len(active) > 1
+        self._tape.made_anew = adapter.made_anew(call, prediction.sample)
         step = Step(prediction, timestep, eta, index, call, self._tape, self._corrections)
         # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
         shift = torch.stack([attachment.shift(step) for attachment in active]).sum(0)
         shift = _clipped(shift, prediction.x0, self._scheduler.config)
-        shift = _masked(shift, call, active[0].host.adapter.repainted).repeat(copies, *[1] * (sample.ndim - 1))
+        if self._tape.made_anew is not None:  # the pipeline undoes the rest
+            shift = shift * self._tape.made_anew
+        shift = _as_images(shift, frames).repeat(copies, *[1] * (sample.ndim - 1))
         steered = kind.write_back(mean.detach() if is_recorded else mean, shift, level)
         if mean.shape == model_output.shape:
             return steered
         return torch.cat([steered, unguided[:, mean.shape[1] :]], dim=1)
+
+
+def _as_videos(images: Tensor, frames: int | None) -> Tensor:
+    """Gather frames (B·F, C, h, w) to videos (B, C, F, h, w), as the denoiser reads them; None for no frames."""
+    return images if frames is None else images.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def _as_images(videos: Tensor, frames: int | None) -> Tensor:
+    """Undo :func:`_as_videos`."""
+    return videos if frames is None else videos.transpose(1, 2).flatten(0, 1)
 
 
 def _without_variance(model_output: Tensor, sample: Tensor, index: int) -> Tensor:
@@ -178,15 +193,3 @@ def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:
         return shift
     bound = torch.tensor(float(getattr(config, "clip_sample_range", 1.0))).to(x0)
     return torch.clamp(x0 + shift, torch.minimum(x0, -bound), torch.maximum(x0, bound)) - x0
-
-
-def _masked(shift: Tensor, call: PipelineCall | None, repainted: float | None) -> Tensor:
-    """Keep the shift where an inpainting run makes the image anew; the pipeline undoes the rest."""
-    if call is None or call.mask is None or repainted is None:
-        return shift
-    part = call.mask.detach()[: len(shift)]  # with classifier-free guidance there are two copies
-    fits = part.ndim == shift.ndim and len(part) in (1, len(shift))
-    if not fits or any(given not in (1, side) for given, side in zip(part.shape[1:], shift.shape[1:], strict=True)):
-        return shift  # this mask is not over latents: it tells a denoiser what to keep, or belongs to attention
-    part = part.to(shift)
-    return shift * (part if repainted else 1 - part)

@@ -5,20 +5,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_guidance._tensors import at_least_float32
+from clip_guidance._tensors import at_least_float32, power_of_two
 from clip_guidance.guidance.adapters.by_class import by_class
 from clip_guidance.guidance.adapters.noise_level import UnsupportedSchedulerError
 from clip_guidance.guidance.adapters.prediction import Prediction
-from clip_guidance.guidance.per_sample import are_finite, power_of_two
+from clip_guidance.guidance.per_sample import are_finite
 from clip_guidance.guidance.weights.hold import held, lacks
 from clip_guidance.guidance.weights.offload import keep_onloaded
 
-_SAMPLE_KEYWORDS = ("sample", "hidden_states", "x")  # the first argument of UNets, of transformers, of Z-Image's
+_SAMPLE_KEYWORDS = ("sample", "hidden_states", "x", "latents")  # of UNets, transformers, Z-Image's, Cosmos's control
 _SAME = 0.02  # relative error up to which an input counts as a multiple of the sample; bfloat16 rounds by 0.004
 _GRADS_IN_TRAINING = ("MOEFeedForwardSwiGLU",)  # HiDream's: its experts run under no_grad, except in training
 
@@ -64,6 +65,7 @@ class DenoiserTape:
     def __init__(self, wanted: Callable[[], bool]) -> None:
         self.inputs: list[Input] = []
         self.retain_graph = False
+        self.made_anew: Tensor | None = None  # share of the sample that the denoiser may read alone
         self._wanted = wanted
         self._outer_grad_mode: bool | None = None
         self._outer_graph = False  # whether somebody differentiates through the pipeline itself
@@ -156,7 +158,7 @@ class DenoiserTape:
         found = 0
         for given, grad in zip(self.inputs, grads, strict=True):
             if grad is not None:
-                found += _add_in_sample(total, given, grad, prediction.sample.detach())
+                found += _add_in_sample(total, given, grad, prediction.sample.detach(), self.made_anew)
         if not found:
             shapes = ", ".join(str(tuple(given.leaf.shape)) for given in self.inputs)
             raise ValueError(
@@ -168,6 +170,7 @@ class DenoiserTape:
     def clear(self) -> None:
         """Forget the recorded inputs and put the grad mode back to what it was before them."""
         self.inputs.clear()
+        self.made_anew = None
         self._during_step.close()
         if self._outer_grad_mode is not None:
             if threading.get_ident() == self._thread:  # the grad mode is the thread's own
@@ -183,11 +186,12 @@ def _tensors(given: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) -> bool:
+def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor, made_anew: Tensor | None) -> bool:
     """Add a gradient at the denoiser's input to the one at the sample.
 
     This is the transpose of tile, concatenate and scale. Where the sample stands in the input, and by how much it was
-    scaled, is read off their values. Returns False if the sample does not stand there.
+    scaled, is read off their values. Returns False if the sample does not stand there, neither as a whole nor where it
+    is made anew, with an image that is given in place of the rest.
     """
     leaf, rows = given.leaf.detach(), slice(None)
     if given.sample is not None:
@@ -196,19 +200,28 @@ def _add_in_sample(total: Tensor, given: Input, grad: Tensor, sample: Tensor) ->
     target = sample[rows]
     if len(leaf) % len(target):
         return False
-    for part in _parts(leaf.shape, target.shape):
-        copies = part(leaf).reshape(-1, *target.shape)
-        scale = _multiple(copies, target)
-        if scale is not None:
-            total[rows] += scale * part(grad).reshape(copies.shape).to(total.dtype).sum(0)
-            return True
+    shares = [torch.ones_like(target[:1])] if made_anew is None else [torch.ones_like(target[:1]), made_anew]
+    for share in shares:
+        for part in _parts(leaf.shape, target.shape):
+            copies = part(leaf).reshape(-1, *target.shape)
+            scale = _multiple(copies * share, target * share)
+            if scale is not None:
+                total[rows] += scale * share * part(grad).reshape(copies.shape).to(total.dtype).sum(0)
+                return True
     return False
 
 
 def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Iterate over cuts of a sample's size: the whole input, or a range of channels or tokens."""
+    """Iterate over cuts of a sample's size: the whole input, or a range of channels, frames or tokens."""
     if shape[1:].numel() == target[1:].numel():
         yield lambda x: x
+        return
+    if len(shape) == 3 and len(target) == 5:  # a video's tokens
+        area = target[3] * target[4]
+        if shape[1] % area == 0 and shape[2] == target[1]:
+            frames = shape[1] // area
+            for part in _parts(torch.Size([shape[0], shape[2], frames, *target[3:]]), target):
+                yield partial(_untokenised, shape=(frames, *target[3:]), part=part)
         return
     if len(shape) > len(target):  # a frame axis of one
         for axis in (i for i in range(1, len(shape)) if shape[i] == 1):
@@ -216,15 +229,28 @@ def _parts(shape: torch.Size, target: torch.Size) -> Iterator[Callable[[Tensor],
                 yield partial(_squeezed, axis=axis, part=part)
         return
     differing = [i for i in range(1, len(shape)) if shape[i] != target[i]] if len(shape) == len(target) else []
-    if len(differing) == 1 and shape[differing[0]] > target[differing[0]]:
-        axis, count = differing[0], target[differing[0]]
-        room = shape[axis] - count
-        for start in sorted(range(room + 1), key=lambda start: (start not in (0, room), start)):
-            yield partial(torch.narrow, dim=axis, start=start, length=count)
+    if any(shape[i] < target[i] for i in differing):
+        return
+    for starts in product(*(_ends_first(shape[i] - target[i]) for i in differing)) if differing else ():
+        yield partial(_narrowed, ranges=[(i, start, target[i]) for i, start in zip(differing, starts, strict=True)])
+
+
+def _ends_first(room: int) -> list[int]:
+    return sorted(range(room + 1), key=lambda start: (start not in (0, room), start))
+
+
+def _untokenised(x: Tensor, shape: tuple[int, ...], part: Callable[[Tensor], Tensor]) -> Tensor:
+    return part(x.transpose(1, 2).unflatten(2, shape))
 
 
 def _squeezed(x: Tensor, axis: int, part: Callable[[Tensor], Tensor]) -> Tensor:
     return part(x.squeeze(axis))
+
+
+def _narrowed(x: Tensor, ranges: list[tuple[int, int, int]]) -> Tensor:
+    for axis, start, count in ranges:
+        x = x.narrow(axis, start, count)
+    return x
 
 
 def _multiple(copies: Tensor, sample: Tensor) -> float | None:

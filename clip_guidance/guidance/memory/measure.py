@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clip_guidance.guidance.adapters.layouts import already_latents
+from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.guidance.engine import gradient
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.guidance.rewards import CLIPReward
 from clip_guidance.guidance.weights.clone import clone
 
 

@@ -172,7 +172,7 @@ def plan_memory(
     views = max((reward.cutouts.count for reward in clip_rewards(guidance.reward)), default=0)
     chunks = _chunks(views)
     smallest: tuple[int, Decoding] | None = None
-    for decoding in _decodings(guidance.decoding or Decoding(), tiny, batch, estimate.can_checkpoint):
+    for decoding in _decodings(guidance, tiny, batch, estimate.can_checkpoint):
         least = estimate.bytes(decoding, chunks[-1])
         if smallest is None or least < smallest[0]:
             smallest = least, decoding
@@ -188,11 +188,15 @@ def plan_memory(
     )
 
 
-def _decodings(decoding: Decoding, tiny: nn.Module | None, batch: int, can_checkpoint: Any) -> Iterator[Decoding]:
+def _decodings(
+    guidance: GuidanceOptions, tiny: nn.Module | None, batch: int, can_checkpoint: Any
+) -> Iterator[Decoding]:
     """Yield settings from the best to the smallest, all exact ways for each size of image."""
-    whole = replace(decoding, resolution=1.0, crop=1.0, checkpoint=False, images=None)
+    whole = replace(guidance.decoding or Decoding(), resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
-    seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in _SMALLER]
+    crops = not getattr(guidance.reward, "has_regions", False)  # a region is a part of the whole image
+    smaller = [each for each in _SMALLER if crops or each[1] == 1]
+    seen += [replace(seen[-1], resolution=resolution, crop=crop) for resolution, crop in smaller]
     for each in seen:
         for checkpoint in (False, True) if can_checkpoint(each) else (False,):
             for images in (None, 1) if batch > 1 else (None,):

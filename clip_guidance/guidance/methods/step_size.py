@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from clip_guidance._tensors import per_sample
 from clip_guidance.guidance.methods.ddim import step_of
 from clip_guidance.guidance.modes.base import StepState
-from clip_guidance.guidance.per_sample import per_sample, rms
+from clip_guidance.guidance.per_sample import rms
 
 _NO_CORRECTION = 1e-5  # of ε̂: rounding, where both texts are the same
 

@@ -43,6 +43,8 @@ class StepState:
         correction: Root mean square (B,) of x̂₀_cfg − x̂₀_uncond; None without classifier-free guidance, and where the
             mode's ``needs_correction`` does not ask for it.
         tell: Warns of what is done otherwise than was asked for; the engine says each text once.
+        reward: The guidance's reward, for modes that take its gradient in a way of their own.
+        note: Notes the rewards (B,) of the step in the report, where ``reward_gradient`` does not.
     """
 
     prediction: Prediction
@@ -55,6 +57,8 @@ class StepState:
     eta: float = 0.0
     correction: Tensor | None = None
     tell: Callable[[str], None] = warnings.warn
+    reward: Any = None
+    note: Callable[[Tensor], None] = lambda rewards: None
 
     @property
     def sample(self) -> Tensor:

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clip_guidance._tensors import per_sample
 from clip_guidance.guidance.arguments import check_count
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
-from clip_guidance.guidance.per_sample import per_sample
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 items       images, folders, tables and lines, one item after the other
 prepare     what is missing of an image: decoded in threads, ahead of the encoder
-judge       a CLIP and the scores it gives; several judges stand side by side
+judge       a CLIP and the scores it gives, or a reward (reward_judge); several judges stand side by side
 texts       each distinct text encoded once; texts that do not fit the context
 store       what is done, in SQLite: a row that is in it survives a kill
 output      the file of scores: JSONL, CSV or parquet

@@ -1,9 +1,10 @@
-"""A CLIP and the scores it gives: pixels and prompts to numbers."""
+"""Judges: a CLIP and the scores it gives, or a reward; pixels and prompts to numbers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +12,24 @@ from torch import Tensor
 
 from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.clip.domain import DomainCheck
+from clip_guidance.clip.image_processor import ImageProcessor
 from clip_guidance.metrics.job.store import record_id
 from clip_guidance.metrics.job.texts import EncodedText, LongPrompts, TextEncoder
-from clip_guidance.metrics.protocol import ImageScore
+from clip_guidance.metrics.protocol import Averaged
 from clip_guidance.metrics.registry import Score, get_image_score
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Describe a score by one CLIP.
+    """Describe a score by one model.
 
     Attributes:
-        score: What is computed.
+        score: What is computed; of a CLIP's judge an ``ImageScore``.
         record: Definition, model and preprocessing.
         id: Identifier of the record, see :func:`~clip_guidance.metrics.job.store.record_id`.
     """
 
-    score: ImageScore
+    score: Averaged
     record: dict[str, Any]
     id: str
 
@@ -47,40 +49,73 @@ class Scored:
     truncated: bool
 
 
-@dataclass
-class Judge:
-    """Score images by a CLIP and its definitions; see :func:`make_judge`.
+class Judge(ABC):
+    """Score images by a model and its definitions.
 
     Attributes:
-        clip: The model, ready for inference.
+        model: The model, ready for inference.
         fingerprint: Fingerprint of the weights in the precision they are stored in; it is compared with that of a
             guide.
         key: Key of the embeddings in a cache; another precision or another way of decoding has another key.
+        embed_dim: Length of an embedding; None where it is no vector, and no cache keeps it.
         definitions: Definitions of the scores.
-        texts: Encoder of the texts.
-        domain: Count of the images that are unlike those that the CLIP was trained on.
+        domain: Count of the images that are unlike those that the model was trained on.
     """
 
-    clip: DualEncoder
+    model: Any
     fingerprint: str
     key: str
-    definitions: list[Definition] = field(default_factory=list)
-    texts: TextEncoder = field(init=False)
-    domain: DomainCheck = field(init=False)
+    embed_dim: int | None
+    definitions: list[Definition]
+    domain: DomainCheck
 
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """Preprocessing of the images."""
+        return self.model.image_processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @torch.no_grad()
     def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
-        """Encode preprocessed images to unit vectors (n, d), float32 on the model's device."""
-        with torch.no_grad():
-            return self.clip.image_embeds(torch.stack(list(pixel_values)).to(self.clip.device, self.clip.dtype))
+        """Encode preprocessed images as what the scores depend on, (n, ...) in float32 on the model's device."""
+        return self.look(torch.stack(list(pixel_values)).to(self.device))
 
-    def score(self, definition: Definition, image_embeds: Tensor, prompts: Sequence[str]) -> list[Scored]:
-        """Score images, given as unit vectors (n, d), beside their prompts."""
-        score = definition.score
+    @abstractmethod
+    def look(self, pixel_values: Tensor) -> Tensor:
+        """Encode preprocessed images (n, 3, S, S) on the model's device."""
+
+    @abstractmethod
+    def score(self, definition: Definition, seen: Tensor, prompts: Sequence[str]) -> list[Scored]:
+        """Score images, given as :meth:`encode` returns them, beside their prompts."""
+
+
+class CLIPJudge(Judge):
+    """Score images by a CLIP and any number of definitions; see :func:`make_judge`.
+
+    Attributes:
+        texts: Encoder of the texts.
+    """
+
+    def __init__(self, clip: DualEncoder, fingerprint: str, key: str, long_prompts: LongPrompts) -> None:
+        self.model, self.fingerprint, self.key = clip, fingerprint, key
+        self.embed_dim = clip.projection_dim
+        self.definitions = []
+        self.texts = TextEncoder(clip, long_prompts)
+
+    def look(self, pixel_values: Tensor) -> Tensor:
+        return self.model.image_embeds(pixel_values.to(self.model.dtype))
+
+    def score(self, definition: Definition, seen: Tensor, prompts: Sequence[str]) -> list[Scored]:
+        score: Any = definition.score
         texts = [score.texts(prompt) for prompt in prompts]
         encoded = self.texts([text for group in texts for text in group])
         beside = [[encoded[text] for text in group] for group in texts]
         with torch.no_grad():
-            numbers = score.scores(self.clip, image_embeds, _stacked(beside)).tolist()
+            numbers = score.scores(self.model, seen, _stacked(beside)).tolist()
         return [
             Scored(number, max((text.tokens for text in group), default=None), any(text.truncated for text in group))
             for number, group in zip(numbers, beside, strict=True)
@@ -93,7 +128,7 @@ def make_judge(
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype | None = None,
     draft: bool = False,
-) -> Judge:
+) -> CLIPJudge:
     """Make a judge of a CLIP and the scores that it gives.
 
     Args:
@@ -113,8 +148,8 @@ def make_judge(
     if dtype is not None:
         clip.to(dtype=dtype)
     name = f"{fingerprint}-{str(clip.dtype).removeprefix('torch.')}{'-draft' * draft}"
-    judge = Judge(clip, fingerprint, name)
-    judge.texts, judge.domain = TextEncoder(clip, long_prompts), domain
+    judge = CLIPJudge(clip, fingerprint, name, long_prompts)
+    judge.domain = domain
     for score in map(get_image_score, scores):
         record = score.record(clip)
         if long_prompts == "chunk-average" and score.needs_prompt:

@@ -7,9 +7,10 @@ bounded, so memory does not grow with their total. The results are in the order 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -37,7 +38,7 @@ class PreparedItem:
         failure: Reason why the item cannot be scored; None where it can.
         prompt: Prompt that was given or is stored in the image; empty where there is none and none is needed.
         hash: Hash of the file's bytes.
-        guide: Fingerprint of the CLIP that steered the image; None where none is recorded.
+        guides: Fingerprints of the CLIPs and rewards that steered the image, as far as they are recorded.
         known: Scores of earlier runs, by the ids of their records.
         embeds: Embeddings found in the cache, by the judge's place.
         pixels: Pixels for those judges that must encode the image, by their place.
@@ -47,7 +48,7 @@ class PreparedItem:
     failure: str | None = None
     prompt: str = ""
     hash: str = ""
-    guide: str | None = None
+    guides: frozenset[str] = frozenset()
     known: dict[str, ScoreRow] = field(default_factory=dict)
     embeds: dict[int, Tensor] = field(default_factory=dict)
     pixels: dict[int, Tensor] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Preparer:
     ) -> None:
         self.judges, self.known, self.cache = judges, known, cache
         self.needs_prompt = any(d.score.needs_prompt for judge in judges for d in judge.definitions)
-        self.draft_side = 2 * max(max(judge.clip.image_processor.sides) for judge in judges) if draft else 0
+        self.draft_side = 2 * max(max(judge.image_processor.sides) for judge in judges) if draft else 0
 
     def __call__(self, item: ScoreItem) -> PreparedItem:
         """Prepare an item, or say why it failed.
@@ -94,8 +95,8 @@ class Preparer:
         item = prepared.item
         record = read_record(io.BytesIO(data)) or {}
         prepared.hash = content_hash(data)
-        guide, settings = record.get("guide"), record.get("settings", {})
-        prepared.guide = guide.get("fingerprint") if isinstance(guide, dict) else None
+        settings = record.get("settings", {})
+        prepared.guides = _guides(record)
         stored = (settings.get(name) for name in ("clip_prompt", "prompt"))
         texts = (text for text in (item.prompt, *stored) if isinstance(text, str) and text.strip())
         prepared.prompt = next(texts, "")
@@ -110,14 +111,15 @@ class Preparer:
             for place, judge in enumerate(self.judges)
             if any(definition.id not in prepared.known for definition in judge.definitions)
         ]
-        for place in missing if self.cache else []:
-            assert self.cache is not None
+        for place in missing:
             judge = self.judges[place]
-            if (embed := self.cache.get(judge.key, prepared.hash, judge.clip.projection_dim)) is not None:
+            if self.cache is None or judge.embed_dim is None:
+                continue
+            if (embed := self.cache.get(judge.key, prepared.hash, judge.embed_dim)) is not None:
                 prepared.embeds[place] = embed
         if encode := [place for place in missing if place not in prepared.embeds]:
             image = self._decode(data, item.name)
-            prepared.pixels = {place: self.judges[place].clip.image_processor(image) for place in encode}
+            prepared.pixels = {place: self.judges[place].image_processor(image) for place in encode}
 
     def _decode(self, data: bytes, name: str) -> Image.Image:
         if self.draft_side and data[:2] == b"\xff\xd8":  # a JPEG, whose decoder can shrink by 2, 4 or 8
@@ -128,6 +130,14 @@ class Preparer:
             except Exception:  # Pillow raises anything, also for too many pixels; load_image names the reason better
                 pass
         return load_image(data, name)
+
+
+def _guides(record: Mapping[str, Any]) -> frozenset[str]:
+    """Return the fingerprints of what steered an image, by its record, which anybody may have written."""
+    scores = record.get("scores")
+    by = [one for one in scores if isinstance(one, dict) and one.get("guided")] if isinstance(scores, list) else []
+    found = (one.get("fingerprint") for one in (record.get("guide"), *by) if isinstance(one, dict))
+    return frozenset(one for one in found if isinstance(one, str))
 
 
 def in_blocks(prepared: Iterable[PreparedItem], size: int) -> Iterator[list[PreparedItem]]:

@@ -1,7 +1,8 @@
 """Scores that ``clip-guidance score --output`` wrote, read for a comparison of two files.
 
 A file may hold several scores per image, one per definition and judge. Two scores can be compared where the whole
-record beside them agrees, except for the model's name: the fingerprint tells one model from another under any name.
+record beside them agrees, except for the model's name and revision: the fingerprint tells one model from another under
+any name.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ScoreSet:
     @property
     def settings(self) -> dict[str, str]:
         """Return what has to agree in a comparison."""
-        return {name: value for name, value in self.record.items() if name != "model"}
+        return {name: value for name, value in self.record.items() if name not in ("model", "revision")}
 
     def __str__(self) -> str:
         return f"{self.record['definition']} by {self.record.get('model', 'a model without a name')}"

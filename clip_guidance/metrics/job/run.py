@@ -194,7 +194,7 @@ def _rows(
             found = {each.item.position: one for each, one in zip(new, scored, strict=True)}
             for each in block:
                 position, one = each.item.position, found.get(each.item.position)
-                guided = each.guide == judge.fingerprint
+                guided = judge.fingerprint in each.guides
                 rows[position].append(_row(each, definition.id, one, guided))
                 if not math.isfinite(rows[position][-1].score):
                     failures[position] = f"the score {definition.record['definition']} of it is not finite"
@@ -204,14 +204,15 @@ def _rows(
 def _embeds(block: list[PreparedItem], judge: Judge, place: int, cache: EmbedCache | None) -> dict[int, Tensor]:
     """Return the vectors of the images that the judge must look at, by position: encoded, or from the cache."""
     encode = [each for each in block if place in each.pixels]
-    embeds = {each.item.position: each.embeds[place].to(judge.clip.device) for each in block if place in each.embeds}
+    embeds = {each.item.position: each.embeds[place].to(judge.device) for each in block if place in each.embeds}
     if encode:
         encoded = judge.encode([each.pixels[place] for each in encode])
         embeds |= {each.item.position: embed for each, embed in zip(encode, encoded, strict=True)}
-        if cache is not None:
+        if cache is not None and judge.embed_dim is not None:
             cache.put(judge.key, {each.hash: embed for each, embed in zip(encode, encoded.cpu(), strict=True)})
     if embeds:
         judge.domain.add(torch.stack(list(embeds.values())))
+        judge.domain.texts.add(each.prompt for each in block if each.prompt)
     return embeds
 
 

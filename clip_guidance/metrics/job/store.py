@@ -20,6 +20,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from clip_guidance._sqlite import check_schema, connect, schema_of
+
 VERSION = 1
 _SCHEMA = (
     "CREATE TABLE records (id TEXT PRIMARY KEY, place INTEGER NOT NULL, content TEXT NOT NULL)",
@@ -121,8 +123,8 @@ class ScoreStore:
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()  # the threads that decode ask what is known
-        address = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
-        self._db = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+        with self._errors():
+            self._db = connect(path, read_only=read_only, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(read_only)
         except BaseException:
@@ -142,6 +144,8 @@ class ScoreStore:
             self._transact(lambda: [self._db.execute(statement) for statement in _SCHEMA])
         elif version != VERSION:
             raise ScoresError(f"{self.path}: expected scores of version {VERSION}, got {version}; delete it")
+        with self._errors():
+            check_schema(self._db, schema_of(_SCHEMA))
 
     def known(self, image: str, prompt: str, content: str) -> dict[str, ScoreRow]:
         """Return the scores of an image with these bytes, by the ids of their records."""

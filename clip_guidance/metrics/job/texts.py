@@ -67,6 +67,8 @@ class TextEncoder:
             raise ValueError("this CLIP was made without a tokenizer: CLIP(config, tokenizer) or from_pretrained")
         if long_prompts not in get_args(LongPrompts):
             raise ValueError(f"expected {' or '.join(get_args(LongPrompts))} for long prompts, got {long_prompts!r}")
+        if long_prompts == "chunk-average" and not getattr(clip.tokenizer, "tells_length", True):
+            raise ValueError("chunk-average: this CLIP's tokenizer is a function, which does not say what it cuts")
         self.clip, self.tokenizer, self.long_prompts, self.remembered = clip, clip.tokenizer, long_prompts, remembered
         self._fills = clip.device.type == "cpu"
         self._known: OrderedDict[str, EncodedText] = OrderedDict()
@@ -98,10 +100,11 @@ class TextEncoder:
         whole = one_at_a_time(self.tokenizer, texts, verbose=False).input_ids
         tokens = [len(ids) for ids in whole]
         if self.long_prompts == "truncate":
-            chunks = [[ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]] for ids in whole]
+            chunks = [[ids] for ids in one_at_a_time(self.tokenizer, texts, truncation=True).input_ids]
             self._warn(texts, tokens)
         else:
-            chunks = [_chunks(ids, limit) for ids in whole]
+            special = frozenset(self.tokenizer.all_special_ids)
+            chunks = [_chunks(ids, limit, special) for ids in whole]
         embeds = self._embeds([chunk for group in chunks for chunk in group])
         groups = embeds.split([len(group) for group in chunks])
         cut = [self.long_prompts == "truncate" and count > limit for count in tokens]
@@ -134,12 +137,13 @@ class TextEncoder:
             warn_truncated(self.tokenizer, long[:1])
 
 
-def _chunks(ids: list[int], limit: int) -> list[list[int]]:
-    """Deal token ids into as few chunks as fit the context, each with start and end.
+def _chunks(ids: list[int], limit: int, special: frozenset[int]) -> list[list[int]]:
+    """Deal token ids into as few chunks as fit the context, each with the start and the end that the text has.
 
     The chunks are of equal length but for one token.
     """
-    start, *inner, end = ids
-    count = max(1, -(-len(inner) // (limit - 2)))
+    start, end = ids[: ids[0] in special], ids[len(ids) - (ids[-1] in special) :]
+    inner = ids[len(start) : len(ids) - len(end)]
+    count = max(1, -(-len(inner) // (limit - len(start) - len(end))))
     bounds = [len(inner) * i // count for i in range(count + 1)]
-    return [[start, *inner[a:b], end] for a, b in pairwise(bounds)]
+    return [[*start, *inner[a:b], *end] for a, b in pairwise(bounds)]

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +10,15 @@ import helpers
 import pytest
 import torch
 from diffusers.utils import DummyObject
-from helpers.pipeline_zoo import redness
-from helpers.pipelines.video import expanded, wan
+from helpers.pipeline_zoo import PIPELINES
 from torch import nn
 
-from clip_guidance.guidance import Guidance
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.layouts import image_part
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, check_exact, find_adapter
 from clip_guidance.guidance.adapters.size import Size
 from clip_guidance.guidance.adapters.unsupported import LATENT_ONLY, NO_EXACT, UNSUPPORTED_PIPELINES
+from clip_guidance.guidance.engine.decoder import Decoder
 
 _TABLES = (ADAPTERS, UNSUPPORTED_PIPELINES, LATENT_ONLY)
 _BASES = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
@@ -91,22 +90,26 @@ def test_a_row_of_numbers_is_split_as_its_pipeline_splits_it():
     pipe = SimpleNamespace(num_channels_latents=4, vae_scale_factor=2, image_encoder_projection_dim=5)
     sample = torch.randn(2, 4 * 8 * 12 + 5)
     latents, _ = diffusers.UniDiffuserPipeline._split(pipe, sample, 16, 24)
-    assert image_part(pipe, sample, Size(16, 24)).equal(latents)
+    assert image_part(pipe, sample, PipelineCall(pipe, Size(16, 24))).equal(latents)
     for size, given in ((None, sample), (Size(16, 24), sample[..., None])):
         with pytest.raises(ValueError, match=rf"image's row of numbers.*{re.escape(str(tuple(given.shape)))}"):
-            image_part(pipe, given, size)
+            image_part(pipe, given, PipelineCall(pipe, size))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "not known how WanImageToVideoPipeline decodes its latents"),
-    ({"mode": "exact", "space": "latent"}, "its denoiser reads the given image in place of a part of the sample"),
+@pytest.mark.parametrize(("key", "missing"), [
+    ("LTXPipeline", "are rows of tokens, whose height and width are known only while"),
+    ("LTXImageToVideoPipeline", "lack the given frame, which is known only while the pipeline itself runs"),
+    ("WanImageToVideoPipeline + expand_timesteps", "lack the given frame"),
 ])  # fmt: skip
-def test_wan_that_reads_the_image_in_the_sample_is_refused_where_it_cannot_work(options, message):
-    pipe, _ = expanded(*wan(diffusers.WanImageToVideoPipeline))
-    with pytest.raises(ValueError, match=message) as caught:
-        Guidance(redness, **options).attach(pipe)
-    assert len(str(caught.value)) <= 300
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with Guidance(redness, space="latent", scale=0.0).attach(pipe):
-            pass
+def test_a_sample_that_lacks_a_part_is_refused_in_a_loop_written_by_hand(key, missing):
+    pipe, _ = PIPELINES[key]()
+    for call in (None, PipelineCall(pipe)):
+        with pytest.raises(ValueError, match=rf"{key.split()[0]} {missing}.*space='latent'") as caught:
+            Decoder(pipe, "image").unpack(torch.zeros(1, 4, 2, 4, 6), call)
+        assert len(str(caught.value)) <= 300
+
+
+def test_tokens_that_do_not_fit_the_size_are_refused():
+    pipe, _ = PIPELINES["LTXPipeline"]()
+    with pytest.raises(ValueError, match=r"multiple of 8 x 16 tokens for a video of 32 x 64 .*\(1, 100, 4\) from LTX"):
+        Decoder(pipe, "image").unpack(torch.zeros(1, 100, 4), PipelineCall(pipe, Size(32, 64)))

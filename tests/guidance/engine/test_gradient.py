@@ -9,15 +9,10 @@ from helpers.decoding import contrast, gradient, latents, with_vae
 from helpers.factories import generate, make_clip
 from torch import nn
 
+from clip_guidance._tensors import power_of_two, sized_for_half
 from clip_guidance.guidance import CLIPReward, Cutouts, Decoding, Guidance, WeightedRewards
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.guidance.engine.gradient import (
-    gradient_at_images,
-    power_of_two,
-    reward_gradient,
-    sized_for_half,
-    vjp,
-)
+from clip_guidance.guidance.engine.gradient import gradient_at_images, reward_gradient, vjp
 from clip_guidance.guidance.memory.measure import Meter
 from clip_guidance.guidance.weights.freeze import freeze_parameters
 

@@ -11,6 +11,7 @@ from helpers.minimal_pipeline import brightness, loop, minimal_pipeline, schedul
 
 from clip_guidance.guidance import Guidance
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
+from clip_guidance.guidance.methods import FreeDoM
 
 
 def test_attach_without_with_is_warned_of_where_it_stands():
@@ -59,6 +60,28 @@ def test_an_exchanged_scheduler_is_one_warning():
             loop(pipe)
     (message,) = (str(each.message) for each in caught if each.category is UserWarning)
     assert "scheduler was exchanged" in message and "Exchange it before attaching" in message
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "steps"),
+    [
+        (lambda x: 0 * brightness(x), {}, 4),
+        (lambda x: brightness(x).clamp(max=-1e3), {"cap": 1.0}, 4),  # it is saturated
+        (brightness, {"mode": FreeDoM(rho_without=0.02)}, 1),  # DDPM's noise correction is 0 where the signal is 0
+    ],
+    ids=["constant", "saturated", "one step"],
+)
+def test_guided_runs_that_nothing_changed_are_warned_of_once(reward, options, steps):
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    pipe = minimal_pipeline(**zero_snr)
+    plain = loop(pipe, steps)
+    with (
+        pytest.warns(UserWarning, match="guidance changed nothing in a run: the reward's gradient, or") as caught,
+        Guidance(reward, space="latent", **options).attach(pipe) as guidance,
+    ):
+        assert loop(pipe, steps).equal(plain)
+        loop(pipe, steps)
+    assert len(caught) == 1 and caught[0].filename == __file__ and len(guidance.report.steps) == steps
 
 
 # ---------------------------------------------------------------- fractions of the run

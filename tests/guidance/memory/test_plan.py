@@ -9,7 +9,7 @@ import torch
 from helpers.factories import generate, make_clip
 from helpers.memory_fixtures import SIDE, VIEWS, estimate, make_guidance, make_tiny_decoder, make_wide_pipeline
 
-from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
+from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance, Region
 from clip_guidance.guidance.memory import plan as memory
 from clip_guidance.guidance.memory.plan import MemoryPlan, parse_size, plan_memory, readable
 
@@ -106,6 +106,13 @@ def test_if_nothing_fits_the_smallest_need_is_named_and_is_enough(pipe, guidance
     needed = parse_size(least) * 1.01  # it is rounded
     plan = plan_memory(guidance, pipe, needed, SIDE, SIDE)
     assert plan.bytes == pytest.approx(needed, rel=0.05)
+
+
+@pytest.mark.slow
+def test_regions_are_never_cropped(pipe):
+    guidance = CLIPGuidance(make_clip(), [Region("dog", (0, 0, 0.5, 1)), "cat"], cutouts=2)
+    with pytest.raises(ValueError, match=r"takes at least .*resolution=0\.5, crop=1\.0"):
+        plan_memory(guidance, pipe, 1, SIDE, SIDE)
 
 
 def test_latents_are_not_planned(pipe):

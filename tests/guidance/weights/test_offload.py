@@ -128,7 +128,7 @@ def away(network):
     return all(weight.isnan().all() for weight in network.parameters())
 
 
-kinds = pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+kinds = pytest.mark.parametrize("kind", ["leaf_level", pytest.param("block_level", marks=pytest.mark.slow)])
 
 
 @kinds

@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -69,6 +70,11 @@ class TinyCLIP(DualEncoder):
         seeds = [torch.Generator().manual_seed(sum(map(ord, text))) for text in texts]
         embeds = [torch.randn(self.projection.out_features, generator=seed) for seed in seeds]
         return nn.functional.normalize(torch.stack(embeds), dim=-1).to(self.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, images):
+        pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in images]
+        return torch.cat([self.image_embeds(self._preprocess(each.to(self.logit_scale))) for each in pixels])
 
 
 def make_pipeline():

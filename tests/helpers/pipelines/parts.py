@@ -137,7 +137,8 @@ def vq(blocks=2, **config):
 
 def soften(autoencoder, scale=0.2):
     """Keep images inside [0, 1], where nothing is clipped."""
-    autoencoder.decoder.conv_out.weight.data *= scale
+    last = autoencoder.decoder.conv_out
+    getattr(last, "conv", last).weight.data *= scale
     return autoencoder.eval()
 
 

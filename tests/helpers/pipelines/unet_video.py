@@ -148,6 +148,7 @@ PIPELINES = parts.seeded(
     }
 )
 
-_FRAMES = "its UNet reads whole videos, its scheduler single frames"
-#: Why a pipeline cannot be guided in mode "exact".
-NO_EXACT = dict.fromkeys(("TextToVideoSDPipeline", "VideoToVideoSDPipeline", "I2VGenXLPipeline"), _FRAMES)
+#: Pipelines whose scheduler takes frames one by one.
+LAST_STEP = dict.fromkeys(
+    ("TextToVideoSDPipeline", "VideoToVideoSDPipeline", "I2VGenXLPipeline"), "its scheduler knows no videos"
+)

@@ -47,9 +47,9 @@ def wan(cls, channels=4, kind=d.WanTransformer3DModel, config=None, **inputs):
     return pipe, call(side=None, height=32, width=48, **texts(), **inputs)
 
 
-def image_to_video(cls, kind=d.WanTransformer3DModel):
+def image_to_video(cls, kind=d.WanTransformer3DModel, channels=4 + 4 + 4, **options):
     """The transformer also reads the first frame: its latents, and a mask of as many channels as frames in one."""
-    pipe, inputs = wan(cls, 4 + 4 + 4, kind, image=parts.image(48)[..., :32, :])
+    pipe, inputs = wan(cls, channels, kind, image=parts.image(48)[..., :32, :], **options)
     return pipe, inputs
 
 
@@ -65,5 +65,11 @@ PIPELINES = {
     "WanPipeline + expand_timesteps": lambda: expanded(*wan(d.WanPipeline)),
     "WanVideoToVideoPipeline": lambda: wan(d.WanVideoToVideoPipeline, video=[parts.pil_image(48)] * 5, strength=0.8),
     "WanImageToVideoPipeline": lambda: image_to_video(d.WanImageToVideoPipeline),
+    "WanImageToVideoPipeline + expand_timesteps": lambda: expanded(
+        *image_to_video(d.WanImageToVideoPipeline, channels=4)
+    ),
     "SkyReelsV2Pipeline": lambda: wan(d.SkyReelsV2Pipeline, kind=SKYREELS),
 }
+
+LAST_STEP = {"WanImageToVideoPipeline + expand_timesteps": "its latents lack the given image"}
+SCALES = {"WanImageToVideoPipeline + expand_timesteps": 10_000.0}  # one of its two frames is given

@@ -41,6 +41,7 @@ def program(root, monkeypatch):
     return scoring_throughput
 
 
+@pytest.mark.slow
 def test_the_throughput_benchmark_gives_equal_scores_and_consistent_numbers(program, capsys, tmp_path):
     words = ["--model", "tiny", "--images", "6", "--side", "64", "--batch_size", "4", "--repeats", "2"]
     output = tmp_path / "table.md"

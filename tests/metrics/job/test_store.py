@@ -1,5 +1,6 @@
 """The file of what is done: found again by image and text, ordered, absorbed, and clear about what it is not."""
 
+import os
 import sqlite3
 from dataclasses import replace
 
@@ -95,3 +96,24 @@ def test_other_files_are_refused(path):
     sqlite3.connect(path).execute("PRAGMA user_version = 9").connection.close()
     with pytest.raises(ScoresError, match="expected scores of version 1, got 9; delete it"):
         ScoreStore(path)
+
+
+def test_what_somebody_else_made_in_the_file_is_refused(path):
+    """A view or a trigger would run when the scores are read or written; a pipe would be read for ever."""
+    with ScoreStore(path) as file:
+        file.put([ROW])
+    db = sqlite3.connect(path)
+    db.execute("CREATE TRIGGER mine AFTER INSERT ON rows BEGIN DELETE FROM rows; END")
+    db.close()
+    for read_only in (False, True):
+        with pytest.raises(ScoresError, match=r"scores.csv.partial: holds the trigger mine, which is not of this kind"):
+            ScoreStore(path, read_only)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ScoresError, match=r"scores.csv.partial.* cannot be read"):
+        ScoreStore(path)
+
+
+def test_a_file_that_is_only_read_must_exist(path):
+    with pytest.raises(ScoresError, match="unable to open database file"):
+        ScoreStore(path, read_only=True)

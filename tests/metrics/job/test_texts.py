@@ -36,7 +36,7 @@ def test_each_distinct_text_is_encoded_once_while_it_is_remembered(tiny_clip, mo
     assert len(calls) == 3 and len(encoder._known) == 2
 
 
-@pytest.mark.parametrize("hidden_size", [32, 512])
+@pytest.mark.parametrize("hidden_size", [32, pytest.param(512, marks=pytest.mark.slow)])
 def test_a_vector_does_not_depend_on_its_neighbours(hidden_size):
     """Bit for bit: neither on how many there are, nor on which, nor on its place among them."""
     tokenizer = make_tokenizer()

@@ -1,0 +1,100 @@
+"""Training of a tower for noisy latents: what it learns, resumed to the bit, measured by noise level."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from helpers.tables import write_table
+
+import clip_guidance as cg
+from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.batches import SampleOrder
+
+
+@pytest.fixture
+def programs(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "training")
+    import noisy_tower
+    import train_noisy_tower
+
+    return noisy_tower, train_noisy_tower
+
+
+def test_noise_is_mixed_in_by_the_angle(programs):
+    x0, noise = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
+    angle = torch.tensor([0.0, 0.3, 1.2, math.pi / 2])
+    mixed, log_snr = programs[0].noisy(x0, angle, noise)
+    torch.testing.assert_close(mixed[0], x0[0])
+    torch.testing.assert_close(mixed[3], noise[3])
+    torch.testing.assert_close(log_snr[1:3].exp(), 1 / angle[1:3].tan())
+    assert log_snr[0] > 10 and log_snr[3] < -10
+
+
+@pytest.mark.slow
+def test_the_loss_is_that_of_its_equation(programs, tmp_path):
+    """Cross-entropy over all texts and 1 − cos, by hand, for the plain and for the full texts."""
+    data = CaptionedImages.load(write_table(tmp_path / "t.parquet", ["cat", "dog", "cat", "bus"], size=64), 64)
+    clip, vae = cg.CLIP.from_pretrained("emoji"), cg.load_pipeline("emoji").vae
+    accelerator = Accelerator(cpu=True)
+    order = SampleOrder(len(data), 4, 0, accelerator)
+    loss = programs[0].NoisyTowerLoss(clip, vae, data, order, accelerator, distill_weight=0.5, label_smoothing=0.0)
+    tower, seen = cg.NoisyTower(4, 128, [8, 16], 1), []
+
+    def model(*inputs):
+        seen.append(tower(*inputs))
+        return seen[-1]
+
+    names = ["cat", "dog", "bus"]
+    prompts = list(dict.fromkeys(row.prompt for row in data.rows))
+    for step in range(3):
+        torch.manual_seed(step)
+        found = loss(model, step)
+        texts, right = (prompts, prompts) if step % 2 else (names, names)
+        rows = [data.rows[i] for i in order(step).tolist()]
+        own = [right.index(row.prompt if step % 2 else row.name) for row in rows]
+        wording = texts if step % 2 else [("{}", "a {}")[step // 2].format(name) for name in texts]
+        logits = seen[-1].logit_scale.exp()[:, None] * seen[-1].embeds @ clip.encode_text(wording).T
+        clean = clip.encode_image(data.images[order(step)])
+        distance = 1 - F.cosine_similarity(seen[-1].embeds, clean).mean()
+        torch.testing.assert_close(found["loss"], F.cross_entropy(logits, torch.tensor(own)) + 0.5 * distance)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_was_stopped_and_is_measured(programs, tmp_path, monkeypatch):
+    program = programs[1]
+    table = str(write_table(tmp_path / "train.parquet", ["cat", "dog", "bus", "tree"], size=64))
+    kinds = {"data": table, "clip": "emoji", "autoencoder": "emoji", "widths": [8, 16], "depth": 1, "steps": 3}
+    kinds |= {"batch_size": 2, "warmup": 1, "save_every": 1, "evaluate_every": 2, "random_flip": True}
+    program.train(program.Settings(output=str(tmp_path / "whole"), validation=table, **kinds), Accelerator(cpu=True))
+    whole = cg.NoisyTower.from_pretrained(tmp_path / "whole" / "final")
+    fit = program.fit
+
+    def stopped(accelerator, model, loss, *others, **more):
+        def killed(model, step):
+            if step == 1:
+                raise KeyboardInterrupt
+            return loss(model, step)
+
+        fit(accelerator, model, killed, *others, **more)
+
+    settings = program.Settings(output=str(tmp_path / "parts"), **kinds)
+    monkeypatch.setattr(program, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(settings, Accelerator(cpu=True))
+    monkeypatch.setattr(program, "fit", fit)
+    program.train(settings, Accelerator(cpu=True))
+    resumed = cg.NoisyTower.from_pretrained(tmp_path / "parts" / "final")
+    for name, value in whole.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert {f"R@1_noise_{level:.2f}" for level in programs[0].LEVELS} <= set(rows[-1])
+    card = (tmp_path / "whole" / "final" / "README.md").read_text()
+    assert "reads latents of `emoji`" in card and card.count("\n| 0.") == len(programs[0].LEVELS)
+    pipe = cg.load_pipeline("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    with cg.CLIPGuidance("emoji", "cat", 5.0, mode=cg.Noisy(whole)).attach(pipe) as guidance:
+        pipe("a cat", num_inference_steps=2, height=32, width=32)
+    assert len(guidance.report.rewards) == 2
