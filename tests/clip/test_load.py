@@ -45,6 +45,7 @@ def test_dtype_device_and_subfolder_of_a_folder(folders):
     assert CLIP.from_pretrained(folders["main"], dtype="auto").dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_options_of_transformers_act(tmp_path, folders):
     clip = make_clip(seed=3)
     clip.save_pretrained(tmp_path)
