@@ -4,10 +4,10 @@ transformers' own tests of it, ``ModelTesterMixin`` of ``tests/test_modeling_com
 ViT, ResNet, transformer, CBOW and CLIP but for seven, which are so on purpose:
 
 - ``test_model_get_set_embeddings`` of ViT and ResNet: it expects an ``nn.Embedding``, and images have a convolution.
-- ``test_retain_grad_hidden_states_attentions`` of the ResNet: a hidden state is a stage's map, flattened for the caller,
-  and the next stage reads the map.
-- ``test_hidden_states_output`` and ``test_retain_grad_hidden_states_attentions`` of the CLIP: its states are those of its
-  towers, in ``text_model_output`` and ``vision_model_output``, as in transformers' CLIP.
+- ``test_retain_grad_hidden_states_attentions`` of the ResNet: a hidden state is a stage's map, flattened for the
+  caller, and the next stage reads the map.
+- ``test_hidden_states_output`` and ``test_retain_grad_hidden_states_attentions`` of the CLIP: its states are those of
+  its towers, in ``text_model_output`` and ``vision_model_output``, as in transformers' CLIP.
 - ``test_from_pretrained_no_checkpoint`` of the CLIP: its first parameter is ``name_or_path``, and a CLIP of weights
   without a folder is ``CLIP(config, tokenizer)``.
 - ``test_cannot_load_with_meta_device_context_manager`` of the CLIP: the error is a ``ModelError`` with the same words.
