@@ -39,7 +39,7 @@ class Settings:
     """Settings of one run."""
 
     held_out: str = "../shared/data/emoji64-val.parquet"  # parquet table of the images held out of training
-    output: str = "benchmarks/steering/results"  # folder for a Markdown file and a sheet of images for each table
+    output: str = "benchmarks/steering/results"  # folder for a Markdown file for each table, and a sheet of its images
     tables: list[str] = field(default_factory=lambda: ["images", "regions"])  # what to measure
     model: str = "emoji"  # pipeline and guide: a packaged name, a folder, or a hub id
     judge: str = "emoji-judge"  # CLIP that judges, and never guides
@@ -186,13 +186,13 @@ def main(settings: Settings) -> None:
     side = drawer.pipe.unet.config.sample_size * drawer.pipe.vae_scale_factor
     data = CaptionedImages.from_parquet(settings.held_out, side, settings.exclude_captions_containing)
     output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "sheets").mkdir(parents=True, exist_ok=True)
     for name in settings.tables:
         measure, title, rows = TABLES[name]
         strength = {"images": (settings.image_scale, settings.image_cutouts)}.get(
             name, (settings.region_scale, settings.region_cutouts)
         )
-        sheet = output / f"targets-{name}.png"
+        sheet = output / "sheets" / f"targets-{name}.png"
         text = (
             f"# {title}\n\nModel and guide `{settings.model}`, judge `{settings.judge}`, {settings.steps} steps, "
             f"guidance_scale 3, scale {strength[0]:g}, {strength[1]} views, seed {settings.seed}"

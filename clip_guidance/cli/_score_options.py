@@ -48,7 +48,7 @@ Definitions = Annotated[
     list[str] | None,
     typer.Option(
         help="Definition of the CLIP's score: torchmetrics (100·cos), hessel (2.5·max(cos, 0), prefixed), cosine, "
-        "clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several.",
+        "sigmoid (by a SigLIP), clip-iqa[:PAIR], aesthetic:HEAD.safetensors; repeat for several.",
         show_default=DEFINITION,
     ),
 ]

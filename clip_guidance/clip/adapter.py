@@ -6,7 +6,6 @@ ModuleAdapter          ``encode_text`` and ``encode_image``: open_clip, and what
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -188,10 +187,9 @@ def check_image_size(name: str, image_processor: Any, read: int, side: str = "im
 
 
 def is_dual_encoder(model: Any) -> bool:
-    """Return whether an object is a dual encoder of transformers."""
-    return isinstance(model, nn.Module) and all(
-        inspect.ismethod(getattr(model, name, None)) for name in ("get_text_features", "get_image_features")
-    )
+    """Return whether an object is a dual encoder of transformers, with its towers where the adapter expects them."""
+    parts = ("get_text_features", "get_image_features", "text_model", "vision_model")
+    return isinstance(model, nn.Module) and all(hasattr(model, part) for part in parts)
 
 
 def _pooled(output: Any) -> Tensor:

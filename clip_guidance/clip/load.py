@@ -64,12 +64,18 @@ class LoadOptions:
             kind = f"{found.name} is one of another library ({found.model_type})"
             raise TypeError(f"{given[0]}: only for a CLIP that was saved by this package; {kind}")
 
-    def own(self) -> dict[str, Any]:
-        """Return the keywords with which a CLIP of this package is loaded."""
-        optional = {"device_map": self.device_map, "state_dict": self.state_dict}
-        given = {name: value for name, value in optional.items() if value is not None}
-        fixed = {"use_safetensors": True, "output_loading_info": True}
-        return {"config": self.config, "dtype": self.dtype, **fixed, **given}
+    def own(self, found: FoundModel) -> tuple[str | None, dict[str, Any]]:
+        """Return the name and the keywords by which ``transformers`` loads a CLIP of this package.
+
+        Where weights are given, they are loaded without a name, as ``transformers`` wants it.
+        """
+        fixed: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
+        if self.device_map is not None:
+            fixed["device_map"] = self.device_map
+        if self.state_dict is None:
+            return found.path, {"config": self.config, **fixed, **found.options}
+        config = self.config or CLIPConfig.from_pretrained(found.path, **found.options)
+        return None, {"config": config, "state_dict": self.state_dict, **fixed}
 
 
 def check_options(given: dict[str, Any], dtype: torch.dtype | str, device: torch.device | str | None) -> LoadOptions:

@@ -168,6 +168,7 @@ class CLIP(SelfInitialised, Pretrained, DualEncoder, PreTrainedModel):
         """
         tower = self.text_encoder
         config = type(tower.config)(**{**tower.config.to_dict(), "projection_dim": self.config.projection_dim})
+        config._attn_implementation = tower.config._attn_implementation
         projecting = type(tower)(config)
         projecting.text_model, projecting.text_projection = tower.text_model, self.text_projection
         return projecting.to(self.device, self.dtype).eval()

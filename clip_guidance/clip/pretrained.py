@@ -96,8 +96,8 @@ class Pretrained:
         model: Any
         with as_model_errors(found.name):
             if found.model_type == CLIPConfig.model_type:
-                own = given.own() | found.options
-                model, info = super().from_pretrained(found.path, *load_parts(found, parts), **own)  # type: ignore[misc]
+                name, own = given.own(found)
+                model, info = super().from_pretrained(name, *load_parts(found, parts), **own)  # type: ignore[misc]
             elif found.model_type == OPEN_CLIP:
                 model, info = load_open_clip(cls, found, parts, options, given.dtype)
             else:

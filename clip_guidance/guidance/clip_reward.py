@@ -64,6 +64,7 @@ class CLIPReward(nn.Module):
     ) -> None:
         super().__init__()
         clip = as_clip(clip)
+        clip.image_processor.differentiable(torch.zeros(1, 3, 8, 8))  # some cannot: say so now, not amid a run
         self.cutouts = Cutouts() if cutouts is None else cutouts
         self.chunk = chunk
         self.clip = clip

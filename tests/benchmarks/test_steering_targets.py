@@ -55,4 +55,5 @@ def test_the_program_runs(shared_data, tmp_path, capsys):
     printed = capsys.readouterr().out
     for name, lines in (("images", 1), ("regions", 2)):
         text = (tmp_path / f"targets-{name}.md").read_text()
-        assert text in printed and text.count("\n| ") == 1 + lines and (tmp_path / f"targets-{name}.png").is_file()
+        assert text in printed and text.count("\n| ") == 2 + lines
+        assert (tmp_path / "sheets" / f"targets-{name}.png").is_file()

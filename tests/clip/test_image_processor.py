@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers.limits import little_memory
 from hypothesis import given
 from PIL import Image
@@ -140,6 +141,36 @@ def test_what_clips_preprocessing_does_not_do_is_refused(config, message, tmp_pa
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**_MEANS, **config}))
     with pytest.raises(ValueError, match=f"preprocessor_config.json: .*{message}"):
         ImageProcessor.from_json(tmp_path / "preprocessor_config.json")
+
+
+_ALIGN = {
+    **{"size": {"height": 46, "width": 46}, "crop_size": {"height": 39, "width": 39}, "do_center_crop": True},
+    **{"do_normalize": False, "include_top": False, "resample": 2, "rescale_factor": 1 / 127.5, "rescale_offset": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("SiglipImageProcessor", {}),
+        ("ChineseCLIPImageProcessor", {"crop_size": 200}),
+        ("BitImageProcessor", {}),
+        ("ViTImageProcessor", {"size": 48, "do_normalize": False}),
+        ("DeiTImageProcessor", {}),
+        ("EfficientNetImageProcessor", {"size": 48}),
+        ("EfficientNetImageProcessor", _ALIGN),
+    ],
+)
+def test_a_config_is_read_as_the_class_that_it_names(name, config):
+    """What is left out is that class's default, under any of its names, and both forms equal it."""
+    theirs = getattr(transformers, f"{name}Pil")(**config)
+    expected = theirs(image((50, 41)), return_tensors="pt").pixel_values[0]
+    tensor = torch.from_numpy(np.array(image((50, 41)))).permute(2, 0, 1)[None] / 255
+    for named in (name, f"{name}Fast", name.replace("ImageProcessor", "FeatureExtractor")):
+        ours = ImageProcessor.from_dict({"image_processor_type": named, **config})
+        torch.testing.assert_close(ours(image((50, 41))), expected, rtol=0, atol=1e-6)
+    levels = (ours.differentiable(tensor)[0] - expected).abs() * torch.tensor(ours.image_std)[:, None, None] * 255
+    assert levels.round().max() <= 1  # whole grey levels: PIL rounds to them, after each of its two passes
 
 
 _ANY = st.one_of(st.none(), st.booleans(), st.integers(-1, 50), st.integers(), st.floats(), st.text(max_size=9))

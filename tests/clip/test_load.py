@@ -45,6 +45,26 @@ def test_dtype_device_and_subfolder_of_a_folder(folders):
     assert CLIP.from_pretrained(folders["main"], dtype="auto").dtype == torch.float32
 
 
+@pytest.mark.slow
+def test_options_of_transformers_act(tmp_path, folders):
+    clip = make_clip(seed=3)
+    clip.save_pretrained(tmp_path)
+    weights = {name: tensor + 1 for name, tensor in clip.state_dict().items()}
+    loaded, info = CLIP.from_pretrained(tmp_path, state_dict=weights, device_map="cpu", output_loading_info=True)
+    assert all(loaded.state_dict()[name].equal(tensor) for name, tensor in weights.items())
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    lost = {name: tensor for name, tensor in weights.items() if name != "visual_projection.weight"}
+    for others in (lost, {**weights, "more": torch.zeros(1)}):  # told, where else there is an error or a warning
+        _, info = CLIP.from_pretrained(tmp_path, state_dict=others, output_loading_info=True)
+        assert info["missing_keys"] | set(info["unexpected_keys"]) == weights.keys() ^ others.keys()
+    with pytest.raises(ModelError, match="weights missing from it: visual_projection.weight"):
+        CLIP.from_pretrained(tmp_path, state_dict=lost)
+    for name in (tmp_path, folders["main"]):  # of this package and of transformers
+        eager = CLIP.from_pretrained(name, attn_implementation="eager")
+        assert eager.image_encoder.config._attn_implementation == "eager"
+        assert CLIP.from_pretrained(name).image_encoder.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -55,6 +75,10 @@ def test_dtype_device_and_subfolder_of_a_folder(folders):
         ({"tokenizer": 3}, TypeError, "tokenizer: expected a tokenizer of transformers or a name, got int"),
         ({"tokenizer": "x"}, ValueError, "x: neither a folder, nor a packaged model"),
         ({"image_processor": 3}, TypeError, "image_processor: expected an ImageProcessor or a name, got int"),
+        ({"device_map": "auto"}, TypeError, r"device_map: only for a CLIP that was saved by this package; .*\(clip\)"),
+        ({"state_dict": {}}, TypeError, "state_dict: only for a CLIP that was saved by this package"),
+        ({"output_loading_info": "yes"}, TypeError, "output_loading_info: got 'yes' of type str"),
+        ({"attn_implementation": "foo"}, ModelError, 'attn_implementation="foo"` is not supported'),
         ({"revision": 3}, TypeError, "revision: expected str or NoneType, got 3"),
         ({"revision": "v1"}, ValueError, "a folder has no revisions, got 'v1'"),
         ({"dtype": "int8"}, ValueError, "dtype: expected a floating-point type .*, got 'int8'"),

@@ -73,7 +73,7 @@ def with_given_frame(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Te
         return sample
     if call is None or "condition" not in call.variables or "first_frame_mask" not in call.variables:
         raise ValueError(_unknown_part(pipe))
-    made_anew, given = (call.variables[name].to(sample) for name in ("first_frame_mask", "condition"))
+    made_anew, given = (call.variables[name][: len(sample)].to(sample) for name in ("first_frame_mask", "condition"))
     return made_anew * sample + (1 - made_anew) * given
 
 
@@ -85,7 +85,7 @@ def edited(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
 def _kept_latents(pipe: Any, sample: Tensor, call: PipelineCall | None) -> Tensor:
     if call is None or call.latents is None:
         raise ValueError(_unknown_part(pipe))
-    return call.latents.detach()
+    return call.latents.detach()[: len(sample)]
 
 
 def _unknown_part(pipe: Any) -> str:

@@ -67,7 +67,7 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("count", [4, 5])
+@pytest.mark.parametrize("count", [pytest.param(4, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("key", [pytest.param(k, marks=[pytest.mark.slow] * (k != "WanPipeline")) for k in DECODERS])
 def test_a_few_frames_are_those_of_the_whole_video(key, count):
     pipe, _ = built(key)
@@ -128,6 +128,14 @@ def run_last(key, pipe):
     with Guidance(reward, scale=[1.0]).attach(pipe):
         run(key)
     return seen[-1]
+
+
+@pytest.mark.slow
+def test_a_gradient_of_more_frames_is_not_used_again_for_fewer():
+    pipe, _ = built("ChronoEditPipeline + reasoning")  # it drops its reasoning after the second of three steps
+    with Guidance(redness, every=3).attach(pipe) as guidance:
+        assert run("ChronoEditPipeline + reasoning").isfinite().all()
+    assert guidance.report.steps == [0, 2]
 
 
 # ---------------------------------------------------------------- what is refused

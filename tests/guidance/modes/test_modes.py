@@ -251,7 +251,8 @@ def test_exact_says_when_it_cannot_find_the_sample():
         def forward(self, pixels):
             return pixels
 
-    with pytest.raises(ValueError, match=r"first argument of Odd or in sample or hidden_states or x; .*with pixels"):
+    names = "sample or hidden_states or x or latents"
+    with pytest.raises(ValueError, match=rf"first argument of Odd or in {names}; .*with pixels"):
         run(lambda unet, x, t: unet(pixels=x), unet=Odd())
 
 

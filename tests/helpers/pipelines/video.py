@@ -71,5 +71,7 @@ PIPELINES = {
     "SkyReelsV2Pipeline": lambda: wan(d.SkyReelsV2Pipeline, kind=SKYREELS),
 }
 
-LAST_STEP = {"WanImageToVideoPipeline + expand_timesteps": "its latents lack the given image"}
+LAST_STEP = dict.fromkeys(
+    ("WanImageToVideoPipeline", "WanImageToVideoPipeline + expand_timesteps"), "its latents may lack the given image"
+)
 SCALES = {"WanImageToVideoPipeline + expand_timesteps": 10_000.0}  # one of its two frames is given
