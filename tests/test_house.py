@@ -1,6 +1,7 @@
 """The house rules that a program can check: short functions and files, no hidden import, the field's word for image."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,13 @@ def modules() -> dict[str, str]:
     return {path.relative_to(PACKAGE.parent).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
+@functools.cache
+def nodes(text: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(text)))
+
+
 def functions(text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in nodes(text) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def is_late(node: ast.AST) -> bool:
@@ -58,7 +64,7 @@ def test_identifiers_say_image(modules):
     spelled = {
         f"{name}: {word}"
         for name, text in modules.items()
-        for node in ast.walk(ast.parse(text))
+        for node in nodes(text)
         for word in (getattr(node, field, None) for field in fields)
         if isinstance(word, str) and "picture" in word.lower()
     }

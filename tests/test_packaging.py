@@ -45,6 +45,7 @@ def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_alone(wheel_files: set[str]) -> None:
     top = {name.split("/")[0] for name in wheel_files}
     assert {re.sub(r"-[\d.]+\w*\.dist-info$", ".dist-info", name) for name in top} == {
@@ -53,6 +54,7 @@ def test_wheel_holds_the_package_alone(wheel_files: set[str]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_whole_package(wheel_files: set[str]) -> None:
     """An ignore pattern that hides packaged weights or py.typed from git would hide them from the wheel."""
     files = [path for path in (ROOT / "clip_guidance").rglob("*") if path.is_file()]

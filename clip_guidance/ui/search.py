@@ -47,7 +47,8 @@ def build(state: AppState, folder: str, index: str, model: str) -> Iterator[str]
         model: Name of the CLIP for a new index; an existing index keeps its own.
 
     Yields:
-        Markdown: the number of images so far, and at the end the counts and the files that could not be read.
+        Markdown: the number of images so far, and at the end the counts, the files that could not be read and the
+            warnings.
 
     Raises:
         gr.Error: A folder lies outside of the root, or the index cannot be opened.
@@ -65,13 +66,27 @@ def build(state: AppState, folder: str, index: str, model: str) -> Iterator[str]
         allowed = [path for path in found if state.may_read(path)]
         total.skipped += [Skipped(str(path), state.outside) for path in found if not state.may_read(path)]
         with ImageIndex.open(address, state.clip(model)) as opened:
-            for changes in opened.iter_add(allowed):
+            told: list[str] = []
+            for changes in _recorded(opened.iter_add(allowed), told):
                 total += changes
                 yield f"{len(opened)} images in the index so far"
             failed = "".join(f"\n- `{entry.path}`: {entry.reason}" for entry in total.skipped)
+            failed += "".join(f"\n- {message}" for message in told)
             counts = f"{len(total.added)} added, {total.unchanged} unchanged, {len(total.skipped)} failed"
             counts += f", {len(total.repaired)} of damaged vectors encoded anew" if total.repaired else ""
             yield f"**{len(opened)} images in the index** of the CLIP {opened.model}: {counts}{failed}"
+
+
+def _recorded(steps: Iterator[Changes], told: list[str]) -> Iterator[Changes]:
+    """Take steps, and add the warnings on the way to a list: between two steps the page does other things."""
+    while True:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = next(steps, None)
+        told += [str(each.message) for each in caught]
+        if found is None:
+            return
+        yield found
 
 
 def search(

@@ -39,6 +39,7 @@ def test_a_prompt_off_the_domain_is_told(cli, tmp_path):
     assert "1 of 2 prompts have words that emoji was not trained on, such as 'painting of'" in done.err
 
 
+@pytest.mark.slow
 def test_texts_off_the_domain_are_told(cli, tmp_path):
     """Of an image that the model knows: an emoji that it drew."""
     assert cli("generate", "--prompt", "a red apple", "--steps", 4, "--output", tmp_path / "made").code == 0

@@ -77,6 +77,7 @@ def test_bad_images_and_regions_are_errors_of_usage(generate):
         assert done.code == 2 and message in done.err
 
 
+@pytest.mark.slow
 def test_generate_tells_when_an_image_came_out_differently(generate):
     (first,) = generate("--prompt", "a cat", "--json").json
     with Image.open(first["image"]) as image:

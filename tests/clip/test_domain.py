@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multivariate_normal
 
 import clip_guidance as cg
-from clip_guidance.clip.domain import FILE, RATE, DomainCheck, chance, fit_domain, foreign_prompts, load_domain
+from clip_guidance.clip.domain import (
+    FILE,
+    RATE,
+    DomainCheck,
+    chance,
+    fit_domain,
+    foreign_prompts,
+    foreign_texts,
+    load_domain,
+)
 from clip_guidance.clip.hub import PACKAGED, ModelError
 from clip_guidance.data.dataset import CaptionedImages
 
@@ -133,6 +142,14 @@ def test_a_packaged_clip_knows_its_domain(name):
 def test_prompts_off_the_domain_are_told(prompt, told):
     found = foreign_prompts("emoji", [prompt, prompt, "rocket"])
     assert found is None if told is None else told in found and "1 of 2 prompts" in found and "--model" in found
+
+
+def test_labels_and_terms_off_the_domain_are_told():
+    found = foreign_texts("emoji", ["photograph of a red apple", "rocket"], "labels")
+    assert found.startswith("1 of 2 labels have words that emoji was not trained on, such as 'photograph' in 'photo")
+    assert "what it says of others means little; use a CLIP that knows them, such as --model openai/" in found
+    assert foreign_texts("emoji", ["a red apple", "rocket"], "labels") is None
+    assert foreign_texts("openai/clip-vit-base-patch32", ["photograph"], "labels") is None
 
 
 @pytest.mark.slow

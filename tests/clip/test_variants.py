@@ -134,6 +134,7 @@ def test_missing_weights_are_named_with_what_is_left_over(damaged):
         cg.CLIP.from_pretrained(damaged)
 
 
+@pytest.mark.slow
 def test_weights_that_are_left_over_are_named(damaged):
     weights = load_file(damaged / "model.safetensors")
     save_file({**weights, "head.weight": torch.zeros(1)}, damaged / "model.safetensors", {"format": "pt"})

@@ -96,6 +96,7 @@ def reference(tmp_path_factory) -> ImageFile:
     return ImageFile.read(str(path))
 
 
+@pytest.mark.slow
 def test_images_and_regions_steer(settings, unchanged, reference):
     left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
     regions = (PlacedTarget("a blue boat", left), PlacedTarget(reference, right))

@@ -42,7 +42,7 @@ def _milvus(request, tmp_path) -> str:
     return str(tmp_path / "x.db") if request.param == "file" else request.getfixturevalue("milvus_server")
 
 
-@pytest.fixture(params=["file", "server"])
+@pytest.fixture(params=[pytest.param("file", marks=pytest.mark.slow), "server"])
 def milvus_address(request, tmp_path) -> str:
     return _milvus(request, tmp_path)
 

@@ -175,6 +175,7 @@ def test_a_set_without_images_is_told(state, files, first, second):
 def index(state, files) -> str:
     *_, status = build(state, "images", "photos.index", "emoji")
     assert "3 images in the index" in status and "3 added, 0 unchanged, 1 failed" in status
+    assert "\n- 3 of 3 images (100%) are unlike those that emoji was trained on" in status  # noise
     assert "z broken.png" in status and "is empty (0 bytes)" in status
     return "photos.index"
 
@@ -253,7 +254,8 @@ def test_links_that_lead_out_of_the_root_are_not_read(state, files, tmp_path):
     (folder / "in.png").symlink_to(files[0][0])
     *_, status = build(state, "links", "links.index", "emoji")
     assert "1 added, 0 unchanged, 1 failed" in status and "out.png`: lies outside of" in status
-    with ImageIndex.open(str(state.root / "outside.index"), state.clip("emoji")) as index:
+    opening = ImageIndex.open(str(state.root / "outside.index"), state.clip("emoji"))
+    with opening as index, pytest.warns(UserWarning, match="2 of 2 images .* are unlike"):
         index.add([secret, files[1][0]])  # by the command line, for which the whole machine is open
     found = search(state, "outside.index", "red", None, "", 5)
     assert len(found.images) == 1 and found.failed == [f"{secret}: {state.outside}"]
