@@ -44,6 +44,7 @@ class Settings:
     clip: str = ""  # CLIP folder or name whose text tower conditions the UNet; not needed to train the autoencoder
     init: str | None = None  # pipeline to continue from: its autoencoder is kept, its UNet trained further
     autoencoder: str | None = None  # trained autoencoder, its folder or a pipeline; in place of that of init
+    unet: str | None = None  # folder of a UNet to train further; in place of that of init
     phase: str = "all"  # "all", or "autoencoder" to stop before the UNet
     exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
     validation: str | None = None  # captioned images on which the errors of autoencoder and UNet are measured
@@ -221,7 +222,10 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
         vae = load_autoencoder(settings.autoencoder)
     else:
         vae = known.vae if known is not None else train_autoencoder(settings, data, accelerator)
-    unet = known and inflated_unet(known.unet, vae.config.latent_channels)
+    if settings.unet:
+        unet = UNet2DConditionModel.from_pretrained(settings.unet, torch_dtype=torch.float32, use_safetensors=True)
+    else:
+        unet = known and inflated_unet(known.unet, vae.config.latent_channels)
     unseen = None
     if settings.validation:
         unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude_captions_containing)
