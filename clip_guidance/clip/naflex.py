@@ -40,8 +40,8 @@ class NaFlexProcessor:
         >>> import torch
         >>> from clip_guidance.clip.naflex import NaFlexProcessor
         >>> patches = NaFlexProcessor(16, 64).differentiable(torch.rand(2, 3, 100, 200))
-        >>> patches.shape, patches[0, :, -2:].amax(0)  # 5 rows of 12 patches
-        (torch.Size([2, 64, 770]), tensor([ 5., 12.]))
+        >>> patches.shape, patches[0, :, -2:].amax(0)  # 5 rows of 10 patches
+        (torch.Size([2, 64, 770]), tensor([ 5., 10.]))
     """
 
     patch_size: int = 16
