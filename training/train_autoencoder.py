@@ -106,17 +106,7 @@ def train(
         images = unseen.images[: settings.validation_count]
         return {"mean_psnr": mean_psnr(ema_model.module.vae, images, accelerator.device)}
 
-    plan = Plan(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        log_every=settings.log_every,
-        save_every=settings.save_every,
-        batch_size=order.global_batch_size,
-    )
+    plan = Plan.of(settings, settings.steps, settings.learning_rate, order.global_batch_size)
     options = {"phase": "autoencoder", "ema_model": ema_model, "after_step": after_step, "make_optimizer": Muon}
     fit(accelerator, model, loss, plan, Path(settings.output), **options)
     final = ema_model.module.vae

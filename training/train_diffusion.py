@@ -93,7 +93,7 @@ def train_autoencoder(settings: Settings, data: CaptionedImages, accelerator: Ac
         x = pixels(data.images[order(step)], accelerator.device)
         return model(x.flip(-1) if step % 2 else x)
 
-    plan = make_plan(settings, settings.vae_steps, settings.vae_learning_rate, order)
+    plan = Plan.of(settings, settings.vae_steps, settings.vae_learning_rate, order.global_batch_size)
     fit(accelerator, AutoencoderLoss(vae, settings.kl_weight), loss, plan, folder.with_name("vae-run"), phase="vae")
     vae.eval()
     normalise_latents(vae, data, accelerator.device)
@@ -101,20 +101,6 @@ def train_autoencoder(settings: Settings, data: CaptionedImages, accelerator: Ac
         vae.save_pretrained(folder)
     accelerator.wait_for_everyone()
     return vae
-
-
-def make_plan(settings: Settings, steps: int, peak: float, order: SampleOrder) -> Plan:
-    return Plan(
-        steps=steps,
-        learning_rate=peak,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        log_every=settings.log_every,
-        save_every=settings.save_every,
-        batch_size=order.global_batch_size,
-    )
 
 
 def train_unet(
@@ -170,7 +156,7 @@ def train_unet(
 
     if settings.compile:
         unet.forward = torch.compile(unet.forward)  # after its copy was taken: the pipeline's stays as it is
-    plan = make_plan(settings, settings.unet_steps, settings.learning_rate, order)
+    plan = Plan.of(settings, settings.unet_steps, settings.learning_rate, order.global_batch_size)
     folder = Path(settings.output) / "unet-run"
     fit(accelerator, unet, loss, plan, folder, phase="unet", ema_model=ema_model, after_step=after_step)
     return pipeline

@@ -93,26 +93,13 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
         due = done % settings.evaluate_every == 0 or done == settings.steps
         return held_out(average.module) if held_out is not None and due else {}
 
-    fit(accelerator, tower, loss, make_plan(settings, order), Path(settings.output), phase="noisy tower",
-        ema_model=average, after_step=after_step)  # fmt: skip
+    plan = Plan.of(settings, settings.steps, settings.learning_rate, order.global_batch_size)
+    folder = Path(settings.output)
+    fit(accelerator, tower, loss, plan, folder, phase="noisy tower", ema_model=average, after_step=after_step)
     if accelerator.is_main_process:
         final = Path(settings.output) / "final"
         average.module.save_pretrained(final)
         write_card(final, settings, held_out(average.module) if held_out is not None else {})
-
-
-def make_plan(settings: Settings, order: SampleOrder) -> Plan:
-    return Plan(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        log_every=settings.log_every,
-        save_every=settings.save_every,
-        batch_size=order.global_batch_size,
-    )
 
 
 def write_card(folder: Path, settings: Settings, recalls: dict[str, float]) -> None:

@@ -63,6 +63,13 @@ class Plan:
     def __post_init__(self) -> None:
         warmup_steps(self.warmup, self.steps)
 
+    @classmethod
+    def of(cls, settings: Any, steps: int, learning_rate: float, batch_size: int) -> Plan:
+        """Make a plan of a program's settings, whose fields have the names of the attributes."""
+        names = ("warmup", "weight_decay", "max_grad_norm", "seed", "log_every", "save_every")
+        named = {name: getattr(settings, name) for name in names}
+        return cls(steps, learning_rate, batch_size=batch_size, **named)
+
 
 class Stateful(Protocol):
     """A source of batches with a position that checkpoints hold, for each process."""

@@ -14,7 +14,7 @@ from clip_guidance.clip.dual_encoder import DualEncoder
 from clip_guidance.clip.hub import OPEN_CLIP_CONFIG, FoundModel, HubOptions, ModelError, Place, read_model_json
 from clip_guidance.clip.load import Parts, load_parts
 from clip_guidance.clip.open_clip.config import unsupported
-from clip_guidance.clip.open_clip.library import TOKENIZER, import_library, load_by_library
+from clip_guidance.clip.open_clip.installed import TOKENIZER, import_library, load_by_library
 from clip_guidance.clip.open_clip.preprocessing import read_preprocessing
 from clip_guidance.clip.open_clip.weights import convert_open_clip
 from clip_guidance.clip.tokenizer import load_tokenizer
