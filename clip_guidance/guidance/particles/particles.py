@@ -117,6 +117,11 @@ class Particles:
         return self.potential == _WARM_START
 
     @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions of the run after which particles are resampled, in rising order."""
+        return _fractions(self.resample_at)
+
+    @property
     def result(self) -> ParticlesResult | None:
         """What happened in the latest run; None before its end."""
         return vars(self)["_result"]

@@ -101,7 +101,11 @@ class ParticleRuns:
         run = self._begun(index, call, len(layout.samples(sample)))
         is_last = index + 1 >= run.end
         run.is_due = run.is_due or self._is_passed(run, is_last)
-        x0 = self._x0(given.arguments, layout, index) if run.is_due or is_last else None
+        if not (run.is_due or is_last):
+            result = step(*given.args, **given.kwargs)
+            self._tell_of_copies(run, layout.samples(result[0]))
+            return result, None
+        x0 = self._x0(given.arguments, layout, index)
         result = step(*given.args, **given.kwargs)
         self._tell_of_copies(run, layout.samples(result[0]))
         if is_last:
@@ -166,7 +170,7 @@ class ParticleRuns:
         count = run.end - run.first if run.is_cut else None
         before = fraction_done(self.host.scheduler, run.index, run.first, count)
         after = 1.0 if is_last else fraction_done(self.host.scheduler, run.index + 1, run.first, count)
-        return any(before + _ROUNDING < at <= after + _ROUNDING for at in self._particles.resample_at)
+        return any(before + _ROUNDING < at <= after + _ROUNDING for at in self._particles.fractions)
 
     def _x0(self, arguments: dict[str, Any], layout: BatchLayout, index: int) -> Tensor:
         """Predict the clean samples before a step, with what guidance has made of them."""
@@ -208,10 +212,10 @@ class ParticleRuns:
                 failed=run.failed,
             )
         )
-        if self._particles.resample_at and not run.resamplings:
+        if self._particles.fractions and not run.resamplings:
             warnings.warn(
                 f"particles were resampled after none of {run.end - run.first} steps: resample_at="
-                f"{self._particles.resample_at} falls into the last one. Take more steps",
+                f"{self._particles.fractions} falls into the last one. Take more steps",
                 stacklevel=2,
             )
         if run.failed:
