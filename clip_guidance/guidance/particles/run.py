@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_don
 from clip_guidance.guidance.engine.batch import BatchLayout, model_mean
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.particles.options import ParticleOptions
 from clip_guidance.guidance.particles.potentials import PathWeights, resampled
 from clip_guidance.guidance.particles.rating import Rater
 from clip_guidance.guidance.particles.result import FailedRating, ParticlesResult, Resampling
 from clip_guidance.guidance.particles.rows import take_rows, with_rows
-
-if TYPE_CHECKING:
-    from clip_guidance.guidance.particles.particles import Particles
 
 _ROUNDING = 1e-9  # of a fraction of the run
 
@@ -74,7 +72,7 @@ class ParticleRuns:
         ValueError: ``pipe`` has no scheduler or denoiser, or its samples cannot be decoded.
     """
 
-    def __init__(self, particles: "Particles", pipe: Any) -> None:
+    def __init__(self, particles: ParticleOptions, pipe: Any) -> None:
         self.host = resolve(pipe)
         #: Who attached the particles, as :func:`~clip_guidance.guidance.engine.threads.enter` notes it.
         self.origin: Any = None

@@ -64,7 +64,7 @@ def test_weights_of_the_modes_are_right_within_three_standard_errors(name, poten
 )
 def test_every_gradient_alone_gets_them_wrong(name, mode, variance):
     """Also x0 with the variance of all the data, within the modes and between, and exact with the true posterior's."""
-    pipe, count = make_pipe(name), 1000
+    pipe, count = make_pipe(name), 1000 if name == "sde++" else 4000
     with cg.Guidance(tilt, mode=mode, data_variance=variance, **PLAIN).attach(pipe):
         found = (drawn(name, count, pipe) > BETWEEN).double().mean().item()
     error = (found * (1 - found) / count) ** 0.5
@@ -80,13 +80,13 @@ def test_the_sampler_alone_has_the_weights_of_the_data():
 
 @slow
 def test_what_is_left_to_pay_at_the_end_is_what_makes_the_weights_right():
-    """Particles that were resampled by the sum of their rewards, and not weighted at the end, are tilted too far."""
+    """Particles that were resampled by the sum of their rewards are off where they are not weighted at the end."""
     pipe = make_pipe()
     with cg.Particles(tilt, 8, potential="sum", batch_size=8, **PLAIN).attach(pipe) as particles:
         drawn("sde++", 16000, pipe)
     evidence = particles.result.log_evidence.exp()
     unweighted = (particles.result.rewards > TILT * BETWEEN).double().mean(1)
-    assert abs((evidence * unweighted).sum() / evidence.sum() - TILTED_UPPER) > 0.05
+    assert abs((evidence * unweighted).sum() / evidence.sum() - TILTED_UPPER) > 0.03
 
 
 @slow

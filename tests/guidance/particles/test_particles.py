@@ -296,7 +296,8 @@ def test_a_reward_that_needs_prompts_or_returns_no_numbers_is_refused(pipe):
         drawn(pipe, k=2)
 
 
-def test_the_ones_resampling_is_its_own(pipe, monkeypatch):
+@slow
+def test_the_noise_of_resampling_is_its_own(pipe, monkeypatch):
     """The pipeline's noise and torch's own are untouched by what resampling draws."""
     counts = []
     own = particle_run.resampled

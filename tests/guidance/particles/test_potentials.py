@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_guidance.guidance.particles.potentials import POTENTIALS, PathWeights, in_place, resampled
@@ -60,7 +60,7 @@ def test_a_reward_that_is_not_finite_weighs_nothing_and_a_group_of_them_goes_on(
     assert later[1].tolist() == pytest.approx(torch.tensor([0.0, 1.0, 2.0]).softmax(0).tolist())
 
 
-@settings(max_examples=10)
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7).filter(lambda w: sum(w) > 0), st.integers(0, 2**31))
 def test_each_has_its_share_of_children_rounded_up_or_down(shares, seed):
     weights = torch.tensor([shares], dtype=torch.float64)
