@@ -100,6 +100,10 @@ Cap = Annotated[
     float | None,
     _number(*RANGES["cap"], help="Longest step of CLIP guidance, in steps of classifier-free.", show_default="none"),
 ]
+Damping = Annotated[
+    float | None,
+    _number(*RANGES["damping"], help="Curvature of the reward, which damps strong guidance.", show_default="none"),
+]
 SteeringRewards = Annotated[
     list[WeightedReward] | None,
     typer.Option(

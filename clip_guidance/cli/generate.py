@@ -44,6 +44,7 @@ def command(
     cutouts: options.Cutouts = DEFAULTS.cutouts,
     scheduler: options.Scheduler = DEFAULTS.scheduler,
     cap: options.Cap = DEFAULTS.cap,
+    damping: options.Damping = DEFAULTS.damping,
     rewards: options.SteeringRewards = None,
     output: options.ImageFolder = Path("images"),
     report: options.Report = None,

@@ -46,6 +46,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "every": (1, 10_000),
     "cutouts": (1, 256),
     "cap": (1e-6, 1_000.0),
+    "damping": (0.0, 10_000.0),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
@@ -84,6 +85,8 @@ class GenerateSettings:
         cutouts: Views of the image that CLIP sees at each step; 1 is the whole image.
         scheduler: One of ``SCHEDULERS``; by default the model's own.
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
+        damping: Curvature of the reward, by which strong guidance is damped; None is the default of
+            :class:`~clip_guidance.guidance.Guidance`.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
         rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
@@ -115,6 +118,7 @@ class GenerateSettings:
     cutouts: int = 1
     scheduler: str | None = None
     cap: float | None = None
+    damping: float | None = None
     clip_images: tuple[ImageFile, ...] = ()
     regions: tuple[PlacedTarget, ...] = ()
     rewards: tuple[WeightedReward, ...] = ()
