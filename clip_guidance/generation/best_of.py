@@ -2,8 +2,8 @@
 
     xᵢ ~ p(image | prompt) from the noise of seed + i,  i = 0 ... n − 1,    in the order of falling r(xᵢ)
 
-No gradient is needed, so that the reward may be any callable of PIL images. No candidate depends on another, so that several
-processes may share them.
+No gradient is needed, so that the reward may be any callable of PIL images. No candidate depends on another, so that
+several processes may share them.
 """
 
 from __future__ import annotations
