@@ -26,7 +26,7 @@ from clip_guidance.generation.image import FailedImageError
 from clip_guidance.guidance.checks import as_whole
 from clip_guidance.images.load import load_image
 from clip_guidance.rewards import ImageJudge, as_judge
-from clip_guidance.rewards.protocol import Reward
+from clip_guidance.rewards.protocol import Reward, readable_prompts
 
 _OURS = {  # arguments of a pipeline that the search sets
     "generator": "seed",
@@ -121,7 +121,7 @@ def best_of(
     n, batch_size = (as_whole(*each, "at least 1", 1) for each in (("n", n), ("batch_size", batch_size)))
     _check(call)
     count = _count(call)
-    draw = partial(_draw, pipe, call, count, as_judge(reward, _prompts(call)))
+    draw = partial(_draw, pipe, call, count, as_judge(reward, readable_prompts(call.get("prompt"))))
     results = search(draw, range(seed, seed + n), batch_size, accelerator)
     _warn(results)
     return results if count > 1 or isinstance(call.get("prompt"), list | tuple) else results[0]
@@ -171,13 +171,6 @@ def _check(call: Mapping[str, Any]) -> None:
         raise ValueError("best_of ranks images: output_type must be 'pil', 'pt' or 'np', got 'latent'")
     if not call.get("return_dict", True):
         raise ValueError("best_of reads the images of the pipeline's output: return_dict must be True")
-
-
-def _prompts(call: Mapping[str, Any]) -> list[str] | None:
-    """Return the prompts as a reward can read them; None where one is empty or they are embeddings."""
-    prompt = call.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-    return prompts if prompts and all(isinstance(each, str) and each.strip() for each in prompts) else None
 
 
 def _count(call: Mapping[str, Any]) -> int:

@@ -206,6 +206,23 @@ class ImageJudge:
         return rate(images if first is None else images.to(first.device), 0)
 
 
+def readable_prompts(prompt: Any) -> list[str] | None:
+    """Return a pipeline's prompts as a reward can read them; None where one is empty, or they are embeddings.
+
+    Args:
+        prompt: What a pipeline was given as its ``prompt``: a text, a list of texts, or None.
+
+    Example:
+        >>> from clip_guidance.rewards.protocol import readable_prompts
+        >>> readable_prompts("an apple"), readable_prompts(["an apple", ""]), readable_prompts(None)
+        (['an apple'], None, None)
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list | tuple) or not prompts:
+        return None
+    return list(prompts) if all(isinstance(each, str) and each.strip() for each in prompts) else None
+
+
 def _has_score(reward: Any) -> bool:
     """Return whether a reward has a method ``score``; a network may have a layer of that name."""
     score = getattr(reward, "score", None)

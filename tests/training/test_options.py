@@ -191,20 +191,57 @@ def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     assert losses[1] > losses[0] + 0.1
 
 
+RUNS = {"images_per_concept": 2}  # so that a batch has two images of a name
+PARTS = {  # of the loss, or of what it is of: each alone, beside what it needs
+    "positives": (RUNS | {"positives": "concept"}, RUNS),
+    "images": (RUNS | {"positives": "concept", "image_positives_weight": 1.0}, RUNS | {"positives": "concept"}),
+    "runs": (RUNS, {}),
+    "keywords": ({"keyword_share": 1.0}, {}),
+    "composites": ({"composite_share": 1.0}, {}),
+    "teachers": ({"teachers": True}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """Settings of the program on images of which two share a name each, and the folder of a teacher."""
+    folder = tmp_path_factory.mktemp("taught")
+    names = [name for name in ("cat", "dog", "bus", "tree") for _ in range(2)]
+    make_clip(seed=5).save_pretrained(folder / "teacher")
+    data = str(write_table(folder / "train.parquet", names, size=32))
+    return {"data": [data], "batch_size": 4, "save_every": 1}, str(folder / "teacher")
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::clip_guidance.clip.tokenizer.PromptTruncatedWarning")  # the teacher reads letters
-def test_every_part_of_the_loss_reaches_the_log(train_clip, settings, known, tmp_path):
-    """One step of the same pairs: each part adds to the loss, and the whole run resumes to the bit."""
-    parts = {"positives": "concept", "images_per_concept": 2, "image_positives_weight": 1.0, "teachers": [known]}
-    shares = {"keyword_share": 0.5, "composite_share": 0.5}
-    for folder, steps in (("whole", (2,)), ("resumed", (1, 2))):
-        for count in steps:
-            options = {"init": known, "batch_size": 4, "save_every": 1, "steps": count, "learning_rate": 0.0}
-            train_clip.main(settings(tmp_path / folder, **options, **parts, **shares))
-    whole, resumed = (read_log(tmp_path / folder / "log.jsonl") for folder in ("whole", "resumed"))
-    assert [row["loss"] for row in whole] == [row["loss"] for row in resumed]
-    train_clip.main(settings(tmp_path / "plain", init=known, batch_size=4, steps=1, learning_rate=0.0))
-    assert read_log(tmp_path / "plain" / "log.jsonl")[0]["loss"] != whole[0]["loss"]
+@pytest.mark.filterwarnings("ignore::clip_guidance.clip.tokenizer.PromptTruncatedWarning")  # they read letters
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_the_loss_reaches_the_log(part, train_clip, settings, known, taught, tmp_path):
+    options, teacher = taught
+    with_part, without = ({**each, "init": known, "steps": 1, **options} for each in PARTS[part])
+    if "teachers" in with_part:
+        with_part["teachers"] = [teacher]
+    losses = []
+    for folder, chosen in (("with", with_part), ("without", without)):
+        train_clip.main(settings(tmp_path / folder, **chosen))
+        losses.append(read_log(tmp_path / folder / "log.jsonl")[0]["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] > losses[1] + 1e-3 or part not in ("images", "teachers")  # which are added
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::clip_guidance.clip.tokenizer.PromptTruncatedWarning")  # they read letters
+def test_a_run_with_all_parts_resumes_to_the_bit(train_clip, settings, known, taught, tmp_path):
+    options, teacher = taught
+    options = options | {"init": known, "positives": "concept", "images_per_concept": 2, "image_positives_weight": 1.0}
+    options |= {"keyword_share": 0.5, "composite_share": 0.5, "teachers": [teacher]}
+    for folder, counts in (("whole", (3,)), ("resumed", (2, 3))):
+        for steps in counts:
+            train_clip.main(settings(tmp_path / folder, **options, steps=steps, learning_rate=1e-3, warmup=3))
+    made, again = (CLIP.from_pretrained(tmp_path / folder) for folder in ("whole", "resumed"))
+    rows = [read_log(tmp_path / folder / "log.jsonl") for folder in ("whole", "resumed")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert all(value.equal(again.state_dict()[key]) for key, value in made.state_dict().items())
+    assert not embeddings(made)[1].equal(embeddings(CLIP.from_pretrained(known))[1])
 
 
 @pytest.mark.parametrize("init", [pytest.param("init", marks=pytest.mark.slow), "init_image"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.engine.decoder import Decoder
-from clip_guidance.rewards.protocol import ImageJudge, Reward, as_judge, one_per_image, reward_name
+from clip_guidance.rewards.protocol import ImageJudge, Reward, as_judge, one_per_image, readable_prompts, reward_name
 
 
 class Rater:
@@ -31,7 +31,7 @@ class Rater:
         """
         self._decoder.start_run()
         if self._decoder.space == "image":
-            self._judge = as_judge(self._reward, _prompts(call))
+            self._judge = as_judge(self._reward, readable_prompts(call.variables.get("prompt") if call else None))
 
     @torch.no_grad()
     def __call__(self, clean: Tensor, groups: int, call: PipelineCall | None) -> Tensor:
@@ -60,12 +60,3 @@ class Rater:
             frames = images.transpose(1, 2)
             return self._judge.ratings(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
         return self._judge.ratings(images)
-
-
-def _prompts(call: PipelineCall | None) -> list[str] | None:
-    """Return the prompts of a call as a reward can read them; None where one is empty or they are embeddings."""
-    prompt = None if call is None else call.variables.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list | tuple) or not prompts:
-        return None
-    return list(prompts) if all(isinstance(each, str) and each.strip() for each in prompts) else None

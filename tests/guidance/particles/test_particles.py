@@ -310,3 +310,10 @@ def test_the_noise_of_resampling_is_its_own(pipe, monkeypatch):
     torch.manual_seed(3)
     images, _ = travelled(pipe, lambda x: 0 * x.mean((1, 2, 3)), k=2, generator=None)
     assert images.equal(plain) and torch.rand(1).equal(after) and len(counts) == 4
+
+
+def test_the_seed_of_a_generator_may_be_any_that_torch_takes():
+    """torch tells 2⁶⁴ − 1 of a generator that was seeded with −1, which no int64 holds."""
+    seeds = [-1, 0, 2**63 - 1, -(2**62)]
+    call = SimpleNamespace(variables={"generator": [torch.Generator().manual_seed(seed) for seed in seeds]})
+    assert particle_run._seeds(call, 4, 2).tolist() == [seeds[:2], seeds[2:]]
