@@ -33,8 +33,8 @@ def supervised_contrastive_loss(embeds: Tensor, groups: Tensor, logit_scale: Ten
         >>> import clip_guidance as cg
         >>> import torch
         >>> embeds = torch.eye(2).repeat(2, 1)  # the first equals the third, the second the fourth
-        >>> cg.loss.supervised_contrastive_loss(embeds, torch.tensor([0, 1, 0, 1]), torch.tensor([4.0]))
-        tensor(0.)
+        >>> cg.loss.supervised_contrastive_loss(embeds, torch.tensor([0, 1, 0, 1]), torch.tensor([1.0]))
+        tensor(0.1240)
         >>> cg.loss.supervised_contrastive_loss(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), torch.tensor([1.0]))
         tensor(1.0986)
     """

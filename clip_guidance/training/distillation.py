@@ -65,11 +65,11 @@ def distillation_loss(logits: Tensor, teacher_logits: Sequence[Tensor]) -> Tenso
         teacher_logits: The same of each teacher.
 
     Returns:
-        A scalar in nats, at least 0.
+        A scalar in nats, 0 or above, but for rounding.
 
     Example:
-        >>> distillation_loss(torch.eye(3), [torch.eye(3)])
-        tensor(0.)
+        >>> distillation_loss(torch.zeros(2, 2), [2 * torch.eye(2)])
+        tensor(0.3278)
     """
     total = logits.new_zeros(())
     for axis in (0, 1):
