@@ -148,8 +148,8 @@ def plain_run(key):
     if name:
         try:
             return run(key, **{name: 2}), {name: 2}, 2
-        except Exception as error:  # diffusers' own
-            pytest.skip(f"diffusers cannot run it with {name}=2: {type(error).__name__}")
+        except Exception:  # unguided: of diffusers itself, or the inputs made for it here are those of one image
+            pass
     return run(key), {}, 1
 
 
