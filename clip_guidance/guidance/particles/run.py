@@ -255,4 +255,5 @@ def _seeds(call: PipelineCall | None, batch: int, groups: int) -> Tensor | None:
     generators = None if call is None else call.variables.get("generator")
     if not isinstance(generators, list | tuple) or len(generators) != batch:
         return None
-    return torch.tensor([each.initial_seed() for each in generators], dtype=torch.int64).view(groups, -1)
+    seeds = [(each.initial_seed() + 2**63) % 2**64 - 2**63 for each in generators]  # of -1, torch tells 2⁶⁴ − 1
+    return torch.tensor(seeds, dtype=torch.int64).view(groups, -1)
