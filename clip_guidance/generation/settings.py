@@ -59,6 +59,8 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "regions": PlacedTarget,
     "rewards": WeightedReward,
 }
+# Settings that earlier versions draw without, and what they are where they are not used.
+_LATER: dict[str, Any] = {"damping": None, "clip_images": [], "regions": [], "rewards": []}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -152,9 +154,9 @@ class GenerateSettings:
         return replace(self, scale=scale, start=start)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them; what has no entry is left out."""
+        """Return the settings as JSON holds them; one that came later is left out where it is not used."""
         settings = asdict(self, dict_factory=lambda pairs: {name: _as_list(value) for name, value in pairs})
-        return {name: value for name, value in settings.items() if value != []}
+        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def target(self) -> str:
