@@ -60,7 +60,7 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "rewards": WeightedReward,
 }
 # Settings that earlier versions draw without, and what they are where they are not used.
-_LATER: dict[str, Any] = {"damping": None, "clip_images": [], "regions": [], "rewards": []}
+_LATER: dict[str, Any] = {"damping": None, "particles": 1, "clip_images": [], "regions": [], "rewards": []}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
