@@ -7,6 +7,7 @@ weights in proportion to wᵢ·exp(TILT·mᵢ + TILT²·s²/2).
 import math
 
 import torch
+
 from helpers.gaussian import GaussianDenoiser, peer_level
 
 MEANS, STD, WEIGHTS, TILT = (-1.0, 1.0), 0.25, (0.8, 0.2), 1.0

@@ -169,8 +169,9 @@ class Steering:
         if not followers:
             return step(*given.args, **given.kwargs)
         result, parents = followers[0].take(step, given, index, call)
-        for attachment in own if parents is not None else []:
-            attachment.take_rows(parents)
+        if parents is not None:
+            for attachment in own:
+                attachment.take_rows(parents)
         return result
 
     def _steered(

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_don
 from clip_guidance.guidance.engine.batch import BatchLayout, model_mean
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.particles.options import ParticleOptions
 from clip_guidance.guidance.particles.potentials import PathWeights, resampled
 from clip_guidance.guidance.particles.rating import Rater
 from clip_guidance.guidance.particles.result import FailedRating, ParticlesResult, Resampling
 from clip_guidance.guidance.particles.rows import take_rows, with_rows
-
-if TYPE_CHECKING:
-    from clip_guidance.guidance.particles.particles import Particles
 
 _ROUNDING = 1e-9  # of a fraction of the run
 
@@ -74,7 +72,7 @@ class ParticleRuns:
         ValueError: ``pipe`` has no scheduler or denoiser, or its samples cannot be decoded.
     """
 
-    def __init__(self, particles: "Particles", pipe: Any) -> None:
+    def __init__(self, particles: ParticleOptions, pipe: Any) -> None:
         self.host = resolve(pipe)
         #: Who attached the particles, as :func:`~clip_guidance.guidance.engine.threads.enter` notes it.
         self.origin: Any = None
@@ -101,7 +99,11 @@ class ParticleRuns:
         run = self._begun(index, call, len(layout.samples(sample)))
         is_last = index + 1 >= run.end
         run.is_due = run.is_due or self._is_passed(run, is_last)
-        x0 = self._x0(given.arguments, layout, index) if run.is_due or is_last else None
+        if not (run.is_due or is_last):
+            result = step(*given.args, **given.kwargs)
+            self._tell_of_copies(run, layout.samples(result[0]))
+            return result, None
+        x0 = self._x0(given.arguments, layout, index)
         result = step(*given.args, **given.kwargs)
         self._tell_of_copies(run, layout.samples(result[0]))
         if is_last:
@@ -166,7 +168,7 @@ class ParticleRuns:
         count = run.end - run.first if run.is_cut else None
         before = fraction_done(self.host.scheduler, run.index, run.first, count)
         after = 1.0 if is_last else fraction_done(self.host.scheduler, run.index + 1, run.first, count)
-        return any(before + _ROUNDING < at <= after + _ROUNDING for at in self._particles.resample_at)
+        return any(before + _ROUNDING < at <= after + _ROUNDING for at in self._particles.fractions)
 
     def _x0(self, arguments: dict[str, Any], layout: BatchLayout, index: int) -> Tensor:
         """Predict the clean samples before a step, with what guidance has made of them."""
@@ -208,10 +210,10 @@ class ParticleRuns:
                 failed=run.failed,
             )
         )
-        if self._particles.resample_at and not run.resamplings:
+        if self._particles.fractions and not run.resamplings:
             warnings.warn(
                 f"particles were resampled after none of {run.end - run.first} steps: resample_at="
-                f"{self._particles.resample_at} falls into the last one. Take more steps",
+                f"{self._particles.fractions} falls into the last one. Take more steps",
                 stacklevel=2,
             )
         if run.failed:
