@@ -116,6 +116,13 @@ SteeringRewards = Annotated[
         show_default=False,
     ),
 ]
+Particles = Annotated[
+    int,
+    _number(
+        *RANGES["particles"],
+        help="Images that travel together: the CLIP that steers chooses among them on the way, and the best is kept.",
+    ),
+]
 BestOf = Annotated[
     int | None,
     _number(

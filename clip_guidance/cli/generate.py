@@ -49,6 +49,7 @@ def command(
     cap: options.Cap = DEFAULTS.cap,
     damping: options.Damping = DEFAULTS.damping,
     rewards: options.SteeringRewards = None,
+    particles: options.Particles = DEFAULTS.particles,
     best_of: options.BestOf = None,
     keep: options.Keep = 1,
     rank_by: options.RankBy = BY_CLIP,
@@ -104,12 +105,13 @@ def _plan(
 ) -> list[Planned]:
     """List the settings of each image; what no image can be made of fails by name, the others go on."""
     planned: list[Planned] = []
-    seeds = range(0, num_images * (every := candidates.n if candidates else 1), every)  # no two share a candidate
     for original, base in bases.items():
         for text in prompts or [base.prompt]:
             try:
                 first = replace(base, **given, prompt=text)
-                planned += [(replace(first, seed=first.seed + seed), original) for seed in seeds]
+                seeds = candidates.n if candidates else first.particles  # of one image; no two images share any
+                later = (replace(first, seed=first.seed + number * seeds) for number in range(num_images))
+                planned += [(settings, original) for settings in later]
             except ValueError as error:
                 job.fail(f"--prompt {text!r}" if prompts else str(original), str(error))
     return planned

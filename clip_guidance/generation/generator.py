@@ -12,7 +12,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ import diffusers
 import torch
 from PIL import Image
 
-from clip_guidance.clip import DualEncoder
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.best_of import Candidate, search
@@ -29,10 +28,9 @@ from clip_guidance.generation.image import FailedImageError, GeneratedImage, che
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.scorers import CLIPScorer, Rater, RewardScorer
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
-from clip_guidance.generation.targets import ImageFile
-from clip_guidance.guidance import CLIPGuidance, Guidance, Region, WeightedRewards
-from clip_guidance.images.load import load_image
-from clip_guidance.rewards import PromptReward
+from clip_guidance.generation.steering import find_target, make_guidance
+from clip_guidance.guidance import Guidance, WeightedRewards
+from clip_guidance.guidance.particles import Particles
 
 __all__ = ["ImageGenerator", "generate"]
 
@@ -97,7 +95,10 @@ class ImageGenerator:
         """
         one = settings.resolved()
         models = self._models(one)
-        return models.scored(GeneratedImage(models.draw(one, on_step), one, device=str(self.device)))
+        if one.particles == 1:
+            return models.scored(GeneratedImage(models.draw(one, on_step), one, device=str(self.device)))
+        image, choice = models.draw_particles(one, self._raters(one, BY_CLIP, models), on_step)
+        return models.scored(GeneratedImage(image, one, device=str(self.device), choice=choice))
 
     def best_of(
         self,
@@ -118,10 +119,13 @@ class ImageGenerator:
             The best ones, best first; fewer than asked for where too many failed, which ``choice.failed`` names.
 
         Raises:
-            ValueError: A model is unknown, a setting is out of range, or nothing can rank the candidates.
+            ValueError: A model is unknown, a setting is out of range, nothing can rank the candidates, or they are
+                asked for beside particles.
             FailedImageError: All of them came out empty, or none has a finite reward.
         """
         one, n = settings.resolved(), candidates.n
+        if one.particles > 1:
+            raise ValueError(f"give candidates or particles: got {n} candidates of {one.particles} particles each")
         replace(one, seed=one.seed + n - 1)  # raises where the last seed is out of range
         models = self._models(one)
         raters = self._raters(one, candidates.rank_by, models)
@@ -165,7 +169,7 @@ class ImageGenerator:
         if clip is None:
             raise ValueError(f"{one.model} comes without a {rank_by} to rank its candidates: name a CLIP or a reward")
         away = rank_by == BY_CLIP and (one.scale or 0.0) < 0  # what is steered away from ranks last
-        return [clip.rater(_target(one), -1.0 if away else 1.0)]
+        return [clip.rater(find_target(one), -1.0 if away else 1.0)]
 
 
 @dataclass(frozen=True)
@@ -179,10 +183,26 @@ class _Models:
 
     def draw(self, settings: GenerateSettings, on_step: Callable[[], None] | None) -> Image.Image:
         """Draw an image; one that came out empty is refused."""
-        guidance = _guidance(self.guide.clip if self.guide else None, [each.reward for each in self.rewards], settings)
+        clip, rewards = self.guide.clip if self.guide else None, [each.reward for each in self.rewards]
+        guidance = make_guidance(clip, rewards, settings)
         image = _draw(self.pipe, guidance, settings, on_step)
         check_image(image, settings)
         return image
+
+    def draw_particles(
+        self, settings: GenerateSettings, raters: Sequence[Rater], on_step: Callable[[], None] | None
+    ) -> tuple[Image.Image, Choice]:
+        """Draw the best of the particles that travel together."""
+        k = settings.particles
+        replace(settings, seed=settings.seed + k - 1)  # raises where the last seed is out of range
+        reward = WeightedRewards([(each.weight, each.reward) for each in raters])
+        with Particles(reward, k, seed=settings.seed).attach(self.pipe) as particles:
+            image = self.draw(settings, on_step)
+        assert particles.result is not None  # the run came to its end
+        best = particles.result.rewards[0, 0].item()
+        if not math.isfinite(best):
+            raise failed(settings, f"has the reward {best}")
+        return image, Choice(k, settings.seed, 1, best, [each.record for each in raters])
 
     def scored(self, generated: GeneratedImage) -> GeneratedImage:
         """Complete the record of an image: what steered it, and its scores."""
@@ -222,38 +242,18 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     return None
 
 
-def _guidance(clip: DualEncoder | None, rewards: Sequence[PromptReward], settings: GenerateSettings) -> Guidance | None:
-    """Make what steers: CLIP, or one guidance by the weighted sum of CLIP and the rewards, which decodes once."""
-    how = {name: getattr(settings, name) for name in ("mode", "start", "stop", "every", "cap", "damping")}
-    by_clip = None
-    if clip is not None and settings.scale:
-        options = {name: getattr(settings, name) for name in ("scale", "cutouts", "seed")}
-        by_clip = CLIPGuidance(clip, _target(settings), **options, **how)
-    if not rewards:
-        return by_clip
-    weighted: list[tuple[float, Any]] = [] if by_clip is None else [(settings.scale or 0.0, by_clip.reward)]
-    named = zip(settings.rewards, rewards, strict=True)
-    weighted += [(each.weight, reward.with_prompts(settings.target)) for each, reward in named]
-    return Guidance(WeightedRewards(weighted), **how)
-
-
-def _target(settings: GenerateSettings) -> Any:
-    """Return what CLIP steers to: the text, the images and the regions that are asked for, or else the prompt.
+def _of_particles(settings: GenerateSettings, parameters: Collection[str], name: str) -> dict[str, Any]:
+    """Return the arguments of a pipeline that let particles travel, each with noise of its own.
 
     Raises:
-        ImageError: An image cannot be read, or is another one than is recorded.
+        ValueError: The pipeline draws one image of a prompt.
     """
-    whole: list[Any] = [settings.clip_prompt] if settings.clip_prompt else []
-    whole += [_opened(file) for file in settings.clip_images]
-    regions = [
-        Region(each.target if isinstance(each.target, str) else _opened(each.target), each.box)
-        for each in settings.regions
-    ]
-    return [*((target, 1.0) for target in whole), *regions] or settings.target
-
-
-def _opened(file: ImageFile) -> Image.Image:
-    return load_image(file.bytes(), file.path)
+    if "num_images_per_prompt" not in parameters:
+        raise ValueError(f"particles travel in pipelines that take num_images_per_prompt, which {name} does not")
+    seeds = range(settings.seed, settings.seed + settings.particles)
+    eta = {"eta": 1.0} if "eta" in parameters else {}  # DDIM adds no noise by itself, and copies would stay equal
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {"num_images_per_prompt": settings.particles, "generator": generators, **eta}
 
 
 def _draw(
@@ -269,10 +269,13 @@ def _draw(
     }
     if settings.negative_prompt:
         call["negative_prompt"] = settings.negative_prompt
-    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+    parameters = inspect.signature(pipe.__call__).parameters
+    if settings.particles > 1:
+        call |= _of_particles(settings, parameters, type(pipe).__name__)
+    if "callback_on_step_end" in parameters:
 
         def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if "latents" in tensors and not tensors["latents"].isfinite().all():
+            if "latents" in tensors and not tensors["latents"].isfinite().flatten(1).all(1).any():  # of no particle
                 raise failed(settings, f"is not finite after step {step + 1} of {settings.steps}")
             if on_step:
                 on_step()

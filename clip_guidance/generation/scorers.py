@@ -15,7 +15,7 @@ from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.guidance import CLIPReward
 from clip_guidance.metrics.clip_score import TORCHMETRICS, clip_score
-from clip_guidance.rewards import ImageJudge, PromptReward, as_judge, load_reward
+from clip_guidance.rewards import PromptReward, as_judge, load_reward
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Rater:
     A rating may come out without being finite, which costs that image alone.
     """
 
-    judge: ImageJudge
+    reward: CLIPReward | PromptReward
+    weight: float
     record: dict[str, Any]
 
     def __call__(self, image: Image.Image) -> float:
-        return float(self.record["weight"]) * self.judge.ratings([image]).item()
+        return self.weight * as_judge(self.reward).ratings([image]).item()
 
 
 @dataclass
@@ -48,7 +49,7 @@ class CLIPScorer:
     def rater(self, target: Any, weight: float = 1.0) -> Rater:
         """Make what rates images by this CLIP's logit of a target, as for ``CLIPGuidance``."""
         model = {name: self.record[name] for name in ("model", "fingerprint")}
-        return Rater(as_judge(CLIPReward(self.clip, target)), {"definition": "logit", **model, "weight": weight})
+        return Rater(CLIPReward(self.clip, target), weight, {"definition": "logit", **model, "weight": weight})
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
         """Score an image against the text that it is steered to, and tell whether this CLIP steered or chose it."""
@@ -73,7 +74,7 @@ class RewardScorer:
 
     def rater(self, prompt: str, weight: float = 1.0) -> Rater:
         """Make what rates images by this reward against a prompt."""
-        return Rater(as_judge(self.reward, prompt), {**self.record, "weight": weight})
+        return Rater(self.reward.with_prompts(prompt), weight, {**self.record, "weight": weight})
 
     def score(self, generated: GeneratedImage) -> dict[str, Any]:
         """Rate an image against the text that it is steered to."""

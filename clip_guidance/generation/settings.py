@@ -47,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "cutouts": (1, 256),
     "cap": (1e-6, 1_000.0),
     "damping": (0.0, 10_000.0),
+    "particles": (1, 10_000),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
@@ -59,7 +60,7 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "rewards": WeightedReward,
 }
 # Settings that earlier versions draw without, and what they are where they are not used.
-_LATER: dict[str, Any] = {"damping": None, "clip_images": [], "regions": [], "rewards": []}
+_LATER: dict[str, Any] = {"damping": None, "particles": 1, "clip_images": [], "regions": [], "rewards": []}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -89,6 +90,9 @@ class GenerateSettings:
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
         damping: Curvature of the reward, by which strong guidance is damped; None is the default of
             :class:`~clip_guidance.guidance.Guidance`.
+        particles: Number of images that travel together, from as many seeds; CLIP chooses among them on the way, by
+            all that it steers to, and the best is the image. Where the pipeline comes without a CLIP, the rewards do.
+            1 is this image alone. DDIM adds noise (eta 1) where there are several.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
         rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
@@ -121,6 +125,7 @@ class GenerateSettings:
     scheduler: str | None = None
     cap: float | None = None
     damping: float | None = None
+    particles: int = 1
     clip_images: tuple[ImageFile, ...] = ()
     regions: tuple[PlacedTarget, ...] = ()
     rewards: tuple[WeightedReward, ...] = ()

@@ -74,6 +74,7 @@ def generate_pair(
     model: str,
     number: float = 1,
     damping: float | None = None,
+    particles: float = 1,
 ) -> Iterator[Pair]:
     """Generate an image without and then one with CLIP guidance, from the same noise or the best of the same noises.
 
@@ -86,6 +87,7 @@ def generate_pair(
         model: Name of the pipeline.
         number: Number of candidates, of which CLIP chooses each of the two images; from ``seed`` on, at least 1.
         damping: Curvature by which CLIP guidance is damped; None is the default.
+        particles: Number of images that travel together, of which CLIP chooses each of the two; at least 1.
 
     Yields:
         Both images, whenever one of them has changed.
@@ -102,6 +104,7 @@ def generate_pair(
             model=model,
             clip=state.steering_clip(model),
             damping=damping,
+            particles=whole_number("particles", particles),
         )
         count = whole_number("candidates", number)
         candidates = None if count == 1 else Candidates(count)
@@ -153,6 +156,7 @@ class _Fields(NamedTuple):
     model: gr.Dropdown
     number: gr.Slider
     damping: gr.Number
+    particles: gr.Slider
 
 
 def _fields(state: AppState) -> _Fields:
@@ -185,8 +189,17 @@ def _fields(state: AppState) -> _Fields:
         minimum=RANGES["damping"][0],
         elem_id="generate-damping",
     )
+    particles = gr.Slider(
+        1,
+        MAX_CANDIDATES,
+        1,
+        step=1,
+        label="Particles",
+        info="So many images travel together; CLIP chooses among them on the way.",
+        elem_id="generate-particles",
+    )
     model = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
-    return _Fields(prompt, seed, steps, strength, model, number, damping)
+    return _Fields(prompt, seed, steps, strength, model, number, damping, particles)
 
 
 def tab(state: AppState) -> None:

@@ -237,6 +237,18 @@ def test_processes_share_the_candidates(generate, root, clip, judge, pipeline, t
     assert done.returncode and "2 processes would draw the same images: they share candidates" in done.stderr
 
 
+@pytest.mark.slow
+def test_particles_are_on_record_and_drawn_again(generate, clip):
+    words = ["--prompt", "a cat", "--seed", -1, "--scale", 0, "--steps", 6, "--num-images", 2, "--particles", 3]
+    rows = generate(*words, "--json").json
+    assert [(row["settings"]["seed"], row["settings"]["particles"]) for row in rows] == [(-1, 3), (2, 3)]
+    assert [(row["choice"]["n"], row["choice"]["ranked_by"][0]["model"]) for row in rows] == [(3, str(clip))] * 2
+    again = generate("--from", rows[0]["image"], "--json")
+    assert again.json == rows[:1] and "was drawn again bit for bit" in again.err
+    mixed = generate("--from", rows[0]["image"], "--best-of", 2)
+    assert mixed.code == 1 and "give candidates or particles: got 2 candidates of 3 particles each" in mixed.err
+
+
 def test_candidates_that_fail_are_named_and_the_others_ranked(generate, monkeypatch):
     draw = generator._draw
 

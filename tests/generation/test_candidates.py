@@ -1,13 +1,14 @@
 """The best of the candidates of one image: those that are drawn one by one, ranked by numbers computed by hand."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
 
-from clip_guidance import CLIP, Region, load_reward
+from clip_guidance import CLIP, CLIPGuidance, Particles, Region, WeightedRewards, load_reward
 from clip_guidance.generation import generator
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator
@@ -103,6 +104,35 @@ def test_the_judge_a_reward_or_the_rewards_that_steer_rank(make, settings, clip,
 
     (best,) = assert_chosen(make, alone, Candidates(4), weighted)
     assert [by["weight"] for by in best.choice.ranked_by] == [-2.0, 5.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"scale": 0.0}, {}, {"scheduler": "ddpm", "scale": -60.0}], ids=str)
+def test_the_image_is_the_best_particle_and_is_drawn_again(make, settings, clip, change):
+    one = dataclasses.replace(settings, **change, steps=6, particles=3)
+    drawn = make(one)
+    choice, (score,) = drawn.choice, drawn.scores
+    assert (choice.n, choice.first_seed, choice.rank) == (3, 7, 1) and score["chose"]
+    sign = -1.0 if (one.scale or 0.0) < 0 else 1.0
+    pipe, by_hand = make.pipeline(one), WeightedRewards([(sign, CLIPReward(CLIP.from_pretrained(clip), "a red apple"))])
+    guidance = CLIPGuidance(clip, "a red apple", one.scale, cutouts=2, seed=7)
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8, 9)]
+    with Particles(by_hand, 3, seed=7).attach(pipe) as particles, guidance.attach(pipe) if one.scale else nullcontext():
+        call = {"num_inference_steps": 6, "guidance_scale": 3.0, "generator": generators, "eta": 1.0}
+        images = pipe("a red apple", num_images_per_prompt=3, **call).images
+    assert choice.reward == particles.result.rewards.max().item()
+    assert images[0].tobytes() == drawn.image.tobytes() == make(drawn.settings).image.tobytes()
+    assert drawn.settings.particles == 3 and drawn.record()["settings"]["particles"] == 3
+
+
+def test_particles_are_refused_where_they_cannot_travel(make, settings):
+    one = dataclasses.replace(settings, particles=2)
+    with pytest.raises(ValueError, match="give candidates or particles: got 3 candidates of 2 particles each"):
+        make.best_of(one, Candidates(3))
+    with pytest.raises(ValueError, match="seed must be from"):
+        make(dataclasses.replace(one, seed=2**63 - 1))
+    with pytest.raises(ValueError, match="pipelines that take num_images_per_prompt, which Own does not"):
+        generator._of_particles(one, {"prompt": None}, "Own")
 
 
 def spoilt(monkeypatch, *seeds):

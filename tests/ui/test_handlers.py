@@ -74,6 +74,14 @@ def test_each_image_is_the_best_of_its_candidates_with_the_damping_that_was_aske
     assert "which chose it" in pairs[-1].without.caption
 
 
+@pytest.mark.slow
+def test_each_image_is_the_best_of_its_particles(state):
+    *_, pair = generate_pair(state, PROMPT, 7, 5, 12.0, "emoji", particles=2)
+    settings = GenerateSettings(PROMPT, seed=7, steps=5, scale=12.0, particles=2)
+    assert read_record(pair.guided.file) == state.generator(settings).record()
+    assert "the best of 2 candidates" in pair.without.caption and pair.without.image != pair.guided.image
+
+
 def test_previews_come_before_the_images(shown):
     assert shown[0].without.image is None
     for name in ("without", "guided"):
@@ -121,6 +129,8 @@ def test_a_long_prompt_is_told(state):
         ({"strength": 1e30}, "scale must be from"),
         ({"number": 0}, "n, the number of candidates, must be from 1 to 10,000, got 0"),
         ({"number": 1.5}, r"expected a whole number as candidates, got 1\.5"),
+        ({"particles": 0}, "particles must be from 1 to 10,000, got 0"),
+        ({"particles": 2, "number": 2}, "give candidates or particles: got 2 candidates of 2 particles each"),
         ({"damping": -1.0}, "damping must be from 0.0 to 10,000.0, got -1.0"),
         ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
         ({"strength": float("nan")}, "scale must be from -10,000.0 to 10,000.0, got nan"),
