@@ -17,6 +17,7 @@ _EXPORTS = {
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "AdaptiveCFG": "guidance",
     "Region": "guidance",
     "Noisy": "guidance.modes.noisy",
     "NoisyTower": "towers.noisy",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from clip_guidance.generation.best_of import SearchResult as SearchResult
     from clip_guidance.generation.best_of import best_of as best_of
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
+    from clip_guidance.guidance import AdaptiveCFG as AdaptiveCFG
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding

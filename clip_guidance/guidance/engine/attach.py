@@ -10,19 +10,35 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from clip_guidance.clip.tokenizer import one_at_a_time
-from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
 from clip_guidance.guidance.engine.patch import patched, wrapper_of
+from clip_guidance.guidance.engine.runs import RunFollower, warn_of_dropped, warn_of_idle
 from clip_guidance.guidance.engine.step import Steering
 from clip_guidance.guidance.engine.threads import enter
-from clip_guidance.guidance.options import GuidanceOptions
 
-AnyGuidance = TypeVar("AnyGuidance", bound=GuidanceOptions)
+AnyGuidance = TypeVar("AnyGuidance", bound="Steers")
 _lock = threading.RLock()  # a generator that is collected while the lock is held may end a block
+
+
+class Steers(Protocol):
+    """What a user attaches: it knows what it does at a pipeline's steps."""
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether anything is to be done at all."""
+
+    def attached(self) -> AbstractContextManager[None]:
+        """Keep the options as they are inside the ``with`` block."""
+
+    def start_run(self) -> Any:
+        """Start the report over, and return it."""
+
+    def follower(self, pipe: Any) -> RunFollower:
+        """Make what acts at the steps of ``pipe``; refuse what cannot work."""
 
 
 def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidance]:
@@ -30,13 +46,13 @@ def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidan
 
     What cannot work is refused here, before anything is changed.
     """
-    return _Block(guidance, Attachment(guidance, pipe))
+    return _Block(guidance, guidance.follower(pipe))
 
 
 class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
     """Attach a guidance inside the ``with`` block; say so where there is none."""
 
-    def __init__(self, guidance: AnyGuidance, attachment: Attachment) -> None:
+    def __init__(self, guidance: AnyGuidance, attachment: RunFollower) -> None:
         self._guidance, self._attachment = guidance, attachment
         self._open: list[AbstractContextManager[AnyGuidance]] = []
         self._was_entered = False
@@ -61,7 +77,7 @@ class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
 
 
 @contextmanager
-def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuidance]:
+def _attached(guidance: AnyGuidance, attachment: RunFollower) -> Iterator[AnyGuidance]:
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
@@ -79,7 +95,7 @@ def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuid
             stacklevel=4,
         )
     else:
-        warn_of_unguided([attachment], stacklevel=4)
+        warn_of_idle([attachment], stacklevel=4)
 
 
 @contextmanager
@@ -93,7 +109,7 @@ def _encoding_one_at_a_time(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def steered_by(attachment: Attachment) -> Iterator[None]:
+def steered_by(attachment: RunFollower) -> Iterator[None]:
     """Let a guidance steer its pipeline's scheduler inside the ``with`` block.
 
     Guidances on the same scheduler share one wrapper of ``scheduler.step``; the last to leave takes it off.

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attachment import Attachment, Step
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.choice import ScaleChoice
 from clip_guidance.guidance.engine.patch import patched
+from clip_guidance.guidance.engine.runs import RunFollower
 from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.engine.threads import Shared, Turn, has_entered, taken
 from clip_guidance.guidance.weights.freeze import freeze_parameters
@@ -38,13 +41,13 @@ class Steering:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.attachments: tuple[Attachment, ...] = ()  # replaced as a whole, since other threads read it
+        self.attachments: tuple[RunFollower, ...] = ()  # replaced as a whole, since other threads read it
         self.wrapping = ExitStack()
         self.users = 0
         self._scheduler = scheduler
         self._turn = Turn(scheduler)
         self._tape = DenoiserTape(lambda: any(each.recorded for each in self._watching()))
-        self._corrections = Corrections(lambda: any(each.needs_correction for each in self._watching()))
+        self._corrections = Corrections(lambda: any(each.needs_outputs for each in self._watching()))
         self._watches: dict[tuple[str, int], Shared] = {}  # by what is watched, and the id of a network
 
     def wrap(self) -> None:
@@ -59,7 +62,7 @@ class Steering:
         self._turn.check()
         return scale(*args, **kwargs)
 
-    def _own(self, call: PipelineCall | None) -> list[Attachment]:
+    def _own(self, call: PipelineCall | None) -> list[RunFollower]:
         """Return the attachments that the run of this thread takes."""
         found = [attachment for attachment in self.attachments if attachment.applies_to(call)]
         if call is not None and not self._turn.has_begun and not has_entered(found):
@@ -67,7 +70,7 @@ class Steering:
             return [attachment for attachment in found if attachment.origin is None]
         return taken(found)
 
-    def _watching(self) -> list[Attachment]:
+    def _watching(self) -> list[RunFollower]:
         """Return the attachments to whose run the denoiser's forward that happens right now belongs."""
         call = current_call()
         if call is None and not self._turn.is_mine and not has_entered(self.attachments):
@@ -79,7 +82,7 @@ class Steering:
         return self._watches.setdefault((type(what).__name__, id(network)), Shared(lambda: what.watch([network])))()
 
     @contextmanager
-    def watching(self, attachment: Attachment) -> Iterator[None]:
+    def watching(self, attachment: RunFollower) -> Iterator[None]:
         """Let ``attachment`` steer inside the block.
 
         The denoiser has hooks only if the mode or a cap needs them.
@@ -90,15 +93,15 @@ class Steering:
             stack.enter_context(freeze_parameters(attachment.networks))
             for network in attachment.recorded:
                 stack.enter_context(self._watch(self._tape, network))
-            for network in attachment.host.denoisers if attachment.needs_correction else []:
+            for network in attachment.host.denoisers if attachment.needs_outputs else []:
                 stack.enter_context(self._watch(self._corrections, network))
             yield
 
-    def _add(self, attachment: Attachment) -> None:
+    def _add(self, attachment: RunFollower) -> None:
         with _lock:
             self.attachments = (*self.attachments, attachment)
 
-    def _remove(self, attachment: Attachment) -> None:
+    def _remove(self, attachment: RunFollower) -> None:
         with _lock:
             index = self.attachments.index(attachment)
             self.attachments = self.attachments[:index] + self.attachments[index + 1 :]
@@ -141,19 +144,30 @@ class Steering:
         with torch.set_grad_enabled(is_recorded):  # a modular pipeline has left the denoiser's block
             mean = _without_variance(model_output, sample, index)
             prediction = Prediction(_as_videos(mean[:batch], frames), _as_videos(sample[:batch], frames), level, kind)
-        self._tape.retain_graph = len(active) > 1
+        guidances = [each for each in active if isinstance(each, Attachment)]
+        self._tape.retain_graph = len(guidances) > 1
         self._tape.made_anew = adapter.made_anew(call, prediction.sample)
         step = Step(prediction, timestep, eta, index, call, self._tape, self._corrections)
-        # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
-        shift = torch.stack([attachment.shift(step) for attachment in active]).sum(0)
-        shift = _clipped(shift, prediction.x0, self._scheduler.config)
-        if self._tape.made_anew is not None:  # the pipeline undoes the rest
-            shift = shift * self._tape.made_anew
-        shift = _as_images(shift, frames).repeat(copies, *[1] * (sample.ndim - 1))
-        steered = kind.write_back(mean.detach() if is_recorded else mean, shift, level)
+        for choice in (each for each in active if isinstance(each, ScaleChoice)):
+            with torch.set_grad_enabled(is_recorded or torch.is_grad_enabled()):
+                chosen = replace(step.prediction, model_output=choice.choose(step))
+                step, mean = replace(step, prediction=chosen), _tiled(chosen.model_output, frames, copies)
+        unsteered = mean.detach() if is_recorded else mean
+        steered = unsteered
+        if guidances:
+            steered = kind.write_back(unsteered, self._shift(step, guidances, frames, copies), level)
         if mean.shape == model_output.shape:
             return steered
         return torch.cat([steered, unguided[:, mean.shape[1] :]], dim=1)
+
+    def _shift(self, step: Step, guidances: list[Attachment], frames: int | None, copies: int) -> Tensor:
+        """Add the guidances' shifts up, in the form in which the pipeline hands the sample to the scheduler."""
+        # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
+        shift = torch.stack([attachment.shift(step) for attachment in guidances]).sum(0)
+        shift = _clipped(shift, step.prediction.x0, self._scheduler.config)
+        if self._tape.made_anew is not None:  # the pipeline undoes the rest
+            shift = shift * self._tape.made_anew
+        return _tiled(shift, frames, copies)
 
 
 def _as_videos(images: Tensor, frames: int | None) -> Tensor:
@@ -161,9 +175,10 @@ def _as_videos(images: Tensor, frames: int | None) -> Tensor:
     return images if frames is None else images.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def _as_images(videos: Tensor, frames: int | None) -> Tensor:
-    """Undo :func:`_as_videos`."""
-    return videos if frames is None else videos.transpose(1, 2).flatten(0, 1)
+def _tiled(videos: Tensor, frames: int | None, copies: int) -> Tensor:
+    """Undo :func:`_as_videos`, and give each of the sample's copies the same."""
+    images = videos if frames is None else videos.transpose(1, 2).flatten(0, 1)
+    return images if copies == 1 else images.repeat(copies, *[1] * (images.ndim - 1))
 
 
 def _without_variance(model_output: Tensor, sample: Tensor, index: int) -> Tensor:
