@@ -68,7 +68,9 @@ def train_clip(root: Path) -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("train_clip_program", root / "training" / "train_clip.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
+    sys.path.insert(0, str(root / "training"))  # as the interpreter does for a program: its neighbours are imported
     spec.loader.exec_module(module)
+    sys.path.remove(str(root / "training"))
     yield module
     del sys.modules[spec.name]
 

@@ -20,7 +20,8 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
-from clip_guidance.training.batches import Prefetcher, SampleOrder
+from clip_guidance.training.batches import Prefetcher
+from clip_guidance.training.order import SampleOrder
 
 TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
 

@@ -31,7 +31,7 @@ from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.guidance.modes.noisy import latents_of
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers.noisy import NoisyTower
-from clip_guidance.training.batches import SampleOrder
+from clip_guidance.training.order import SampleOrder
 from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # shares of noise in the variance, σ²/(α² + σ²), at which it is measured

@@ -12,31 +12,29 @@ during training, from data of any size.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from clip_inputs import Evaluation, captions, load_batches, load_evaluations, make_clip
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clip_guidance.clip import CLIP, CLIPConfig
+from clip_guidance.clip import CLIP
 from clip_guidance.clip.lora import add_lora, merge_adapters, save_adapter
 from clip_guidance.clip.model_card import Figure, write_model_card
 from clip_guidance.clip.tokenizer import tokenize
-from clip_guidance.data import Policy, open_pairs
-from clip_guidance.data.dataset import CaptionedImages, caption
 from clip_guidance.metrics.retrieval import unique
 from clip_guidance.training.augment import random_erasing, random_grayscale, random_noise, random_views
-from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, SampleOrder, StreamedBatches, ToSquare
+from clip_guidance.training.batches import Batch, MemoryBatches, Prefetcher, StreamedBatches
 from clip_guidance.training.checkpoints import BEST, full_state_dict
-from clip_guidance.training.class_name_loss import ClassNameLoss
+from clip_guidance.training.class_name_loss import NAMELESS, ClassNameLoss
 from clip_guidance.training.clip_settings import Settings, check_settings
+from clip_guidance.training.concept_metrics import concept_metrics
+from clip_guidance.training.distillation import Teachers
 from clip_guidance.training.efficiency import checkpoint_blocks, compile_towers, set_patch_dropout
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.evaluation import at_chance, evaluating, name_recall, retrieval_metrics, zero_shot_metrics
@@ -47,75 +45,7 @@ from clip_guidance.training.objective import ContrastiveObjective, caption_group
 from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
 from clip_guidance.training.trainer import Plan, fit
-from clip_guidance.training.vocabulary import check_captions, find_tokenizer
-from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES
-
-Evaluation = tuple[int, partial[dict[str, float]]]  # steps from one to the next, and what is measured of a CLIP
-
-
-def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches | StreamedBatches:
-    """Read the data into memory, or open it to be read during training."""
-    size, seed = settings.image_size, settings.seed
-    if settings.streaming:
-        pairs = open_pairs(
-            settings.data,
-            seed=seed,
-            shuffle_buffer=settings.shuffle_buffer,
-            shard=(accelerator.process_index, accelerator.num_processes),
-            workers=settings.workers,
-            ahead=settings.batch_size,
-            policy=Policy(max_bad_share=settings.max_bad_share),
-            transform=ToSquare(size),
-            exclude=settings.exclude_captions_containing,
-            quarantine=Path(settings.output) / "quarantine.jsonl",
-        )
-        accelerator.print(f"{pairs.source.name}: {pairs.source.kind}, read as training goes")
-        return StreamedBatches(pairs, settings.batch_size, seed, accelerator, settings.random_flip)
-    exclude = settings.exclude_captions_containing
-    data = CaptionedImages.join([CaptionedImages.load(path, size, exclude) for path in settings.data])
-    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
-    for row, reason in data.skipped:
-        accelerator.print(f"  row {row}: {reason}")
-    order = SampleOrder(len(data), settings.batch_size, seed, accelerator)
-    return MemoryBatches(data, order, seed, settings.random_flip)
-
-
-def captions(settings: Settings, batches: MemoryBatches | StreamedBatches, rows: int | None) -> Iterator[str]:
-    """Yield captions of the data; of a stream those of the first ``rows`` rows."""
-    if isinstance(batches, StreamedBatches):
-        exclude = settings.exclude_captions_containing
-        pairs = open_pairs(
-            settings.data, seed=settings.seed, shuffle_buffer=settings.shuffle_buffer, exclude=exclude
-        )
-        return itertools.chain.from_iterable(pairs.captions(rows))
-    rng = random.Random(settings.seed)
-    return (caption(row, rng) for row in batches.data.rows for _ in range(4))
-
-
-def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIP:
-    """Make two fresh towers over the vocabulary of the captions, or load those to continue from."""
-    if settings.init:
-        return CLIP.from_pretrained(settings.init).float()
-    if settings.init_text:
-        known = CLIP.from_pretrained(settings.init_text).float()
-        config = CLIPConfig(**{**known.config.to_dict(), "vision_config": settings.image_config()})
-        clip = CLIP(config, known.tokenizer)
-        clip.text_encoder, clip.text_projection = known.text_encoder, known.text_projection
-        return clip
-    texts = captions(settings, batches, settings.vocabulary_rows)
-    tokenizer = find_tokenizer(settings.output, texts, settings.vocab_size, settings.context_length)
-    if settings.init_image:
-        known = CLIP.from_pretrained(settings.init_image).float()
-        config = CLIPConfig(**{**known.config.to_dict(), "text_config": settings.text_config(tokenizer)})
-        clip = CLIP(config, tokenizer, known.image_processor)
-        clip.image_encoder, clip.visual_projection = known.image_encoder, known.visual_projection
-        return clip
-    config = CLIPConfig(
-        text_config=settings.text_config(tokenizer),
-        vision_config=settings.image_config(),
-        projection_dim=settings.projection_dim,
-    )
-    return CLIP(config, tokenizer)
+from clip_guidance.training.vocabulary import check_captions
 
 
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
@@ -131,24 +61,6 @@ def augment(images: Tensor, settings: Settings) -> Tensor:
     if settings.erasing_probability:
         images = random_erasing(images, settings.erasing_probability)
     return random_noise(images, settings.max_noise_std) if settings.max_noise_std else images
-
-
-def load_evaluations(settings: Settings) -> list[Evaluation]:
-    """Read the images that the CLIP is measured on during training."""
-    found: list[Evaluation] = []
-    if settings.validation:
-        exclude = settings.exclude_captions_containing
-        held_out = CaptionedImages.load(settings.validation, settings.image_size, exclude)
-        found.append((settings.evaluate_every, partial(name_recall, data=held_out)))
-    if settings.zero_shot_data:
-        columns = [settings.zero_shot_label_column] if settings.zero_shot_label_column else []
-        classes = CaptionedImages.from_pairs(settings.zero_shot_data, settings.image_size, caption_columns=columns)
-        metrics = partial(zero_shot_metrics, data=classes, templates=settings.zero_shot_templates or DEFAULT_TEMPLATES)
-        found.append((settings.zero_shot_every, metrics))
-    if settings.retrieval_data:
-        captioned = CaptionedImages.load(settings.retrieval_data, settings.image_size)
-        found.append((settings.retrieval_every, partial(retrieval_metrics, data=captioned)))
-    return found
 
 
 def prepare_towers(clip: CLIP, settings: Settings) -> Any:
@@ -167,7 +79,7 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
 
 
 def make_objective(
-    settings: Settings, clip: CLIP, names: list[str], whole: Collection[str] = ()
+    settings: Settings, clip: CLIP, names: list[str], whole: Collection[str] = (), teachers: Teachers | None = None
 ) -> ContrastiveObjective:
     """Make the loss of a CLIP whose towers are prepared; ``names`` are all those of the data, some whole captions."""
     weight = settings.class_name_loss_weight
@@ -175,12 +87,15 @@ def make_objective(
         clip.train(),
         chunk_size=settings.chunk_size,
         loss=settings.loss,
-        positives=settings.positives,
+        positives="all" if settings.positives == "concept" else settings.positives,
         augment=lambda images: augment(images, settings),
         pixel_values=clip.image_processor.differentiable,
         cached_images=settings.freeze_image,
         class_name_loss=ClassNameLoss(clip, names, captions=whole) if weight else None,
         class_name_loss_weight=weight,
+        image_positives_weight=settings.image_positives_weight,
+        teachers=teachers,
+        distillation_weight=settings.distillation_weight,
         freeze_batch_norm=settings.freeze_batch_norm,
     )
 
@@ -198,7 +113,9 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     classify = settings.class_name_loss_weight > 0
     rows = batches.data.rows if classify else []
     names, name_indices = unique([row.name for row in rows])
-    objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions})
+    taught = [CLIP.from_pretrained(name).float() for name in settings.teachers]
+    teachers = Teachers(taught, accelerator.device) if taught else None
+    objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions}, teachers)
     objective = objective.to(accelerator.device)
     ema_model = make_ema_model(objective, settings.ema_decay) if settings.ema_decay else None
     trained = objective if ema_model is None else ema_model.module
@@ -212,11 +129,15 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         batch, input_ids = drawn(step)
-        inputs = [batch.images, input_ids, caption_groups(batch.captions)]
+        inputs = {"images": batch.images, "input_ids": input_ids}
+        inputs["groups"] = caption_groups(batch.names if settings.positives == "concept" else batch.captions)
         if classify:
-            inputs.append(name_indices[batch.described["indices"]])
-        seed = settings.seed * 1_000_003 + step
-        value = model(*(part.to(accelerator.device) for part in inputs), seed=seed)
+            inputs["name_indices"] = name_indices[batch.described["indices"]]
+            inputs["name_indices"][list(batch.described["partners"])] = NAMELESS
+        if teachers is not None:
+            inputs["teacher_texts"] = teachers.text_embeds(batch.captions)
+        inputs = {name: part.to(accelerator.device) for name, part in inputs.items()}
+        value = model(**inputs, seed=settings.seed * 1_000_003 + step)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
         return values | ({} if stream is None else {"bad_share": torch.tensor(stream.pairs.counters.bad_share)})
 
@@ -249,7 +170,12 @@ def save_results(
         save_clip(clip, state, folder / "best", adapters)
     log = folder / "log.jsonl"
     last = read_log(log)[-1] if log.is_file() else {}
-    sets = {name_recall: "validation", zero_shot_metrics: "zero_shot_data", retrieval_metrics: "retrieval_data"}
+    sets = {
+        name_recall: "validation",
+        concept_metrics: "validation",
+        zero_shot_metrics: "zero_shot_data",
+        retrieval_metrics: "retrieval_data",
+    }
     figures: dict[str, Figure] = {}
     for _, measure in evaluations:
         of = Path(getattr(settings, sets[measure.func])).name

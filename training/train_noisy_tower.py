@@ -22,9 +22,9 @@ from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.guidance.modes.noisy import latent_probe
 from clip_guidance.towers.noisy import PROBE_TEXT, NoisyTower
-from clip_guidance.training.batches import SampleOrder
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.order import SampleOrder
 from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import parse_settings, save_settings
 from clip_guidance.training.trainer import Plan, fit

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clip_guidance.data.dataset import Row
+from clip_guidance.training.concept_metrics import by_keywords, telling
 
 REPORT_SETS = ("held-out", "pairs", "keywords")
 SETS = (*REPORT_SETS, "tuning")
@@ -61,7 +62,7 @@ def prompt_set(name: str, rows: Sequence[Row], count: int, candidates: int, seed
     elif name == "tuning":
         items = [(rows[i].prompt, rows[i].prompt, i) for i in tuning]
     elif name == "keywords":
-        items = [(keywords(rows[i], rng), rows[i].prompt, i) for i in report if len(telling(rows[i])) >= 2]
+        items = [(by_keywords(rows[i], rng), rows[i].prompt, i) for i in report if len(telling(rows[i])) >= 2]
     elif name == "pairs":
         return pairs([rows[i] for i in report], candidates, rng)[:count]
     else:
@@ -73,18 +74,6 @@ def prompt_set(name: str, rows: Sequence[Row], count: int, candidates: int, seed
         Item(prompt, target, tuple(rng.sample([t for t in texts if t != target], candidates - 1)), row)
         for prompt, target, row in items[:count]
     ]
-
-
-def telling(row: Row) -> list[str]:
-    """Return the keywords that share no word with the name."""
-    words = set(row.name.lower().split())
-    return [keyword for keyword in row.keywords if not words & set(keyword.lower().split())]
-
-
-def keywords(row: Row, rng: random.Random) -> str:
-    """Up to three keywords in a frame that training never used."""
-    known = telling(row)
-    return f"{' and '.join(rng.sample(known, min(3, len(known))))} in {row.style} style"
 
 
 def pairs(rows: Sequence[Row], candidates: int, rng: random.Random) -> list[Item]:

@@ -76,6 +76,16 @@ def with_keywords(row: Row, rng: random.Random) -> str:
     return ", ".join(words)
 
 
+def keywords_only(row: Row, rng: random.Random) -> str:
+    """Say up to three keywords and half the time the style, without the name; the name where there are none."""
+    if not row.keywords:
+        return name_only(row, rng)
+    words = rng.sample(row.keywords, min(len(row.keywords), rng.randint(1, 3)))
+    if row.style and rng.random() < 0.5:
+        words.append(row.style)
+    return rng.choice([", ", " and ", " "]).join(words)
+
+
 Phrases: TypeAlias = tuple[tuple[float, Callable[[Row, random.Random], str]], ...]
 
 PHRASES: Phrases = (

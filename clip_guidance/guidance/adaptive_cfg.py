@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.engine.attach import attach
 from clip_guidance.guidance.engine.choice import ScaleChoice, ScaleReport
 from clip_guidance.guidance.guider import Guider
-from clip_guidance.rewards.protocol import Reward, as_judge, one_per_image, reward_name
+from clip_guidance.rewards.protocol import Reward, as_judge
 
 
 @dataclass(eq=False)
@@ -36,16 +35,15 @@ class AdaptiveCFG(Attachable, Guider):
 
     Args:
         reward: What ``as_judge`` takes: a function of images (B, 3, H, W) in [0, 1] or of a list of PIL images, to one
-            number each, or an object with ``score(images, prompts)``, such as what ``load_reward`` returns. It is asked
-            once per scale and step, with the whole batch. With ``space="latent"`` a function of latents.
+            number each, or an object with ``score(images, prompts)``, such as what ``load_reward`` returns. It rates
+            against prompts of its own, if it has any, or else against those of the pipeline. It is asked once per scale
+            and step, with the whole batch. With ``space="latent"`` it is a function of latents.
         scales: The scales s of u + s·(c − u) to choose from, finite numbers; default (3, 5, 7.5, 10). For most
             pipelines s is their ``guidance_scale`` or ``true_cfg_scale``; where they count from the conditional
             prediction (Z-Image, Ovis), it is that plus 1. Each costs a decode and a pass through the reward per step.
         start: Fraction of the run's steps before which the pipeline's own scale is used, in [0, 1).
         stop: Fraction of the run's steps from which on the pipeline's own scale is used, in (0, 1].
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
-        prompts: What an object with ``score`` rates against, if it has no prompts of its own: one text for all images,
-            or n for B/n consecutive images each.
         decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's decoder as
             it is.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], for a pipeline whose images
@@ -80,7 +78,6 @@ class AdaptiveCFG(Attachable, Guider):
     start: float = 0.0
     stop: float = 1.0
     space: str = "image"
-    prompts: str | Sequence[str] | None = field(default=None, kw_only=True)
     decoding: Decoding | None = field(default=None, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
@@ -97,7 +94,7 @@ class AdaptiveCFG(Attachable, Guider):
         object.__setattr__(self, "scales", tuple(float(each) for each in as_numbers("scales", self.scales)))
         if self.space == "latent" and not callable(self.reward):
             raise TypeError(f"reward must be callable on latents, got {type(self.reward).__name__}")
-        self._judge = as_judge(self.reward, self.prompts)
+        as_judge(self.reward, "any prompt")  # refuses what is no reward
 
     @property
     def report(self) -> ScaleReport:
@@ -127,7 +124,7 @@ class AdaptiveCFG(Attachable, Guider):
         self.check_alone()
         return attach(self, pipe)
 
-    def follower(self, pipe: Any) -> ScaleChoice:
+    def attachment_to(self, pipe: Any) -> ScaleChoice:
         """Make what chooses the scales of ``pipe``; ``attach`` asks for it."""
         return ScaleChoice(self, pipe)
 
@@ -139,15 +136,3 @@ class AdaptiveCFG(Attachable, Guider):
         """Start the report over, at the first step of every run of the pipeline."""
         self._report = report = ScaleReport()
         return report
-
-    def restart_reward(self) -> None:
-        """Let a reward with random crops draw the same ones for every scale."""
-        getattr(self.reward, "reset", lambda: None)()
-
-    def rate(self, images: Tensor) -> Tensor:
-        """Rate images (B, 3, H, W), or latents, without gradients; (B,) on the CPU."""
-        if self.space == "image":
-            return self._judge.ratings(images)
-        function: Any = self.reward
-        with torch.no_grad():
-            return one_per_image(function(images), len(images), reward_name(self.reward)).float().cpu()

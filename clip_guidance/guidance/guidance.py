@@ -93,6 +93,6 @@ class Guidance(GuidanceOptions, Guider):
         self.prepare(pipe)
         return attach(self, pipe)
 
-    def follower(self, pipe: Any) -> Attachment:
+    def attachment_to(self, pipe: Any) -> Attachment:
         """Make what steers ``pipe``; ``attach`` asks for it."""
         return Attachment(self, pipe)

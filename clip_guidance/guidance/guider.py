@@ -24,7 +24,7 @@ from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attach import steered_by
 from clip_guidance.guidance.engine.patch import patched
-from clip_guidance.guidance.engine.runs import RunFollower, warn_of_dropped, warn_of_idle
+from clip_guidance.guidance.engine.runs import BaseAttachment, warn_of_dropped, warn_of_idle
 from clip_guidance.guidance.engine.threads import ADVICE
 
 
@@ -45,7 +45,7 @@ class Guider(BaseGuidance):
 
     _own_scale = 1.0  # of classifier-free guidance, without a guider inside; 1 is the conditional prediction alone
     _alone: BaseGuidance | None = None
-    _attachments: Sequence[RunFollower] = ()  # this guidance and those inside it, in the current run
+    _attachments: Sequence[BaseAttachment] = ()  # this guidance and those inside it, in the current run
     _step, _is_last = -1, False
     _thread: int | None = None  # whose run it is, with these timesteps of the scheduler
     _timesteps: Tensor | None = None
@@ -72,7 +72,7 @@ class Guider(BaseGuidance):
         """Whether anything is to be done at all."""
 
     @abstractmethod
-    def follower(self, pipe: Any) -> RunFollower:
+    def attachment_to(self, pipe: Any) -> BaseAttachment:
         """Make what acts at the steps of ``pipe``.
 
         Raises:
@@ -164,7 +164,7 @@ class Guider(BaseGuidance):
             self._call = RunningCall(pipe.scheduler)
             for guidance in steering:
                 guidance.prepare(pipe)
-            self._attachments = [guidance.follower(pipe) for guidance in steering]
+            self._attachments = [guidance.attachment_to(pipe) for guidance in steering]
         self._check_timesteps(pipe.scheduler)
         self._step = step
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)

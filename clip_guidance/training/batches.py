@@ -20,13 +20,11 @@ from torch import Tensor
 
 from clip_guidance._threads import ordered_map
 from clip_guidance.data import Pair, Pairs
-from clip_guidance.data.dataset import CaptionedImages, Row, caption, square
+from clip_guidance.data.dataset import PHRASES, CaptionedImages, Row, caption, keywords_only, square
+from clip_guidance.training.composites import Composites, joined
+from clip_guidance.training.order import BatchSizeError, SampleOrder
 
 T = TypeVar("T")
-
-
-class BatchSizeError(ValueError):
-    """There are fewer samples than one batch has."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) in [0, 1]; or in their place their embeddings (B, d).
         captions: One for each image.
+        names: The concept of each image: its name, both of a composite, or the first caption where it has no name.
         described: Which pairs these are and what was drawn for them, ready for JSON.
     """
 
     images: Tensor
     captions: list[str]
+    names: list[str]
     described: dict[str, Any]
 
 
@@ -57,66 +57,6 @@ class Batches(Protocol):
 
     def close(self) -> None:
         """End the threads that read, if there are any."""
-
-
-def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Yield endless batches of indices, permuted anew each epoch, without the short last batch.
-
-    Args:
-        count: Indices are below this number.
-        batch_size: Indices per batch.
-        seed: Of the permutations.
-        start: Number of the first batch in the same endless sequence.
-
-    Yields:
-        int64 tensors (batch_size,).
-
-    Raises:
-        BatchSizeError: There are fewer samples than one batch has.
-
-    Example:
-        >>> endless = batches(count=5, batch_size=2, seed=0)
-        >>> [next(endless).tolist() for _ in range(3)] == [
-        ...     next(batches(count=5, batch_size=2, seed=0, start=step)).tolist() for step in range(3)
-        ... ]
-        True
-    """
-    if batch_size > count:
-        raise BatchSizeError(f"batch_size {batch_size} exceeds the {count} samples there are")
-    per_epoch = count // batch_size
-    epoch, first = divmod(start, per_epoch)
-    while True:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        for i in range(first, per_epoch):
-            yield order[i * batch_size : (i + 1) * batch_size]
-        epoch, first = epoch + 1, 0
-
-
-class SampleOrder:
-    """The indices of one process in the batch of a step.
-
-    It is cheap when asked in order, as ``fit`` does.
-
-    The shares of all processes, one after the other, are the batch of one process with the global batch size.
-
-    Args:
-        count: Number of samples.
-        batch_size: Samples per process and step.
-        seed: Of the permutations.
-        accelerator: Tells how many processes there are, and which one this is.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, accelerator: Accelerator):
-        self.count, self.global_batch_size, self.seed = count, batch_size * accelerator.num_processes, seed
-        self.first = batch_size * accelerator.process_index  # position of this share in the batch
-        self.share = slice(self.first, self.first + batch_size)
-        self.next_step, self.batches = -1, batches(count, self.global_batch_size, seed)
-
-    def __call__(self, step: int) -> Tensor:
-        if step != self.next_step:
-            self.batches = batches(self.count, self.global_batch_size, self.seed, start=step)
-        self.next_step = step + 1
-        return next(self.batches)[self.share]
 
 
 class Prefetcher(Generic[T]):
@@ -152,6 +92,9 @@ class MemoryBatches:
         seed: Of the draws of captions and mirroring.
         random_flip: Mirror each image with probability 1/2, where its row says that it may be.
         embeds: (N, d), used in place of the images.
+        keyword_share: Of the captions that are keywords without the name, in [0, 1].
+        composite_share: Of the images that become composites with another one, in [0, 1]; the class
+            :class:`~clip_guidance.training.composites.Composites` draws them.
     """
 
     def __init__(
@@ -161,16 +104,28 @@ class MemoryBatches:
         seed: int,
         random_flip: bool = False,
         embeds: Tensor | None = None,
+        keyword_share: float = 0.0,
+        composite_share: float = 0.0,
     ):
         self.data, self.order, self.seed, self.random_flip, self.embeds = data, order, seed, random_flip, embeds
+        self.keyword_share, self.composites = keyword_share, Composites(data.rows, composite_share)
         self.global_batch_size = order.global_batch_size
 
     def __call__(self, step: int) -> Batch:
         indices = self.order(step).tolist()
         rows = [self.data.rows[i] for i in indices]
-        captions, mirrored = draw(rows, f"{self.seed}-{step}", self.order.first, self.random_flip)
+        seed, first = f"{self.seed}-{step}", self.order.first
+        captions, mirrored = draw(rows, seed, first, self.random_flip, self.keyword_share)
         images = _mirrored(self.data.images[indices], mirrored) if self.embeds is None else self.embeds[indices]
-        return Batch(images, captions, {"indices": indices, "captions": captions, "mirrored": mirrored})
+        names, partners = [row.name for row in rows], {}
+        for place, index in enumerate(indices if self.composites.share else ()):
+            drawn = self.composites.draw(index, random.Random(f"{seed}-{first + place}-composite"))
+            if drawn is not None:
+                captions[place], names[place], partners[place] = drawn.caption, drawn.name, drawn.partner
+                second = self.data.images[drawn.partner].float() / 255
+                images[place] = joined(images[place], second, drawn.stacked)
+        described = {"indices": indices, "captions": captions, "mirrored": mirrored, "partners": partners}
+        return Batch(images, captions, names, described)
 
     def describe(self, step: int) -> dict[str, Any]:
         """Describe the pairs of the batch of a step, ready for JSON."""
@@ -213,7 +168,8 @@ class StreamedBatches:
         captions, mirrored = draw(rows, f"{self.seed}-{step}", self.first, self.random_flip)
         self.described = {"pairs": [f"{pair.origin}: {pair.key}" for pair in found], "captions": captions}
         self.described["mirrored"] = mirrored
-        return Batch(_mirrored(torch.stack([pair.image for pair in found]), mirrored), captions, self.described)
+        images = _mirrored(torch.stack([pair.image for pair in found]), mirrored)
+        return Batch(images, captions, [row.name for row in rows], self.described)
 
     def _next_pairs(self) -> list[Pair]:
         """Read the pairs of a batch; an epoch is no shorter than a batch, so that none is there twice."""
@@ -264,10 +220,15 @@ class ToSquare:
         return torch.tensor(square(image, self.size)).permute(2, 0, 1).contiguous()
 
 
-def draw(rows: Sequence[Row], seed: str, first: int, random_flip: bool) -> tuple[list[str], list[bool]]:
+def draw(
+    rows: Sequence[Row], seed: str, first: int, random_flip: bool, keyword_share: float = 0.0
+) -> tuple[list[str], list[bool]]:
     """Draw captions and whether to mirror; row i is number ``first + i`` of the global batch."""
     draws = [random.Random(f"{seed}-{first + i}") for i in range(len(rows))]
-    captions = [caption(row, rng) for row, rng in zip(rows, draws, strict=True)]
+    phrases = PHRASES
+    if keyword_share:
+        phrases = (*((weight * (1 - keyword_share), make) for weight, make in PHRASES), (keyword_share, keywords_only))
+    captions = [caption(row, rng, phrases) for row, rng in zip(rows, draws, strict=True)]
     return captions, [random_flip and row.mirrors and rng.random() < 0.5 for row, rng in zip(rows, draws, strict=True)]
 
 

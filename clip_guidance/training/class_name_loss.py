@@ -23,6 +23,8 @@ from clip_guidance.loss.contrastive import similarity_logits
 from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
+NAMELESS = -100  # the name of an image that has none and adds 0: cross_entropy's ignore_index
+
 
 class ClassNameLoss(nn.Module):
     """Cross-entropy of images over all names, which a locked text encoder has read in advance.
@@ -70,7 +72,7 @@ class ClassNameLoss(nn.Module):
         Args:
             clip: Its text projection and temperature are used.
             image_embeds: (n, d), of any length.
-            name_indices: int64 (n,) in [0, K), the name of each image.
+            name_indices: int64 (n,) in [0, K), the name of each image; ``NAMELESS`` adds 0.
             seed: Chooses the template, the same on all processes.
 
         Returns:
@@ -78,6 +80,7 @@ class ClassNameLoss(nn.Module):
         """
         name_embeds = clip.text_projection(self.pooled[seed % len(TRAINING_TEMPLATES)])
         logits = similarity_logits(image_embeds, name_embeds, clip.logit_scale)
-        own = F.cross_entropy(logits, name_indices, reduction="none").mean()  # "mean" would round in another order
+        own = F.cross_entropy(logits, name_indices, ignore_index=NAMELESS, reduction="none")
+        own = own.mean()  # reduction="mean" would round in another order
         group = ProcessGroup()
         return own + (group.sum(own.detach().clone()) / group.size - own.detach())

@@ -13,7 +13,10 @@ NEEDED_DATA = {  # the values that --best_metric may name, each with the setting
     **dict.fromkeys(("zero_shot_top1", "zero_shot_mean_per_class_recall"), "zero_shot_data"),
     **{f"retrieval_{query}_R@{k}": "retrieval_data" for query in ("text", "image") for k in KS},
 }
-AUGMENTATIONS = ("random_flip", "grayscale_probability", "erasing_probability", "max_noise_std", "patch_dropout")
+POSITIVES = ("own", "all", "concept")
+AUGMENTATIONS = (
+    "random_flip", "grayscale_probability", "erasing_probability", "max_noise_std", "patch_dropout", "composite_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,13 @@ class Settings(TowerSettings):
     patch_dropout: float = 0.0  # share of the ViT's patches that a step leaves out, and about that share of its cost
     loss: str = "softmax"  # "softmax", CLIP's, or "sigmoid", SigLIP's
     class_name_loss_weight: float = 0.0  # of a second loss, each image among all names of the data; needs --freeze_text
-    positives: str = "own"  # of softmax: "own" ignores other pairs of the same caption, "all" counts them as right too
+    positives: str = "own"  # of softmax: "own" ignores others of a caption, "all" or "concept" (name) makes them right
+    image_positives_weight: float = 0.0  # of a loss by which images of one name attract each other
+    images_per_concept: int = 1  # images of one name that batches hold together, where there are as many
+    keyword_share: float = 0.0  # of the captions that are keywords without the name, in [0, 1]
+    composite_share: float = 0.0  # of the images that become composites of two, with captions that name both, in [0, 1]
+    teachers: list[str] = field(default_factory=list)  # CLIPs (folders or names) whose mean ranking is learnt as well
+    distillation_weight: float = 1.0  # of the teachers' loss
     freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000  # optimizer steps
     batch_size: int = 128  # pairs per process and step
@@ -86,6 +95,7 @@ def check_settings(settings: Settings) -> None:
     given = [f"--{name}" for name in ("init", "init_text", "init_image") if getattr(settings, name)]
     if len(given) > 1:
         raise SystemExit(f"expected one CLIP to go on from, got {', '.join(given)}")
+    _check_objective(settings)
     if settings.keep_best:
         _check_best_metric(settings)
     if settings.streaming:
@@ -100,6 +110,26 @@ def check_settings(settings: Settings) -> None:
         raise SystemExit("--lora_rank: needs --init, the CLIP that is adapted, and neither of its towers frozen")
 
 
+def _check_objective(settings: Settings) -> None:
+    """End the program where a part of the loss, or what it is of, is out of range or lacks what it needs."""
+    if settings.positives not in POSITIVES:
+        raise SystemExit(f"--positives: expected one of {', '.join(POSITIVES)}, got {settings.positives!r}")
+    for name in ("keyword_share", "composite_share"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise SystemExit(f"--{name}: expected a share in [0, 1], got {getattr(settings, name):g}")
+    for name in ("image_positives_weight", "distillation_weight"):
+        if getattr(settings, name) < 0:
+            raise SystemExit(f"--{name}: expected a weight of at least 0, got {getattr(settings, name):g}")
+    if settings.images_per_concept < 1:
+        raise SystemExit(f"--images_per_concept: expected at least 1, got {settings.images_per_concept}")
+    if settings.image_positives_weight and settings.positives != "concept":
+        raise SystemExit("--image_positives_weight: needs --positives concept, by which images have a name")
+    if settings.positives == "concept" and settings.loss != "softmax":
+        raise SystemExit(f"--positives concept: needs --loss softmax, got {settings.loss!r}")
+    if settings.teachers and settings.freeze_image:
+        raise SystemExit("--teachers: rank views of the images, which --freeze_image embeds once and drops")
+
+
 def _check_best_metric(settings: Settings) -> None:
     """End the program where the metric that chooses would not be measured."""
     if settings.best_metric not in NEEDED_DATA:
@@ -112,6 +142,10 @@ def _check_streaming(settings: Settings) -> None:
     """End the program where an option needs all images at once."""
     if settings.freeze_image:
         raise SystemExit("--streaming: images are not kept, so it cannot be combined with --freeze_image")
+    in_memory = [f"--{name}" for name in ("keyword_share", "composite_share") if getattr(settings, name)]
+    in_memory += ["--images_per_concept"] * (settings.images_per_concept > 1)
+    if in_memory:
+        raise SystemExit(f"--streaming: captions come as they are, which {', '.join(in_memory)} cannot do")
     if settings.shuffle_buffer < 0 or settings.workers < 0:
         found = f"{settings.shuffle_buffer} and {settings.workers}"
         raise SystemExit(f"--streaming: expected shuffle_buffer and workers of at least 0, got {found}")

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from clip_guidance.metrics.classification import classification_metrics
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.metrics.statistics import with_intervals
+from clip_guidance.training.concept_metrics import CANDIDATES, concept_metrics, questions
 from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 from clip_guidance.zero_shot.templates import DEFAULT_TEMPLATES, NAME_TEMPLATE, Template
 
@@ -112,7 +113,8 @@ def at_chance(measure: Callable[..., dict[str, float]], data: CaptionedImages) -
     """Return what a CLIP that knows nothing would reach, for each figure that a measurement can give.
 
     Args:
-        measure: :func:`name_recall`, :func:`zero_shot_metrics` or :func:`retrieval_metrics`.
+        measure: :func:`name_recall`, :func:`zero_shot_metrics`, :func:`retrieval_metrics` or
+            :func:`~clip_guidance.training.concept_metrics.concept_metrics`.
         data: The images that it measures.
 
     Returns:
@@ -131,6 +133,8 @@ def at_chance(measure: Callable[..., dict[str, float]], data: CaptionedImages) -
     if measure is name_recall:
         chance = _recall_at_chance([1], len(set(_name_texts(data))))
         return {f"R@{k}": (images, chance(k)) for k in (1, 5)}
+    if measure is concept_metrics:
+        return {name: (count, 1 / CANDIDATES) for name, count in questions(data).items()}
     chance = _recall_at_chance([1], len({row.name for row in data.rows}))
     shares = {"zero_shot_top1": chance(1), "zero_shot_top5": chance(5), "zero_shot_mean_per_class_recall": chance(1)}
     return {name: (images, share) for name, share in shares.items()}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -22,12 +23,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clip_guidance.clip import CLIP
+from clip_guidance.loss.contrastive import similarity_logits
 from clip_guidance.loss.distributed import ProcessGroup
 from clip_guidance.loss.sigmoid import INITIAL_BIAS, sigmoid_loss
+from clip_guidance.loss.supervised import supervised_contrastive_loss
 from clip_guidance.loss.tiled import TILE, tiled_contrastive_loss
 from clip_guidance.training.class_name_loss import ClassNameLoss
+from clip_guidance.training.distillation import Teachers, distillation_loss
 
 LOSSES = ("softmax", "sigmoid")
+IMAGE_SCALE = math.log(10)  # of images to each other: the temperature of 0.1 of Khosla et al. 2020, section 4
 
 
 class ContrastiveObjective(nn.Module):
@@ -49,6 +54,10 @@ class ContrastiveObjective(nn.Module):
         class_name_loss: A second loss over all names, for a locked text encoder; :meth:`forward` then needs
             ``name_indices``.
         class_name_loss_weight: Factor of the second loss in the sum of both.
+        image_positives_weight: Factor of a loss by which images of one group attract each other
+            (:func:`~clip_guidance.loss.supervised.supervised_contrastive_loss`); it sees one process alone.
+        teachers: CLIPs whose ranking of the batch is learnt; :meth:`forward` then needs ``teacher_texts``.
+        distillation_weight: Factor of that loss, which ranks the pairs of each process among themselves.
         freeze_batch_norm: Use the running statistics of BatchNorm layers, and keep them as they are.
         tile: Logits that the loss computes at a time.
 
@@ -78,6 +87,9 @@ class ContrastiveObjective(nn.Module):
         cached_images: bool = False,
         class_name_loss: ClassNameLoss | None = None,
         class_name_loss_weight: float = 1.0,
+        image_positives_weight: float = 0.0,
+        teachers: Teachers | None = None,
+        distillation_weight: float = 1.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -89,7 +101,8 @@ class ContrastiveObjective(nn.Module):
         self.clip, self.chunk_size, self.positives, self.augment, self.tile = clip, chunk_size, positives, augment, tile
         self.cached_images, self.freeze_batch_norm = cached_images, freeze_batch_norm
         self.class_name_loss, self.class_name_loss_weight = class_name_loss, class_name_loss_weight
-        self.pixel_values = pixel_values
+        self.pixel_values, self.image_positives_weight = pixel_values, image_positives_weight
+        self.teachers, self.distillation_weight = teachers, distillation_weight
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
 
@@ -99,6 +112,7 @@ class ContrastiveObjective(nn.Module):
         input_ids: Tensor,
         groups: Tensor | None = None,
         name_indices: Tensor | None = None,
+        teacher_texts: Tensor | None = None,
         seed: int = 0,
     ) -> Tensor:
         """Return the loss of the global batch, the same on every process.
@@ -109,7 +123,8 @@ class ContrastiveObjective(nn.Module):
             input_ids: int64 (n, L), row i is the caption of image i.
             groups: int (n,); pairs with equal entries, on any process, have the same caption
                 (:func:`caption_groups`).
-            name_indices: int64 (n,), the name of each image in ``class_name_loss``.
+            name_indices: int64 (n,), the name of each image in ``class_name_loss``; ``NAMELESS`` where there is none.
+            teacher_texts: (n, D), what ``teachers.text_embeds`` makes of the captions.
             seed: Of this step's random draws.
 
         Returns:
@@ -122,6 +137,10 @@ class ContrastiveObjective(nn.Module):
         self._check(len(images))
         if self.class_name_loss is not None and name_indices is None:
             raise ValueError("a loss over all names needs name_indices: the name of each image")
+        if self.teachers is not None and teacher_texts is None:
+            raise ValueError("distillation needs teacher_texts: the teachers' embeddings of the captions")
+        if self.image_positives_weight and groups is None:
+            raise ValueError("image_positives_weight needs groups: the concept of each image")
         image_embeds = images if self.cached_images else self._image_embeds(images, seed)
         text_embeds = torch.cat(list(self._embed(self.clip.text_embeds, input_ids, f"text-{seed}")))
         pair, scale = (image_embeds, text_embeds), self.clip.logit_scale
@@ -129,11 +148,16 @@ class ContrastiveObjective(nn.Module):
             loss = sigmoid_loss(*pair, scale, self.logit_bias, groups, tile=self.tile)
         else:
             loss = tiled_contrastive_loss(*pair, scale, groups, positives=self.positives, tile=self.tile)
-        if self.class_name_loss is None or name_indices is None:
-            return loss
-        with random_state(f"names-{seed}", image_embeds.device):
-            names = self.class_name_loss(self.clip, image_embeds, name_indices, seed)
-            return loss + self.class_name_loss_weight * names
+        if self.class_name_loss is not None and name_indices is not None:
+            with random_state(f"names-{seed}", image_embeds.device):
+                names = self.class_name_loss(self.clip, image_embeds, name_indices, seed)
+            loss = loss + self.class_name_loss_weight * names
+        if self.image_positives_weight and groups is not None:
+            loss = loss + self.image_positives_weight * self._image_positives(image_embeds, groups)
+        if self.teachers is not None and teacher_texts is not None:
+            taught = self.teachers.logits(self._views(images, seed, self.teachers.image_embeds), teacher_texts)
+            loss = loss + self.distillation_weight * distillation_loss(similarity_logits(*pair, scale), taught)
+        return loss
 
     def train(self, mode: bool = True) -> ContrastiveObjective:
         super().train(mode)
@@ -145,14 +169,24 @@ class ContrastiveObjective(nn.Module):
                     module.eval()
         return self
 
+    def _image_positives(self, image_embeds: Tensor, groups: Tensor) -> Tensor:
+        return supervised_contrastive_loss(image_embeds, groups, image_embeds.new_tensor(IMAGE_SCALE))
+
     def _image_embeds(self, images: Tensor, seed: int) -> Tensor:
         """Return the embeddings (n, d) of the augmented images."""
 
-        def encode(chunk: Tensor) -> Tensor:
-            chunk = self.augment(chunk) if self.augment else chunk
-            return self.clip.image_embeds(self.pixel_values(chunk) if self.pixel_values else chunk)
+        def encode(view: Tensor) -> Tensor:
+            return self.clip.image_embeds(self.pixel_values(view) if self.pixel_values else view)
 
-        return torch.cat(list(self._embed(encode, images, f"image-{seed}")))
+        return self._views(images, seed, encode)
+
+    def _views(self, images: Tensor, seed: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what ``encode`` makes of the augmented images; drawn alike for each reader of a step."""
+
+        def augmented(chunk: Tensor) -> Tensor:
+            return encode(self.augment(chunk) if self.augment else chunk)
+
+        return torch.cat(list(self._embed(augmented, images, f"image-{seed}")))
 
     def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, seed: str) -> Iterator[Tensor]:
         """Yield the embeddings (chunk, d) of each chunk."""
@@ -178,6 +212,8 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"expected a multiple of chunk_size {self.chunk_size} pairs on every process, got {count}")
         chunks = count // (self.chunk_size or count)
         processes = ProcessGroup().size
+        if self.image_positives_weight and processes > 1:
+            raise ValueError(f"image_positives_weight: expected one process, which sees all pairs, got {processes}")
         if chunks * processes == 1:
             return
         for name, module in self.named_modules():

@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.data import SourceError, TooManyBadRows
-from clip_guidance.training.batches import BatchSizeError
 from clip_guidance.training.checkpoints import CheckpointError
+from clip_guidance.training.order import BatchSizeError
 from clip_guidance.training.trainer import NonFiniteLossError
 
 LOCK = ".lock"  # the system lets go of it when its process ends, however that ends; the file itself stays

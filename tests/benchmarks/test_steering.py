@@ -1,7 +1,6 @@
 """The steering benchmark: that its prompts, ranks and costs are what they say, and that it runs, stops and goes on."""
 
 import json
-import random
 import subprocess
 import sys
 
@@ -54,15 +53,6 @@ def test_one_of_two_concepts_is_not_enough():
         assert first != second and item.target not in item.others and len(set(item.others)) == 8
         parts = [text.split(" picture of a ")[1].split(" and a ") for text in item.others]
         assert sum(part[0] == first for part in parts) == 4 and sum(part[1] == second for part in parts) == 4
-
-
-def test_keywords_do_not_give_the_name_away():
-    from prompt_sets import keywords, telling
-
-    row = Row("cat face", "noto", ("cat", "pet", "whiskers", "Face paint", "meow"))
-    assert telling(row) == ["pet", "whiskers", "meow"]
-    prompt = keywords(row, random.Random(0))
-    assert prompt.endswith(" in noto style") and "cat" not in prompt and "face" not in prompt.lower()
 
 
 def test_unknown_and_too_small_sets_are_named():

@@ -126,7 +126,7 @@ def test_a_reward_that_is_not_finite_never_wins(bad):
 
     with AdaptiveCFG(reward, SCALES, space="latent").attach(pipe) as adaptive, pytest.warns(match="no finite reward"):
         sample(pipe, OWN)
-    finite = torch.stack([each.amax(0) for each in adaptive.report.rewards]).isfinite()
+    finite = torch.stack([each.isfinite().any(0) for each in adaptive.report.rewards])
     assert torch.stack(adaptive.chosen)[~finite].tolist() == pytest.approx([OWN] * int((~finite).sum()), rel=1e-3)
     with AdaptiveCFG(bad_for_the_first, (9.0,), space="latent").attach(pipe), pytest.warns(match="1 of 3 images"):
         found = sample(pipe, OWN)
@@ -172,9 +172,9 @@ def test_outside_of_the_window_the_pipelines_own_scale_is_used(tiny_pipeline):
     assert adaptive.report.steps == [1, 2]
     (first, second, third, _), (same, other, _, _) = outputs
     assert same[0].equal(first[0]) and not other[0].equal(second[0])
-    with pytest.warns(match="AdaptiveCFG chose a scale at no step of a run: start=0.9"):  # noqa: SIM117
-        with AdaptiveCFG(brightness, (8.0,), start=0.9).attach(pipe):
-            generate(pipe)
+    late = AdaptiveCFG(brightness, (8.0,), start=0.9)
+    with pytest.warns(match="AdaptiveCFG chose a scale at no step of a run: start=0.9"), late.attach(pipe):
+        generate(pipe)
 
 
 @pytest.mark.parametrize("steps", [3])
@@ -245,7 +245,8 @@ def test_the_scale_of_any_pipeline_is_found_or_it_is_refused(key):
     assert len(set(scales)) > 1 or found.equal(plain)
 
 
-@pytest.mark.parametrize("key", [SD3, pytest.param(SDXL, marks=pytest.mark.slow), pytest.param(QWEN, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [SD3, SDXL, QWEN])
 def test_as_a_guider_it_makes_what_it_makes_attached(key):
     pipe, inputs = built(key)
     with AdaptiveCFG(redness, (1.5, 8.0)).attach(pipe) as attached:
@@ -256,11 +257,13 @@ def test_as_a_guider_it_makes_what_it_makes_attached(key):
     assert [each.tolist() for each in adaptive.chosen] == [each.tolist() for each in attached.chosen] != []
     assert not found.equal(run(pipe, inputs, guider=ClassifierFreeGuidance(3.0)))
     untouched(pipe)
-    torch.testing.assert_close(run(pipe, inputs, guider=AdaptiveCFG(redness, (7.5,))), run(pipe, inputs, guider=ClassifierFreeGuidance(7.5)))
+    own = run(pipe, inputs, guider=ClassifierFreeGuidance(7.5))
+    assert run(pipe, inputs, guider=AdaptiveCFG(redness, (7.5,))).equal(own)
     with Guidance(redness, 20.0).attach(pipe):
         expected = run(pipe, inputs, guider=ClassifierFreeGuidance(8.0))
     inside = AdaptiveCFG(redness, (8.0,), guider=ClassifierFreeGuidance(3.0))
-    torch.testing.assert_close(run(pipe, inputs, guider=Guidance(redness, 20.0, guider=inside)), expected, rtol=1e-4, atol=1e-4)
+    found = run(pipe, inputs, guider=Guidance(redness, 20.0, guider=inside))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="attach.. steers what the pipeline predicts by itself"):
         adaptive.attach(pipe)
 
@@ -287,10 +290,10 @@ def test_another_rule_is_refused():
     pipe = SimpleNamespace(scheduler=FEW[0].make(), unet=Odd())
     pipe.scheduler.set_timesteps(4)
     x = torch.linspace(-1, 2, 24).reshape(2, 3, 4)
-    with pytest.raises(ValueError, match=r"expected u \+ s·\(c − u\) of the two predictions of Odd.*another rule"):
-        with AdaptiveCFG(near_target, space="latent").attach(pipe):  # noqa: SIM117
-            uncond, cond = pipe.unet(x, 0).chunk(2)
-            pipe.scheduler.step(uncond * cond + 1, pipe.scheduler.timesteps[0], x)
+    message = r"expected u \+ s·\(c − u\) of the two predictions of Odd.*another rule"
+    with pytest.raises(ValueError, match=message), AdaptiveCFG(near_target, space="latent").attach(pipe):
+        uncond, cond = pipe.unet(x, 0).chunk(2)
+        pipe.scheduler.step(uncond * cond + 1, pipe.scheduler.timesteps[0], x)
 
 
 WRONG = [

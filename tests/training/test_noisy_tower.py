@@ -11,7 +11,7 @@ from helpers.tables import write_table
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.training.batches import SampleOrder
+from clip_guidance.training.order import SampleOrder
 
 
 @pytest.fixture

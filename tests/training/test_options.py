@@ -191,6 +191,22 @@ def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     assert losses[1] > losses[0] + 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::clip_guidance.clip.tokenizer.PromptTruncatedWarning")  # the teacher reads letters
+def test_every_part_of_the_loss_reaches_the_log(train_clip, settings, known, tmp_path):
+    """One step of the same pairs: each part adds to the loss, and the whole run resumes to the bit."""
+    parts = {"positives": "concept", "images_per_concept": 2, "image_positives_weight": 1.0, "teachers": [known]}
+    shares = {"keyword_share": 0.5, "composite_share": 0.5}
+    for folder, steps in (("whole", (2,)), ("resumed", (1, 2))):
+        for count in steps:
+            options = {"init": known, "batch_size": 4, "save_every": 1, "steps": count, "learning_rate": 0.0}
+            train_clip.main(settings(tmp_path / folder, **options, **parts, **shares))
+    whole, resumed = (read_log(tmp_path / folder / "log.jsonl") for folder in ("whole", "resumed"))
+    assert [row["loss"] for row in whole] == [row["loss"] for row in resumed]
+    train_clip.main(settings(tmp_path / "plain", init=known, batch_size=4, steps=1, learning_rate=0.0))
+    assert read_log(tmp_path / "plain" / "log.jsonl")[0]["loss"] != whole[0]["loss"]
+
+
 @pytest.mark.parametrize("init", [pytest.param("init", marks=pytest.mark.slow), "init_image"])
 def test_a_locked_image_half_stays_as_it_is(init, train_clip, settings, known, tmp_path):
     train_clip.main(settings(tmp_path, freeze_image=True, **{init: known}))
@@ -232,6 +248,14 @@ def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known,
         ({"class_name_loss_weight": -1.0}, "--class_name_loss_weight: expected a weight of at least 0, got -1"),
         ({"class_name_loss_weight": 1.0}, "names are read once, before training, which needs --freeze_text"),
         ({"class_name_loss_weight": 1.0, "freeze_text": True, "streaming": True}, "which --streaming cannot do"),
+        ({"positives": "mine"}, "--positives: expected one of own, all, concept, got 'mine'"),
+        ({"positives": "concept", "loss": "sigmoid"}, "--positives concept: needs --loss softmax, got 'sigmoid'"),
+        ({"image_positives_weight": 1.0}, "--image_positives_weight: needs --positives concept"),
+        ({"distillation_weight": -1.0}, "--distillation_weight: expected a weight of at least 0, got -1"),
+        ({"keyword_share": 1.5}, r"--keyword_share: expected a share in \[0, 1\], got 1.5"),
+        ({"composite_share": 0.5, "streaming": True}, "captions come as they are, which --composite_share cannot do"),
+        ({"images_per_concept": 0}, "--images_per_concept: expected at least 1, got 0"),
+        ({"teachers": ["a"], "init": "b", "freeze_image": True}, "--teachers: rank views of the images"),
         ({"image_width": 0}, "hidden_size: expected at least 1, got 0"),
         ({"image_width": 32, "patch_size": 64}, "patch_size: expected 1 to 32, got 64"),
         ({"report_to": ["paper"]}, "report_to: expected trackers that are installed"),

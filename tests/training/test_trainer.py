@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.training.batches import Prefetcher, SampleOrder, batches
+from clip_guidance.training.batches import Prefetcher
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.log import plot_log, read_log
 from clip_guidance.training.optimizer import learning_rate, parameter_groups, warmup_steps
+from clip_guidance.training.order import SampleOrder, batches
 from clip_guidance.training.settings import parse_settings
 from clip_guidance.training.trainer import NonFiniteLossError, Plan, fit
 

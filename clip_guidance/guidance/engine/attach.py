@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from clip_guidance.clip.tokenizer import one_at_a_time
 from clip_guidance.guidance.engine.patch import patched, wrapper_of
-from clip_guidance.guidance.engine.runs import RunFollower, warn_of_dropped, warn_of_idle
+from clip_guidance.guidance.engine.runs import BaseAttachment, warn_of_dropped, warn_of_idle
 from clip_guidance.guidance.engine.step import Steering
 from clip_guidance.guidance.engine.threads import enter
 
-AnyGuidance = TypeVar("AnyGuidance", bound="Steers")
+AnyGuidance = TypeVar("AnyGuidance")
+AnyOptions = TypeVar("AnyOptions", bound="Steers")
 _lock = threading.RLock()  # a generator that is collected while the lock is held may end a block
 
 
@@ -37,29 +38,35 @@ class Steers(Protocol):
     def start_run(self) -> Any:
         """Start the report over, and return it."""
 
-    def follower(self, pipe: Any) -> RunFollower:
+    def attachment_to(self, pipe: Any) -> BaseAttachment:
         """Make what acts at the steps of ``pipe``; refuse what cannot work."""
 
 
-def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidance]:
+def attach(guidance: AnyOptions, pipe: Any) -> AbstractContextManager[AnyOptions]:
     """Guide ``pipe`` inside the ``with`` block; :meth:`Guidance.attach` says how.
 
     What cannot work is refused here, before anything is changed.
     """
-    return _Block(guidance, guidance.follower(pipe))
+    attachment = guidance.attachment_to(pipe)
+    return Block(guidance, lambda: _attached(guidance, attachment))
 
 
-class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
-    """Attach a guidance inside the ``with`` block; say so where there is none."""
+class Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
+    """Attach a guidance, or particles, inside the ``with`` block; say so where there is none.
 
-    def __init__(self, guidance: AnyGuidance, attachment: RunFollower) -> None:
-        self._guidance, self._attachment = guidance, attachment
+    Args:
+        guidance: What is attached.
+        attached: Makes the context manager that attaches it, and yields it.
+    """
+
+    def __init__(self, guidance: AnyGuidance, attached: Callable[[], AbstractContextManager[AnyGuidance]]) -> None:
+        self._guidance, self._attached = guidance, attached
         self._open: list[AbstractContextManager[AnyGuidance]] = []
         self._was_entered = False
 
     def __enter__(self) -> AnyGuidance:
         self._was_entered = True
-        self._open.append(_attached(self._guidance, self._attachment))
+        self._open.append(self._attached())
         return self._open[-1].__enter__()
 
     def __exit__(
@@ -77,7 +84,7 @@ class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
 
 
 @contextmanager
-def _attached(guidance: AnyGuidance, attachment: RunFollower) -> Iterator[AnyGuidance]:
+def _attached(guidance: AnyOptions, attachment: BaseAttachment) -> Iterator[AnyOptions]:
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
@@ -109,12 +116,18 @@ def _encoding_one_at_a_time(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def steered_by(attachment: RunFollower) -> Iterator[None]:
-    """Let a guidance steer its pipeline's scheduler inside the ``with`` block.
+def steered_by(attachment: BaseAttachment) -> Iterator[None]:
+    """Let a guidance steer its pipeline's scheduler inside the ``with`` block."""
+    with steering_of(attachment.host.scheduler) as steering, steering.watching(attachment):
+        yield
 
-    Guidances on the same scheduler share one wrapper of ``scheduler.step``; the last to leave takes it off.
+
+@contextmanager
+def steering_of(scheduler: Any) -> Iterator[Steering]:
+    """Wrap ``scheduler.step`` inside the ``with`` block.
+
+    All that is attached to the same scheduler shares one wrapper; the last to leave takes it off.
     """
-    scheduler = attachment.host.scheduler
     with _lock:
         steering = wrapper_of(scheduler, "step")
         if not isinstance(steering, Steering):
@@ -122,8 +135,7 @@ def steered_by(attachment: RunFollower) -> Iterator[None]:
             steering.wrap()
         steering.users += 1
     try:
-        with steering.watching(attachment):
-            yield
+        yield steering
     finally:
         with _lock:
             steering.users -= 1

@@ -17,7 +17,7 @@ from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.damping import damped
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.gradient import reward_gradient
-from clip_guidance.guidance.engine.runs import Run, RunFollower
+from clip_guidance.guidance.engine.runs import BaseAttachment, Run
 from clip_guidance.guidance.engine.tape import DenoiserTape, check_recordable
 from clip_guidance.guidance.modes import RewardGradient, StepState, find_mode
 from clip_guidance.guidance.modes.noisy import Noisy
@@ -49,7 +49,7 @@ class Step:
     corrections: Corrections
 
 
-class Attachment(RunFollower):
+class Attachment(BaseAttachment):
     """Hold what one guidance needs to steer one pipeline.
 
     Args:
@@ -81,7 +81,7 @@ class Attachment(RunFollower):
         found = guidance.reward, guidance.to_image, self.decoder.module, tower, *self.recorded
         self.networks = [m for m in found if isinstance(m, nn.Module)]
 
-    def _start_run(self) -> None:
+    def _start_run(self, call: PipelineCall | None) -> None:
         self._held = None
         self.decoder.start_run()
 
@@ -160,6 +160,11 @@ class Attachment(RunFollower):
         found = capped(shift, cap * limit)
         self.report.capped += found.count
         return found.shift
+
+    def take_rows(self, parents: Tensor) -> None:
+        """Follow the samples, (B,), that have taken the place of others after a step."""
+        if self._held is not None:
+            self._held = self._held[0][parents.to(self._held[0].device)], self._held[1]
 
     def _without_non_finite(self, shift: Tensor, sound: Tensor) -> Tensor:
         finite = are_finite(shift)

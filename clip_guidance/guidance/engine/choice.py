@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from clip_guidance._tensors import per_sample
-from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.engine.attachment import Step
 from clip_guidance.guidance.engine.combination import Combination, find_combination
-from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
-from clip_guidance.guidance.engine.runs import Options, RunFollower
-from clip_guidance.guidance.per_sample import are_finite
+from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.rating import Rater
+from clip_guidance.guidance.engine.runs import BaseAttachment, Options
+from clip_guidance.rewards.protocol import Reward
 
 
 @dataclass
@@ -31,8 +32,8 @@ class ScaleReport:
         steps: Index of every step at which scales were chosen.
         chosen: At each of these steps, the scale of each image, (B,).
         own: At each of these steps, the scale that the pipeline itself used, (B,).
-        rewards: At each of these steps, the reward of each of the S scales for each image, (S, B); -inf where it, or
-            the image, was not finite.
+        rewards: At each of these steps, the reward of each of the S scales for each image, (S, B); NaN where the image
+            was not finite.
 
     Example:
         >>> import clip_guidance as cg
@@ -49,19 +50,14 @@ class ScaleReport:
 class ScaleOptions(Options, Protocol):
     """What a user has set; :class:`~clip_guidance.guidance.AdaptiveCFG` documents it."""
 
+    reward: Reward
     scales: tuple[float, ...]
     space: str
     decoding: Decoding | None
     to_image: Callable[[Tensor], Tensor] | None
 
-    def rate(self, images: Tensor) -> Tensor:
-        """Rate images (B, 3, H, W), or what else the reward reads, without gradients; (B,) on the CPU."""
 
-    def restart_reward(self) -> None:
-        """Let a reward with random crops draw the same ones again."""
-
-
-class ScaleChoice(RunFollower):
+class ScaleChoice(BaseAttachment):
     """Choose the scale of one pipeline's steps.
 
     Args:
@@ -79,10 +75,11 @@ class ScaleChoice(RunFollower):
     def __init__(self, options: ScaleOptions, pipe: Any) -> None:
         super().__init__(options, pipe)
         self.options = options
-        self.decoder = Decoder(pipe, options.space, options.decoding, self.host.adapter, options.to_image)
+        decoder = Decoder(pipe, options.space, options.decoding, self.host.adapter, options.to_image)
+        self._rater = Rater(options.reward, decoder, batch_size=1)
 
-    def _start_run(self) -> None:
-        self.decoder.start_run()
+    def _start_run(self, call: PipelineCall | None) -> None:
+        self._rater.start_run(call)
 
     def choose(self, step: Step) -> Tensor:
         """Return the model output of the scale that is best for each image, (B, ...).
@@ -97,12 +94,10 @@ class ScaleChoice(RunFollower):
         assert self._run is not None  # begin_step comes first
         self._run.acted = self._run.moved = True
         outputs = [combination.at(scale) for scale in scales]
-        self.decoder.start_step()
-        with torch.no_grad():
-            rewards = torch.stack([self._rewards(replace(prediction, model_output=each), step) for each in outputs])
+        rewards = self._rater.versions([replace(prediction, model_output=each).x0 for each in outputs], step.call)
         own = combination.scale.cpu()
-        best = _best(rewards, scales, own)
         rated = rewards.isfinite().any(0)
+        best = _best(rewards, scales, own)
         if not rated.all():
             self._tell(
                 f"AdaptiveCFG found no finite reward for {int((~rated).sum())} of {len(rated)} images at step "
@@ -139,25 +134,9 @@ class ScaleChoice(RunFollower):
             )
         return combination
 
-    def _rewards(self, prediction: Prediction, step: Step) -> Tensor:
-        """Rate the predicted clean samples, (B,); -inf where anything is not finite."""
-        sound = are_finite(prediction.x0).cpu()
-        latents = self.decoder.unpack(prediction.x0.nan_to_num(0.0, 0.0, 0.0), step.call)
-        parts = latents.split(at_a_time(self.decoder.decoding, len(latents)))
-        images = torch.cat([self.decoder.decode(part) for part in parts])
-        sound &= are_finite(images).cpu()
-        self.options.restart_reward()
-        rewards = self._rated(images.nan_to_num(0.0, 0.0, 0.0))
-        return torch.where(sound & rewards.isfinite(), rewards, -torch.inf)
-
-    def _rated(self, images: Tensor) -> Tensor:
-        if images.ndim == 5 and self.options.space == "image":  # a video's reward is the mean of its frames'
-            frames = images.transpose(1, 2)
-            return self.options.rate(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
-        return self.options.rate(images)
-
 
 def _best(rewards: Tensor, scales: tuple[float, ...], own: Tensor) -> Tensor:
     """Return the index (B,) of each image's best scale; of equal ones, of the nearest to the pipeline's own."""
+    rewards = torch.where(rewards.isfinite(), rewards, -torch.inf)
     distance = (torch.tensor(scales)[:, None] - own).abs().nan_to_num(0.0)
     return torch.where(rewards == rewards.amax(0), distance, torch.inf).argmin(0)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
 from clip_guidance.guidance.engine.host import resolve
 
@@ -46,8 +46,8 @@ class Run:
     moved: bool = False
 
 
-class RunFollower:
-    """Follow the runs of one pipeline, at whose steps something acts; a subclass says what.
+class BaseAttachment:
+    """Hold what acts at the steps of one pipeline, and where its run is; a subclass says what it does.
 
     Args:
         options: What the user has set.
@@ -88,7 +88,7 @@ class RunFollower:
 
     def applies_to(self, call: PipelineCall | None) -> bool:
         """Return whether ``call`` is one of this pipeline, or a loop written by hand."""
-        return call is None or call.pipe is self.host.pipe or not isinstance(self.host.pipe, PIPELINES)
+        return self.host.is_called(call)
 
     def begin_step(self, index: int, call: PipelineCall | None) -> bool:
         """Begin a step; return whether it is one to act at.
@@ -100,14 +100,17 @@ class RunFollower:
         scheduler = self.host.scheduler
         if self._run is None or index <= self._run.index:
             self._end_run()
-            self._start_run()
+            self._start_run(call)
             self.report = self._options.start_run()
             self._run = Run(index, count_steps(scheduler, call.timesteps if call else None, index), index)
         self._run.index = index
         self._run.done = fraction_done(scheduler, index, self._run.first, self._run.count)
         return self._options.is_active(self._run.done)
 
-    def _start_run(self) -> None:
+    def take_rows(self, parents: Tensor) -> None:
+        """Follow the samples, (B,), that have taken the place of others after a step."""
+
+    def _start_run(self, call: PipelineCall | None) -> None:
         """Forget what belongs to the run before."""
 
     def _end_run(self) -> None:
@@ -143,13 +146,13 @@ class RunFollower:
             warnings.warn(message, stacklevel=3)
 
 
-def warn_of_idle(attachments: Sequence[RunFollower], stacklevel: int) -> None:
+def warn_of_idle(attachments: Sequence[BaseAttachment], stacklevel: int) -> None:
     """Warn once where a run, or a whole ``with`` block, went by without a step at which anything acted."""
     for why in dict.fromkeys(filter(None, [attachment.why_idle() for attachment in attachments])):
         warnings.warn(why, stacklevel=stacklevel + 1)
 
 
-def warn_of_dropped(attachments: Sequence[RunFollower], stacklevel: int) -> None:
+def warn_of_dropped(attachments: Sequence[BaseAttachment], stacklevel: int) -> None:
     """Warn once of all shifts that were left out because they were not finite."""
     dropped = sum(attachment.dropped for attachment in attachments)
     if dropped:

@@ -1,0 +1,109 @@
+"""Two images in one, beside or above each other, with a caption that names both.
+
+A CLIP that has met one thing per image alone reads "a cat and a rocket" as either of them. Composites of single images
+teach it to read both, and who is above whom, which a bag of words cannot tell (Yuksekgonul et al. 2023,
+arXiv:2210.01936).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_guidance.data.dataset import Row
+
+BESIDE = ("{a} and {b}", "a {a} and a {b}", "a {style} picture of a {a} and a {b}", "a {a} beside a {b}")
+ABOVE = ("{a} and {b}", "a {style} picture of a {a} and a {b}", "a {a} above a {b}", "a {b} below a {a}")
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Describe a composite of an image and its partner.
+
+    Attributes:
+        partner: Index of the second image: the right one, or the lower one.
+        stacked: Whether one is above the other; else they are side by side.
+        caption: A text that names both.
+        name: Both names in the order of the alphabet; composites of the same two concepts share it.
+    """
+
+    partner: int
+    stacked: bool
+    caption: str
+    name: str
+
+
+class Composites:
+    """Draw for each image whether it becomes half of a composite, and with which image of its style.
+
+    Args:
+        rows: One per image of the data.
+        share: Of the images that become composites, in [0, 1].
+
+    Raises:
+        ValueError: ``share`` is out of range.
+
+    Example:
+        >>> import random
+        >>> rows = [Row("cat", "noto", ()), Row("rocket", "noto", ()), Row("fish", "twemoji", ())]
+        >>> drawn = Composites(rows, share=1.0).draw(0, random.Random(0))
+        >>> drawn.partner, drawn.name
+        (1, 'cat + rocket')
+        >>> Composites(rows, share=1.0).draw(2, random.Random(0)) is None  # nothing else is in its style
+        True
+    """
+
+    def __init__(self, rows: Sequence[Row], share: float):
+        if not 0 <= share <= 1:
+            raise ValueError(f"composite_share: expected a share in [0, 1], got {share}")
+        self.rows, self.share = rows, share
+        self.by_style: dict[str, list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            self.by_style[row.style].append(index)
+
+    def draw(self, index: int, rng: random.Random) -> Composite | None:
+        """Draw a composite whose first image is that at ``index``; None for an image that stays alone."""
+        if rng.random() >= self.share:
+            return None
+        row = self.rows[index]
+        partner = rng.choice(self.by_style[row.style])
+        other = self.rows[partner]
+        if other.name == row.name:
+            return None
+        stacked = rng.random() < 0.5
+        text = rng.choice(ABOVE if stacked else BESIDE).format(a=row.name, b=other.name, style=row.style)
+        return Composite(partner, stacked, " ".join(text.split()), " + ".join(sorted((row.name, other.name))))
+
+
+def joined(first: Tensor, second: Tensor, stacked: bool) -> Tensor:
+    """Put two images at half their size on white, side by side or the first above the second.
+
+    Args:
+        first: (3, H, W) in [0, 1], H and W even.
+        second: Of the same shape.
+        stacked: Whether the first is above the second.
+
+    Returns:
+        (3, H, W) in [0, 1].
+
+    Example:
+        >>> black = torch.zeros(3, 4, 4)
+        >>> joined(black, black, stacked=True)[0]
+        tensor([[1., 0., 0., 1.],
+                [1., 0., 0., 1.],
+                [1., 0., 0., 1.],
+                [1., 0., 0., 1.]])
+    """
+    halves = F.avg_pool2d(torch.stack([first, second]), 2)
+    height, width = halves.shape[-2:]
+    canvas = torch.ones_like(first)
+    for place, half in enumerate(halves):
+        top, left = (place * height, width // 2) if stacked else (height // 2, place * width)
+        canvas[:, top : top + height, left : left + width] = half
+    return canvas
