@@ -170,7 +170,7 @@ def test_outside_of_the_window_the_pipelines_own_scale_is_used(tiny_pipeline):
         del pipe.scheduler.step
         outputs.append(recorder.calls)
     assert adaptive.report.steps == [1, 2]
-    (first, second, third, _), (same, other, _, _) = outputs
+    (first, second, *_), (same, other, *_) = outputs
     assert same[0].equal(first[0]) and not other[0].equal(second[0])
     late = AdaptiveCFG(brightness, (8.0,), start=0.9)
     with pytest.warns(match="AdaptiveCFG chose a scale at no step of a run: start=0.9"), late.attach(pipe):

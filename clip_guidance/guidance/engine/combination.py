@@ -74,7 +74,7 @@ def find_combination(output: Tensor, predictions: tuple[Tensor, Tensor]) -> Comb
     m, a, b = (at_least_float32(x.detach()).flatten(1) for x in (output, first, second))
     slack = max(2 * max(torch.finfo(x.dtype).eps for x in (output, first)), 1e-5)
     rules = [_on_line(m, a, b, slack), _on_line(-m, a, b, slack), _on_ray(m, a, b, slack)]
-    rules.append(_with_norm(*(x.view_as(output) for x in (m, a, b)), slack=slack))
+    rules.append(_with_norm(m.view_as(output), a.view_as(output), b.view_as(output), slack))
     found = torch.stack(rules)  # (4, B, 3)
     fits = found[..., 0].bool()
     if not (fits.any(0) | ~are_finite(torch.stack([m, a, b], 1))).all():
