@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from helpers import pipeline_zoo
 from helpers.factories import make_pipeline
 from helpers.scheduler_matrix import ONE_EACH
@@ -68,7 +69,7 @@ def test_with_the_prior_a_linear_reward_stops_at_the_known_norm():
     ratio = direction.norm() / prior
     length = (ratio + (ratio**2 + 4 * 11).sqrt()) / 2
     options = {"prior": prior, "clip": 1e6, "learning_rate": 0.05, "latents": noise()}
-    last = optimize_noise(Linear(matrix()), reward, 300, **options)
+    last = optimize_noise(Linear(matrix()), reward, 160, **options)
     best = (direction / direction.norm() * length).expand(3, -1)
     assert last.history[-1].tolist() == pytest.approx((best @ direction).tolist(), rel=1e-6)
 
@@ -177,6 +178,19 @@ def test_a_scheduler_passes_the_gradient_on_or_is_named(setting):
         pytest.skip(f"Stable Diffusion's pipeline does not run with it: {error!s:.80}")
     found = optimize_noise(pipe, redness, 1, max_steps=16, **call)
     assert not found.history[0].equal(found.history[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["layers", "networks"])
+def test_offloaded_weights_are_where_the_backward_finds_them(offload):
+    plain, pipe, previous = make_pipeline(), make_pipeline(), None
+    for network in (pipe.text_encoder, pipe.unet, pipe.vae):
+        if offload == "layers":
+            cpu_offload(network, torch.device("cpu"))
+        else:
+            _, previous = cpu_offload_with_hook(network, torch.device("cpu"), previous)
+    found, expected = (optimize_noise(each, redness, 2, **CALL) for each in (pipe, plain))
+    assert found.latents.equal(expected.latents) and found.history.equal(expected.history)
 
 
 @pytest.mark.slow
