@@ -157,8 +157,11 @@ class ParticleRuns:
         """
         k, variables = self._particles.k, call.variables if call is not None else {}
         for name in ("num_images_per_prompt", "num_videos_per_prompt"):
-            if isinstance(count := variables.get(name), int) and count % k:
-                raise ValueError(f"Particles(k={k}) needs k images of each prompt: pass {name}={k}, got {count}")
+            if isinstance(count := variables.get(name), int) and count % k and not _repeats(variables.get("prompt"), k):
+                raise ValueError(
+                    f"Particles(k={k}) needs k images of each prompt: pass {name}={k}, got {count}; to a pipeline that "
+                    "does not read it pass each prompt k times"
+                )
         if batch % k:
             raise ValueError(f"Particles(k={k}) needs a batch of k samples for each prompt, got a batch of {batch}")
         return batch // k
@@ -250,6 +253,13 @@ class ParticleRuns:
                 "earlier, or use potential='best'",
                 stacklevel=2,
             )
+
+
+def _repeats(prompts: Any, k: int) -> bool:
+    """Return whether each prompt of a list comes k times in succession."""
+    if not isinstance(prompts, list | tuple) or not prompts or len(prompts) % k:
+        return False
+    return all(prompts[i] == prompts[i - i % k] for i in range(len(prompts)))
 
 
 def _seeds(call: PipelineCall | None, batch: int, groups: int) -> Tensor | None:

@@ -277,6 +277,8 @@ def test_batches_without_k_images_of_each_prompt_are_refused(pipe):
     )
     with refusal, cg.Particles(contrast, 3).attach(pipe):
         drawn(pipe, ["cat", "dog", "bus"], k=1)  # three images, but of three prompts
+    with cg.Particles(contrast, 3).attach(pipe):
+        assert len(drawn(pipe, ["cat"] * 3, k=1, generator=generators(3))) == 3  # three of one, written out
     minimal = minimal_pipeline()
     refusal = pytest.raises(ValueError, match=r"needs a batch of k samples for each prompt, got a batch of 2")
     with refusal, cg.Particles(contrast, 3, space="latent").attach(minimal):
