@@ -17,6 +17,7 @@ _EXPORTS = {
     "load_pipeline": "generation.pipelines",
     "Guidance": "guidance",
     "CLIPGuidance": "guidance",
+    "AdaptiveCFG": "guidance",
     "Region": "guidance",
     "Noisy": "guidance.modes.noisy",
     "NoisyTower": "towers.noisy",
@@ -26,6 +27,8 @@ _EXPORTS = {
     "load_reward": "rewards",
     "best_of": "generation.best_of",
     "SearchResult": "generation.best_of",
+    "optimize_noise": "generation.optimize_noise",
+    "OptimizedNoise": "generation.optimize_noise",
     "Particles": "guidance.particles",
     "ParticlesResult": "guidance.particles",
     "plan_memory": "guidance",
@@ -60,7 +63,10 @@ if TYPE_CHECKING:
     from clip_guidance.clip.tokenizer import PromptTruncatedWarning as PromptTruncatedWarning
     from clip_guidance.generation.best_of import SearchResult as SearchResult
     from clip_guidance.generation.best_of import best_of as best_of
+    from clip_guidance.generation.optimize_noise import OptimizedNoise as OptimizedNoise
+    from clip_guidance.generation.optimize_noise import optimize_noise as optimize_noise
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
+    from clip_guidance.guidance import AdaptiveCFG as AdaptiveCFG
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts
     from clip_guidance.guidance import Decoding as Decoding

@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from clip_guidance.guidance.engine.attach import attach
+from clip_guidance.guidance.engine.attachment import Attachment
 from clip_guidance.guidance.guider import Guider
+from clip_guidance.guidance.options import GuidanceOptions
 
 
-class Guidance(Guider):
+class Guidance(GuidanceOptions, Guider):
     """Steer a pipeline with any differentiable reward.
 
     Attach it to a pipeline, or make it the guider of a modular one, ``pipe.update_components(guider=guidance)``.
@@ -87,11 +89,10 @@ class Guidance(Guider):
             ValueError: ``pipe`` has no scheduler or denoiser, or its latents cannot be decoded; or this guidance goes
                 around a guider.
         """
-        if self.guider is not None:
-            raise ValueError(
-                "attach() steers what the pipeline predicts by itself, and does not use guider="
-                f"{type(self.guider).__name__}. Leave it out, or make this guidance the guider of a modular pipeline: "
-                "`pipe.update_components(guider=guidance)`"
-            )
+        self.check_alone()
         self.prepare(pipe)
         return attach(self, pipe)
+
+    def attachment_to(self, pipe: Any) -> Attachment:
+        """Make what steers ``pipe``; ``attach`` asks for it."""
+        return Attachment(self, pipe)

@@ -10,6 +10,7 @@ step, and adds up with guidances that are attached.
 
 import inspect
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,16 +23,16 @@ from clip_guidance.guidance.adapters.call_stack import PipelineCall, RunningCall
 from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attach import steered_by
-from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
 from clip_guidance.guidance.engine.patch import patched
+from clip_guidance.guidance.engine.runs import BaseAttachment, warn_of_dropped, warn_of_idle
 from clip_guidance.guidance.engine.threads import ADVICE
-from clip_guidance.guidance.options import GuidanceOptions
 
 
-class Guider(GuidanceOptions, BaseGuidance):
+class Guider(BaseGuidance):
     """Answer what diffusers' blocks ask of a guider.
 
-    :class:`~clip_guidance.guidance.Guidance` adds ``attach`` to it. ``BaseGuidance.__init__`` is not called: the state
+    :class:`~clip_guidance.guidance.Guidance` and :class:`~clip_guidance.guidance.AdaptiveCFG` add ``attach`` and their
+    options to it. ``BaseGuidance.__init__`` is not called: the state
     belongs to the guider inside, and the constructor logs a warning every time.
     """
 
@@ -39,8 +40,12 @@ class Guider(GuidanceOptions, BaseGuidance):
     #: nothing of a component without such an id, and a pipeline loaded again would have the blocks' own guider instead.
     _diffusers_load_id = "null|null|null|null"
 
+    guider: BaseGuidance | None  #: the guider that this one goes around
+    prepare: Callable[[Any], None]
+
+    _own_scale = 1.0  # of classifier-free guidance, without a guider inside; 1 is the conditional prediction alone
     _alone: BaseGuidance | None = None
-    _attachments: Sequence[Attachment] = ()  # this guidance and those inside it, in the current run
+    _attachments: Sequence[BaseAttachment] = ()  # this guidance and those inside it, in the current run
     _step, _is_last = -1, False
     _thread: int | None = None  # whose run it is, with these timesteps of the scheduler
     _timesteps: Tensor | None = None
@@ -54,12 +59,25 @@ class Guider(GuidanceOptions, BaseGuidance):
 
         A guidance inside a guidance adds its shift, and goes around a guider in its turn.
         """
-        guider = self._chain[-1].guider
-        if guider is not None:
-            return guider
-        if self._alone is None:
-            self._alone = ClassifierFreeGuidance(guidance_scale=1.0)
-        return self._alone
+        last = self._chain[-1]
+        if last.guider is not None:
+            return last.guider
+        if last._alone is None:
+            last._alone = ClassifierFreeGuidance(guidance_scale=last._own_scale)
+        return last._alone
+
+    @property
+    @abstractmethod
+    def any_scale(self) -> bool:
+        """Whether anything is to be done at all."""
+
+    @abstractmethod
+    def attachment_to(self, pipe: Any) -> BaseAttachment:
+        """Make what acts at the steps of ``pipe``.
+
+        Raises:
+            ValueError: The pipeline cannot be guided.
+        """
 
     @property
     def _chain(self) -> list["Guider"]:
@@ -146,7 +164,7 @@ class Guider(GuidanceOptions, BaseGuidance):
             self._call = RunningCall(pipe.scheduler)
             for guidance in steering:
                 guidance.prepare(pipe)
-            self._attachments = [Attachment(guidance, pipe) for guidance in steering]
+            self._attachments = [guidance.attachment_to(pipe) for guidance in steering]
         self._check_timesteps(pipe.scheduler)
         self._step = step
         self._is_last = step_index(pipe.scheduler, timestep) + 1 >= num_steps(pipe.scheduler)
@@ -169,7 +187,7 @@ class Guider(GuidanceOptions, BaseGuidance):
 
         From the first one on they are watched, where a mode or a cap needs it.
         """
-        if any(attachment.mode.needs_tape or attachment.needs_correction for attachment in self._attachments):
+        if any(attachment.is_watching for attachment in self._attachments):
             self._begin_step(denoiser)
         with self._ending_on_failure():
             self.inner.prepare_models(denoiser)
@@ -206,7 +224,7 @@ class Guider(GuidanceOptions, BaseGuidance):
             attachments, self._attachments = self._attachments, ()  # they hold the pipeline, which holds this guider
             self._timesteps, self._call = None, RunningCall()
             warn_of_dropped(attachments, stacklevel=2)
-            warn_of_unguided(attachments, stacklevel=2)
+            warn_of_idle(attachments, stacklevel=2)
 
     @contextmanager
     def _ending_on_failure(self) -> Iterator[None]:

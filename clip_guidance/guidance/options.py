@@ -1,24 +1,20 @@
 """Options of a guidance, checked, and the report of its latest run: what the engine reads."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
-from clip_guidance.guidance.checks import Checked, as_number, as_numbers, as_whole, is_number, shown
+from clip_guidance.guidance.attachable import Attachable
+from clip_guidance.guidance.checks import as_number, as_numbers, as_whole, is_number, shown
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
-SPACES = ("image", "latent")
-_AT_ATTACH = ("mode", "space", "data_variance", "cap", "decoding", "to_image")  # the options that `attach` reads
-_lock = threading.Lock()
 
 
 @dataclass
@@ -46,7 +42,7 @@ class GuidanceReport:
 
 
 @dataclass(eq=False)
-class GuidanceOptions(Checked):
+class GuidanceOptions(Attachable):
     """Hold and check the options of a guidance.
 
     :class:`~clip_guidance.guidance.Guidance` documents each of them.
@@ -67,7 +63,7 @@ class GuidanceOptions(Checked):
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
 
-    _attached = 0  # number of ``with`` blocks in which it is attached
+    _at_attach: ClassVar = ("mode", "space", "data_variance", "cap", "decoding", "to_image")
 
     def __post_init__(self) -> None:
         self._report = GuidanceReport()
@@ -81,12 +77,7 @@ class GuidanceOptions(Checked):
             raise TypeError(f"reward must be callable, got {type(self.reward).__name__}{hint}")
         scales = as_numbers("scale", self.scale)
         find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
-        start, stop = as_number("start", self.start), as_number("stop", self.stop)
-        if not 0 <= start < stop <= 1:
-            raise ValueError(f"expected 0 <= start < stop <= 1, got start={shown(start)}, stop={shown(stop)}")
         every = as_whole("every", self.every, "a whole number of steps, at least 1", 1)
-        if not isinstance(self.space, str) or self.space not in SPACES:
-            raise ValueError(f"space must be one of {', '.join(SPACES)}, got {shown(self.space)}")
         for name, none in (("data_variance", ""), ("cap", ", or None")):
             if (value := getattr(self, name)) is not None:
                 vars(self)[name] = value = as_number(name, value)
@@ -96,53 +87,14 @@ class GuidanceOptions(Checked):
             vars(self)["damping"] = damping = as_number("damping", self.damping)
             if not 0 <= damping < math.inf:
                 raise ValueError(f"damping must be at least 0 and finite, or None, got {shown(damping)}")
-        for name in ("schedule", "to_image"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
-        if self.decoding is not None and not isinstance(self.decoding, Decoding):
-            raise TypeError(f"decoding must be a Decoding, or None, got {type(self.decoding).__name__}")
-        if self.to_image is not None and (self.space != "image" or self.decoding is not None):
-            raise ValueError(
-                "to_image makes the images that the reward reads, in place of space='latent' and of a decoding; "
-                "give one of the three"
-            )
-        self._check_regions()
-        if self.guider is not None and not isinstance(self.guider, BaseGuidance):
-            raise TypeError(
-                "guider must be a guider of diffusers, such as ClassifierFreeGuidance, or None, got "
-                f"{type(self.guider).__name__}"
-            )
+        if self.schedule is not None and not callable(self.schedule):
+            raise TypeError(f"schedule must be callable, got {type(self.schedule).__name__}")
+        super()._check()
         # Of numpy's and torch's numbers Python's own are kept, which a config can hold.
-        vars(self).update(scale=scales[0] if is_number(self.scale) else scales, start=start, stop=stop, every=every)
+        vars(self).update(scale=scales[0] if is_number(self.scale) else scales, every=every)
 
-    def _check_regions(self) -> None:
-        if self.decoding is not None and self.decoding.crop < 1 and getattr(self.reward, "has_regions", False):
-            raise ValueError(
-                "a region is a part of the whole image, of which decoding.crop below 1 decodes another window at each "
-                "step; use resolution, checkpoint or images to save memory"
-            )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; an option acts from the next step on, or, if it is read by ``attach``, before that alone.
-
-        Raises:
-            AttributeError: The option cannot change while the guidance is attached.
-        """
-        if self._attached and (name in _AT_ATTACH or (name == "scale" and not self.any_scale)):
-            raise AttributeError(f"{name} acts when the guidance is attached: set it outside of the `with` block")
-        super().__setattr__(name, value)
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Keep the options as they are that ``attach`` has read, inside the ``with`` block."""
-        with _lock:
-            self._attached += 1
-        try:
-            yield
-        finally:
-            with _lock:
-                self._attached -= 1
+    def _is_read_at_attach(self, name: str) -> bool:
+        return super()._is_read_at_attach(name) or (name == "scale" and not self.any_scale)
 
     @property
     def report(self) -> GuidanceReport:
@@ -188,9 +140,6 @@ class GuidanceOptions(Checked):
             )
         each = torch.tensor(scales, dtype=torch.float64).repeat_interleave(batch // len(scales))
         return self._factor(fraction) * each
-
-    def prepare(self, pipe: Any) -> None:
-        """Prepare for guiding ``pipe``; a subclass may move its reward, nothing is done here."""
 
     def start_run(self) -> GuidanceReport:
         """Start the report and the reward over, at the first step of every run of the pipeline.

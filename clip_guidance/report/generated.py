@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from clip_guidance.generation.best_of import SearchResult
 from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.optimize_noise import OptimizedNoise
 from clip_guidance.report.html import parts
 from clip_guidance.report.html.page import Page
 from clip_guidance.report.html.parts import Card
@@ -64,6 +65,15 @@ def search_parts(found: SearchResult) -> tuple[Markup, ...]:
     note = f"{parts.shown(len(cards), len(found.images))}, best first. Rewards are rounded to 0.001."
     failed = [{"path": f"seed {each.seed}", "reason": each.reason} for each in found.failed]
     return (parts.section("Images", parts.gallery(cards), note), *parts.failures(failed))
+
+
+@result_parts.register
+def noise_parts(found: OptimizedNoise) -> tuple[Markup, ...]:
+    """Draw the images of optimised noise, with their rewards before and after."""
+    results = list(zip(found.images, found.rewards, found.history[0].tolist(), strict=True))[: parts.MAX_IMAGES]
+    cards = [Card(image, value=f"{reward:.3f}", lines=(f"at first {first:.3f}",)) for image, reward, first in results]
+    note = f"{parts.shown(len(cards), len(found.images))}. Rewards are rounded to 0.001."
+    return (parts.section("Images", parts.gallery(cards), note),)
 
 
 def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:

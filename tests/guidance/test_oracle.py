@@ -53,6 +53,22 @@ def test_guided_mean_is_as_close_as_the_unguided(setting, mode):
     assert both.tolist() == pytest.approx([own] * 2, abs=TOLERANCE[mode] * max(1, noise.abs().max().item()))
 
 
+#: Rows of the schedulers that few-step models come with; the default run has LCM alone.
+FEW_STEP_ROWS = [s for s in SETTINGS if s.scheduler.startswith(("LCM", "TCD", "FlowMatch")) and not s.note]
+
+
+@modes
+@pytest.mark.parametrize("steps", [2, 4, 8])
+@matrix(FEW_STEP_ROWS, default=FEW_STEP_ROWS[:1])
+def test_few_steps_are_guided_as_exactly_as_many(setting, steps, mode):
+    pipe = make_pipe(setting)
+    noise = centered(pipe, steps)
+    own = ((sample(pipe, steps) - noise) / MEAN).mean().item()
+    both = (guided(pipe, steps, mode=mode) - noise) / TILTED_MEAN
+    assert both.tolist() == pytest.approx([own] * 2, abs=TOLERANCE[mode])
+    assert own > 0.5
+
+
 def own_error(pipe, noise, steps):
     """Relative error of the unguided mean from a start of the right mean, but for the noise that the run ends with."""
     mean = (sample(pipe, steps, start=MEAN) - noise).mean().item()

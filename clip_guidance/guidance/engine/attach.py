@@ -10,20 +10,36 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from clip_guidance.clip.tokenizer import one_at_a_time
-from clip_guidance.guidance.engine.attachment import Attachment, warn_of_dropped, warn_of_unguided
 from clip_guidance.guidance.engine.patch import patched, wrapper_of
+from clip_guidance.guidance.engine.runs import BaseAttachment, warn_of_dropped, warn_of_idle
 from clip_guidance.guidance.engine.step import Steering
 from clip_guidance.guidance.engine.threads import enter
-from clip_guidance.guidance.options import GuidanceOptions
 
 AnyGuidance = TypeVar("AnyGuidance")
-AnyOptions = TypeVar("AnyOptions", bound=GuidanceOptions)
+AnyOptions = TypeVar("AnyOptions", bound="Steers")
 _lock = threading.RLock()  # a generator that is collected while the lock is held may end a block
+
+
+class Steers(Protocol):
+    """What a user attaches: it knows what it does at a pipeline's steps."""
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether anything is to be done at all."""
+
+    def attached(self) -> AbstractContextManager[None]:
+        """Keep the options as they are inside the ``with`` block."""
+
+    def start_run(self) -> Any:
+        """Start the report over, and return it."""
+
+    def attachment_to(self, pipe: Any) -> BaseAttachment:
+        """Make what acts at the steps of ``pipe``; refuse what cannot work."""
 
 
 def attach(guidance: AnyOptions, pipe: Any) -> AbstractContextManager[AnyOptions]:
@@ -31,7 +47,7 @@ def attach(guidance: AnyOptions, pipe: Any) -> AbstractContextManager[AnyOptions
 
     What cannot work is refused here, before anything is changed.
     """
-    attachment = Attachment(guidance, pipe)
+    attachment = guidance.attachment_to(pipe)
     return Block(guidance, lambda: _attached(guidance, attachment))
 
 
@@ -68,7 +84,7 @@ class Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
 
 
 @contextmanager
-def _attached(guidance: AnyOptions, attachment: Attachment) -> Iterator[AnyOptions]:
+def _attached(guidance: AnyOptions, attachment: BaseAttachment) -> Iterator[AnyOptions]:
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
@@ -86,7 +102,7 @@ def _attached(guidance: AnyOptions, attachment: Attachment) -> Iterator[AnyOptio
             stacklevel=4,
         )
     else:
-        warn_of_unguided([attachment], stacklevel=4)
+        warn_of_idle([attachment], stacklevel=4)
 
 
 @contextmanager
@@ -100,7 +116,7 @@ def _encoding_one_at_a_time(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def steered_by(attachment: Attachment) -> Iterator[None]:
+def steered_by(attachment: BaseAttachment) -> Iterator[None]:
     """Let a guidance steer its pipeline's scheduler inside the ``with`` block."""
     with steering_of(attachment.host.scheduler) as steering, steering.watching(attachment):
         yield

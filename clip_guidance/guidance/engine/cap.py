@@ -49,11 +49,22 @@ class Corrections:
             output = getattr(output, "sample", output)
             output = output[0] if isinstance(output, tuple) else output
             output = torch.stack(list(output)) if isinstance(output, list) else output
-            self.outputs.append(output.detach())
+            self.outputs.append(output)
 
     def clear(self) -> None:
         """Forget the outputs."""
         self.outputs.clear()
+
+    def predictions(self, like: Tensor) -> list[Tensor]:
+        """Bring the outputs to the shape of ``like``: split along the batch, without variances; none if that fails."""
+        found = []
+        for output in self.outputs:
+            if output.ndim == like.ndim and output.shape[1] > like.shape[1]:
+                output = output[:, : like.shape[1]]  # channels: a variance; tokens: a reference image's
+            if output.shape[1:].numel() != like.shape[1:].numel() or len(output) % len(like):
+                return []
+            found += [part.reshape(like.shape) for part in output.split(len(like))]
+        return found
 
     def rms(self, prediction: Prediction) -> Tensor | None:
         """Return the root mean square of x̂₀_cfg − x̂₀_uncond, (B,); None without such guidance.
@@ -63,7 +74,7 @@ class Corrections:
         denoiser's predictions with one sign only.
         """
         output = at_least_float32(prediction.model_output.detach())
-        found = _as_predictions(self.outputs, output)
+        found = [at_least_float32(each.detach()) for each in self.predictions(output)]
         if len(found) < 2:
             return None
         sign = min((1, -1), key=lambda sign: float(_off_the_line(sign * output, found)))
@@ -78,15 +89,3 @@ def _off_the_line(output: Tensor, predictions: list[Tensor]) -> Tensor:
     ways, target = torch.stack([each - first for each in others], -1), (output[finite].flatten(1) - first)[..., None]
     gram = ways.mT @ ways + torch.finfo(ways.dtype).tiny * torch.eye(len(others)).to(ways)
     return (target - ways @ (torch.linalg.pinv(gram) @ (ways.mT @ target))).square().sum()
-
-
-def _as_predictions(outputs: list[Tensor], like: Tensor) -> list[Tensor]:
-    """Bring outputs to the shape of ``like``: split along the batch, without variances."""
-    found = []
-    for output in outputs:
-        if output.ndim == like.ndim and output.shape[1] > like.shape[1]:
-            output = output[:, : like.shape[1]]  # channels: a variance; tokens: a reference image's
-        if output.numel() % like.numel() or len(output) % len(like):
-            return []
-        found += [at_least_float32(part.reshape(like.shape)) for part in output.split(len(like))]
-    return found

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -21,8 +22,10 @@ from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attachment import Attachment, Step
 from clip_guidance.guidance.engine.batch import BatchLayout, model_mean
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.choice import ScaleChoice
 from clip_guidance.guidance.engine.host import Host
 from clip_guidance.guidance.engine.patch import patched
+from clip_guidance.guidance.engine.runs import BaseAttachment
 from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.engine.threads import Shared, Turn, has_entered, taken
 from clip_guidance.guidance.weights.freeze import freeze_parameters
@@ -45,7 +48,7 @@ class Follower(Protocol):
         """Take a step; return its output, and the sample (B,) that took the place of each, or None."""
 
 
-AnyAttached = TypeVar("AnyAttached", Attachment, Follower)
+AnyAttached = TypeVar("AnyAttached", BaseAttachment, Follower)
 
 
 class Steering:
@@ -59,14 +62,14 @@ class Steering:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.attachments: tuple[Attachment, ...] = ()  # replaced as a whole, since other threads read it
+        self.attachments: tuple[BaseAttachment, ...] = ()  # replaced as a whole, since other threads read it
         self.followers: tuple[Follower, ...] = ()
         self.wrapping = ExitStack()
         self.users = 0
         self._scheduler = scheduler
         self._turn = Turn(scheduler)
         self._tape = DenoiserTape(lambda: any(each.recorded for each in self._watching()))
-        self._corrections = Corrections(lambda: any(each.needs_correction for each in self._watching()))
+        self._corrections = Corrections(lambda: any(each.needs_outputs for each in self._watching()))
         self._watches: dict[tuple[str, int], Shared] = {}  # by what is watched, and the id of a network
 
     def wrap(self) -> None:
@@ -89,7 +92,7 @@ class Steering:
             return [each for each in found if each.origin is None]
         return taken(found)
 
-    def _watching(self) -> list[Attachment]:
+    def _watching(self) -> list[BaseAttachment]:
         """Return the attachments to whose run the denoiser's forward that happens right now belongs."""
         call = current_call()
         if call is None and not self._turn.is_mine and not has_entered(self.attachments):
@@ -101,7 +104,7 @@ class Steering:
         return self._watches.setdefault((type(what).__name__, id(network)), Shared(lambda: what.watch([network])))()
 
     @contextmanager
-    def watching(self, attachment: Attachment) -> Iterator[None]:
+    def watching(self, attachment: BaseAttachment) -> Iterator[None]:
         """Let ``attachment`` steer inside the block.
 
         The denoiser has hooks only if the mode or a cap needs them.
@@ -112,7 +115,7 @@ class Steering:
             stack.enter_context(freeze_parameters(attachment.networks))
             for network in attachment.recorded:
                 stack.enter_context(self._watch(self._tape, network))
-            for network in attachment.host.denoisers if attachment.needs_correction else []:
+            for network in attachment.host.denoisers if attachment.needs_outputs else []:
                 stack.enter_context(self._watch(self._corrections, network))
             yield
 
@@ -127,11 +130,11 @@ class Steering:
             with _lock:
                 self.followers = tuple(each for each in self.followers if each is not follower)
 
-    def _add(self, attachment: Attachment) -> None:
+    def _add(self, attachment: BaseAttachment) -> None:
         with _lock:
             self.attachments = (*self.attachments, attachment)
 
-    def _remove(self, attachment: Attachment) -> None:
+    def _remove(self, attachment: BaseAttachment) -> None:
         with _lock:
             index = self.attachments.index(attachment)
             self.attachments = self.attachments[:index] + self.attachments[index + 1 :]
@@ -158,7 +161,7 @@ class Steering:
 
     def _followed(
         self,
-        own: list[Attachment],
+        own: list[BaseAttachment],
         step: Callable[..., Any],
         given: inspect.BoundArguments,
         index: int,
@@ -176,7 +179,7 @@ class Steering:
 
     def _steered(
         self,
-        own: list[Attachment],
+        own: list[BaseAttachment],
         call: PipelineCall | None,
         model_output: Tensor,
         timestep: float | Tensor,
@@ -198,19 +201,27 @@ class Steering:
         with torch.set_grad_enabled(is_recorded):  # a modular pipeline has left the denoiser's block
             mean = model_mean(model_output, sample, index)
             prediction = Prediction(layout.samples(mean), layout.samples(sample), level, kind)
-        self._tape.retain_graph = len(active) > 1
+        guidances = [each for each in active if isinstance(each, Attachment)]
+        self._tape.retain_graph = len(guidances) > 1
         self._tape.made_anew = active[0].host.adapter.made_anew(call, prediction.sample)
         step = Step(prediction, timestep, eta, index, call, self._tape, self._corrections)
-        # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
-        shift = torch.stack([attachment.shift(step) for attachment in active]).sum(0)
-        shift = _clipped(shift, prediction.x0, self._scheduler.config)
-        if self._tape.made_anew is not None:  # the pipeline undoes the rest
-            shift = shift * self._tape.made_anew
-        shift = layout.handed(shift)
-        steered = kind.write_back(mean.detach() if is_recorded else mean, shift, level)
+        for choice in (each for each in active if isinstance(each, ScaleChoice)):
+            with torch.set_grad_enabled(is_recorded or torch.is_grad_enabled()):
+                chosen = replace(step.prediction, model_output=choice.choose(step))
+                step, mean = replace(step, prediction=chosen), layout.handed(chosen.model_output)
+        steered = mean.detach() if is_recorded else mean
+        if guidances:
+            steered = kind.write_back(steered, layout.handed(self._shift(step, guidances)), level)
         if mean.shape == model_output.shape:
             return steered
         return torch.cat([steered, unguided[:, mean.shape[1] :]], dim=1)
+
+    def _shift(self, step: Step, guidances: list[Attachment]) -> Tensor:
+        """Add the guidances' shifts up, (B, ...)."""
+        # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
+        shift = torch.stack([attachment.shift(step) for attachment in guidances]).sum(0)
+        shift = _clipped(shift, step.prediction.x0, self._scheduler.config)
+        return shift if self._tape.made_anew is None else shift * self._tape.made_anew  # the pipeline undoes the rest
 
 
 def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from torch import Tensor
 
 from clip_guidance.guidance.arguments import check_seed
+from clip_guidance.guidance.attachable import SPACES
 from clip_guidance.guidance.checks import as_number, as_numbers, as_whole, shown
 from clip_guidance.guidance.decoding import Decoding
-from clip_guidance.guidance.options import SPACES
 from clip_guidance.guidance.particles.potentials import POTENTIALS
 from clip_guidance.guidance.particles.result import ParticlesResult
 from clip_guidance.rewards.protocol import Reward, as_judge

@@ -17,9 +17,9 @@ from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_don
 from clip_guidance.guidance.engine.batch import BatchLayout, model_mean
 from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.engine.rating import Rater
 from clip_guidance.guidance.particles.options import ParticleOptions
 from clip_guidance.guidance.particles.potentials import PathWeights, resampled
-from clip_guidance.guidance.particles.rating import Rater
 from clip_guidance.guidance.particles.result import FailedRating, ParticlesResult, Resampling
 from clip_guidance.guidance.particles.rows import take_rows, with_rows
 

@@ -1,12 +1,13 @@
 """Rate clean samples: decode them as guidance does, and ask a reward of any form."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall
-from clip_guidance.guidance.engine.decoder import Decoder
+from clip_guidance.guidance.engine.decoder import Decoder, at_a_time
 from clip_guidance.rewards.protocol import ImageJudge, Reward, as_judge, one_per_image, readable_prompts, reward_name
 
 
@@ -16,7 +17,7 @@ class Rater:
     Args:
         reward: What ``as_judge`` takes, or of latents a function of tensors.
         decoder: Maps clean samples to what the reward reads.
-        batch_size: Number of samples of each group that are decoded and rated together.
+        batch_size: Number of samples of each group that are rated together.
     """
 
     def __init__(self, reward: Reward, decoder: Decoder, batch_size: int) -> None:
@@ -45,9 +46,20 @@ class Rater:
         rated = [self._rated(part.flatten(0, 1)) for part in latents.split(self._batch_size, 1)]
         return torch.cat([each.double().cpu().unflatten(0, (groups, -1)) for each in rated], 1)
 
+    @torch.no_grad()
+    def versions(self, cleans: Iterable[Tensor], call: PipelineCall | None) -> Tensor:
+        """Rate versions of the same clean samples, each (B, ...), alike; returns float64 (versions, B), NaN as above.
+
+        Raises:
+            RewardError: The reward does not return one number per image.
+        """
+        self._decoder.start_step()
+        return torch.stack([self._rated(self._decoder.unpack(clean, call)).double().cpu() for clean in cleans])
+
     def _rated(self, latents: Tensor) -> Tensor:
         finite = latents.isfinite().flatten(1).all(1)
-        images = self._decoder.decode(latents.nan_to_num(0.0, 0.0, 0.0))
+        parts = latents.nan_to_num(0.0, 0.0, 0.0).split(at_a_time(self._decoder.decoding, len(latents)))
+        images = torch.cat([self._decoder.decode(part) for part in parts])
         finite &= images.isfinite().flatten(1).all(1)
         return torch.where(finite.cpu(), self._of_images(images.nan_to_num(0.0, 0.0, 0.0)).cpu(), torch.nan)
 
