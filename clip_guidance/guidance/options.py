@@ -12,7 +12,7 @@ from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
 from clip_guidance.guidance.checks import Checked, as_number, as_numbers, as_whole, is_number, shown
-from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.decoding import AUTO, Decoding, DecodingChoice
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
@@ -31,18 +31,20 @@ class GuidanceReport:
             method adds noise to these samples, the rewards of the first noisy copy.
         dropped: Number of samples' shifts that were left out because they were not finite.
         capped: Number of samples' shifts that were longer than the cap and were shortened.
+        decoding: What ``decoding="auto"`` chose; None where it did not have to, or before the first guided step.
 
     Example:
         >>> import clip_guidance as cg
         >>> guidance = cg.Guidance(lambda images: images.mean((1, 2, 3)))
         >>> guidance.report  # before the first run
-        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0)
+        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0, decoding=None)
     """
 
     steps: list[int] = field(default_factory=list)
     rewards: list[Tensor] = field(default_factory=list)
     dropped: int = 0
     capped: int = 0
+    decoding: DecodingChoice | None = None
 
 
 @dataclass(eq=False)
@@ -63,7 +65,7 @@ class GuidanceOptions(Checked):
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
     damping: float | None = field(default=None, kw_only=True)
-    decoding: Decoding | None = field(default=None, kw_only=True)
+    decoding: Decoding | str | None = field(default=AUTO, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
 
@@ -100,9 +102,11 @@ class GuidanceOptions(Checked):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
-        if self.decoding is not None and not isinstance(self.decoding, Decoding):
-            raise TypeError(f"decoding must be a Decoding, or None, got {type(self.decoding).__name__}")
-        if self.to_image is not None and (self.space != "image" or self.decoding is not None):
+        if isinstance(self.decoding, str) and self.decoding != AUTO:
+            raise ValueError(f"decoding must be 'auto', a Decoding, or None, got {shown(self.decoding)}")
+        if not isinstance(self.decoding, Decoding | str | None):
+            raise TypeError(f"decoding must be 'auto', a Decoding, or None, got {type(self.decoding).__name__}")
+        if self.to_image is not None and (self.space != "image" or isinstance(self.decoding, Decoding)):
             raise ValueError(
                 "to_image makes the images that the reward reads, in place of space='latent' and of a decoding; "
                 "give one of the three"
@@ -117,7 +121,8 @@ class GuidanceOptions(Checked):
         vars(self).update(scale=scales[0] if is_number(self.scale) else scales, start=start, stop=stop, every=every)
 
     def _check_regions(self) -> None:
-        if self.decoding is not None and self.decoding.crop < 1 and getattr(self.reward, "has_regions", False):
+        crops = isinstance(self.decoding, Decoding) and self.decoding.crop < 1
+        if crops and getattr(self.reward, "has_regions", False):
             raise ValueError(
                 "a region is a part of the whole image, of which decoding.crop below 1 decodes another window at each "
                 "step; use resolution, checkpoint or images to save memory"

@@ -195,6 +195,7 @@ class Attachment:
         def gradient(x0: Tensor) -> RewardGradient:
             found = reward_gradient(self.guidance.reward, self.decoder, x0, step.call)
             note(found.rewards)
+            report.decoding = self.decoder.choice
             return found
 
         return StepState(
