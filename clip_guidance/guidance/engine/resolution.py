@@ -232,5 +232,6 @@ def dead_leaves(seed: int, height: int, width: int, count: int = 600) -> Tensor:
 
 def _checksum(network: nn.Module) -> tuple[float, ...]:
     """Sum every weight and buffer, which tells whether one has changed, in whatever way."""
-    tensors = [each for each in chain(network.parameters(), network.buffers()) if not each.is_meta]
-    return tuple(torch.stack([each.detach().sum(dtype=torch.float32).cpu() for each in tensors]).tolist())
+    tensors = [each.detach() for each in chain(network.parameters(), network.buffers()) if not each.is_meta]
+    sums = [each.sum(dtype=torch.float32) for each in tensors]
+    return tuple(torch.stack([each.cpu() for each in sums]).tolist()) if sums else ()
