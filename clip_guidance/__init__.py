@@ -26,6 +26,8 @@ _EXPORTS = {
     "load_reward": "rewards",
     "best_of": "generation.best_of",
     "SearchResult": "generation.best_of",
+    "Particles": "guidance.particles",
+    "ParticlesResult": "guidance.particles",
     "plan_memory": "guidance",
     "ZeroShotClassifier": "zero_shot",
     "ZeroShotResult": "zero_shot",
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
     from clip_guidance.guidance.modes.noisy import Noisy as Noisy
+    from clip_guidance.guidance.particles import Particles as Particles
+    from clip_guidance.guidance.particles import ParticlesResult as ParticlesResult
     from clip_guidance.images.load import ImageError as ImageError
     from clip_guidance.index import ImageIndex as ImageIndex
     from clip_guidance.metrics.aesthetic import aesthetic_score as aesthetic_score

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from clip_guidance.cli._checks import check_finite, check_quarantine, check_report, parsed
+from clip_guidance.generation.candidates import MAX_CANDIDATES
 from clip_guidance.generation.settings import RANGES, SCHEDULERS
 from clip_guidance.generation.weighted_reward import WeightedReward
 
@@ -100,6 +101,10 @@ Cap = Annotated[
     float | None,
     _number(*RANGES["cap"], help="Longest step of CLIP guidance, in steps of classifier-free.", show_default="none"),
 ]
+Damping = Annotated[
+    float | None,
+    _number(*RANGES["damping"], help="Curvature of the reward, which damps strong guidance.", show_default="none"),
+]
 SteeringRewards = Annotated[
     list[WeightedReward] | None,
     typer.Option(
@@ -109,6 +114,23 @@ SteeringRewards = Annotated[
         help="Reward that steers beside CLIP, or alone with --scale 0: pickscore, hpsv2.1, aesthetic, imagereward, a "
         "folder or a hub id; repeat for several.",
         show_default=False,
+    ),
+]
+BestOf = Annotated[
+    int | None,
+    _number(
+        1,
+        MAX_CANDIDATES,
+        help="Draw this many candidates of each image, from as many seeds, and keep the best.",
+        show_default="none",
+    ),
+]
+Keep = Annotated[int, _number(1, MAX_CANDIDATES, help="Candidates of --best-of that are kept, best first.")]
+RankBy = Annotated[
+    str,
+    typer.Option(
+        help="What ranks the candidates: clip (the CLIP that steers, by all that it steers to), judge, a packaged "
+        "CLIP, or a reward: its name, a folder or a hub id.",
     ),
 ]
 ImageFolder = Annotated[Path, typer.Option(help="Folder for the images.")]

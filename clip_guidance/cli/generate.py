@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,10 +12,13 @@ import typer
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 from clip_guidance.cli import _target_options as targets
+from clip_guidance.generation.candidates import BY_CLIP, Candidates
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
 if TYPE_CHECKING:
+    from clip_guidance.generation.generator import ImageGenerator
     from clip_guidance.generation.image import GeneratedImage
+    from clip_guidance.metrics.job.processes import Processes
 
 DEFAULTS = GenerateSettings(prompt="unset")
 Planned: TypeAlias = tuple[GenerateSettings, Path | None]  # and the image that --from named
@@ -44,7 +47,11 @@ def command(
     cutouts: options.Cutouts = DEFAULTS.cutouts,
     scheduler: options.Scheduler = DEFAULTS.scheduler,
     cap: options.Cap = DEFAULTS.cap,
+    damping: options.Damping = DEFAULTS.damping,
     rewards: options.SteeringRewards = None,
+    best_of: options.BestOf = None,
+    keep: options.Keep = 1,
+    rank_by: options.RankBy = BY_CLIP,
     output: options.ImageFolder = Path("images"),
     report: options.Report = None,
     json: options.Json = False,
@@ -55,17 +62,21 @@ def command(
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
     given = _given(context, from_, prompt)
+    candidates = _candidates(context, best_of, keep, rank_by)
+    processes = _processes(device, candidates)
     output.mkdir(parents=True, exist_ok=True)  # an error is raised now rather than after the first image
     rows: list[dict[str, Any]] = []
     with common.Job() as job:
         originals = _originals(from_ or [], job)
-        planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, job)
-        for generated, original in _draw(planned, device, job):
+        planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, candidates, job)
+        for generated, original in _draw(planned, candidates, processes, job):
             if (path := _saved(generated, output, job)) is None:
                 break
             rows.append({"image": str(path), **generated.record()})
             if original is not None and generated.settings == originals[original]:
                 _compare(generated, original)
+    if processes.rank:
+        return  # with exit code 0: a launcher that sees a process fail ends the first one, which is still writing
     _print(rows, json)
     if report is not None:
         _save_report(rows, job, report)
@@ -88,15 +99,17 @@ def _plan(
     given: dict[str, Any],
     prompts: list[str] | None,
     num_images: int,
+    candidates: Candidates | None,
     job: common.Job,
 ) -> list[Planned]:
     """List the settings of each image; what no image can be made of fails by name, the others go on."""
     planned: list[Planned] = []
+    seeds = range(0, num_images * (every := candidates.n if candidates else 1), every)  # no two share a candidate
     for original, base in bases.items():
         for text in prompts or [base.prompt]:
             try:
                 first = replace(base, **given, prompt=text)
-                planned += [(replace(first, seed=first.seed + number), original) for number in range(num_images)]
+                planned += [(replace(first, seed=first.seed + seed), original) for seed in seeds]
             except ValueError as error:
                 job.fail(f"--prompt {text!r}" if prompts else str(original), str(error))
     return planned
@@ -114,10 +127,32 @@ def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] 
     return given
 
 
+def _candidates(context: typer.Context, best_of: int | None, keep: int, rank_by: str) -> Candidates | None:
+    if best_of is not None:
+        return Candidates(best_of, keep, rank_by)
+    for name in ("keep", "rank_by"):
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is for the candidates of --best-of")
+    return None
+
+
+def _processes(device: str | None, candidates: Candidates | None) -> Processes:
+    from clip_guidance.metrics.job.processes import find_processes
+
+    processes = find_processes(device)
+    if processes.count > 1 and candidates is None:
+        raise ValueError(f"{processes.count} processes would draw the same images: they share candidates (--best-of)")
+    return processes
+
+
 def _draw(
-    planned: list[Planned], device: str | None, job: common.Job
+    planned: list[Planned], candidates: Candidates | None, processes: Processes, job: common.Job
 ) -> Iterator[tuple[GeneratedImage, Path | None]]:
-    """Generate the images; one whose own settings cannot be followed fails by name."""
+    """Generate the images; one whose own settings cannot be followed fails by name.
+
+    Of several processes, which share the candidates, the first one yields the images.
+    """
     common.quiet("transformers", "diffusers")  # in this order: importing diffusers makes transformers print advice
     from clip_guidance.clip.domain import foreign_prompts
     from clip_guidance.generation.generator import ImageGenerator
@@ -126,18 +161,39 @@ def _draw(
     for model in dict.fromkeys(settings.model for settings, _ in planned):
         if message := foreign_prompts(model, [one.prompt for one, _ in planned if one.model == model]):
             common.narrate("warning", message)
-    generator = ImageGenerator(common.resolve_device(device))
+    generator = ImageGenerator(common.resolve_device(processes.device))
     with common.progress() as bar:
-        task = bar.add_task("steps", total=sum(settings.steps for settings, _ in planned))
+        own = candidates.n / processes.count if candidates else 1
+        task = bar.add_task("steps", total=sum(settings.steps for settings, _ in planned) * own)
         for settings, original in planned:
             try:
-                generated = generator(settings, lambda: bar.advance(task))
+                drawn = _drawn(generator, settings, candidates, processes, lambda: bar.advance(task))
             except ValueError as error:
                 if original is None and not isinstance(error, FailedImageError):
                     raise  # what the command line asks for holds for every image
                 job.fail(str(original or f"--prompt {settings.prompt!r}"), str(error))
                 continue
-            yield generated, original
+            if not processes.rank:
+                yield from ((generated, original) for generated in drawn)
+
+
+def _drawn(
+    generator: ImageGenerator,
+    settings: GenerateSettings,
+    candidates: Candidates | None,
+    processes: Processes,
+    on_step: Callable[[], None],
+) -> list[GeneratedImage]:
+    """Generate one image, or the best of its candidates; those that cannot be ranked are named."""
+    if candidates is None:
+        return [generator(settings, on_step)]
+    from accelerate import PartialState
+
+    drawn = generator.best_of(settings, candidates, on_step, PartialState() if processes.count > 1 else None)
+    for candidate in drawn[0].choice.failed if drawn[0].choice and not processes.rank else ():
+        what = f"the candidate of {settings.prompt!r} with seed {candidate['seed']} {candidate['reason']}"
+        common.narrate("skipped", what)
+    return drawn
 
 
 def _saved(generated: GeneratedImage, output: Path, job: common.Job) -> Path | None:
@@ -165,12 +221,15 @@ def _print(rows: list[dict[str, Any]], json: bool) -> None:
         common.print_json(rows)
         return
     by = list(dict.fromkeys(_judge(score) for row in rows for score in row["scores"]))
+    place = ["rank", "reward"] if any("choice" in row for row in rows) else []
     table = []
     for row in rows:
         scores = {_judge(score): score["score"] for score in row["scores"]}
         settings = row["settings"]
-        table.append((row["image"], settings["prompt"], settings["seed"], *(scores.get(judge, "") for judge in by)))
-    common.print_table(["image", "prompt", "seed", *by], table)
+        cells = [row["image"], settings["prompt"], settings["seed"]]
+        cells += [row.get("choice", {}).get(name, "") for name in place]
+        table.append((*cells, *(scores.get(judge, "") for judge in by)))
+    common.print_table(["image", "prompt", "seed", *place, *by], table)
 
 
 def _judge(score: Mapping[str, Any]) -> str:

@@ -280,8 +280,8 @@ def _narrate_marks(summaries: list[Any]) -> None:
         which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
         common.narrate(
             "warning",
-            f"{summary.guided} of {summary.count} images were guided by the very model that scores them{which}, "
-            "which flatters them; choose another --model or --reward",
+            f"{summary.guided} of {summary.count} images were guided or chosen by the very model that scores them"
+            f"{which}, which flatters them; choose another --model or --reward",
         )
     if truncated := sum(summary.truncated for summary in summaries):
         total = sum(summary.count for summary in summaries)

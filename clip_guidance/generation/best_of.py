@@ -2,19 +2,23 @@
 
     xᵢ ~ p(image | prompt) from the noise of seed + i,  i = 0 ... n − 1,    in the order of falling r(xᵢ)
 
-No gradient is needed, so that the reward may be any callable of PIL images, and no candidate depends on another.
+No gradient is needed, so that the reward may be any callable of PIL images. No candidate depends on another, so that
+several processes may share them.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from clip_guidance._display import DisplayMixin
@@ -59,8 +63,21 @@ class SearchResult(DisplayMixin):
     failed: list[FailedCandidate] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """Hold a candidate that was drawn; ``problem`` says why it cannot be ranked, and is empty where it can."""
+
+    image: Any
+    reward: float
+    seed: int
+    problem: str = ""
+
+
+Draw: TypeAlias = Callable[[range], list[list[Candidate]]]  # of some seeds, for each prompt the candidates
+
+
 def best_of(
-    pipe: Any, n: int, reward: Reward, *, seed: int = 0, batch_size: int = 1, **call: Any
+    pipe: Any, n: int, reward: Reward, *, seed: int = 0, batch_size: int = 1, accelerator: Any = None, **call: Any
 ) -> SearchResult | list[SearchResult]:
     """Draw n candidates of each prompt and rank them by a reward.
 
@@ -74,6 +91,9 @@ def best_of(
         seed: Seed of the first candidate.
         batch_size: Candidates of each prompt that are drawn and rated together, by ``num_images_per_prompt``; more
             take more memory and change the images by rounding alone.
+        accelerator: The ``Accelerator`` or ``PartialState`` of a program that ``accelerate launch`` started in several
+            processes: they share the batches, and each returns the result of one process, to the last bit; images that
+            are tensors come back on the CPU. None where each process searches for itself.
         call: Arguments of the pipeline: ``prompt="a red apple"``, ``num_inference_steps`` ... With a list of prompts
             each call draws all of them, so that what has an entry per prompt (``negative_prompt``, the prompts of a
             guidance) keeps it.
@@ -82,7 +102,8 @@ def best_of(
         The result; with a list of prompts, or embeddings of several, a list of results, one per prompt.
 
     Raises:
-        TypeError: ``reward`` is none, the pipeline returns no images, or ``call`` has an argument that the search sets.
+        TypeError: ``reward`` or ``accelerator`` is none, the pipeline returns no images, or ``call`` has an argument
+            that the search sets.
         RewardError: The reward does not return one number per image.
         ValueError: ``n`` or ``batch_size`` is below 1, or latents are asked for.
         FailedImageError: Every candidate failed; the message says why the first one did.
@@ -99,26 +120,47 @@ def best_of(
     """
     n, batch_size = (as_whole(*each, "at least 1", 1) for each in (("n", n), ("batch_size", batch_size)))
     _check(call)
-    started, prompts, count = time.perf_counter(), _prompts(call), _count(call)
-    judge = as_judge(reward, prompts)
-    found: list[list[_Candidate]] = [[] for _ in range(count)]
-    for first in range(seed, seed + n, batch_size):
-        seeds = range(first, min(first + batch_size, seed + n))
-        drawn = _draw(pipe, call, count, seeds, judge)
-        for place, candidates in enumerate(found):
-            candidates += drawn[place * len(seeds) : (place + 1) * len(seeds)]
-    seconds = time.perf_counter() - started
-    results = [_ranked(candidates, seconds) for candidates in found]
+    count = _count(call)
+    draw = partial(_draw, pipe, call, count, as_judge(reward, _prompts(call)))
+    results = search(draw, range(seed, seed + n), batch_size, accelerator)
     _warn(results)
     return results if count > 1 or isinstance(call.get("prompt"), list | tuple) else results[0]
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    image: Any
-    reward: float
-    seed: int
-    problem: str
+def search(draw: Draw, seeds: range, batch_size: int = 1, accelerator: Any = None) -> list[SearchResult]:
+    """Draw candidates from seeds, batch by batch, and rank those of each prompt.
+
+    A batch is the same whichever process draws it, so that their number changes nothing.
+
+    Args:
+        draw: Draws and rates the candidates of a batch of seeds.
+        seeds: All seeds, at least one.
+        batch_size: Number of seeds in a batch.
+        accelerator: As for :func:`best_of`.
+    """
+    started = time.perf_counter()
+    batches = [seeds[first : first + batch_size] for first in range(0, len(seeds), batch_size)]
+    drawn = [draw(batch) for batch in batches] if accelerator is None else _shared_out(draw, batches, accelerator)
+    seconds = time.perf_counter() - started
+    return [_ranked([each for batch in of_prompt for each in batch], seconds) for of_prompt in zip(*drawn, strict=True)]
+
+
+def _shared_out(draw: Draw, batches: Sequence[range], accelerator: Any) -> list[list[list[Candidate]]]:
+    """Draw this process's share of the batches; return what all processes drew, in the order of the batches."""
+    try:
+        rank, count = accelerator.process_index, accelerator.num_processes
+    except AttributeError:
+        found = f"{type(accelerator).__name__} {accelerator!r:.60}"
+        raise TypeError(f"accelerator must be accelerate's Accelerator or PartialState, got {found}") from None
+    own = [(place, draw(batches[place])) for place in range(rank, len(batches), count)]
+    own = [(place, [[_on_cpu(each) for each in of_prompt] for of_prompt in drawn]) for place, drawn in own]
+    return [drawn for _, drawn in sorted(gather_object(own), key=itemgetter(0))]
+
+
+def _on_cpu(candidate: Candidate) -> Candidate:
+    """Copy an image that is a tensor: it lies in the memory of its whole batch, which would be sent with it."""
+    image = candidate.image
+    return replace(candidate, image=image.cpu().clone()) if isinstance(image, Tensor) else candidate
 
 
 def _check(call: Mapping[str, Any]) -> None:
@@ -147,8 +189,8 @@ def _count(call: Mapping[str, Any]) -> int:
     return len(embeds) if prompt is None and isinstance(embeds, Tensor) else 1
 
 
-def _draw(pipe: Any, call: Mapping[str, Any], count: int, seeds: Sequence[int], judge: ImageJudge) -> list[_Candidate]:
-    """Draw and rate one candidate of each prompt and seed, the seeds of a prompt one after the other."""
+def _draw(pipe: Any, call: Mapping[str, Any], count: int, judge: ImageJudge, seeds: range) -> list[list[Candidate]]:
+    """Draw and rate one candidate of each seed, for each prompt."""
     of_images = list(seeds) * count
     generators = [torch.Generator().manual_seed(seed) for seed in of_images]  # on the CPU: all devices get this noise
     several = {"num_images_per_prompt": len(seeds)} if len(seeds) > 1 else {}
@@ -164,7 +206,8 @@ def _draw(pipe: Any, call: Mapping[str, Any], count: int, seeds: Sequence[int], 
     readable = _without_nan(images)
     ratings = judge.ratings(readable).tolist()
     problems = map(_problem, readable, finite, flagged, ratings)
-    return [_Candidate(*each) for each in zip(images, ratings, of_images, problems, strict=True)]
+    drawn = [Candidate(*each) for each in zip(images, ratings, of_images, problems, strict=True)]
+    return [drawn[first : first + len(seeds)] for first in range(0, len(drawn), len(seeds))]
 
 
 def _is_finite(image: Any) -> bool:
@@ -189,7 +232,7 @@ def _problem(image: Any, finite: bool, flagged: bool, rating: float) -> str:
     return "" if np.isfinite(rating) else f"has the reward {rating}"
 
 
-def _ranked(candidates: Sequence[_Candidate], seconds: float) -> SearchResult:
+def _ranked(candidates: Sequence[Candidate], seconds: float) -> SearchResult:
     sound = sorted((each for each in candidates if not each.problem), key=lambda each: -each.reward)
     failed = [FailedCandidate(each.seed, each.problem) for each in candidates if each.problem]
     images, rewards, seeds = ([getattr(each, name) for each in sound] for name in ("image", "reward", "seed"))

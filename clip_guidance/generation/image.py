@@ -6,13 +6,14 @@ import itertools
 import os
 import re
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_guidance import __version__
 from clip_guidance._display import DisplayMixin
 from clip_guidance._files import write_atomically
+from clip_guidance.generation.candidates import Choice
 from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.images.metadata import png_with_record
 
@@ -23,12 +24,19 @@ if TYPE_CHECKING:
 class FailedImageError(ValueError):
     """Report an image that came out empty: its numbers were not finite, or all of its pixels have one color.
 
+    Attributes:
+        reason: What was wrong with the image, such as "is of one color, (0, 0, 0)".
+
     Example:
         >>> from PIL import Image
         >>> check_image(Image.new("RGB", (64, 64)), GenerateSettings("a red apple", guidance_scale=99.0))
         Traceback (most recent call last):
         clip_guidance...FailedImageError: the image of 'a red apple' (seed 0) is of one color, (0, 0, 0): ...
     """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def check_image(image: Image.Image, settings: GenerateSettings) -> None:
@@ -46,7 +54,8 @@ def failed(settings: GenerateSettings, what: str) -> FailedImageError:
     """Make the error of an image, which names what is known to cause it."""
     return FailedImageError(
         f"the image of {reprlib.repr(settings.prompt)} (seed {settings.seed}) {what}: a strength that is too large "
-        f"(scale {settings.scale}, guidance_scale {settings.guidance_scale}) or a model in float16 is the usual cause"
+        f"(scale {settings.scale}, guidance_scale {settings.guidance_scale}) or a model in float16 is the usual cause",
+        what,
     )
 
 
@@ -61,6 +70,7 @@ class GeneratedImage(DisplayMixin):
         scores: For each CLIP and reward that scored: ``score``, ``prompt``, ``guided``, and the entries of its
             ``record``.
         device: Where the image was generated; other devices round differently.
+        choice: How the image was chosen among candidates; None if it was the only one.
     """
 
     image: Image.Image
@@ -68,12 +78,14 @@ class GeneratedImage(DisplayMixin):
     guide: dict[str, str] | None = None
     scores: list[dict[str, Any]] = field(default_factory=list)
     device: str = "cpu"
+    choice: Choice | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
             "settings": self.settings.record(),
             "guide": self.guide,
+            **({"choice": asdict(self.choice)} if self.choice else {}),
             "scores": self.scores,
             "device": self.device,
             "versions": _versions(),

@@ -46,6 +46,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "every": (1, 10_000),
     "cutouts": (1, 256),
     "cap": (1e-6, 1_000.0),
+    "damping": (0.0, 10_000.0),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
@@ -57,6 +58,8 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "regions": PlacedTarget,
     "rewards": WeightedReward,
 }
+# Settings that earlier versions draw without, and what they are where they are not used.
+_LATER: dict[str, Any] = {"damping": None, "clip_images": [], "regions": [], "rewards": []}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -84,6 +87,8 @@ class GenerateSettings:
         cutouts: Views of the image that CLIP sees at each step; 1 is the whole image.
         scheduler: One of ``SCHEDULERS``; by default the model's own.
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
+        damping: Curvature of the reward, by which strong guidance is damped; None is the default of
+            :class:`~clip_guidance.guidance.Guidance`.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
         rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
@@ -115,6 +120,7 @@ class GenerateSettings:
     cutouts: int = 1
     scheduler: str | None = None
     cap: float | None = None
+    damping: float | None = None
     clip_images: tuple[ImageFile, ...] = ()
     regions: tuple[PlacedTarget, ...] = ()
     rewards: tuple[WeightedReward, ...] = ()
@@ -143,9 +149,9 @@ class GenerateSettings:
         return replace(self, scale=scale, start=start)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them; what has no entry is left out."""
+        """Return the settings as JSON holds them; one that came later is left out where it is not used."""
         settings = asdict(self, dict_factory=lambda pairs: {name: _as_list(value) for name, value in pairs})
-        return {name: value for name, value in settings.items() if value != []}
+        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def target(self) -> str:

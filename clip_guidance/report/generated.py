@@ -70,11 +70,18 @@ def _card(row: Mapping[str, Any], own: Sequence[str]) -> Card:
     settings = row["settings"]
     lines = [settings["prompt"], f"seed {settings['seed']}"]
     lines += [f"{name} {settings[name]}" for name in own if settings.get(name) not in (None, "")]
+    lines += [_place(row["choice"])] if "choice" in row else []
     lines += [_score(one) for one in row["scores"]]
     return Card(row["image"], lines=tuple(lines))
 
 
+def _place(choice: Mapping[str, Any]) -> str:
+    by = ", ".join(f"{each['definition']} by {each['model']}" for each in choice["ranked_by"])
+    return f"{choice['rank']} of {choice['n']} candidates: {choice['reward']:.3f} ({by})"
+
+
 def _score(score: Mapping[str, Any]) -> str:
     definition = score.get("definition", "torchmetrics")
-    name = "" if definition == "torchmetrics" else f" {definition}"
-    return f"{score['score']:.3f}{name} by {score['model']}{' (the guide)' if score['guided'] else ''}"
+    definition = "" if definition == "torchmetrics" else f" {definition}"
+    roles = ", ".join(role for name, role in (("guided", "the guide"), ("chose", "chose it")) if score.get(name))
+    return f"{score['score']:.3f}{definition} by {score['model']}{f' ({roles})' if roles else ''}"

@@ -7,12 +7,14 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
 from clip_guidance.clip.domain import foreign_prompts
-from clip_guidance.generation.settings import GenerateSettings
+from clip_guidance.generation.candidates import Candidates
+from clip_guidance.generation.image import GeneratedImage
+from clip_guidance.generation.settings import RANGES, GenerateSettings
 from clip_guidance.ui.preview import Finished, generate_with_previews
 from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn, whole_number
 
@@ -20,12 +22,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_SCALE = 30.0
+MAX_CANDIDATES = 16
 ABOUT = (
     "Scores are 100 · cosine of image and prompt. A downloaded image can be generated again: "
     "`clip-guidance generate --from image.png`."
 )
 STEP = "step"  # begins the caption of an image that is not finished
 _DEFAULTS = GenerateSettings(prompt="unset")
+_ROLES = {  # by whether it guided and whether it chose
+    (True, True): "guided and chose it",
+    (True, False): "guided it",
+    (False, True): "chose it",
+    (False, False): "did not guide it",
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,16 @@ class Pair:
 
 
 def generate_pair(
-    state: AppState, prompt: str, seed: float, steps: float, strength: float, model: str
+    state: AppState,
+    prompt: str,
+    seed: float,
+    steps: float,
+    strength: float,
+    model: str,
+    number: float = 1,
+    damping: float | None = None,
 ) -> Iterator[Pair]:
-    """Generate an image without and then one with CLIP guidance, from the same noise.
+    """Generate an image without and then one with CLIP guidance, from the same noise or the best of the same noises.
 
     Args:
         state: The models and folders of the page.
@@ -68,6 +84,8 @@ def generate_pair(
         steps: Denoising steps per image, at least 1.
         strength: Scale of CLIP guidance; 0 switches it off.
         model: Name of the pipeline.
+        number: Number of candidates, of which CLIP chooses each of the two images; from ``seed`` on, at least 1.
+        damping: Curvature by which CLIP guidance is damped; None is the default.
 
     Yields:
         Both images, whenever one of them has changed.
@@ -83,20 +101,24 @@ def generate_pair(
             steps=whole_number("steps", steps),
             model=model,
             clip=state.steering_clip(model),
+            damping=damping,
         )
+        count = whole_number("candidates", number)
+        candidates = None if count == 1 else Candidates(count)
         if message := foreign_prompts(model, [prompt]):
             warn(message)
         yield pair
         for name, scale in (("without", 0.0), ("guided", float(strength))):
-            for event in generate_with_previews(state.generator, replace(base, scale=scale)):
+            one = replace(base, scale=scale)
+            for event in generate_with_previews(state.generator, one, candidates=candidates):
                 if isinstance(event, Finished):
                     generated = event.generated
                     for message in event.warnings:
                         warn(message)
-                    scores = "<br>".join(map(_score, generated.scores))
-                    pair = replace(pair, **{name: Side(generated.image, scores, generated.save(state.downloads))})
+                    file = generated.save(state.downloads)
+                    pair = replace(pair, **{name: Side(generated.image, _caption(generated), file)})
                 else:
-                    pair = replace(pair, **{name: Side(event.image, f"{STEP} {event.step} of {base.steps}")})
+                    pair = replace(pair, **{name: Side(event.image, f"{STEP} {event.step} of {base.steps * count}")})
                 yield pair
 
 
@@ -110,30 +132,68 @@ def settings_of(state: AppState, model: str) -> GenerateSettings:
     return GenerateSettings("unset", model=model, clip=state.steering_clip(model)).resolved()
 
 
+def _caption(generated: GeneratedImage) -> str:
+    found = generated.choice
+    chosen = [f"the best of {found.n} candidates, seed {generated.settings.seed}"] if found else []
+    return "<br>".join([*map(_score, generated.scores), *chosen])
+
+
 def _score(score: dict[str, Any]) -> str:
-    role = "guided it" if score["guided"] else "did not guide it"
+    role = _ROLES[score["guided"], score.get("chose", False)]
     return f"<b>{score['score']:.1f}</b> by {html.escape(str(score['model']))}, which {role}"
+
+
+class _Fields(NamedTuple):
+    """The fields of the tab, in the order of the arguments of :func:`generate_pair`."""
+
+    prompt: gr.Textbox
+    seed: gr.Number
+    steps: gr.Slider
+    strength: gr.Slider
+    model: gr.Dropdown
+    number: gr.Slider
+    damping: gr.Number
+
+
+def _fields(state: AppState) -> _Fields:
+    prompt = gr.Textbox(
+        label="Prompt", value="a noto picture of a rocket", autofocus=True, elem_id="generate-prompt"
+    )
+    strength = gr.Slider(
+        0,
+        MAX_SCALE,
+        _strength(state, state.model),
+        step=0.5,
+        label="Strength of CLIP guidance",
+        info="0 is off.",
+        elem_id="generate-strength",
+    )
+    steps = gr.Slider(1, 100, _DEFAULTS.steps, step=1, label="Steps", elem_id="generate-steps")
+    seed = gr.Number(_DEFAULTS.seed, label="Seed", precision=0, elem_id="generate-seed")
+    number = gr.Slider(
+        1,
+        MAX_CANDIDATES,
+        1,
+        step=1,
+        label="Candidates",
+        info="CLIP chooses each image among this many, from this seed on.",
+        elem_id="generate-candidates",
+    )
+    damping = gr.Number(
+        label="Damping",
+        info="Damps strong guidance; empty is the default.",
+        minimum=RANGES["damping"][0],
+        elem_id="generate-damping",
+    )
+    model = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
+    return _Fields(prompt, seed, steps, strength, model, number, damping)
 
 
 def tab(state: AppState) -> None:
     """Lay out the tab Generate."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            prompt = gr.Textbox(
-                label="Prompt", value="a noto picture of a rocket", autofocus=True, elem_id="generate-prompt"
-            )
-            strength = gr.Slider(
-                0,
-                MAX_SCALE,
-                _strength(state, state.model),
-                step=0.5,
-                label="Strength of CLIP guidance",
-                info="0 is off.",
-                elem_id="generate-strength",
-            )
-            steps = gr.Slider(1, 100, _DEFAULTS.steps, step=1, label="Steps", elem_id="generate-steps")
-            seed = gr.Number(_DEFAULTS.seed, label="Seed", precision=0, elem_id="generate-seed")
-            model = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
+            fields = _fields(state)
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", elem_id="generate-draw")
                 stop = gr.Button("Stop", elem_id="generate-stop")
@@ -163,16 +223,17 @@ def tab(state: AppState) -> None:
             yield [part for side in (pair.without, pair.guided) for part in _parts(side)]
 
     generation = gr.on(
-        [start.click, prompt.submit],
+        [start.click, fields.prompt.submit],
         update,
-        [prompt, seed, steps, strength, model],
+        list(fields),
         outputs,
         show_progress="hidden",
         **COMPUTE,
     )
     captions = [output for output in outputs if isinstance(output, gr.HTML)]
     stop.click(stopped, captions, captions, cancels=[generation], show_progress="hidden", api_visibility="private")
-    model.change(functools.partial(_strength, state), model, strength, api_visibility="private")
+    strength_of = functools.partial(_strength, state)
+    fields.model.change(strength_of, fields.model, fields.strength, api_visibility="private")
 
 
 def _parts(side: Side) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import GenerateSettings
@@ -50,7 +51,8 @@ class Finished:
 
     Attributes:
         generated: The image with its settings and scores.
-        warnings: Messages of the warnings that were issued on the way, each of them once.
+        warnings: Messages of the warnings that were issued on the way, each of them once, and the candidates that
+            failed.
     """
 
     generated: GeneratedImage
@@ -66,7 +68,7 @@ class _Stopped(Exception):
 
 
 def generate_with_previews(
-    generator: ImageGenerator, settings: GenerateSettings, share: float = 0.2
+    generator: ImageGenerator, settings: GenerateSettings, share: float = 0.2, candidates: Candidates | None = None
 ) -> Iterator[Preview | Finished]:
     """Generate an image in a thread of its own and yield previews on the way.
 
@@ -76,6 +78,7 @@ def generate_with_previews(
         generator: Generates the image.
         settings: Settings of the image.
         share: Share of the time that previews may take, in (0, 1]; decoders of large images are slow.
+        candidates: Candidates of which the best is the image; their steps are counted on. None for this image alone.
 
     Yields:
         Previews, then the finished image.
@@ -96,8 +99,10 @@ def generate_with_previews(
             with _pipeline_in_use, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
                 with show_previews(generator.pipeline(settings), show, share):
-                    generated = generator(settings)
-            messages = (str(each.message) for each in caught if issubclass(each.category, UserWarning))
+                    generated = generator.best_of(settings, candidates)[0] if candidates else generator(settings)
+            messages = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+            failed = generated.choice.failed if generated.choice else []
+            messages += [f"the candidate of seed {each['seed']} {each['reason']}" for each in failed]
             events.put(Finished(generated, tuple(dict.fromkeys(messages))))
         except BaseException as error:  # the consuming thread raises it
             events.put(error)

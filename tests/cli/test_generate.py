@@ -1,5 +1,9 @@
 """``clip-guidance generate``: names, metadata, drawing again, Ctrl-C."""
 
+import itertools
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,9 @@ from helpers.factories import save_tiny_clip
 from PIL import Image
 
 import clip_guidance as cg
+from clip_guidance.generation import generator
+from clip_guidance.guidance import CLIPReward
+from clip_guidance.rewards import as_judge
 
 
 @pytest.fixture
@@ -171,7 +178,92 @@ def test_rewards_and_clip_steer_by_their_weighted_sum(generate, cli, clip, judge
     assert alone.code == 0 and alone.json[0]["settings"]["scale"] == 0 and len(alone.json[0]["scores"]) == 2
     assert "pickscore by" in (tmp_path / "page.html").read_text()
     scored = cli("score", alone.json[0]["image"], "--reward", rewards[0], "--json")
-    assert scored.json["results"][0]["guided"] and "guided by the very model that scores them" in scored.err
+    assert scored.json["results"][0]["guided"] and "guided or chosen by the very model that scores them" in scored.err
+
+
+def test_the_best_candidate_is_kept_and_drawn_again_without_the_others(generate, monkeypatch):
+    seeds, draw = [], generator._draw
+    monkeypatch.setattr(generator, "_draw", lambda *args: seeds.append(args[2].seed) or draw(*args))
+    done = generate("--prompt", "a cat", "--scale", 0, "--seed", 3, "--best-of", 2, "--rank-by", "judge", "--json")
+    (row,) = done.json
+    best, found = row["settings"]["seed"], row["choice"]
+    assert done.code == 0 and seeds == [3, 4] and Path(row["image"]).name == f"a-cat-{best}.png"
+    assert (found["n"], found["first_seed"], found["rank"], found["failed"]) == (2, 3, 1, [])
+    again = generate("--from", row["image"], "--json")
+    assert seeds == [3, 4, best] and "was drawn again bit for bit" in again.err
+    assert again.json[0]["settings"] == row["settings"] and "choice" not in again.json[0]
+
+
+@pytest.mark.slow
+def test_each_image_of_each_prompt_is_chosen_among_candidates_of_its_own(generate, cli, judge, tmp_path):
+    words = ["--prompt", "a cat", "--prompt", "a dog", "--scale", 9, "--seed", 5]
+    drawn = generate(*words, "--num-images", 6, "--json").json
+    page = tmp_path / "page.html"
+    search = ["--num-images", 2, "--best-of", 3, "--keep", 2, "--rank-by", "judge", "--report", page]
+    kept = generate(*words, *search, "--json").json
+    expected = []
+    for prompt, first in itertools.product(("a cat", "a dog"), (5, 8)):
+        rate = as_judge(CLIPReward(cg.CLIP.from_pretrained(judge), prompt))
+        own = {row["settings"]["seed"]: row["image"] for row in drawn if row["settings"]["prompt"] == prompt}
+        of_seeds = {seed: rate([own[seed]]).item() for seed in range(first, first + 3)}
+        best = sorted(of_seeds, key=of_seeds.get, reverse=True)[:2]
+        expected += [(prompt, first, rank, seed, of_seeds[seed], own[seed]) for rank, seed in enumerate(best, 1)]
+    for row, (prompt, first, rank, seed, reward, image) in zip(kept, expected, strict=True):
+        found = row["choice"]
+        assert (row["settings"]["prompt"], row["settings"]["seed"]) == (prompt, seed)
+        assert (found["n"], found["first_seed"], found["rank"]) == (3, first, rank)
+        assert found["reward"] == pytest.approx(reward, abs=1e-4)
+        assert Image.open(row["image"]).tobytes() == Image.open(image).tobytes()
+    assert page.read_text().count("2 of 3 candidates: ") == 4
+    header, first, *_ = generate(*words, *search).table
+    assert header[:5] == ["image", "prompt", "seed", "rank", "reward"] and first[3:5] == ["1", f"{expected[0][4]:.4f}"]
+    scored = cli("score", kept[0]["image"], "--model", judge, "--json")
+    assert scored.json["results"][0]["guided"] and "guided or chosen by the very model that scores them" in scored.err
+
+
+@pytest.mark.slow
+def test_processes_share_the_candidates(generate, root, clip, judge, pipeline, tmp_path):
+    alone = generate("--prompt", "a cat", "--scale", 9, "--best-of", 3, "--keep", 3, "--json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "clip_guidance.cli.main", "generate", "--prompt", "a cat", "--scale", "9", "--steps", "2"]
+    command += ["--json", "--model", pipeline, "--clip", clip, "--judge", judge, "--output", tmp_path / "shared"]
+    shared = [*command, "--device", "cpu", "--best-of", "3", "--keep", "3"]
+    done = subprocess.run([str(word) for word in shared], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [Path(row["image"]).read_bytes() for row in rows] == [Path(row["image"]).read_bytes() for row in alone.json]
+    assert len(rows) == len(list((tmp_path / "shared").iterdir())) == 3
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=root)
+    assert done.returncode and "2 processes would draw the same images: they share candidates" in done.stderr
+
+
+def test_candidates_that_fail_are_named_and_the_others_ranked(generate, monkeypatch):
+    draw = generator._draw
+
+    def sometimes(pipe, guidance, settings, on_step):
+        image = draw(pipe, guidance, settings, on_step)
+        return Image.new("RGB", image.size) if settings.seed in (1, 2, 3) else image
+
+    monkeypatch.setattr(generator, "_draw", sometimes)
+    done = generate("--prompt", "a cat", "--scale", 0, "--num-images", 2, "--best-of", 2, "--keep", 2, "--json")
+    assert done.code == 1 and [row["settings"]["seed"] for row in done.json] == [0]
+    assert "skipped: the candidate of 'a cat' with seed 1 is of one color, (0, 0, 0)" in done.err
+    assert "failed: --prompt 'a cat': the image of 'a cat' (seed 2) has no candidate: all 2 failed" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--keep", 2], "--keep is for the candidates of --best-of"),
+        (["--rank-by", "judge"], "--rank-by is for the candidates of --best-of"),
+        (["--best-of", 2, "--keep", 3], "keep must be from 1 to 2, the number of candidates, got 3"),
+        (["--best-of", 0], "Invalid value for '--best-of'"),
+        (["--best-of", 2, "--rank-by", "pikscore"], "pikscore: neither a folder"),
+    ],
+)
+def test_what_is_no_search_is_named(generate, words, message):
+    done = generate("--prompt", "a cat", *words)
+    assert (done.code, done.out) == (2, "") and message in " ".join(done.err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

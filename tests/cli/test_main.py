@@ -129,7 +129,7 @@ def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, p
     assert cli(*drawn, "a red apple").code == 0
     by_guide = cli("score", folder, "--model", clip, "--json")
     assert by_guide.code == 0 and by_guide.json["results"][0]["prompt"] == "a red apple"
-    assert "1 of 1 images were guided by the very model that scores them" in by_guide.err
+    assert "1 of 1 images were guided or chosen by the very model that scores them" in by_guide.err
     by_judge = cli("score", folder, good[0], "--model", judge, "--json")
     assert by_judge.code == 1 and "guided" not in by_judge.err
     assert "a.png: holds no prompt; give --prompt or --prompts-file" in by_judge.err

@@ -1,12 +1,15 @@
 """Best of n beside the loop that a user would write: the same images, ranked by the same numbers."""
 
+import os
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from helpers.factories import TEXTS, TinyCLIP, make_clip, make_pipeline
+from helpers.processes import spawned
 from PIL import Image
 
 import clip_guidance as cg
@@ -166,6 +169,43 @@ def test_ties_stay_in_the_order_of_their_seeds():
         assert best_of(fake({}), 3, lambda images: [7.0] * len(images), seed=-1, prompt="cat").seeds == [-1, 0, 1]
 
 
+def searched(accelerator):
+    """What each search finds, but for what a clock told."""
+    pipe, call = make_pipeline(), {**CALL, "output_type": "pt"}
+    searches = (
+        (pipe, 5, {"batch_size": 2, "prompt": ["cat", "dog"], **call}),  # the second process draws one batch
+        (pipe, 1, {"prompt": "cat", **CALL}),  # and here none
+        (fake({1: torch.nan}), 3, {"prompt": "cat"}),
+    )
+    found = []
+    for each, n, options in searches:
+        guidance = cg.CLIPGuidance(TinyCLIP(), "a dog", scale=3.0)
+        with guidance.attach(pipe), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            results = cg.best_of(each, n, contrast, accelerator=accelerator, **options)
+        messages = [str(warning.message) for warning in told]
+        for one in results if isinstance(results, list) else [results]:
+            images = [np.asarray(image).tobytes() for image in one.images]
+            found.append((images, one.rewards, one.seeds, one.evaluations, one.failed, messages))
+    return found
+
+
+def on_each(rank, size):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    state = PartialState(cpu=True)
+    assert state.num_processes == size
+    return searched(state)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds_to_the_last_bit():
+    alone = searched(None)
+    assert [len(images) for images, *_ in alone] == [5, 5, 1, 2]
+    assert alone[3][4] == [FailedCandidate(1, "is not finite")]
+    assert spawned(2, on_each) == [alone, alone]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -176,6 +216,7 @@ def test_ties_stay_in_the_order_of_their_seeds():
         ({"output_type": "latent"}, ValueError, "output_type must be 'pil', 'pt' or 'np', got 'latent'"),
         ({"return_dict": False}, ValueError, "return_dict must be True"),
         ({"reward": "pickscore"}, TypeError, "expected a reward, a function of images .*; got str 'pickscore'"),
+        ({"accelerator": 2}, TypeError, "accelerator must be accelerate's Accelerator or PartialState, got int 2"),
         ({"pipe": lambda **_: ([],)}, TypeError, "best_of ranks images, and function returned tuple without any"),
         ({"pipe": lambda **_: SimpleNamespace(images=[])}, ValueError, "expected 1 images for each of 1 prompts"),
     ],

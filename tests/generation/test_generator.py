@@ -78,6 +78,7 @@ def test_an_image_does_not_depend_on_its_neighbours(settings):
         {"stop": 0.3},
         {"every": 2},
         {"cutouts": 1},
+        {"damping": 2.0},
         {"scheduler": "dpm++"},  # not euler, which in exact arithmetic is ddim
         {"negative_prompt": "blue"},
         {"clip_prompt": "a blue boat"},

@@ -93,6 +93,11 @@ def test_a_record_is_read_as_it_is_or_refused_by_field(values, with_prompt):
     assert any(name in str(raised.value) for name in blamed)
 
 
+def test_a_record_tells_of_damping_where_there_is_some():
+    assert "damping" not in GenerateSettings("a cat").record()
+    assert GenerateSettings("a cat", damping=0.0).record()["damping"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("text", "name", "weight"),
     [

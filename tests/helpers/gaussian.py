@@ -164,14 +164,14 @@ def stepper(scheduler, timesteps):
     return lambda i, output, t, x: scheduler.step(output, t, x).prev_sample
 
 
-def sample(pipe, steps, start=0.0):
-    """Two clean samples; the noise that a scheduler draws is the same at every call.
+def sample(pipe, steps, start=0.0, noise=None):
+    """Clean samples, of ``noise`` or of two; the noise that a scheduler draws is the same at every call.
 
     Pipelines start from noise of mean 0. That of data of mean m at the first level has the mean α·m: ``start`` is m.
     """
     scheduler, denoiser = pipe.scheduler, pipe.unet
     timesteps = set_timesteps(scheduler, steps)
-    step, x = stepper(scheduler, timesteps), initial(scheduler, count=2)
+    step, x = stepper(scheduler, timesteps), initial(scheduler, count=2) if noise is None else noise
     x = x + start * peer_level(scheduler, 0, timesteps[0])[0]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

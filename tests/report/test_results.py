@@ -1,6 +1,6 @@
 """Pages of what was drawn and of what training would read."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from helpers import html_pages
@@ -9,6 +9,7 @@ from PIL import Image
 from clip_guidance import data as reading
 from clip_guidance import report
 from clip_guidance.generation.best_of import FailedCandidate, SearchResult
+from clip_guidance.generation.candidates import Choice
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import GenerateSettings
 
@@ -57,6 +58,13 @@ def test_a_reward_is_shown_by_its_name(drawn):
     drawn[0].scores = [*drawn[0].scores, {**SCORE, "definition": "torchmetrics"}]
     shown = html_pages.read(drawn[0]._repr_html_()).text
     assert "27.123 pickscore by <judge> (the guide)" in shown and shown.count("27.123 by <judge>") == 2
+
+
+def test_a_chosen_image_tells_among_how_many(drawn):
+    by = {"definition": "logit", "model": "<judge>", "fingerprint": "0", "weight": 1.0}
+    chosen = replace(drawn[0], choice=Choice(4, 0, 2, 2.5, [by]), scores=[{**SCORE, "chose": True}])
+    shown = html_pages.read(chosen._repr_html_()).text
+    assert "2 of 4 candidates: 2.500 (logit by <judge>)" in shown and "27.123 by <judge> (chose it)" in shown
 
 
 def test_a_notebook_shows_what_a_search_found():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import generate
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 from clip_guidance.images.metadata import read_record
@@ -59,6 +60,20 @@ def test_the_images_are_those_of_the_command_line(shown):
         assert read_record(side.file) == expected.record()
 
 
+@pytest.mark.slow
+def test_each_image_is_the_best_of_its_candidates_with_the_damping_that_was_asked_for(state):
+    pairs = list(generate_pair(state, PROMPT, 7, STEPS, 12.0, "emoji", 3, 0.5))
+    steps = [pair.without.caption for pair in pairs if pair.without.caption.startswith("step")]
+    assert steps[0] == f"step 1 of {3 * STEPS}"
+    for side, scale in ((pairs[-1].without, 0.0), (pairs[-1].guided, 12.0)):
+        settings = GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale, damping=0.5)
+        (expected,) = state.generator.best_of(settings, Candidates(3))
+        assert side.image.tobytes() == expected.image.tobytes() and read_record(side.file) == expected.record()
+        assert read_settings(side.file).damping == 0.5
+        assert f"the best of 3 candidates, seed {expected.settings.seed}" in side.caption
+    assert "which chose it" in pairs[-1].without.caption
+
+
 def test_previews_come_before_the_images(shown):
     assert shown[0].without.image is None
     for name in ("without", "guided"):
@@ -104,6 +119,9 @@ def test_a_long_prompt_is_told(state):
         ({"seed": float("inf")}, "expected a whole number as seed, got inf"),
         ({"steps": float("nan")}, "expected a whole number as steps, got nan"),
         ({"strength": 1e30}, "scale must be from"),
+        ({"number": 0}, "n, the number of candidates, must be from 1 to 10,000, got 0"),
+        ({"number": 1.5}, r"expected a whole number as candidates, got 1\.5"),
+        ({"damping": -1.0}, "damping must be from 0.0 to 10,000.0, got -1.0"),
         ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
         ({"strength": float("nan")}, "scale must be from -10,000.0 to 10,000.0, got nan"),
     ],

@@ -21,6 +21,7 @@ from clip_guidance.guidance.adapters.size import Size
 PIPELINES = (DiffusionPipeline, ModularPipeline)
 _WANTED = (
     *("height", "width", "mask", "latents", "timesteps"),
+    *("prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt"),
     *("frames", "additional_frames", "image_condition_type", "enable_temporal_reasoning"),  # of videos
     *("condition", "first_frame_mask", "cond_mask", "mask_image"),  # of images that are given
 )

@@ -21,29 +21,36 @@ from clip_guidance.guidance.engine.step import Steering
 from clip_guidance.guidance.engine.threads import enter
 from clip_guidance.guidance.options import GuidanceOptions
 
-AnyGuidance = TypeVar("AnyGuidance", bound=GuidanceOptions)
+AnyGuidance = TypeVar("AnyGuidance")
+AnyOptions = TypeVar("AnyOptions", bound=GuidanceOptions)
 _lock = threading.RLock()  # a generator that is collected while the lock is held may end a block
 
 
-def attach(guidance: AnyGuidance, pipe: Any) -> AbstractContextManager[AnyGuidance]:
+def attach(guidance: AnyOptions, pipe: Any) -> AbstractContextManager[AnyOptions]:
     """Guide ``pipe`` inside the ``with`` block; :meth:`Guidance.attach` says how.
 
     What cannot work is refused here, before anything is changed.
     """
-    return _Block(guidance, Attachment(guidance, pipe))
+    attachment = Attachment(guidance, pipe)
+    return Block(guidance, lambda: _attached(guidance, attachment))
 
 
-class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
-    """Attach a guidance inside the ``with`` block; say so where there is none."""
+class Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
+    """Attach a guidance, or particles, inside the ``with`` block; say so where there is none.
 
-    def __init__(self, guidance: AnyGuidance, attachment: Attachment) -> None:
-        self._guidance, self._attachment = guidance, attachment
+    Args:
+        guidance: What is attached.
+        attached: Makes the context manager that attaches it, and yields it.
+    """
+
+    def __init__(self, guidance: AnyGuidance, attached: Callable[[], AbstractContextManager[AnyGuidance]]) -> None:
+        self._guidance, self._attached = guidance, attached
         self._open: list[AbstractContextManager[AnyGuidance]] = []
         self._was_entered = False
 
     def __enter__(self) -> AnyGuidance:
         self._was_entered = True
-        self._open.append(_attached(self._guidance, self._attachment))
+        self._open.append(self._attached())
         return self._open[-1].__enter__()
 
     def __exit__(
@@ -61,7 +68,7 @@ class _Block(ContextDecorator, AbstractContextManager, Generic[AnyGuidance]):
 
 
 @contextmanager
-def _attached(guidance: AnyGuidance, attachment: Attachment) -> Iterator[AnyGuidance]:
+def _attached(guidance: AnyOptions, attachment: Attachment) -> Iterator[AnyOptions]:
     host = attachment.host
     if not guidance.any_scale:
         guidance.start_run()
@@ -94,11 +101,17 @@ def _encoding_one_at_a_time(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def steered_by(attachment: Attachment) -> Iterator[None]:
-    """Let a guidance steer its pipeline's scheduler inside the ``with`` block.
+    """Let a guidance steer its pipeline's scheduler inside the ``with`` block."""
+    with steering_of(attachment.host.scheduler) as steering, steering.watching(attachment):
+        yield
 
-    Guidances on the same scheduler share one wrapper of ``scheduler.step``; the last to leave takes it off.
+
+@contextmanager
+def steering_of(scheduler: Any) -> Iterator[Steering]:
+    """Wrap ``scheduler.step`` inside the ``with`` block.
+
+    All that is attached to the same scheduler shares one wrapper; the last to leave takes it off.
     """
-    scheduler = attachment.host.scheduler
     with _lock:
         steering = wrapper_of(scheduler, "step")
         if not isinstance(steering, Steering):
@@ -106,8 +119,7 @@ def steered_by(attachment: Attachment) -> Iterator[None]:
             steering.wrap()
         steering.users += 1
     try:
-        with steering.watching(attachment):
-            yield
+        yield steering
     finally:
         with _lock:
             steering.users -= 1

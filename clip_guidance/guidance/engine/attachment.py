@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_guidance._tensors import per_sample
-from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
+from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
@@ -118,7 +118,7 @@ class Attachment:
 
     def applies_to(self, call: PipelineCall | None) -> bool:
         """Return whether ``call`` is one of this guidance's pipeline, or a loop written by hand."""
-        return call is None or call.pipe is self.host.pipe or not isinstance(self.host.pipe, PIPELINES)
+        return self.host.is_called(call)
 
     def begin_step(self, index: int, call: PipelineCall | None) -> bool:
         """Begin a step; return whether it is guided.
@@ -240,6 +240,11 @@ class Attachment:
         found = capped(shift, cap * limit)
         self.report.capped += found.count
         return found.shift
+
+    def take_rows(self, parents: Tensor) -> None:
+        """Follow the samples, (B,), that have taken the place of others after a step."""
+        if self._held is not None:
+            self._held = self._held[0][parents.to(self._held[0].device)], self._held[1]
 
     def _without_non_finite(self, shift: Tensor, sound: Tensor) -> Tensor:
         finite = are_finite(shift)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clip_guidance.guidance.adapters.call_stack import PIPELINES, PipelineCall
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.pipelines import Adapter, describe, find_adapter
 from clip_guidance.guidance.adapters.prediction import PredictionType
@@ -36,6 +37,10 @@ class Host:
     def readers(self) -> list[nn.Module]:
         """The networks that read the noisy sample: the denoisers and a ControlNet."""
         return [*self.denoisers, *_modules(self.pipe, "controlnet")]
+
+    def is_called(self, call: PipelineCall | None) -> bool:
+        """Return whether ``call`` is one of this pipeline, or a loop written by hand."""
+        return call is None or call.pipe is self.pipe or not isinstance(self.pipe, PIPELINES)
 
     def noise_level(self, timestep: float | Tensor) -> NoiseLevel:
         """Return the noise level of the sample that ``scheduler.step`` receives at ``timestep``."""

@@ -7,9 +7,9 @@ solvers keep a consistent history.
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,33 @@ from clip_guidance.guidance.adapters.noise_level import step_index
 from clip_guidance.guidance.adapters.prediction import Prediction
 from clip_guidance.guidance.adapters.schedulers import num_steps
 from clip_guidance.guidance.engine.attachment import Attachment, Step
+from clip_guidance.guidance.engine.batch import BatchLayout, model_mean
 from clip_guidance.guidance.engine.cap import Corrections
+from clip_guidance.guidance.engine.host import Host
 from clip_guidance.guidance.engine.patch import patched
 from clip_guidance.guidance.engine.tape import DenoiserTape
 from clip_guidance.guidance.engine.threads import Shared, Turn, has_entered, taken
 from clip_guidance.guidance.weights.freeze import freeze_parameters
 
-_lock = threading.RLock()  # of changing the attachments
+_lock = threading.RLock()  # of changing the attachments and the followers
+
+
+class Follower(Protocol):
+    """Take the steps of a run in the scheduler's place, after guidance: particles, which exchange their rows."""
+
+    origin: Any
+    host: Host
+
+    def applies_to(self, call: PipelineCall | None) -> bool:
+        """Return whether ``call`` is one that it follows."""
+
+    def take(
+        self, step: Callable[..., Any], given: inspect.BoundArguments, index: int, call: PipelineCall | None
+    ) -> tuple[Any, Tensor | None]:
+        """Take a step; return its output, and the sample (B,) that took the place of each, or None."""
+
+
+AnyAttached = TypeVar("AnyAttached", Attachment, Follower)
 
 
 class Steering:
@@ -33,12 +53,14 @@ class Steering:
 
     Attributes:
         attachments: The guidances.
+        followers: Those who take the steps after the guidances.
         wrapping: Takes the wrapper off when it is closed.
         users: Number of those who need the wrapper.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.attachments: tuple[Attachment, ...] = ()  # replaced as a whole, since other threads read it
+        self.followers: tuple[Follower, ...] = ()
         self.wrapping = ExitStack()
         self.users = 0
         self._scheduler = scheduler
@@ -59,12 +81,12 @@ class Steering:
         self._turn.check()
         return scale(*args, **kwargs)
 
-    def _own(self, call: PipelineCall | None) -> list[Attachment]:
-        """Return the attachments that the run of this thread takes."""
-        found = [attachment for attachment in self.attachments if attachment.applies_to(call)]
+    def _own(self, attached: Sequence[AnyAttached], call: PipelineCall | None) -> list[AnyAttached]:
+        """Return those of the attachments, or of the followers, that the run of this thread takes."""
+        found = [each for each in attached if each.applies_to(call)]
         if call is not None and not self._turn.has_begun and not has_entered(found):
             # The run began before any guidance was attached; a guider attaches in the middle of its own.
-            return [attachment for attachment in found if attachment.origin is None]
+            return [each for each in found if each.origin is None]
         return taken(found)
 
     def _watching(self) -> list[Attachment]:
@@ -72,7 +94,7 @@ class Steering:
         call = current_call()
         if call is None and not self._turn.is_mine and not has_entered(self.attachments):
             return []  # another thread has a use of its own for the network
-        return self._own(call)
+        return self._own(self.attachments, call)
 
     def _watch(self, what: DenoiserTape | Corrections, network: nn.Module) -> AbstractContextManager[None]:
         """Let the tape or the corrections watch a network; one hook serves all attachments."""
@@ -94,6 +116,17 @@ class Steering:
                 stack.enter_context(self._watch(self._corrections, network))
             yield
 
+    @contextmanager
+    def followed_by(self, follower: Follower) -> Iterator[None]:
+        """Let ``follower`` take the steps of its runs inside the block."""
+        with _lock:
+            self.followers = (*self.followers, follower)
+        try:
+            yield
+        finally:
+            with _lock:
+                self.followers = tuple(each for each in self.followers if each is not follower)
+
     def _add(self, attachment: Attachment) -> None:
         with _lock:
             self.attachments = (*self.attachments, attachment)
@@ -109,20 +142,47 @@ class Steering:
         call = inspect.signature(step).bind(*args, **kwargs)
         given = call.arguments
         eta = float(given.get("eta") or 0.0)
-        index = step_index(self._scheduler, given["timestep"])
+        index, running = step_index(self._scheduler, given["timestep"]), current_call()
+        own = self._own(self.attachments, running)
         try:
-            given["model_output"] = self._steered(given["model_output"], given["timestep"], given["sample"], eta)
+            given["model_output"] = self._steered(
+                own, running, given["model_output"], given["timestep"], given["sample"], eta
+            )
         finally:
             self._tape.clear()
             self._corrections.clear()
-        result = step(*call.args, **call.kwargs)
+        result = self._followed(own, step, call, index, running)
         if index + 1 >= num_steps(self._scheduler):
             self._turn.end()
         return result
 
-    def _steered(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, eta: float) -> Tensor:
-        call = current_call()
-        own = self._own(call)
+    def _followed(
+        self,
+        own: list[Attachment],
+        step: Callable[..., Any],
+        given: inspect.BoundArguments,
+        index: int,
+        call: PipelineCall | None,
+    ) -> Any:
+        """Take a step; a follower may exchange rows, and what the guidances remember of each goes with it."""
+        followers = self._own(self.followers, call)
+        if not followers:
+            return step(*given.args, **given.kwargs)
+        result, parents = followers[0].take(step, given, index, call)
+        if parents is not None:
+            for attachment in own:
+                attachment.take_rows(parents)
+        return result
+
+    def _steered(
+        self,
+        own: list[Attachment],
+        call: PipelineCall | None,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        eta: float,
+    ) -> Tensor:
         if not own:  # another pipeline shares the scheduler
             for attachment in self.attachments:
                 attachment.passed_by = True
@@ -134,54 +194,23 @@ class Steering:
         level, kind = host.noise_level(timestep), host.prediction_type
         if not active or level.sigma == 0:
             return unguided
-        adapter = active[0].host.adapter
-        copies = 2 if adapter.doubled and _is_doubled(sample) else 1
-        batch = len(sample) // copies
-        frames = call.variables.get("frames") if call is not None and adapter.framewise else None
+        layout = BatchLayout.of(sample, active[0].host.adapter, call)
         with torch.set_grad_enabled(is_recorded):  # a modular pipeline has left the denoiser's block
-            mean = _without_variance(model_output, sample, index)
-            prediction = Prediction(_as_videos(mean[:batch], frames), _as_videos(sample[:batch], frames), level, kind)
+            mean = model_mean(model_output, sample, index)
+            prediction = Prediction(layout.samples(mean), layout.samples(sample), level, kind)
         self._tape.retain_graph = len(active) > 1
-        self._tape.made_anew = adapter.made_anew(call, prediction.sample)
+        self._tape.made_anew = active[0].host.adapter.made_anew(call, prediction.sample)
         step = Step(prediction, timestep, eta, index, call, self._tape, self._corrections)
         # Every shift is computed from the unguided prediction: the order of the guidances does not matter.
         shift = torch.stack([attachment.shift(step) for attachment in active]).sum(0)
         shift = _clipped(shift, prediction.x0, self._scheduler.config)
         if self._tape.made_anew is not None:  # the pipeline undoes the rest
             shift = shift * self._tape.made_anew
-        shift = _as_images(shift, frames).repeat(copies, *[1] * (sample.ndim - 1))
+        shift = layout.handed(shift)
         steered = kind.write_back(mean.detach() if is_recorded else mean, shift, level)
         if mean.shape == model_output.shape:
             return steered
         return torch.cat([steered, unguided[:, mean.shape[1] :]], dim=1)
-
-
-def _as_videos(images: Tensor, frames: int | None) -> Tensor:
-    """Gather frames (B·F, C, h, w) to videos (B, C, F, h, w), as the denoiser reads them; None for no frames."""
-    return images if frames is None else images.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def _as_images(videos: Tensor, frames: int | None) -> Tensor:
-    """Undo :func:`_as_videos`."""
-    return videos if frames is None else videos.transpose(1, 2).flatten(0, 1)
-
-
-def _without_variance(model_output: Tensor, sample: Tensor, index: int) -> Tensor:
-    """Drop the half that predicts a variance (Nichol & Dhariwal 2021), where there is one."""
-    shape, channels = model_output.shape, sample.shape[1]
-    if shape != sample.shape and shape == (len(sample), 2 * channels, *sample.shape[2:]):
-        return model_output[:, :channels]
-    if shape != sample.shape:
-        raise ValueError(
-            f"guidance expected a model output of the sample's shape {tuple(sample.shape)}, or with twice the channels "
-            f"where it predicts a variance, got {tuple(shape)} at step {index}"
-        )
-    return model_output
-
-
-def _is_doubled(sample: Tensor) -> bool:
-    half = len(sample) // 2
-    return len(sample) % 2 == 0 and sample[:half].equal(sample[half:])
 
 
 def _clipped(shift: Tensor, x0: Tensor, config: Any) -> Tensor:

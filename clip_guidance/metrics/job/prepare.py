@@ -38,7 +38,8 @@ class PreparedItem:
         failure: Reason why the item cannot be scored; None where it can.
         prompt: Prompt that was given or is stored in the image; empty where there is none and none is needed.
         hash: Hash of the file's bytes.
-        guides: Fingerprints of the CLIPs and rewards that steered the image, as far as they are recorded.
+        guides: Fingerprints of the CLIPs and rewards that steered the image, or chose it among candidates, as far as
+            they are recorded.
         known: Scores of earlier runs, by the ids of their records.
         embeds: Embeddings found in the cache, by the judge's place.
         pixels: Pixels for those judges that must encode the image, by their place.
@@ -133,9 +134,11 @@ class Preparer:
 
 
 def _guides(record: Mapping[str, Any]) -> frozenset[str]:
-    """Return the fingerprints of what steered an image, by its record, which anybody may have written."""
-    scores = record.get("scores")
+    """Return the fingerprints of what steered or chose an image, by its record, which anybody may have written."""
+    scores, choice = record.get("scores"), record.get("choice")
     by = [one for one in scores if isinstance(one, dict) and one.get("guided")] if isinstance(scores, list) else []
+    ranked_by = choice.get("ranked_by") if isinstance(choice, dict) else None
+    by += ranked_by if isinstance(ranked_by, list) else []
     found = (one.get("fingerprint") for one in (record.get("guide"), *by) if isinstance(one, dict))
     return frozenset(one for one in found if isinstance(one, str))
 
