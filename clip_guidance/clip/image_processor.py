@@ -103,7 +103,7 @@ class ImageProcessor:
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn a PIL image into a normalised float32 tensor (3, S, S)."""
         image = image.convert("RGB")
-        height, width = self._resized(image.height, image.width)
+        height, width = self.resized(image.height, image.width)
         if max(height, width) > _SLENDER * min(height, width) and not self.pad:
             image = self._resize_kept(image, width, height)
         elif (width, height) != image.size:
@@ -140,7 +140,7 @@ class ImageProcessor:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
-        size = self._resized(*images.shape[-2:])
+        size = self.resized(*images.shape[-2:])
         if size != tuple(images.shape[-2:]):
             mode = RESAMPLING[self.resample]
             images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
@@ -149,7 +149,7 @@ class ImageProcessor:
             images = images + (images.clamp(0, 1) - images).detach()
         return self._normalise(self._crop(images))
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return (H, W) with ``resize_to`` as the shorter side, the longer rounded down; as the longer with ``pad``."""
         if self.pad:  # rounded as open_clip does
             longest = max(height, width) / self.image_size

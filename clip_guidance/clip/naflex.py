@@ -57,7 +57,7 @@ class NaFlexProcessor:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn a PIL image into patches, float32 (N, 3·P² + 2)."""
-        height, width = self._resized(image.height, image.width)
+        height, width = self.resized(image.height, image.width)
         image = image.convert("RGB").resize((width, height), Image.Resampling(self.resample))
         return self._patches(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255)[0]
 
@@ -69,7 +69,7 @@ class NaFlexProcessor:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
-        size = self._resized(*images.shape[-2:])
+        size = self.resized(*images.shape[-2:])
         resized = F.interpolate(images, size, mode=RESAMPLING[self.resample], align_corners=False, antialias=True)
         return self._patches(resized + (resized.clamp(0, 1) - resized).detach())  # clipped, but not its gradient
 
@@ -90,7 +90,7 @@ class NaFlexProcessor:
         """Return in words what is done to an image, for the record of a score."""
         return f"at most {self.max_num_patches} patches of {self.patch_size} {RESAMPLING[self.resample]}"
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         return get_image_size_for_max_num_patches(height, width, self.patch_size, self.max_num_patches)
 
     def _patches(self, images: Tensor) -> Tensor:

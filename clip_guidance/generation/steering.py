@@ -19,7 +19,9 @@ def make_guidance(
     clip: DualEncoder | None, rewards: Sequence[PromptReward], settings: GenerateSettings
 ) -> Guidance | None:
     """Make what steers: CLIP, or one guidance by the weighted sum of CLIP and the rewards, which decodes once."""
-    how = {name: getattr(settings, name) for name in ("mode", "start", "stop", "every", "cap", "damping")}
+    names = ("mode", "start", "stop", "every", "cap", "damping")
+    # A record says nothing of decoding, and an image that was drawn in full is drawn again so.
+    how: dict[str, Any] = {**{name: getattr(settings, name) for name in names}, "decoding": None}
     by_clip = None
     if clip is not None and settings.scale:
         options = {name: getattr(settings, name) for name in ("scale", "cutouts", "seed")}

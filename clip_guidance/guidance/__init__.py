@@ -6,6 +6,7 @@ from clip_guidance.guidance.clip import CLIPGuidance as CLIPGuidance
 from clip_guidance.guidance.clip_reward import CLIPReward as CLIPReward
 from clip_guidance.guidance.cutouts import Cutouts as Cutouts
 from clip_guidance.guidance.decoding import Decoding as Decoding
+from clip_guidance.guidance.decoding import DecodingChoice as DecodingChoice
 from clip_guidance.guidance.engine.choice import ScaleReport as ScaleReport
 from clip_guidance.guidance.guidance import Guidance as Guidance
 from clip_guidance.guidance.memory.plan import MemoryPlan as MemoryPlan
@@ -25,6 +26,7 @@ __all__ = [
     "WeightedRewards",
     "Cutouts",
     "Decoding",
+    "DecodingChoice",
     "MemoryPlan",
     "plan_memory",
     "UnsupportedSchedulerError",

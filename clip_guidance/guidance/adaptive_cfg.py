@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.attachable import Attachable
 from clip_guidance.guidance.checks import as_numbers
-from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.decoding import AUTO, Decoding
 from clip_guidance.guidance.engine.attach import attach
 from clip_guidance.guidance.engine.choice import ScaleChoice, ScaleReport
 from clip_guidance.guidance.guider import Guider
@@ -44,8 +44,8 @@ class AdaptiveCFG(Attachable, Guider):
         start: Fraction of the run's steps before which the pipeline's own scale is used, in [0, 1).
         stop: Fraction of the run's steps from which on the pipeline's own scale is used, in (0, 1].
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
-        decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's decoder as
-            it is.
+        decoding: How the image for the reward is decoded, to save memory and time: as for
+            :class:`~clip_guidance.guidance.Guidance`.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], for a pipeline whose images
             are not known; it takes the place of ``decoding``. None for the pipeline's own decoder.
         guider: As the guider of a modular pipeline: the ``ClassifierFreeGuidance`` whose scale is the pipeline's own;
@@ -78,7 +78,7 @@ class AdaptiveCFG(Attachable, Guider):
     start: float = 0.0
     stop: float = 1.0
     space: str = "image"
-    decoding: Decoding | None = field(default=None, kw_only=True)
+    decoding: Decoding | str | None = field(default=AUTO, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
 

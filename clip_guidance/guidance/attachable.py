@@ -9,7 +9,7 @@ from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
 from clip_guidance.guidance.checks import Checked, as_number, shown
-from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.decoding import AUTO, Decoding
 
 SPACES = ("image", "latent")
 _lock = threading.Lock()
@@ -25,7 +25,7 @@ class Attachable(Checked):
     start: float
     stop: float
     space: str
-    decoding: Decoding | None
+    decoding: Decoding | str | None
     to_image: Callable[[Tensor], Tensor] | None
     guider: BaseGuidance | None
 
@@ -41,9 +41,11 @@ class Attachable(Checked):
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {shown(self.space)}")
         if self.to_image is not None and not callable(self.to_image):
             raise TypeError(f"to_image must be callable, got {type(self.to_image).__name__}")
-        if self.decoding is not None and not isinstance(self.decoding, Decoding):
-            raise TypeError(f"decoding must be a Decoding, or None, got {type(self.decoding).__name__}")
-        if self.to_image is not None and (self.space != "image" or self.decoding is not None):
+        if isinstance(self.decoding, str) and self.decoding != AUTO:
+            raise ValueError(f"decoding must be 'auto', a Decoding, or None, got {shown(self.decoding)}")
+        if not isinstance(self.decoding, Decoding | str | None):
+            raise TypeError(f"decoding must be 'auto', a Decoding, or None, got {type(self.decoding).__name__}")
+        if self.to_image is not None and (self.space != "image" or isinstance(self.decoding, Decoding)):
             raise ValueError(
                 "to_image makes the images that the reward reads, in place of space='latent' and of a decoding; "
                 "give one of the three"
@@ -57,7 +59,8 @@ class Attachable(Checked):
         vars(self).update(start=start, stop=stop)  # Python's own numbers, which a config can hold
 
     def _check_regions(self) -> None:
-        if self.decoding is not None and self.decoding.crop < 1 and getattr(self.reward, "has_regions", False):
+        crops = isinstance(self.decoding, Decoding) and self.decoding.crop < 1
+        if crops and getattr(self.reward, "has_regions", False):
             raise ValueError(
                 "a region is a part of the whole image, of which decoding.crop below 1 decodes another window at each "
                 "step; use resolution, checkpoint or images to save memory"

@@ -24,7 +24,7 @@ from clip_guidance.guidance.config import (
     target_to_config,
 )
 from clip_guidance.guidance.cutouts import Cutouts
-from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.decoding import AUTO, Decoding
 from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
 from clip_guidance.guidance.regions import Targets
@@ -78,8 +78,10 @@ class CLIPGuidance(Guidance):
         damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
             variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
             for 0, which is exact for a linear reward.
-        decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
-            decoder as it is.
+        decoding: How the image for the reward is decoded, to save memory and time. "auto", the default, decodes no
+            larger than the reward's CLIP reads, where that is checked to change its embeddings by little
+            (``report.decoding`` tells); None for the whole image by the pipeline's decoder; a
+            :class:`~clip_guidance.guidance.Decoding` for more.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
             pipeline whose images :class:`Guidance` cannot make by itself; it takes the place of ``decoding``. None for
             the pipeline's own decoder. For pixels in [-1, 1] it goes with ``data_variance=0.25``.
@@ -128,7 +130,7 @@ class CLIPGuidance(Guidance):
         schedule: Callable[[float], float] | None = None,
         cap: float | None = None,
         damping: float | None = None,
-        decoding: Decoding | None = None,
+        decoding: Decoding | str | None = AUTO,
         to_image: Callable[[Tensor], Tensor] | None = None,
         guider: BaseGuidance | None = None,
     ) -> None:
@@ -265,6 +267,7 @@ class CLIPGuidance(Guidance):
             "guider": partial(guider_from_config, own=CLIPGuidance),
             "mode": mode_from_config,
         }
+        config.setdefault("decoding", None)  # as it was decoded before there was a choice
         made = {name: make(config[name]) for name, make in makers.items() if name in {*config} - {*kwargs}}
         return super().from_config({**config, **made}, return_unused_kwargs, **kwargs)
 

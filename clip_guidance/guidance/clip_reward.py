@@ -17,6 +17,7 @@ from clip_guidance._tensors import at_least_float32, sized_for_half
 from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.guidance.checks import as_whole, formerly, shown
 from clip_guidance.guidance.cutouts import Cutouts, View
+from clip_guidance.guidance.reading import Reading
 from clip_guidance.guidance.regions import Part, Region, Targets, as_parts, copied
 from clip_guidance.guidance.targets import encode, weighted_sum
 
@@ -165,6 +166,15 @@ class CLIPReward(nn.Module):
                 for logits in self._logits(images[first : first + each], embed, of_region):
                     yield F.pad(logits, (first, len(images) - first - each))
 
+    def readings(self) -> list[Reading] | None:
+        """Return how the CLIP reads images; None if not known, and with regions, which are cut out of the whole."""
+        resized = getattr(self.clip.image_processor, "resized", None)
+        if self.has_regions or resized is None:
+            return None
+        network = getattr(self.clip, "clip", self.clip)  # of one with a cache
+        smallest = self.cutouts.smallest if self.cutouts.count > 1 else 1.0
+        return [Reading(network, resized, self._embed_whole, smallest)]
+
     def embeds_for(self, batch: int) -> Tensor:
         """Return the vector (B, d) that each image's cosine is taken with: a weighted sum of unit vectors.
 
@@ -188,6 +198,9 @@ class CLIPReward(nn.Module):
         pixel_values = torch.cat([self.clip.image_processor.differentiable(view(images)) for view in views])
         image_embeds = sized_for_half(lambda x: self.clip.image_embeds(x.to(self.clip.dtype)), pixel_values)
         return image_embeds.unflatten(0, (len(views), -1))
+
+    def _embed_whole(self, images: Tensor) -> Tensor:
+        return self._embed(images.to(self.clip.device), [lambda images: images])[0]
 
     def _images_per_prompt(self, batch: int) -> int:
         prompts = self._parts[-1].prompt + 1

@@ -63,14 +63,14 @@ def target_from_config(config: Any) -> Any:
     return config
 
 
-def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:
-    """Return the arguments of ``decoding``.
+def decoding_to_config(decoding: Decoding | str | None) -> dict[str, Any] | str | None:
+    """Return the arguments of ``decoding``, or its name.
 
     Raises:
         TypeError: One of the arguments is a decoder, whose weights a config does not hold.
     """
-    if decoding is None:
-        return None
+    if not isinstance(decoding, Decoding):
+        return decoding
     if decoding.decoder is not None:
         raise TypeError(
             f"a config holds no weights: decoding.decoder, a {type(decoding.decoder).__name__}, cannot be saved. "
@@ -81,10 +81,10 @@ def decoding_to_config(decoding: Decoding | None) -> dict[str, Any] | None:
     return {**plain, "dtype": dtype}
 
 
-def decoding_from_config(config: dict[str, Any] | None) -> Decoding | None:
+def decoding_from_config(config: dict[str, Any] | str | None) -> Decoding | str | None:
     """Make a decoding from what :func:`decoding_to_config` returned."""
-    if config is None:
-        return None
+    if not isinstance(config, dict):
+        return config
     config = {**config, "dtype": config["dtype"] and getattr(torch, config["dtype"])}
     if "pictures" in config:  # the name of ``images`` in what was saved before
         config["images"] = config.pop("pictures")

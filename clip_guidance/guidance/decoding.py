@@ -2,11 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from clip_guidance.guidance.checks import as_number, as_whole, shown
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class DecodingChoice:
+    """Tell what ``resolution="auto"`` chose, and why.
+
+    Attributes:
+        resolution: Share of their side to which latents are shrunk, in (0, 1]; 1 for the full decode.
+        cosine: Least cosine between the embeddings of the smaller and of the full decode that was found for the
+            smallest size that passed, or else for the largest that failed; None where nothing was compared.
+        reason: Why, in words.
+
+    Example:
+        >>> import clip_guidance as cg
+        >>> pipe = cg.load_pipeline("emoji")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> with cg.CLIPGuidance("emoji", "a red apple").attach(pipe) as guidance:
+        ...     image = pipe("an apple", num_inference_steps=1).images[0]
+        >>> guidance.report.decoding
+        DecodingChoice(resolution=1.0, cosine=None, reason='the image is no larger than what the reward reads')
+    """
+
+    resolution: float
+    cosine: float | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -20,6 +48,9 @@ class Decoding:
             TAESD: a tenth of the memory). It works on the device of the sample, wherever it is itself; None for the
             pipeline's own.
         resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
+            "auto" shrinks them so that the image is no smaller than what the reward's CLIP reads, and only where that
+            hardly changes what CLIP sees: :mod:`clip_guidance.guidance.engine.resolution` says how this is checked,
+            ``guidance.report.decoding`` what came of it. A reward of another kind gets the full image.
         crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
             window at each step. Memory falls with its square, and the reward never sees the whole image.
         checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174), which takes
@@ -46,7 +77,7 @@ class Decoding:
     """
 
     decoder: nn.Module | None = None
-    resolution: float = 1.0
+    resolution: float | Literal["auto"] = 1.0
     crop: float = 1.0
     checkpoint: bool = False
     images: int | None = None
@@ -57,7 +88,9 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.decoder is not None and not isinstance(self.decoder, nn.Module):
             raise TypeError(f"decoder must be a module, or None, got {type(self.decoder).__name__}")
-        for name in ("resolution", "crop"):
+        if isinstance(self.resolution, str) and self.resolution != AUTO:
+            raise ValueError(f"resolution must be in (0, 1], or 'auto', got {shown(self.resolution)}")
+        for name in ("crop",) if self.resolution == AUTO else ("resolution", "crop"):
             if not 0 < as_number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {shown(getattr(self, name))}")
         if self.images is not None:
@@ -73,3 +106,8 @@ class Decoding:
         elif self.frames is not None:
             count = as_whole("frames", self.frames, "at least 1, positions of latent frames, or None for all", 1)
             object.__setattr__(self, "frames", count)
+
+
+def as_decoding(decoding: "Decoding | str | None") -> Decoding:
+    """Return the settings that a guidance's ``decoding`` stands for: "auto", or None for the full decode."""
+    return Decoding(resolution="auto") if isinstance(decoding, str) else decoding or Decoding()

@@ -47,8 +47,10 @@ class Guidance(GuidanceOptions, Guider):
         damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
             variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
             for 0, which is exact for a linear reward.
-        decoding: How the image for the reward is decoded, to save memory and time; None for the pipeline's
-            decoder as it is.
+        decoding: How the image for the reward is decoded, to save memory and time. "auto", the default, decodes no
+            larger than the reward's CLIP reads, where that is checked to change its embeddings by little
+            (``report.decoding`` tells); None for the whole image by the pipeline's decoder; a
+            :class:`~clip_guidance.guidance.Decoding` for more.
         to_image: Maps the predicted clean sample (B, ...) to images (B, 3, H, W) in [0, 1], differentiably, for a
             pipeline whose images :class:`Guidance` cannot make by itself; it takes the place of ``decoding``. None for
             the pipeline's own decoder. For pixels in [-1, 1] it goes with ``data_variance=0.25``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.attachable import Attachable
 from clip_guidance.guidance.checks import as_number, as_numbers, as_whole, is_number, shown
-from clip_guidance.guidance.decoding import Decoding
+from clip_guidance.guidance.decoding import AUTO, Decoding, DecodingChoice
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
@@ -27,18 +27,20 @@ class GuidanceReport:
             method adds noise to these samples, the rewards of the first noisy copy.
         dropped: Number of samples' shifts that were left out because they were not finite.
         capped: Number of samples' shifts that were longer than the cap and were shortened.
+        decoding: What ``decoding="auto"`` chose; None where it did not have to, or before the first guided step.
 
     Example:
         >>> import clip_guidance as cg
         >>> guidance = cg.Guidance(lambda images: images.mean((1, 2, 3)))
         >>> guidance.report  # before the first run
-        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0)
+        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0, decoding=None)
     """
 
     steps: list[int] = field(default_factory=list)
     rewards: list[Tensor] = field(default_factory=list)
     dropped: int = 0
     capped: int = 0
+    decoding: DecodingChoice | None = None
 
 
 @dataclass(eq=False)
@@ -59,7 +61,7 @@ class GuidanceOptions(Attachable):
     schedule: Callable[[float], float] | None = field(default=None, kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
     damping: float | None = field(default=None, kw_only=True)
-    decoding: Decoding | None = field(default=None, kw_only=True)
+    decoding: Decoding | str | None = field(default=AUTO, kw_only=True)
     to_image: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True, repr=False)
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
 

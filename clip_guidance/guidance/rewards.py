@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.checks import as_weight, shown
 from clip_guidance.guidance.engine.gradient import parts
+from clip_guidance.guidance.reading import Reading, readings
 
 
 class WeightedRewards(nn.Module):
@@ -78,6 +79,11 @@ class WeightedRewards(nn.Module):
     def has_regions(self) -> bool:
         """Whether one of the rewards belongs to a part of the image, so that it must be given whole images."""
         return any(getattr(reward, "has_regions", False) for _, reward in self.rewards)
+
+    def readings(self) -> list[Reading] | None:
+        """Return how each reward reads images; None where that is not known of all of them."""
+        found = [readings(reward) for _, reward in self.rewards]
+        return None if None in found else [reading for each in found for reading in each or []]
 
     def reset(self) -> None:
         """Restart the random choices of all rewards."""

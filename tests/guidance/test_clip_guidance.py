@@ -136,7 +136,7 @@ def test_a_reward_is_callable():
 def test_the_repr_is_one_line(clip):
     assert repr(CLIPGuidance(clip, "dog", 2.0)) == (
         "CLIPGuidance(scale=2.0, mode='x0', start=0.0, stop=1.0, every=1, space='image', data_variance=None, "
-        "schedule=None, cap=None, damping=None, decoding=None)"
+        "schedule=None, cap=None, damping=None, decoding='auto')"
     )
 
 

@@ -122,6 +122,7 @@ class Attachment(BaseAttachment):
         def gradient(x0: Tensor) -> RewardGradient:
             found = reward_gradient(self.guidance.reward, self.decoder, x0, step.call)
             note(found.rewards)
+            report.decoding = self.decoder.choice
             return found
 
         return StepState(

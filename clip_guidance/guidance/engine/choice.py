@@ -53,7 +53,7 @@ class ScaleOptions(Options, Protocol):
     reward: Reward
     scales: tuple[float, ...]
     space: str
-    decoding: Decoding | None
+    decoding: Decoding | str | None
     to_image: Callable[[Tensor], Tensor] | None
 
 

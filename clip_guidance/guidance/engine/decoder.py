@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from clip_guidance.guidance.adapters.by_class import nearest, shortened
 from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.frames import frame_rule, spread
 from clip_guidance.guidance.adapters.pipelines import ADAPTERS, find_adapter
+from clip_guidance.guidance.decoding import AUTO, DecodingChoice, as_decoding
 from clip_guidance.guidance.decoding import Decoding as Decoding
+from clip_guidance.guidance.engine.pixels import checked_images, to_unit_range
+from clip_guidance.guidance.engine.resolution import Codec, Resolution, choose
 from clip_guidance.guidance.weights.clone import clone
 from clip_guidance.guidance.weights.hold import held
 from clip_guidance.guidance.weights.offload import keep_onloaded, no_neighbour_offload, onloaded
@@ -35,7 +39,7 @@ class Decoder:
     Args:
         pipe: The pipeline.
         space: "image" for decoded images, "latent" for the sample itself.
-        decoding: How to decode; None for the pipeline's own decoder and the whole image.
+        decoding: How to decode; None for the pipeline's own decoder and the whole image, as "auto" until :meth:`fit`.
         adapter: The pipeline's row of the table; None to look it up.
         to_image: Makes the images in place of the pipeline's decoder; None for that decoder.
 
@@ -49,18 +53,18 @@ class Decoder:
         self,
         pipe: Any,
         space: str,
-        decoding: Decoding | None = None,
+        decoding: Decoding | str | None = None,
         adapter: Adapter | None = None,
         to_image: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.decoding = decoding or Decoding()
+        self.decoding = as_decoding(decoding)
+        self._fit: tuple[torch.Size, Resolution] | None = None  # what "auto" chose for latents of a shape
         self.space = space
         self.adapter = adapter or find_adapter(pipe)
         #: The network that a gradient passes through, if any.
         self.module: Any = None
         self._pipe, self._to_image = pipe, to_image
-        self._random = random.Random(self.decoding.seed)
-        self._window = (0.0, 0.0)
+        self._random, self._window = random.Random(self.decoding.seed), (0.0, 0.0)
         self._copy: nn.Module | None = None  # of the module, in another precision or on another device
         self._copy_device: torch.device | None = None
         if space == "latent" or to_image is not None:
@@ -88,13 +92,29 @@ class Decoder:
             )
 
     def start_run(self) -> None:
-        """Restart the random windows."""
+        """Restart the random windows, and choose anew."""
         self._random.seed(self.decoding.seed)
+        self._fit = None
+
+    @property
+    def choice(self) -> DecodingChoice | None:
+        """What the resolution "auto" has come to in this run; None without it."""
+        return None if self._fit is None else self._fit[1].choice
 
     def start_step(self) -> None:
         """Choose the window of the step, which all decodes of the step share."""
         if self.decoding.crop < 1:
             self._window = self._random.random(), self._random.random()
+
+    def fit(self, reward: Any, latents: Tensor) -> None:
+        """Choose the resolution for a reward, where it is "auto"; ``latents`` are as :meth:`unpack` returned them."""
+        if self.decoding.resolution != AUTO or self.space == "latent" or self._to_image is not None:
+            return
+        latents = self._cropped(latents)
+        if self._fit is None or self._fit[0] != latents.shape[1:]:
+            network = None if self.module is None else self._network(latents.device)
+            codec = Codec(network, partial(self._pixels, network), latents)
+            self._fit = latents.shape[1:], choose(reward, codec)
 
     def __call__(self, sample: Tensor, call: PipelineCall | None = None) -> Tensor:
         """Decode a clean sample: :meth:`unpack` and :meth:`decode`.
@@ -131,7 +151,7 @@ class Decoder:
         if self.space == "latent":
             return latents
         if self._to_image is not None:
-            return _checked_images(self._to_image(latents), latents)
+            return checked_images(self._to_image(latents), latents)
         if self.decoding.frames is None:
             return self._decoded(latents)
         count = latents.shape[2]
@@ -141,15 +161,22 @@ class Decoder:
         return images[:, :, [_at(decoded.index(i), len(decoded), images.shape[2]) for i in chosen]]
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        latents = self._shrunk(self._cropped(latents))
+        network = None if self.module is None else self._network(latents.device)
+        if network is not None:
+            latents = self.adapter.denormalise(network, latents)
+        if self._fit is not None and (shrink := self._fit[1].shrink) is not None:
+            latents = shrink(latents)
+        return self._pixels(network, latents)
+
+    def _pixels(self, network: Any, latents: Tensor) -> Tensor:
+        """Decode what the decoder reads, latents that are no longer of unit variance, to images in [0, 1]."""
         decode = self.adapter.decode
         assert decode is not None  # __init__ has raised otherwise
-        latents = self._shrunk(self._cropped(latents))
-        if self.module is None:
-            return _to_unit_range(decode(None, latents))
-        network = self._network(latents.device)
-        latents = self.adapter.denormalise(network, latents).to(_dtype(network))
+        if network is None:
+            return to_unit_range(decode(None, latents))
         with no_neighbour_offload(network):
-            return _to_unit_range(decode(network, latents))
+            return to_unit_range(decode(network, latents.to(_dtype(network))))
 
     @contextmanager
     def for_gradients(self, device: torch.device) -> Iterator[None]:
@@ -191,11 +218,10 @@ class Decoder:
         return latents[..., top : top + side, left : left + side]
 
     def _shrunk(self, latents: Tensor) -> Tensor:
-        if self.decoding.resolution == 1:
+        if isinstance(share := self.decoding.resolution, str) or share == 1:
             return latents
-        size = [_even(self.decoding.resolution * side, side) for side in latents.shape[-2:]]
-        flat = latents.flatten(0, -4)
-        flat = F.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
+        size = [_even(share * side, side) for side in latents.shape[-2:]]
+        flat = F.interpolate(latents.flatten(0, -4), size, mode="bilinear", align_corners=False, antialias=True)
         return flat.unflatten(0, latents.shape[:-3])
 
 
@@ -240,7 +266,7 @@ def _recomputed(network: Any) -> Iterator[None]:
 
 def _dtype(module: Any) -> torch.dtype:
     # The first weight is enough: diffusers' own `dtype` would walk through all modules at every step.
-    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
+    weights = module.parameters() if isinstance(module, nn.Module) else ()
     return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 
@@ -252,8 +278,7 @@ def _layerwise_dtype(module: nn.Module) -> torch.dtype | None:
 
 
 def _device(module: nn.Module) -> torch.device | None:
-    weight = next(module.parameters(), None)
-    return None if weight is None else weight.device
+    return next((weight.device for weight in module.parameters()), None)
 
 
 def _overflows(decoder: nn.Module) -> bool:
@@ -267,28 +292,6 @@ def _at(position: int, count: int, images: int) -> int:
 
 def _even(side: float, full: int) -> int:
     return min(full, max(2, 2 * int(side / 2)))
-
-
-def _to_unit_range(pixels: Tensor) -> Tensor:
-    """Map [-1, 1] to [0, 1]; clip the value, not the gradient: saturated pixels can change."""
-    return _clipped(at_least_float32(pixels) / 2 + 0.5)
-
-
-def _clipped(pixels: Tensor) -> Tensor:
-    return pixels + (pixels.clamp(0, 1) - pixels).detach()
-
-
-def _checked_images(images: Any, sample: Tensor) -> Tensor:
-    """Refuse what ``to_image`` returned unless it is images of the samples; clip them to [0, 1]."""
-    if not isinstance(images, Tensor) or images.ndim not in (4, 5) or len(images) != len(sample):
-        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"to_image must return images ({len(sample)}, 3, H, W) in [0, 1], got {found}")
-    if sample.requires_grad and not images.requires_grad:
-        raise ValueError(
-            "to_image must be differentiable; the images that it returned have no gradient (were they computed under "
-            "torch.no_grad, detached, or taken through numpy or PIL?)"
-        )
-    return _clipped(at_least_float32(images))
 
 
 def at_a_time(decoding: Decoding, batch: int) -> int:

@@ -48,6 +48,7 @@ def reward_gradient(
     with torch.enable_grad(), decoder.for_gradients(x0.device):
         x0 = x0.detach().requires_grad_()
         latents = decoder.unpack(x0, call)
+        decoder.fit(reward, latents.detach())
         at_latents = _gradient_at_latents(reward, decoder, latents.detach())
         return RewardGradient(vjp(latents, [x0], at_latents.gradient)[0], at_latents.rewards)
 

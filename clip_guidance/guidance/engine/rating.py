@@ -57,6 +57,7 @@ class Rater:
         return torch.stack([self._rated(self._decoder.unpack(clean, call)).double().cpu() for clean in cleans])
 
     def _rated(self, latents: Tensor) -> Tensor:
+        self._decoder.fit(self._reward, latents)
         finite = latents.isfinite().flatten(1).all(1)
         parts = latents.nan_to_num(0.0, 0.0, 0.0).split(at_a_time(self._decoder.decoding, len(latents)))
         images = torch.cat([self._decoder.decode(part) for part in parts])

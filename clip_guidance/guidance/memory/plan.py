@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from clip_guidance.guidance.decoding import as_decoding
 from clip_guidance.guidance.engine.decoder import Decoder, Decoding, at_a_time, latent_channels
 from clip_guidance.guidance.memory.measure import (
     DecoderBytes,
@@ -103,7 +104,7 @@ class MemoryPlan:
             yield "checkpoint=True, the decoder's blocks are recomputed in the backward"
         if decoding.decoder is not None:
             yield f"decoder={type(decoding.decoder).__name__} in place of the pipeline's"
-        if decoding.resolution < 1:
+        if decoding.resolution != 1:
             yield f"resolution={decoding.resolution}, latents are shrunk to that share of their side"
         if decoding.crop < 1:
             yield f"crop={decoding.crop}, a random window of that share of the side is decoded"
@@ -119,7 +120,7 @@ class MemoryPlan:
         losses = []
         if self.decoding.decoder is not None:
             losses.append("detail that the other decoder does not draw")
-        if self.decoding.resolution < 1:
+        if self.decoding.resolution != 1:
             losses.append("detail: the reward sees a smaller image, of latents that the decoder was not trained on")
         if self.decoding.crop < 1:
             losses.append("the whole: the reward sees another part of the image at each step")
@@ -192,7 +193,7 @@ def _decodings(
     guidance: GuidanceOptions, tiny: nn.Module | None, batch: int, can_checkpoint: Any
 ) -> Iterator[Decoding]:
     """Yield settings from the best to the smallest, all exact ways for each size of image."""
-    whole = replace(guidance.decoding or Decoding(), resolution=1.0, crop=1.0, checkpoint=False, images=None)
+    whole = replace(as_decoding(guidance.decoding), resolution=1.0, crop=1.0, checkpoint=False, images=None)
     seen = [whole] if tiny is None else [whole, replace(whole, decoder=tiny)]
     crops = not getattr(guidance.reward, "has_regions", False)  # a region is a part of the whole image
     smaller = [each for each in _SMALLER if crops or each[1] == 1]
