@@ -319,7 +319,7 @@ WRONG = [
     ({"start": 0.5, "stop": 0.5}, ValueError, "expected 0 <= start < stop <= 1, got start=0.5, stop=0.5"),
     ({"space": "pixels"}, ValueError, "space must be one of image, latent, got 'pixels'"),
     ({"guider": 3}, TypeError, "guider must be a guider of diffusers"),
-    ({"decoding": 3}, TypeError, "decoding must be a Decoding, or None, got int"),
+    ({"decoding": 3}, TypeError, "decoding must be .auto., a Decoding, or None, got int"),
 ]
 
 
