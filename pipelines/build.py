@@ -64,7 +64,10 @@ def build_clip(packaged: str, folder: Path, owner: str) -> None:
 
 def build_pipeline(packaged: str, folder: Path, owner: str) -> None:
     """Save a packaged pipeline, in float32: the parts of a half one come out of diffusers in different precisions."""
-    cg.load_pipeline(packaged).save_pretrained(folder)
+    pipeline = cg.load_pipeline(packaged)
+    for part in (pipeline.unet, pipeline.vae):
+        part.register_to_config(_name_or_path=f"{owner}/{folder.stem}")  # not where this package is installed
+    pipeline.save_pretrained(folder)
     write_card(folder, owner)
     add_packaged_card(folder, packaged)
 

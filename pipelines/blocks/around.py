@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffusers import ModularPipelineBlocks
-from diffusers.modular_pipelines import ComponentSpec, ConfigSpec, InputParam, OutputParam
+from diffusers.modular_pipelines import BlockState, ComponentSpec, ConfigSpec, InputParam, OutputParam, PipelineState
 
 
 class AroundBlock(ModularPipelineBlocks):
@@ -48,6 +48,12 @@ class AroundBlock(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         return [*self.inner.intermediate_outputs, *self.own_outputs]
+
+    def given(self, state: PipelineState) -> BlockState:
+        """Read this block's own inputs; those of the inner block may not be there before it runs."""
+        values = {each.name: state.get(each.name) for each in self.own_inputs}
+        defaults = {each.name: each.default for each in self.own_inputs}
+        return BlockState(**{name: defaults[name] if value is None else value for name, value in values.items()})
 
 
 def loaded(components: Any, name: str) -> Any:

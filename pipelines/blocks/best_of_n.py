@@ -49,7 +49,7 @@ class BestOfN(AroundBlock):
             ValueError: There is no judge, nothing for it to look for, or a ``generator``.
             FailedImageError: Every candidate failed.
         """
-        given = self.get_block_state(state)
+        given = self.given(state)
         target = given.prompt if given.judge_prompt is None else given.judge_prompt
         if target is None:
             raise ValueError("best-of-n ranks by judge_prompt, or else the prompt; got neither")

@@ -36,7 +36,7 @@ class CLIPGuidedDenoise(AroundBlock):
         Raises:
             ValueError: There is neither a ``clip_prompt`` nor a prompt, or the pipeline cannot be steered.
         """
-        given = self.get_block_state(state)
+        given = self.given(state)
         target = given.prompt if given.clip_prompt is None else given.clip_prompt
         if target is None:
             raise ValueError("clip-guided denoise steers towards clip_prompt, or else the prompt; got neither")
