@@ -45,13 +45,14 @@ class Custom:
 
     base: str
     model: str
+    steps: int = 20
 
 
 CUSTOM = {
     "clip-guided-stable-diffusion": Custom("StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "clip-guided-sdxl": Custom("StableDiffusionXLPipeline", SDXL),
     "clip-guided-sd3": Custom("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
-    "clip-guided-flux": Custom("FluxPipeline", "black-forest-labs/FLUX.1-schnell"),
+    "clip-guided-flux": Custom("FluxPipeline", "black-forest-labs/FLUX.1-schnell", steps=4),
 }
 
 
@@ -111,7 +112,8 @@ def build_custom(name: str, folder: Path, owner: str) -> None:
     code = code.replace("pipelines/clip_guided_stable_diffusion.py", f"{owner}/{name}")
     code = code.replace("StableDiffusionPipeline", CUSTOM[name].base)
     (folder / "pipeline.py").write_text(code, encoding="utf-8")
-    write_card(folder, owner, "clip-guided-pipeline", NAME=name, BASE=CUSTOM[name].base, MODEL=CUSTOM[name].model)
+    values = {field.upper(): value for field, value in vars(CUSTOM[name]).items()}
+    write_card(folder, owner, "clip-guided-pipeline", NAME=name, **values)
 
 
 ARTEFACTS: dict[str, Callable[[Path, str], None]] = {
@@ -126,7 +128,7 @@ ARTEFACTS: dict[str, Callable[[Path, str], None]] = {
 }
 
 
-def write_card(folder: Path, owner: str, card: str = "", **values: str) -> None:
+def write_card(folder: Path, owner: str, card: str = "", **values: object) -> None:
     """Write the card of a folder, in which ``$OWNER`` and the like are filled in."""
     template = Template((HERE / "cards" / f"{card or folder.stem}.md").read_text(encoding="utf-8"))
     (folder / "README.md").write_text(template.substitute(OWNER=owner, **values), encoding="utf-8")

@@ -38,6 +38,8 @@ def stable_diffusion3() -> d.StableDiffusion3Pipeline:
     return parts.build(
         d.StableDiffusion3Pipeline,
         **encoders(True, True),
+        text_encoder_3=t5(2 * parts.WIDTH),
+        tokenizer_3=parts.clip_tokenizer(),
         transformer=parts.awaken(d.SD3Transformer2DModel(**config)),
         vae=parts.vae(shift_factor=0.1),
         scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -46,11 +48,13 @@ def stable_diffusion3() -> d.StableDiffusion3Pipeline:
 
 def flux1() -> d.FluxPipeline:
     pipe, _ = flux.flux(d.FluxPipeline)
-    sizes = {"vocab_size": 54, "d_model": parts.WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    t5 = T5EncoderModel(T5Config(**sizes)).eval()
-    held = {**encoders(False, False), "text_encoder_2": t5}
-    pipe.register_modules(**held)
+    pipe.register_modules(**{**encoders(False, False), "text_encoder_2": t5(parts.WIDTH)})
     return pipe
+
+
+def t5(width: int) -> T5EncoderModel:
+    sizes = {"d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=54, d_model=width, **sizes)).eval()
 
 
 def encoders(*projections: bool) -> dict:

@@ -151,7 +151,8 @@ def check_guider(hub):
 def images_of(pipe, **call):
     """Images (B, 3, H, W) of two steps."""
     parts.quiet(pipe)
-    return pipe(num_inference_steps=2, generator=parts.generator(), output_type="pt", **call).images
+    size = {} if pipe.vae_scale_factor > 2 else {"height": parts.SIDE, "width": parts.SIDE}  # Flux's default is large
+    return pipe(num_inference_steps=2, generator=parts.generator(), output_type="pt", **size, **call).images
 
 
 # ---------------------------------------------------------------- remote code
