@@ -13,9 +13,9 @@ class AroundBlock(ModularPipelineBlocks):
     this block would be lost without a word.
     """
 
-    own_components: list[ComponentSpec] = []
-    own_inputs: list[InputParam] = []
-    own_outputs: list[OutputParam] = []
+    own_components: tuple[ComponentSpec, ...] = ()
+    own_inputs: tuple[InputParam, ...] = ()
+    own_outputs: tuple[OutputParam, ...] = ()
     taken: tuple[str, ...] = ()  # inputs of the inner block that this block sets itself
 
     def __init__(self, inner: ModularPipelineBlocks) -> None:

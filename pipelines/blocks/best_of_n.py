@@ -1,7 +1,7 @@
 """A block of Modular Diffusers: draw several candidates, and rank them by a CLIP."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ModularPipelineBlocks, StableDiffusionXLAutoBlocks
@@ -12,7 +12,8 @@ from clip_guidance.guidance import CLIPReward
 
 from .around import AroundBlock, loaded
 
-_CALL = ("prompt", "prompt_embeds", "output_type")  # by which best_of knows the number of prompts and the kind of images
+_CALL = ("prompt", "prompt_embeds", "output_type")  # tell best_of the number of prompts, and what images are
+_FOUND = ("images", "rewards", "seeds")
 
 
 class BestOfN(AroundBlock):
@@ -23,23 +24,27 @@ class BestOfN(AroundBlock):
             noise to the decoder; None for all of Stable Diffusion XL.
     """
 
-    _requirements = {"clip-guidance": ">=0.1"}
+    _requirements: ClassVar = {"clip-guidance": ">=0.1"}
     description = "Draw num_candidates images, and rank them by how well a CLIP finds judge_prompt, or else the prompt."
-    own_components = [ComponentSpec("judge", CLIP, pretrained_model_name_or_path="openai/clip-vit-large-patch14")]
-    own_inputs = [
+    own_components = (ComponentSpec("judge", CLIP, pretrained_model_name_or_path="openai/clip-vit-large-patch14"),)
+    own_inputs = (
         InputParam("prompt", description="What the judge looks for, where there is no judge_prompt."),
         InputParam("judge_prompt", description="What the judge looks for: any target of CLIPGuidance."),
         InputParam("num_candidates", int, 4, description="Number of candidates of each prompt, at least 1."),
         InputParam("seed", int, 0, description="Seed of the first candidate; number i has seed + i."),
-    ]
-    own_outputs = [
+    )
+    own_outputs = (
         OutputParam("rewards", description="The judge's logit of each image, falling."),
         OutputParam("seeds", description="The seed of each image."),
-    ]
+    )
     taken = ("generator",)
 
     def __init__(self, blocks: ModularPipelineBlocks | None = None) -> None:
         super().__init__(StableDiffusionXLAutoBlocks() if blocks is None else blocks)
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [each for each in super().intermediate_outputs if each.name in _FOUND]  # not what one candidate left
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
@@ -63,6 +68,7 @@ class BestOfN(AroundBlock):
         call = {name: state.get(name) for name in _CALL}
         reward = CLIPReward(loaded(components, "judge"), target)
         found = best_of(draw, given.num_candidates, reward, seed=given.seed, **call)
-        for name in ("images", "rewards", "seeds"):
-            state.set(name, [getattr(each, name) for each in found] if isinstance(found, list) else getattr(found, name))
+        for name in _FOUND:
+            values = [getattr(each, name) for each in (found if isinstance(found, list) else [found])]
+            state.set(name, values if isinstance(found, list) else values[0])
         return components, state

@@ -1,6 +1,6 @@
 """A block of Modular Diffusers: score a pipeline's images by a CLIP."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import ModularPipelineBlocks
 from diffusers.modular_pipelines import ComponentSpec, InputParam, OutputParam
@@ -15,15 +15,15 @@ from .around import loaded
 class CLIPJudge(ModularPipelineBlocks):
     """Score images against prompts, 100 · cos(image, prompt)."""
 
-    _requirements = {"clip-guidance": ">=0.1"}
+    _requirements: ClassVar = {"clip-guidance": ">=0.1"}
     description = "Score each image against judge_prompt, or else the prompt: 100 · cos(image, prompt)."
-    expected_components = [ComponentSpec("judge", CLIP, pretrained_model_name_or_path="openai/clip-vit-large-patch14")]
-    inputs = [
+    expected_components = (ComponentSpec("judge", CLIP, pretrained_model_name_or_path="openai/clip-vit-large-patch14"),)
+    inputs = (
         InputParam("images", required=True, description="The images that a decode block made."),
         InputParam("prompt", description="What to compare with, where there is no judge_prompt."),
         InputParam("judge_prompt", description="A text for all images, or one for each of the pipeline's prompts."),
-    ]
-    intermediate_outputs = [OutputParam("scores", description="A number for each image, tensor (n,).")]
+    )
+    intermediate_outputs = (OutputParam("scores", description="A number for each image, tensor (n,)."),)
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         """Set ``scores``.

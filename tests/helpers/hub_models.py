@@ -4,9 +4,10 @@ from pathlib import Path
 
 import diffusers as d
 import torch
+from transformers import T5Config, T5EncoderModel
+
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from helpers.pipelines import flux, parts, sd3, unet_sdxl
-from transformers import T5Config, T5EncoderModel
 
 GUIDE, JUDGE = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14"
 SD, SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"

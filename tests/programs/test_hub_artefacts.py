@@ -131,7 +131,8 @@ def check_models(folder):
         assert (folder / name / "domain.safetensors").is_file()
     stock, ours = d.DiffusionPipeline.from_pretrained(folder / "emoji-pipeline"), cg.load_pipeline("emoji")
     assert type(stock) is d.StableDiffusionPipeline
-    assert images_of(stock, prompt="a red apple").equal(images_of(ours, prompt="a red apple"))
+    call = {"prompt": "a red apple", "height": 64, "width": 64}
+    assert images_of(stock, **call).equal(images_of(ours, **call))
 
 
 def check_guider(hub):
@@ -151,8 +152,8 @@ def check_guider(hub):
 def images_of(pipe, **call):
     """Images (B, 3, H, W) of two steps."""
     parts.quiet(pipe)
-    size = {} if pipe.vae_scale_factor > 2 else {"height": parts.SIDE, "width": parts.SIDE}  # Flux's default is large
-    return pipe(num_inference_steps=2, generator=parts.generator(), output_type="pt", **size, **call).images
+    call = {"height": parts.SIDE, "width": parts.SIDE, **call}  # Flux's own are large
+    return pipe(num_inference_steps=2, generator=parts.generator(), output_type="pt", **call).images
 
 
 # ---------------------------------------------------------------- remote code
@@ -237,6 +238,8 @@ def test_guided_denoise_is_attach(code, clip, key):
 
     (stock, inputs), (pipe, _) = built(key), modular(key, guided, clip=clip)
     assert type(pipe) is type(stock)
+    if key == SDXL:  # a workflow keeps the block: diffusers would take its parts out, were they sub-blocks
+        assert type(pipe.blocks.get_workflow("text2image").sub_blocks["denoise"]).__name__ == "CLIPGuidedDenoise"
     plain = run(stock, inputs)
     assert run(pipe, {**inputs, "clip_prompt": "cat", "clip_scale": 0.0}).equal(plain)
     with cg.CLIPGuidance(clip, "cat", 30.0, cutouts=2).attach(stock):
@@ -250,12 +253,14 @@ def test_guided_denoise_is_attach(code, clip, key):
         run(pipe, steered, clip=None)
 
 
+@pytest.mark.slow
 def test_best_of_n_ranks_what_each_seed_draws(code, clip):
     pipe, inputs = modular(SDXL, lambda blocks: block_of(code / "best-of-n", blocks=blocks), judge=clip)
     call = {name: value for name, value in inputs.items() if name != "generator"}
     state = pipe(**call, judge_prompt="cat", num_candidates=3, seed=5)
     stock, _ = built(SDXL)
     drawn = {seed: stock(**call, generator=parts.generator(seed)).images[0] for seed in (5, 6, 7)}
+    assert pipe.blocks.output_names == ["images", "rewards", "seeds"]
     reward = CLIPReward(clip, "cat")
     expected = {seed: reward(image[None]).item() for seed, image in drawn.items()}
     assert state.seeds == sorted(expected, key=lambda seed: -expected[seed])
@@ -269,12 +274,16 @@ def test_best_of_n_ranks_what_each_seed_draws(code, clip):
 
 def test_the_judge_scores_each_image_against_its_prompt(code, tmp_path):
     judge = cg.CLIP.from_pretrained(save_tiny_clip(tmp_path))
-    pipe = d.ModularPipeline.from_pretrained(str(code / "clip-judge"), trust_remote_code=True)
+    manager = d.ComponentsManager()
+    pipe = d.ModularPipeline.from_pretrained(
+        str(code / "clip-judge"), trust_remote_code=True, components_manager=manager
+    )
     images = [parts.pil_image(seed=seed) for seed in range(4)]
     with pytest.raises(ValueError, match=r"no judge yet: pipe.load_components\('judge'\)"):
         pipe(images=images, prompt="cat")
     pipe.load_components(pretrained_model_name_or_path=str(tmp_path))
     assert type(pipe.judge) is cg.CLIP and pipe.judge.fingerprint() == judge.fingerprint()
+    assert manager.get_one(name="judge") is pipe.judge
     expected = cg.clip_score(judge, images, ["cat", "cat", "dog", "dog"])
     assert pipe(images=images, prompt=["cat", "dog"], output="scores").equal(expected)
     assert pipe(images=images, prompt="a", judge_prompt=["cat", "dog"], output="scores").equal(expected)
@@ -282,6 +291,20 @@ def test_the_judge_scores_each_image_against_its_prompt(code, tmp_path):
         pipe(images=images, prompt=["a", "b", "c"])
     with pytest.raises(ValueError, match="compares images with judge_prompt, or else the prompt; got neither"):
         pipe(images=images)
+
+
+@pytest.mark.slow
+def test_best_of_n_ranks_the_images_of_each_prompt(code, clip):
+    pipe, inputs = modular(SDXL, lambda blocks: block_of(code / "best-of-n", blocks=blocks), judge=clip)
+    call = {name: value for name, value in inputs.items() if name != "generator"}
+    one = pipe(**call, judge_prompt="dog", num_candidates=2)
+    for name in ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
+        call[name] = call[name].repeat(2, *[1] * (call[name].ndim - 1))
+    both = pipe(**call, judge_prompt=["cat", "dog"], num_candidates=2)
+    assert len(both.images) == len(both.rewards) == len(both.seeds) == 2
+    assert both.seeds[1] == one.seeds and both.rewards[1] == pytest.approx(one.rewards, rel=1e-4)
+    torch.testing.assert_close(torch.stack(both.images[1]), torch.stack(one.images))
+    assert all(each == sorted(each, reverse=True) for each in both.rewards)
 
 
 def test_what_no_block_goes_around_is_said(code):
