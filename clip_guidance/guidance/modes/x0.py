@@ -15,8 +15,8 @@ sample's own x₀, so that each step owes
 
     w = s²·(1 − ρ),    ρ = αs/√(α²s² + σ²),
 
-where a mean's is s²·(1 − ρ²). Both are s² at pure noise. With the mean's weight, steps of LCM would add up to as much as
-twice the tilt, the more the more there are.
+where a mean's is s²·(1 − ρ²). Both are s² at pure noise. With the mean's weight, LCM's steps would add up to as much
+as twice the tilt, the more the more there are.
 """
 
 import math
