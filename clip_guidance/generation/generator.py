@@ -206,7 +206,7 @@ class _Models:
 
     def scored(self, generated: GeneratedImage) -> GeneratedImage:
         """Complete the record of an image: what steered it, and its scores."""
-        if self.guide and generated.settings.scale:
+        if self.guide and generated.settings.scale != 0:
             generated.guide = {"name": self.guide.record["model"], "fingerprint": self.guide.record["fingerprint"]}
         generated.scores = [each.score(generated) for each in (self.guide, self.judge, *self.rewards) if each]
         return generated
@@ -237,7 +237,7 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     """Return the name of the CLIP that steers and scores; None where the settings need none."""
     if settings.clip or settings.model in packaged_models():
         return settings.clip or settings.model
-    if settings.scale:
+    if settings.scale != 0:
         raise ValueError(f"the pipeline {settings.model} comes without a CLIP: name the one that steers it (clip)")
     return None
 
