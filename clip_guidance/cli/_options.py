@@ -112,6 +112,10 @@ Damping = Annotated[
     float | None,
     _number(*RANGES["damping"], help="Curvature of the reward; damps strong guidance.", show_default=TUNED_DEFAULT),
 ]
+Tuned = Annotated[
+    Path | None,
+    typer.Option(help="What clip-guidance tune wrote: models and settings that are not given.", show_default=False),
+]
 SteeringRewards = Annotated[
     list[WeightedReward] | None,
     typer.Option(
