@@ -29,6 +29,11 @@ _EXPORTS = {
     "SearchResult": "generation.best_of",
     "optimize_noise": "generation.optimize_noise",
     "OptimizedNoise": "generation.optimize_noise",
+    "tune": "generation.tuning",
+    "TuningGrid": "generation.tuning",
+    "TuneResult": "generation.tuning",
+    "TunedPair": "_tuned",
+    "load_tuned": "_tuned",
     "Particles": "guidance.particles",
     "ParticlesResult": "guidance.particles",
     "plan_memory": "guidance",
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
     from clip_guidance import guidance as guidance
     from clip_guidance import loss as loss
     from clip_guidance import towers as towers
+    from clip_guidance._tuned import TunedPair as TunedPair
+    from clip_guidance._tuned import load_tuned as load_tuned
     from clip_guidance.clip import CLIP as CLIP
     from clip_guidance.clip import CLIPConfig as CLIPConfig
     from clip_guidance.clip import DualEncoder as DualEncoder
@@ -66,6 +73,9 @@ if TYPE_CHECKING:
     from clip_guidance.generation.optimize_noise import OptimizedNoise as OptimizedNoise
     from clip_guidance.generation.optimize_noise import optimize_noise as optimize_noise
     from clip_guidance.generation.pipelines import load_pipeline as load_pipeline
+    from clip_guidance.generation.tuning import TuneResult as TuneResult
+    from clip_guidance.generation.tuning import TuningGrid as TuningGrid
+    from clip_guidance.generation.tuning import tune as tune
     from clip_guidance.guidance import AdaptiveCFG as AdaptiveCFG
     from clip_guidance.guidance import CLIPGuidance as CLIPGuidance
     from clip_guidance.guidance import Cutouts as Cutouts

@@ -83,7 +83,11 @@ GuidanceScale = Annotated[
 ]
 Steps = Annotated[int, _number(*RANGES["steps"], help="Denoising steps per image.")]
 Mode = Annotated[
-    str, typer.Option(help="Gradient of CLIP guidance: exact (through the denoiser), or x0 (not through it; cheaper).")
+    str | None,
+    typer.Option(
+        help="Gradient of CLIP guidance: exact (through the denoiser), or x0 (not through it; cheaper).",
+        show_default=TUNED_DEFAULT,
+    ),
 ]
 Start = Annotated[
     float | None,
@@ -91,7 +95,10 @@ Start = Annotated[
         *RANGES["start"], help="Share of the steps after which CLIP guidance begins.", show_default=TUNED_DEFAULT
     ),
 ]
-Stop = Annotated[float, _number(*RANGES["stop"], help="Share of the steps after which CLIP guidance ends.")]
+Stop = Annotated[
+    float | None,
+    _number(*RANGES["stop"], help="Share of the steps after which CLIP guidance ends.", show_default=TUNED_DEFAULT),
+]
 Every = Annotated[int, _number(*RANGES["every"], help="Apply CLIP guidance at every n-th step.")]
 Cutouts = Annotated[int, _number(*RANGES["cutouts"], help="Views that CLIP sees: the whole image, and random crops.")]
 Scheduler = Annotated[
@@ -103,7 +110,11 @@ Cap = Annotated[
 ]
 Damping = Annotated[
     float | None,
-    _number(*RANGES["damping"], help="Curvature of the reward, which damps strong guidance.", show_default="none"),
+    _number(*RANGES["damping"], help="Curvature of the reward; damps strong guidance.", show_default=TUNED_DEFAULT),
+]
+Tuned = Annotated[
+    Path | None,
+    typer.Option(help="What clip-guidance tune wrote: models and settings that are not given.", show_default=False),
 ]
 SteeringRewards = Annotated[
     list[WeightedReward] | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 
+from clip_guidance._tuned import TunedPair, load_tuned
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 from clip_guidance.cli import _target_options as targets
@@ -48,6 +49,7 @@ def command(
     scheduler: options.Scheduler = DEFAULTS.scheduler,
     cap: options.Cap = DEFAULTS.cap,
     damping: options.Damping = DEFAULTS.damping,
+    tuned: options.Tuned = None,
     rewards: options.SteeringRewards = None,
     particles: options.Particles = DEFAULTS.particles,
     best_of: options.BestOf = None,
@@ -62,7 +64,8 @@ def command(
 
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
-    given = _given(context, from_, prompt)
+    pair = load_tuned(tuned) if tuned else None
+    given = _given(context, from_, prompt, pair)
     candidates = _candidates(context, best_of, keep, rank_by)
     processes = _processes(device, candidates)
     output.mkdir(parents=True, exist_ok=True)  # an error is raised now rather than after the first image
@@ -70,7 +73,7 @@ def command(
     with common.Job() as job:
         originals = _originals(from_ or [], job)
         planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, candidates, job)
-        for generated, original in _draw(planned, candidates, processes, job):
+        for generated, original in _draw(planned, candidates, processes, job, pair):
             if (path := _saved(generated, output, job)) is None:
                 break
             rows.append({"image": str(path), **generated.record()})
@@ -117,14 +120,18 @@ def _plan(
     return planned
 
 
-def _given(context: typer.Context, from_: list[Path] | None, prompts: list[str] | None) -> dict[str, Any]:
-    """Return the settings given on the command line, except for the prompts."""
+def _given(
+    context: typer.Context, from_: list[Path] | None, prompts: list[str] | None, pair: TunedPair | None
+) -> dict[str, Any]:
+    """Return the settings given on the command line, except for the prompts; then those of the tuned pair."""
     if not (from_ or prompts):
         raise typer.BadParameter("give --prompt or --from")
     sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
     names = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     given = {name: context.params[name] for name in names if name != "prompt"}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if pair is not None:
+        given = {"model": pair.pipeline.name, "clip": pair.clip.name, **pair.options, **given}
     replace(DEFAULTS, **given)  # raises for invalid options before anything is generated
     return given
 
@@ -149,7 +156,11 @@ def _processes(device: str | None, candidates: Candidates | None) -> Processes:
 
 
 def _draw(
-    planned: list[Planned], candidates: Candidates | None, processes: Processes, job: common.Job
+    planned: list[Planned],
+    candidates: Candidates | None,
+    processes: Processes,
+    job: common.Job,
+    pair: TunedPair | None = None,
 ) -> Iterator[tuple[GeneratedImage, Path | None]]:
     """Generate the images; one whose own settings cannot be followed fails by name.
 
@@ -164,6 +175,8 @@ def _draw(
         if message := foreign_prompts(model, [one.prompt for one, _ in planned if one.model == model]):
             common.narrate("warning", message)
     generator = ImageGenerator(common.resolve_device(processes.device))
+    if pair is not None and planned:
+        generator.check_tuned(pair, planned[0][0])
     with common.progress() as bar:
         own = candidates.n / processes.count if candidates else 1
         task = bar.add_task("steps", total=sum(settings.steps for settings, _ in planned) * own)

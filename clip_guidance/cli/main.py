@@ -28,6 +28,7 @@ from clip_guidance.cli import (
     score,
     search,
     similar,
+    tune,
     ui,
 )
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, score, compare, classify, similar, index, search, convert, models, ui):
+for module in (generate, tune, score, compare, classify, similar, index, search, convert, models, ui):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(data.app, name="data")
 

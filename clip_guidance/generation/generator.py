@@ -20,6 +20,7 @@ import diffusers
 import torch
 from PIL import Image
 
+from clip_guidance._tuned import TunedPair
 from clip_guidance.clip.hub import packaged_models
 from clip_guidance.clip.tokenizer import warn_truncated
 from clip_guidance.generation.best_of import Candidate, search
@@ -30,6 +31,7 @@ from clip_guidance.generation.scorers import CLIPScorer, Rater, RewardScorer
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
 from clip_guidance.generation.steering import find_target, make_guidance
 from clip_guidance.guidance import Guidance, WeightedRewards
+from clip_guidance.guidance.pairs import check_pair
 from clip_guidance.guidance.particles import Particles
 
 __all__ = ["ImageGenerator", "generate"]
@@ -81,6 +83,14 @@ class ImageGenerator:
     def pipeline(self, settings: GenerateSettings) -> Any:
         """Return the pipeline for these settings; it is loaded unless the latest image used it."""
         return self._pipeline(settings.model, settings.scheduler, self.device)
+
+    def check_tuned(self, pair: TunedPair, settings: GenerateSettings) -> None:
+        """Refuse a pair that was tuned for other models than those of these settings.
+
+        Raises:
+            ValueError: It was, or a model is unknown.
+        """
+        check_pair(pair, self.pipeline(settings), self._scorer(settings.clip or settings.model, self.device).clip)
 
     def __call__(self, settings: GenerateSettings, on_step: Callable[[], None] | None = None) -> GeneratedImage:
         """Generate one image, and score it with its guide and with a judge.
@@ -206,7 +216,7 @@ class _Models:
 
     def scored(self, generated: GeneratedImage) -> GeneratedImage:
         """Complete the record of an image: what steered it, and its scores."""
-        if self.guide and generated.settings.scale:
+        if self.guide and generated.settings.scale != 0:
             generated.guide = {"name": self.guide.record["model"], "fingerprint": self.guide.record["fingerprint"]}
         generated.scores = [each.score(generated) for each in (self.guide, self.judge, *self.rewards) if each]
         return generated
@@ -237,7 +247,7 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     """Return the name of the CLIP that steers and scores; None where the settings need none."""
     if settings.clip or settings.model in packaged_models():
         return settings.clip or settings.model
-    if settings.scale:
+    if settings.scale != 0:
         raise ValueError(f"the pipeline {settings.model} comes without a CLIP: name the one that steers it (clip)")
     return None
 

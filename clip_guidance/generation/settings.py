@@ -12,6 +12,7 @@ from reprlib import repr as shortened
 from typing import Any
 
 from clip_guidance._files import is_valid_text
+from clip_guidance._tuned import GuidanceDefaults, named_defaults
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
 from clip_guidance.generation.weighted_reward import MAX_NAME, WeightedReward
 from clip_guidance.images.metadata import read_record
@@ -34,8 +35,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and 
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
-TUNED = {"emoji": {"scale": 10.0, "start": 0.0}}  # by model, found by benchmarks/steering/tune.py
-UNTUNED = {"scale": 1.0, "start": 0.0}
 RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included; the command line and the page obey too
     "seed": (-(2**63), 2**63 - 1),  # what torch's generators take
     "scale": (-10_000.0, 10_000.0),
@@ -60,7 +59,7 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "rewards": WeightedReward,
 }
 # Settings that earlier versions draw without, and what they are where they are not used.
-_LATER: dict[str, Any] = {"damping": None, "particles": 1, "clip_images": [], "regions": [], "rewards": []}
+_LATER: dict[str, Any] = {"damping": 0.0, "particles": 1, "clip_images": [], "regions": [], "rewards": []}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -77,19 +76,22 @@ class GenerateSettings:
         model: Pipeline, as for ``load_pipeline``.
         clip: CLIP that steers, as for ``CLIP.from_pretrained``; by default that of the model.
         judge: CLIP that scores but never steers; by default the one that belongs to the model, if any.
-        scale: Strength of CLIP guidance; 0 turns it off. By default what was tuned for the model, else 1.
+        scale: Strength of CLIP guidance; 0 turns it off. By default what was tuned for the model, else a strength that
+            is calibrated as the image is drawn (see :class:`~clip_guidance.guidance.CLIPGuidance`).
         guidance_scale: Strength of classifier-free guidance; 1 turns it off.
         steps: Denoising steps, at least 1.
-        mode: How CLIP steers: "x0", by the gradient at the predicted image, or "exact", through the denoiser too.
+        mode: How CLIP steers: "x0", by the gradient at the predicted image, or "exact", through the denoiser too. By
+            default what was tuned for the model, else "x0".
         start: Share of the steps, in [0, 1], after which CLIP guidance begins. By default what was tuned for the model,
             else 0.
-        stop: Share of the steps, in [0, 1], after which CLIP guidance ends.
+        stop: Share of the steps, in [0, 1], after which CLIP guidance ends. By default what was tuned for the model,
+            else 1.
         every: CLIP steers at every n-th step.
         cutouts: Views of the image that CLIP sees at each step; 1 is the whole image.
         scheduler: One of ``SCHEDULERS``; by default the model's own.
         cap: Longest step of CLIP guidance, in steps of classifier-free guidance; None is no cap.
-        damping: Curvature of the reward, by which strong guidance is damped; None is the default of
-            :class:`~clip_guidance.guidance.Guidance`.
+        damping: Curvature of the reward, by which strong guidance is damped. By default what was tuned for the model,
+            else 0.
         particles: Number of images that travel together, from as many seeds; CLIP chooses among them on the way, by
             all that it steers to, and the best is the image. Where the pipeline comes without a CLIP, the rewards do.
             1 is this image alone. DDIM adds noise (eta 1) where there are several.
@@ -117,9 +119,9 @@ class GenerateSettings:
     scale: float | None = None
     guidance_scale: float = 3.0
     steps: int = 20
-    mode: str = "x0"
+    mode: str | None = None
     start: float | None = None
-    stop: float = 1.0
+    stop: float | None = None
     every: int = 1
     cutouts: int = 1
     scheduler: str | None = None
@@ -138,25 +140,35 @@ class GenerateSettings:
         for name in ("model", "clip", "judge"):
             if len(given := getattr(self, name) or "") > MAX_NAME or "\0" in given:
                 raise ValueError(f"{name} must be a name, a folder or a hub id, got {shortened(given)}")
-        if not (self.start or 0.0) < self.stop:
-            raise ValueError(f"start must be less than stop, got {self.start or 0.0} and {self.stop}")
+        start, stop = self.start or 0.0, 1.0 if self.stop is None else self.stop
+        if not start < stop:
+            raise ValueError(f"start must be less than stop, got {start} and {stop}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {shortened(self.scheduler)}")
 
     def resolved(self) -> GenerateSettings:
-        """Fill in the model's own values where none were given; an image records the result."""
-        tuned = TUNED.get(self.model, {}) if self.clip in (None, self.model) else {}
-        own = {**UNTUNED, **tuned}
-        if self.rewards and self.clip is None and self.model not in TUNED:
-            own["scale"] = 0.0
-        scale = own["scale"] if self.scale is None else self.scale
-        start = own["start"] if self.start is None else self.start
-        return replace(self, scale=scale, start=start)
+        """Fill in the model's own values where none were given; an image records the result.
+
+        The scale of a pair that is in no table stays None, without rewards: it is calibrated as the image is drawn.
+        """
+        own = named_defaults(self.model, self.clip or self.model)
+        if own is None:
+            beside_rewards = 0.0 if self.clip is None else 1.0  # their weights are relative to it
+            own = GuidanceDefaults(scale=beside_rewards if self.rewards else None)
+        return self.filled(own)
+
+    def filled(self, own: GuidanceDefaults) -> GenerateSettings:
+        """Fill in what suits the model and the CLIP where nothing was given; its window where neither end was."""
+        values = {name: getattr(own, name) for name in ("scale", "mode", "damping")}
+        is_open = self.start is None and self.stop is None
+        values |= {"start": own.start, "stop": own.stop} if is_open else {"start": 0.0, "stop": 1.0}
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON holds them; one that came later is left out where it is not used."""
         settings = asdict(self, dict_factory=lambda pairs: {name: _as_list(value) for name, value in pairs})
-        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
+        unused = {name for name, value in _LATER.items() if settings[name] in (None, value)}
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @property
     def target(self) -> str:
@@ -199,7 +211,8 @@ def settings_from(values: Mapping[str, Any]) -> GenerateSettings:
     if unknown := sorted(set(values) - known):
         raise ValueError(f"settings {shortened(unknown)} are unknown to this version")
     recorded = {name: _entries(name, values[name]) for name in _RECORDED if name in values}
-    return GenerateSettings(**{**values, **recorded})
+    # An image without a damping was drawn without, whatever suits its models now.
+    return GenerateSettings(**{"damping": 0.0, **values, **recorded})
 
 
 def _entries(name: str, values: Any) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ def make_guidance(
     # A record says nothing of decoding, and an image that was drawn in full is drawn again so.
     how: dict[str, Any] = {**{name: getattr(settings, name) for name in names}, "decoding": None}
     by_clip = None
-    if clip is not None and settings.scale:
+    if clip is not None and settings.scale != 0:
         options = {name: getattr(settings, name) for name in ("scale", "cutouts", "seed")}
         by_clip = CLIPGuidance(clip, find_target(settings), **options, **how)
     if not rewards:

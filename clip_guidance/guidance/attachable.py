@@ -22,8 +22,8 @@ class Attachable(Checked):
     """
 
     reward: Any
-    start: float
-    stop: float
+    start: float | None
+    stop: float | None
     space: str
     decoding: Decoding | str | None
     to_image: Callable[[Tensor], Tensor] | None
@@ -31,10 +31,14 @@ class Attachable(Checked):
 
     #: The options that ``attach`` reads.
     _at_attach: ClassVar[tuple[str, ...]] = ("space", "decoding", "to_image")
+    #: The options that may be None, which stands for a default of the pipeline.
+    _left_open: ClassVar[tuple[str, ...]] = ()
     _attached = 0  # number of ``with`` blocks in which it is attached
 
     def _check(self) -> None:
-        start, stop = as_number("start", self.start), as_number("stop", self.stop)
+        ends = {name: getattr(self, name) for name in ("start", "stop")}
+        given = {n: as_number(n, each) for n, each in ends.items() if each is not None or n not in self._left_open}
+        start, stop = given.get("start", 0.0), given.get("stop", 1.0)
         if not 0 <= start < stop <= 1:
             raise ValueError(f"expected 0 <= start < stop <= 1, got start={shown(start)}, stop={shown(stop)}")
         if not isinstance(self.space, str) or self.space not in SPACES:
@@ -56,7 +60,7 @@ class Attachable(Checked):
                 "guider must be a guider of diffusers, such as ClassifierFreeGuidance, or None, got "
                 f"{type(self.guider).__name__}"
             )
-        vars(self).update(start=start, stop=stop)  # Python's own numbers, which a config can hold
+        vars(self).update(given)  # Python's own numbers, which a config can hold
 
     def _check_regions(self) -> None:
         crops = isinstance(self.decoding, Decoding) and self.decoding.crop < 1

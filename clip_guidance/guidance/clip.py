@@ -9,6 +9,7 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
+from clip_guidance._tuned import GuidanceDefaults
 from clip_guidance.clip import CLIP, DualEncoder
 from clip_guidance.guidance.checks import formerly
 from clip_guidance.guidance.clip_reward import CLIPReward
@@ -27,6 +28,7 @@ from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decoding import AUTO, Decoding
 from clip_guidance.guidance.guidance import Guidance
 from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.pairs import find_defaults
 from clip_guidance.guidance.regions import Targets
 
 _PLAIN = ("start", "stop", "every", "space", "data_variance", "cap", "damping")  # arguments that json holds as they are
@@ -53,18 +55,23 @@ class CLIPGuidance(Guidance):
             holds one target for each of the pipeline's prompts; write ``[[region], [region]]`` for one region each.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
             negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
-            the order of the pipeline's prompts.
+            the order of the pipeline's prompts. None, the default, for what was measured for the pipeline and the CLIP
+            (the packaged ones), else for a strength that is calibrated in each run: no shift is longer than the
+            correction that classifier-free guidance makes (``report.calibrated`` tells). With a published method 1.
         cutouts: Views of each image to average over: their number, of which the whole image is one and the
             others are random crops, or :class:`~clip_guidance.guidance.cutouts.Cutouts` that say more.
         seed: Seed of the crops; each run starts from it.
         chunk: Number of views that pass through CLIP together; None for all.
-        mode: How the gradient becomes a shift: "x0" (default, no backward through the denoiser), "exact" (one backward
-            through the denoiser per step), or a published method with its parameters, one of
+        mode: How the gradient becomes a shift: "x0" (no backward through the denoiser), "exact" (one backward through
+            the denoiser per step), or a published method with its parameters, one of
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
-            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`.
-        start: Fraction of the run's steps before which guidance rests, in [0, 1).
-        stop: Fraction of the run's steps from which on guidance rests, in (0, 1].
+            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`. None, the default, for what was
+            measured for the pipeline and the CLIP, else "x0".
+        start: Fraction of the run's steps before which guidance rests, in [0, 1). None, the default, for 0 or, where
+            ``stop`` is None too, for what was measured.
+        stop: Fraction of the run's steps from which on guidance rests, in (0, 1]. None, the default, for 1 or, where
+            ``start`` is None too, for what was measured.
         every: Take the gradient at every n-th step; between them the latest one is used again with the weight
             of the step, so that the strength does not depend on it.
         space: What the reward reads of the predicted clean sample: "image", decoded, or "latent", as it is.
@@ -77,7 +84,7 @@ class CLIPGuidance(Guidance):
             denoiser. Without classifier-free guidance the posterior's standard deviation takes its place.
         damping: Curvature κ of the reward, at least 0: a shift is divided by 1 + 2·scale·κ·w, with the posterior
             variance w, as is exact for a reward −κ‖x₀ − a‖². Strong guidance then overshoots less at high noise. None
-            for 0, which is exact for a linear reward.
+            for what was measured for the pipeline and the CLIP, else for 0, which is exact for a linear reward.
         decoding: How the image for the reward is decoded, to save memory and time. "auto", the default, decodes no
             larger than the reward's CLIP reads, where that is checked to change its embeddings by little
             (``report.decoding`` tells); None for the whole image by the pipeline's decoder; a
@@ -116,14 +123,14 @@ class CLIPGuidance(Guidance):
         self,
         clip: DualEncoder | str | Path,
         target: Targets,
-        scale: float | Sequence[float] = 1.0,
+        scale: float | Sequence[float] | None = None,
         *,
         cutouts: int | Cutouts = 1,
         seed: int = 0,
         chunk: int | None = None,
-        mode: str | Mode = "x0",
-        start: float = 0.0,
-        stop: float = 1.0,
+        mode: str | Mode | None = None,
+        start: float | None = None,
+        stop: float | None = None,
         every: int = 1,
         space: str = "image",
         data_variance: float | None = None,
@@ -212,6 +219,11 @@ class CLIPGuidance(Guidance):
         if self._is_named and device is not None:
             self.reward.to(device)
 
+    def defaults_for(self, pipe: Any) -> GuidanceDefaults:
+        """Return what stands on ``pipe`` for the options that are None; it is looked up where there are any."""
+        open_ = None in (self.scale, self.mode, self.damping) or (self.start is None and self.stop is None)
+        return find_defaults(pipe, self.clip) if open_ and self._is_tilt else super().defaults_for(pipe)
+
     @property
     def config(self) -> dict[str, Any]:
         """The arguments, as json holds them.
@@ -234,7 +246,7 @@ class CLIPGuidance(Guidance):
         return {
             "clip": str(name),
             "target": target_to_config(self.target),
-            "scale": self.scale if isinstance(self.scale, int | float) else self._scales,
+            "scale": self.scale if isinstance(self.scale, int | float | None) else self._scales,
             "cutouts": cutouts_to_config(self.reward.cutouts),
             "chunk": self.reward.chunk,
             "mode": mode_to_config(self.mode),

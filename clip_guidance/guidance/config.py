@@ -91,13 +91,13 @@ def decoding_from_config(config: dict[str, Any] | str | None) -> Decoding | str 
     return Decoding(**config)
 
 
-def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:
-    """Return the mode's name, or a method's parameters with the name of its class.
+def mode_to_config(mode: str | Mode | None) -> str | dict[str, Any] | None:
+    """Return the mode's name, None as it is, or a method's parameters with the name of its class.
 
     Raises:
         TypeError: The mode's class would not be found again.
     """
-    if isinstance(mode, str):
+    if isinstance(mode, str | None):
         return mode
     name = type(mode).__name__
     if type(mode) not in methods.METHODS:
@@ -108,7 +108,7 @@ def mode_to_config(mode: str | Mode) -> str | dict[str, Any]:
     return {"_class_name": name, **vars(mode)}
 
 
-def mode_from_config(config: str | Mode | dict[str, Any]) -> str | Mode:
+def mode_from_config(config: str | Mode | dict[str, Any] | None) -> str | Mode | None:
     """Make a mode from what :func:`mode_to_config` returned.
 
     Raises:

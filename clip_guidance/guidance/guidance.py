@@ -26,7 +26,8 @@ class Guidance(GuidanceOptions, Guider):
             is differentiated part by part; one that has ``reset()`` is told when a run begins.
         scale: Strength of the tilt: 1 multiplies the model's density by exp(reward), 0 changes nothing, and a
             negative scale lowers the reward. One number, or n numbers for a batch of a multiple of n images, in
-            the order of the pipeline's prompts.
+            the order of the pipeline's prompts. None for a strength that is calibrated in each run: no shift is longer
+            than the correction that classifier-free guidance makes (``report.calibrated`` tells).
         mode: How the gradient becomes a shift: "x0" (default, no backward through the denoiser), "exact" (one backward
             through the denoiser per step), or a published method with its parameters, one of
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,

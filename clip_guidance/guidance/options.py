@@ -3,18 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor
 
+from clip_guidance._tuned import GuidanceDefaults
 from clip_guidance.guidance.attachable import Attachable
 from clip_guidance.guidance.checks import as_number, as_numbers, as_whole, is_number, shown
 from clip_guidance.guidance.decoding import AUTO, Decoding, DecodingChoice
 from clip_guidance.guidance.modes import Mode, find_mode
 
 Reward = Callable[[Tensor], Tensor]
+_PLAIN = GuidanceDefaults()
 
 
 @dataclass
@@ -28,12 +30,14 @@ class GuidanceReport:
         dropped: Number of samples' shifts that were left out because they were not finite.
         capped: Number of samples' shifts that were longer than the cap and were shortened.
         decoding: What ``decoding="auto"`` chose; None where it did not have to, or before the first guided step.
+        calibrated: The strengths (B,) that ``scale=None`` came to by the latest step; None where a scale is given, or
+            known for the pipeline and the CLIP.
 
     Example:
         >>> import clip_guidance as cg
         >>> guidance = cg.Guidance(lambda images: images.mean((1, 2, 3)))
         >>> guidance.report  # before the first run
-        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0, decoding=None)
+        GuidanceReport(steps=[], rewards=[], dropped=0, capped=0, decoding=None, calibrated=None)
     """
 
     steps: list[int] = field(default_factory=list)
@@ -41,6 +45,7 @@ class GuidanceReport:
     dropped: int = 0
     capped: int = 0
     decoding: DecodingChoice | None = None
+    calibrated: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -51,10 +56,10 @@ class GuidanceOptions(Attachable):
     """
 
     reward: Reward = field(repr=False)
-    scale: float | Sequence[float] = 1.0
-    mode: str | Mode = "x0"
-    start: float = 0.0
-    stop: float = 1.0
+    scale: float | Sequence[float] | None = 1.0
+    mode: str | Mode | None = "x0"
+    start: float | None = 0.0
+    stop: float | None = 1.0
     every: int = 1
     space: str = "image"
     data_variance: float | None = None
@@ -66,6 +71,7 @@ class GuidanceOptions(Attachable):
     guider: BaseGuidance | None = field(default=None, kw_only=True, repr=False)
 
     _at_attach: ClassVar = ("mode", "space", "data_variance", "cap", "decoding", "to_image")
+    _left_open: ClassVar = ("start", "stop")
 
     def __post_init__(self) -> None:
         self._report = GuidanceReport()
@@ -77,8 +83,9 @@ class GuidanceOptions(Attachable):
             has_score = callable(getattr(self.reward, "score", None))
             hint = ": as_steering(reward, prompts) makes one of an object with score" if has_score else ""
             raise TypeError(f"reward must be callable, got {type(self.reward).__name__}{hint}")
-        scales = as_numbers("scale", self.scale)
-        find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
+        scales = None if self.scale is None else as_numbers("scale", self.scale)
+        if self.mode is not None:
+            find_mode(self.mode[:40] if isinstance(self.mode, str) else self.mode)  # its name goes into the message
         every = as_whole("every", self.every, "a whole number of steps, at least 1", 1)
         for name, none in (("data_variance", ""), ("cap", ", or None")):
             if (value := getattr(self, name)) is not None:
@@ -93,10 +100,25 @@ class GuidanceOptions(Attachable):
             raise TypeError(f"schedule must be callable, got {type(self.schedule).__name__}")
         super()._check()
         # Of numpy's and torch's numbers Python's own are kept, which a config can hold.
-        vars(self).update(scale=scales[0] if is_number(self.scale) else scales, every=every)
+        vars(self).update(scale=scales[0] if scales and is_number(self.scale) else scales, every=every)
 
     def _is_read_at_attach(self, name: str) -> bool:
-        return super()._is_read_at_attach(name) or (name == "scale" and not self.any_scale)
+        return super()._is_read_at_attach(name) or (name == "scale" and (self.scale is None or not self.any_scale))
+
+    def defaults_for(self, pipe: Any) -> GuidanceDefaults:
+        """Return what stands on ``pipe`` for the options that are None; a subclass may know more of it."""
+        return GuidanceDefaults() if self._is_tilt else GuidanceDefaults(scale=1.0)
+
+    @property
+    def _is_tilt(self) -> bool:
+        """Whether the mode has a name, and no strength of its own as a published method has."""
+        return self.mode is None or isinstance(self.mode, str)
+
+    def window(self, defaults: GuidanceDefaults) -> tuple[float, float]:
+        """Return between which fractions of a run guidance acts; that of the defaults where neither end is given."""
+        if self.start is None and self.stop is None:
+            return defaults.start, defaults.stop
+        return self.start or 0.0, 1.0 if self.stop is None else self.stop
 
     @property
     def report(self) -> GuidanceReport:
@@ -105,7 +127,7 @@ class GuidanceOptions(Attachable):
 
     @property
     def _scales(self) -> list[float]:
-        return [float(each) for each in as_numbers("scale", self.scale)]
+        return [1.0] if self.scale is None else [float(each) for each in as_numbers("scale", self.scale)]
 
     @property
     def any_scale(self) -> bool:
@@ -123,18 +145,22 @@ class GuidanceOptions(Attachable):
             raise ValueError(f"the schedule must return a finite number, got {factor} at fraction {fraction:g}")
         return float(factor)
 
-    def is_active(self, fraction: float) -> bool:
+    def is_active(self, fraction: float, defaults: GuidanceDefaults = _PLAIN) -> bool:
         """Return whether the step at this fraction of the run's steps is guided."""
-        return self.start <= fraction < self.stop and self._factor(fraction) != 0
+        start, stop = self.window(defaults)
+        return start <= fraction < stop and self._factor(fraction) != 0
 
-    def strength(self, fraction: float, batch: int) -> Tensor:
+    def strength(self, fraction: float, batch: int, defaults: GuidanceDefaults = _PLAIN) -> Tensor:
         """Return the scales (B,) of the images at the step at this fraction of the run's steps.
+
+        A calibrated strength, which is none of the guidance's own, is yet to be multiplied to them.
 
         Raises:
             ValueError: There is not one scale for each image, or for each group of as many; or the schedule's factor
                 is not finite.
         """
-        scales = self._scales
+        own = 1.0 if defaults.scale is None else defaults.scale
+        scales = [own] if self.scale is None else self._scales
         if batch % len(scales):
             raise ValueError(
                 f"{len(scales)} scales cannot be shared out evenly among a batch of {batch} images; give one, or "

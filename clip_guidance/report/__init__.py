@@ -20,6 +20,7 @@ from clip_guidance.report.similarity import duplicates as duplicates
 from clip_guidance.report.similarity import ranking as ranking
 from clip_guidance.report.similarity import search as search
 from clip_guidance.report.similarity import similarity as similarity
+from clip_guidance.report.tuning import tuning as tuning
 
 __all__ = [
     "Page",
@@ -33,4 +34,5 @@ __all__ = [
     "scores",
     "search",
     "similarity",
+    "tuning",
 ]

@@ -255,4 +255,5 @@ def _parts(side: Side) -> tuple[Any, ...]:
 
 
 def _strength(state: AppState, model: str) -> float:
-    return float(settings_of(state, model).scale or 0)
+    scale = settings_of(state, model).scale
+    return 1.0 if scale is None else float(scale)  # a slider shows a number

@@ -10,11 +10,12 @@ import torch
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
 
+from clip_guidance._tuned import named_defaults
 from clip_guidance.clip import CLIP, hub
 from clip_guidance.generation import generator
 from clip_guidance.generation.generator import ImageGenerator, generate
 from clip_guidance.generation.image import FailedImageError, check_image
-from clip_guidance.generation.settings import TUNED, GenerateSettings, read_settings
+from clip_guidance.generation.settings import GenerateSettings, read_settings
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
 from clip_guidance.guidance import CLIPGuidance, Region
 from clip_guidance.images.metadata import read_record
@@ -157,22 +158,26 @@ def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp
     folders = {"emoji": settings.model}
     monkeypatch.setattr(generator, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
     (packaged,) = draw(GenerateSettings("a red apple", steps=2))
-    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **TUNED["emoji"])
+    tuned = dataclasses.asdict(named_defaults("emoji", "emoji"))
+    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **tuned)
     assert pixels(packaged) == pixels(draw(named)[0])
     assert [score["model"] for score in packaged.scores] == ["emoji", "emoji-judge"]
     assert [score["guided"] for score in packaged.scores] == [True, False]
 
 
-def test_strength_is_the_models_own_unless_given():
+def test_what_suits_the_models_is_taken_unless_given():
     def resolved(**given):
         found = GenerateSettings("a cat", **given).resolved()
         assert found.resolved() == found
-        return {"scale": found.scale, "start": found.start}
+        return {name: getattr(found, name) for name in ("scale", "mode", "damping", "start", "stop")}
 
-    assert resolved() == TUNED["emoji"] and resolved(clip="emoji") == TUNED["emoji"]
-    assert resolved(scale=3.0) == TUNED["emoji"] | {"scale": 3.0}
+    tuned = dataclasses.asdict(named_defaults("emoji", "emoji"))
+    assert tuned == {"scale": 10.0, "mode": "x0", "damping": 0.0, "start": 0.0, "stop": 1.0}
+    assert resolved() == resolved(clip="emoji") == tuned
+    assert resolved(scale=3.0, start=0.5) == tuned | {"scale": 3.0, "start": 0.5}
     assert resolved(scale=0.0)["scale"] == 0  # off is given too
-    assert resolved(model="another") == resolved(clip="another") == {"scale": 1, "start": 0}
+    general = {"scale": None, "mode": "x0", "damping": 0.0, "start": 0.0, "stop": 1.0}
+    assert resolved(model="another") == resolved(clip="another") == general
 
 
 def test_a_missing_judge_is_told_before_the_image_is_drawn(settings, tmp_path):

@@ -13,6 +13,7 @@ from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.noise_level import shared_timestep
 from clip_guidance.guidance.adapters.pipelines import check_exact
 from clip_guidance.guidance.adapters.prediction import Prediction
+from clip_guidance.guidance.engine.calibration import Calibration
 from clip_guidance.guidance.engine.cap import Corrections
 from clip_guidance.guidance.engine.damping import damped
 from clip_guidance.guidance.engine.decoder import Decoder
@@ -64,13 +65,17 @@ class Attachment(BaseAttachment):
     def __init__(self, guidance: GuidanceOptions, pipe: Any) -> None:
         super().__init__(guidance, pipe)
         self.guidance = guidance
-        self.mode = find_mode(guidance.mode)
+        self.defaults = guidance.defaults_for(pipe)
+        self.mode = find_mode(guidance.mode or self.defaults.mode)
         self.mode.check(self.host.scheduler)
         if isinstance(self.mode, Noisy):
             self.mode = self.mode.fitted(pipe, guidance.reward)
         self.decoder = Decoder(pipe, guidance.space, guidance.decoding, self.host.adapter, guidance.to_image)
         self.data_variance = guidance.data_variance or self.host.adapter.data_variance
-        self.needs_outputs = self.mode.needs_correction or guidance.cap is not None
+        self._calibration = Calibration() if guidance.scale is None and self.defaults.scale is None else None
+        self.needs_outputs = (
+            self.mode.needs_correction or guidance.cap is not None or self._calibration is not None
+        )
         self.report = guidance.report
         self._held: tuple[Tensor, float] | None = None  # the latest shift, and its step's posterior variance
         if self.mode.needs_tape:
@@ -83,7 +88,15 @@ class Attachment(BaseAttachment):
 
     def _start_run(self, call: PipelineCall | None) -> None:
         self._held = None
+        self._calibration = self._calibration and Calibration()
         self.decoder.start_run()
+
+    def _is_active(self, fraction: float) -> bool:
+        return self.guidance.is_active(fraction, self.defaults)
+
+    @property
+    def _window(self) -> tuple[float, float]:
+        return self.guidance.window(self.defaults)
 
     def _why(self, run: Run) -> str:
         if run.acted:
@@ -100,7 +113,7 @@ class Attachment(BaseAttachment):
         correction = step.corrections.rms(prediction) if self.needs_outputs else None
         assert self._run is not None  # begin_step comes first
         self._run.acted = True
-        scale = guidance.strength(self._run.done, len(prediction.sample))
+        scale = guidance.strength(self._run.done, len(prediction.sample), self.defaults)
         variance = posterior_variance(prediction.level, self.data_variance)
         shape = prediction.sample.shape  # ChronoEdit drops frames on the way
         if self._held is None or step.index % guidance.every == 0 or self._held[0].shape != shape:
@@ -108,9 +121,15 @@ class Attachment(BaseAttachment):
             self._held = self._without_non_finite(self.mode.shift(state), sound), variance
             self.report.steps.append(step.index)
         shift, held_variance = self._held
+        asked = scale
+        if self._calibration is not None:
+            found = self._calibration.update((variance / held_variance) * shift, correction, variance)
+            scale = scale.to(found) * found
+            self.report.calibrated = found
         shift = (variance / held_variance) * per_sample(scale.to(shift), shift) * shift
-        self._run.moved = self._run.moved or self.report.dropped > 0 or bool(shift.any()) or not scale.any()
-        return self._capped(damped(shift, scale, guidance.damping or 0.0, variance), correction, variance)
+        self._run.moved = self._run.moved or self.report.dropped > 0 or bool(shift.any()) or not asked.any()
+        damping = self.defaults.damping if guidance.damping is None else guidance.damping
+        return self._capped(damped(shift, scale, damping, variance), correction, variance)
 
     def _state(self, step: Step, scale: Tensor, correction: Tensor | None) -> StepState:
         report = self.report
@@ -166,6 +185,8 @@ class Attachment(BaseAttachment):
         """Follow the samples, (B,), that have taken the place of others after a step."""
         if self._held is not None:
             self._held = self._held[0][parents.to(self._held[0].device)], self._held[1]
+        if self._calibration is not None:
+            self._calibration.take_rows(parents)
 
     def _without_non_finite(self, shift: Tensor, sound: Tensor) -> Tensor:
         finite = are_finite(shift)

@@ -105,7 +105,14 @@ class BaseAttachment:
             self._run = Run(index, count_steps(scheduler, call.timesteps if call else None, index), index)
         self._run.index = index
         self._run.done = fraction_done(scheduler, index, self._run.first, self._run.count)
-        return self._options.is_active(self._run.done)
+        return self._is_active(self._run.done)
+
+    def _is_active(self, fraction: float) -> bool:
+        return self._options.is_active(fraction)
+
+    @property
+    def _window(self) -> tuple[float, float]:
+        return self._options.start, self._options.stop
 
     def take_rows(self, parents: Tensor) -> None:
         """Follow the samples, (B,), that have taken the place of others after a step."""
@@ -132,10 +139,10 @@ class BaseAttachment:
         return None
 
     def _why(self, run: Run) -> str:
-        options = self._options
-        schedule = "" if getattr(options, "schedule", None) is None else " and the schedule"
+        schedule = "" if getattr(self._options, "schedule", None) is None else " and the schedule"
+        start, stop = self._window
         return (
-            f"{self._name} {self._verb} no step of a run: start={options.start}, stop={options.stop}{schedule} leave "
+            f"{self._name} {self._verb} no step of a run: start={start}, stop={stop}{schedule} leave "
             "none of its steps. Widen them, or take more steps"
         )
 

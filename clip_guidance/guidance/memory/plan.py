@@ -170,6 +170,7 @@ def plan_memory(
     """
     available = parse_size(budget)
     estimate = _Estimate(guidance, pipe, height, width, batch, frames)
+    mode = guidance.mode or guidance.defaults_for(pipe).mode
     views = max((reward.cutouts.count for reward in clip_rewards(guidance.reward)), default=0)
     chunks = _chunks(views)
     smallest: tuple[int, Decoding] | None = None
@@ -180,7 +181,7 @@ def plan_memory(
         for chunk in chunks if least <= available else []:
             needed = estimate.bytes(decoding, chunk)
             if needed <= available:
-                return MemoryPlan(decoding, chunk, needed, available, estimate.subject, views, guidance.mode)
+                return MemoryPlan(decoding, chunk, needed, available, estimate.subject, views, mode)
     assert smallest is not None
     raise ValueError(
         f"guidance of {estimate.subject} takes at least {readable(smallest[0])} beside the weights, with "

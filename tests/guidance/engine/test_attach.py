@@ -156,7 +156,7 @@ def test_a_guidance_attached_twice_counts_twice(tiny_pipeline, clip, scheduler, 
     variance = 1e4 if mode == "exact" else None  # else random weights meet the bound on each of two shifts
     with CLIPGuidance(clip, "dog", scale=2.0, mode=mode, data_variance=variance).attach(pipe):
         expected = generate(pipe)
-    guidance = CLIPGuidance(clip, "dog", mode=mode, data_variance=variance)
+    guidance = CLIPGuidance(clip, "dog", scale=1.0, mode=mode, data_variance=variance)
     with guidance.attach(pipe), guidance.attach(pipe):
         torch.testing.assert_close(generate(pipe), expected)
 
