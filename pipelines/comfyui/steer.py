@@ -60,9 +60,7 @@ class CLIPGuidance:
     def VALIDATE_INPUTS(cls, start, stop):
         return start < stop or f"start={start:g} must be below stop={stop:g}"
 
-    def patch(
-        self, model, guide, vae, prompt, strength, start, stop, damping, cutouts, seed, decoding, image=None
-    ):
+    def patch(self, model, guide, vae, prompt, strength, start, stop, damping, cutouts, seed, decoding, image=None):
         latent_format = model.get_model_object("latent_format")
         check_prediction(model.get_model_object("model_sampling"))
         check_latents(vae, latent_format)

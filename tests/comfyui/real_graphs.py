@@ -38,9 +38,9 @@ import clip_guidance as cg  # noqa: E402
 NODES = Path(__file__).resolve().parents[2] / "pipelines" / "comfyui"
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4,
-    "context_dim": 16, "num_heads": 2, "use_spatial_transformer": True, "legacy": False, "use_checkpoint": False,
-    "dtype": torch.float32,
+    "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1] * 4, "context_dim": 16, "num_heads": 2, "use_spatial_transformer": True,
+    "legacy": False, "use_checkpoint": False, "dtype": torch.float32,
 }  # fmt: skip
 VAE = {
     "double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
@@ -52,7 +52,7 @@ KINDS = {
     "flow": comfy.model_base.ModelType.FLOW,
     "edm": comfy.model_base.ModelType.EDM,
 }
-SEED, STEPS, CFG, BATCH, STRENGTH = 3, 6, 2.0, 2, 30.0
+SEED, STEPS, CFG, BATCH, STRENGTH = 3, 6, 2.0, 2, 60.0
 PROMPT = "a red apple"
 found: dict[str, torch.Tensor] = {}  # what the graphs put out, by a name
 
@@ -176,8 +176,7 @@ def by_attach(kind: str) -> torch.Tensor:
             scaled = sampling.calculate_input(level, x)
             time = sampling.timestep(level).float()
             conditional, unconditional = (
-                model.diffusion_model(scaled, time, context=text.expand(BATCH, -1, -1))
-                for text in (positive, negative)
+                model.diffusion_model(scaled, time, context=text.expand(BATCH, -1, -1)) for text in (positive, negative)
             )
             output = unconditional + CFG * (conditional - unconditional)
             if kind == "edm":
@@ -198,7 +197,7 @@ def save_networks() -> None:
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
             else:
                 torch.nn.init.constant_(weight, float(name.endswith("weight")))  # scales of norms, and biases
-    vae.decoder.conv_out.weight.data *= 0.2  # keeps images inside [0, 1], where nothing is clipped
+    vae.decoder.conv_out.weight.data *= 0.1  # keeps images inside [0, 1]: the gradient jumps where pixels are clipped
     save_file({k: v.contiguous() for k, v in model.diffusion_model.state_dict().items()}, FOLDER / "unet.safetensors")
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, FOLDER / "vae.safetensors")
     save_file({k: torch.randn(1, 5, 16) for k in ("positive", "negative")}, FOLDER / "texts.safetensors")
@@ -215,6 +214,8 @@ def compare(kind: str) -> dict[str, float]:
     return {
         "difference": float((guided - by_attach(kind)).abs().max()),
         "moved": float((guided - plain).abs().max()),
+        "least": float(guided.min()),
+        "largest": float(guided.max()),
         "without strength": float((none - plain).abs().max()),
     }
 

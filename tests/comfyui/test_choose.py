@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from helpers.comfyui import FOLDER, load_nodes, part
+from helpers.factories import TinyCLIP
 from PIL import Image
 
 import clip_guidance as cg
-from comfyui.stand_in import FOLDER, load_nodes
-from helpers.factories import TinyCLIP
 
 IMAGES = torch.rand(4, 12, 10, 3, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +50,7 @@ def test_latents_of_other_images_are_refused(clip):
         node("BestOf").choose(IMAGES, clip, "a cat", 1, {"samples": torch.zeros(3, 4, 2, 2)})
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_package(clip):
     judge = cg.CLIP.from_pretrained("emoji-judge")
     with torch.inference_mode():
@@ -60,6 +61,7 @@ def test_scores_are_those_of_the_package(clip):
     assert text.splitlines()[0] == f"0: {scores[0]:.4f}" and found["ui"]["text"] == [text]
 
 
+@pytest.mark.slow
 def test_a_clip_is_loaded_so_that_it_can_be_differentiated():
     with torch.inference_mode():
         (clip,) = node("Load").load("CLIP", "emoji")
@@ -81,30 +83,31 @@ def test_a_folder_without_a_clip_says_so(tmp_path):
         node("Load").load("CLIP", str(tmp_path))
 
 
-def test_a_preference_reward_takes_no_image(clip, monkeypatch):
+@pytest.mark.slow
+def test_a_preference_reward_takes_no_image():
     reward = cg.load_reward(FOLDER.parents[1] / "clip_guidance" / "models" / "emoji" / "clip", local_files_only=True)
-    module = __import__("sys").modules[f"{load_nodes().__name__}.guide"]
     with pytest.raises(ValueError, match="rates whole images against texts: leave out image"):
-        module.as_reward(reward, "a cat", images=[torch.zeros(3, 4, 4)])
+        part("guide").as_reward(reward, "a cat", images=[torch.zeros(3, 4, 4)])
     with pytest.raises(ValueError, match="the prompt is empty"):
-        module.as_reward(reward, " ")
-    assert module.as_reward(reward, "a cat").prompts == ["a cat"]
+        part("guide").as_reward(reward, " ")
+    assert part("guide").as_reward(reward, "a cat").prompts == ["a cat"]
 
 
 def test_the_example_graph_fits_the_nodes():
     """Every node of ours has the inputs, widgets and outputs that its class declares, and every link two ends."""
     graph = json.loads((FOLDER / "example_workflows" / "clip_guidance.json").read_text("utf-8"))
     nodes, links = {each["id"]: each for each in graph["nodes"]}, {each[0]: each for each in graph["links"]}
-    own = [each for each in nodes.values() if each["type"] in load_nodes().NODE_CLASS_MAPPINGS]
-    assert {each["type"] for each in own} == set(load_nodes().NODE_CLASS_MAPPINGS)
+    classes = load_nodes().NODE_CLASS_MAPPINGS
+    own = [each for each in nodes.values() if each["type"] in classes]
+    assert {each["type"] for each in own} == set(classes)
     for each in own:
-        declared = load_nodes().NODE_CLASS_MAPPINGS[each["type"]].INPUT_TYPES()
+        declared = classes[each["type"]].INPUT_TYPES()
         inputs = declared["required"] | declared.get("optional", {})
         sockets = {name: spec[0] for name, spec in inputs.items() if is_socket(spec)}
         widgets = [spec for spec in inputs.values() if not is_socket(spec)]
         assert {one["name"]: one["type"] for one in each["inputs"]} == sockets
         assert len(each["widgets_values"]) == len(widgets) + sum(name == "seed" for name in inputs)  # and its control
-        assert [one["type"] for one in each["outputs"]] == list(load_nodes().NODE_CLASS_MAPPINGS[each["type"]].RETURN_TYPES)
+        assert [one["type"] for one in each["outputs"]] == list(classes[each["type"]].RETURN_TYPES)
     for number, source, slot, target, place, kind in links.values():
         assert nodes[source]["outputs"][slot]["type"] == kind == nodes[target]["inputs"][place]["type"]
         assert nodes[target]["inputs"][place]["link"] == number and number in nodes[source]["outputs"][slot]["links"]

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from helpers.comfyui import CONST, EPS, SCALE, SD15, V_PREDICTION, Patcher, load_nodes, make_vae, part, sample
+from helpers.factories import TinyCLIP
 
 import clip_guidance as cg
-from comfyui.stand_in import CONST, EPS, SCALE, V_PREDICTION, Patcher, SD15, load_nodes, make_vae, part, sample
-from helpers.factories import TinyCLIP
 
 KINDS = {"epsilon": EPS(), "v_prediction": V_PREDICTION(), "flow": CONST()}
 VE_SIGMAS, FLOW_SIGMAS = torch.tensor([9.0, 4.0, 1.5, 0.6, 0.2, 0.0]), torch.tensor([1.0, 0.8, 0.55, 0.3, 0.1, 0.0])
@@ -74,6 +74,7 @@ def test_the_sample_is_that_of_attach(kind, clip):
     assert (found - sample(model, sigmas_of(kind), noise())).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_two_nodes_add_up_as_two_that_are_attached(clip):
     model = Patcher(KINDS["epsilon"])
     first = steer(model, clip, stop=0.6)
@@ -95,6 +96,7 @@ def test_no_strength_changes_nothing(clip):
     assert sample(steer(model, clip, strength=0.0), FLOW_SIGMAS, noise()).equal(sample(model, FLOW_SIGMAS, noise()))
 
 
+@pytest.mark.slow
 def test_an_image_is_a_target_with_the_text_or_alone(clip):
     model, image = Patcher(KINDS["v_prediction"]), torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     first, second = image.movedim(-1, 1)
@@ -104,6 +106,7 @@ def test_an_image_is_a_target_with_the_text_or_alone(clip):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_neighbours(clip):
     patched = steer(Patcher(KINDS["epsilon"]), clip)
     alone = torch.cat([sample(patched, VE_SIGMAS, each[None]) for each in noise(3)])

@@ -7,6 +7,7 @@ run, sampling objects, an Euler loop that hands out x̂₀. It runs in inference
 import copy
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -145,7 +146,7 @@ def sample(patcher, sigmas, noise):
     def run(noise, latent_image, sampler, sigmas, *rest):
         model, sampling = patcher.model, patcher.model.model_sampling
         x = sampling.noise_scaling(sigmas[0], noise, latent_image)
-        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, then in pairwise(sigmas):
             output = model.network(sampling.scaled(now, x), now)
             denoised = sampling.denoised(now, output, x)
             for function in patcher.model_options.get("sampler_post_cfg_function", []):
