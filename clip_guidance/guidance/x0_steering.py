@@ -29,8 +29,8 @@ from clip_guidance.guidance.weights.freeze import freeze_parameters
 class X0Steering:
     """Compute the shifts of one run of a sampler of any project; make another for the next run.
 
-    The shifts are those of ``guidance.attach`` in mode "x0". Several guidances add up if each computes its shift from the
-    x̂₀ before all of them.
+    The shifts are those of ``guidance.attach`` in mode "x0". Several guidances add up if each computes its shift from
+    the x̂₀ before all of them.
 
     Args:
         guidance: The guidance, in mode "x0" and without a cap; its window, damping, ``every``, decoding and the other
