@@ -6,6 +6,7 @@ ControlNet and area conditioning of the graph. The mathematics are the package's
 (:class:`clip_guidance.guidance.X0Steering`).
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +133,8 @@ class Steering:
     def _begin(guided: Guided, model, device: torch.device) -> X0Steering:
         if isinstance(guided.guidance.reward, nn.Module):
             guided.guidance.reward.to(device)
-        return X0Steering(guided.guidance, Autoencoder(guided.vae, device), model.process_latent_out)
+        latent_format = copy.deepcopy(model.latent_format)  # its means, too, may have been made in inference mode
+        return X0Steering(guided.guidance, Autoencoder(guided.vae, device), latent_format.process_out)
 
 
 def _targets(image) -> list[torch.Tensor]:

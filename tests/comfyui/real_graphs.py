@@ -35,7 +35,11 @@ from safetensors.torch import save_file  # noqa: E402
 
 import clip_guidance as cg  # noqa: E402
 
-NODES = Path(__file__).resolve().parents[2] / "pipelines" / "comfyui"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+from helpers.factories import TinyCLIP  # noqa: E402
+
+NODES = ROOT / "pipelines" / "comfyui"
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
     "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
@@ -52,7 +56,7 @@ KINDS = {
     "flow": comfy.model_base.ModelType.FLOW,
     "edm": comfy.model_base.ModelType.EDM,
 }
-SEED, STEPS, CFG, BATCH, STRENGTH = 3, 6, 2.0, 2, 60.0
+SEED, STEPS, CFG, BATCH, STRENGTH = 3, 6, 2.0, 2, 200.0
 PROMPT = "a red apple"
 found: dict[str, torch.Tensor] = {}  # what the graphs put out, by a name
 
@@ -86,6 +90,21 @@ class Checkpoint:
         )
 
 
+class Guide:
+    """A CLIP whose gradient is smooth, so that rounding stays small: that of the packaged one jumps, as a ReLU's."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "load", ("CLIP_GUIDE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def load(self):
+        torch.manual_seed(2)
+        with torch.inference_mode(False):
+            return (TinyCLIP(),)
+
+
 class Output:
     """Hand a tensor out of the graph."""
 
@@ -100,7 +119,7 @@ class Output:
         return ()
 
 
-def graph(kind: str, sampler: str = "euler", **options) -> dict:
+def graph(kind: str, name: str = "emoji", sampler: str = "euler", **options) -> dict:
     """A graph in ComfyUI's API format, with the guidance node unless its strength is None."""
     steer = {
         "prompt": PROMPT, "strength": STRENGTH, "start": 0.0, "stop": 1.0, "damping": 0.0, "cutouts": 1, "seed": 0,
@@ -109,7 +128,7 @@ def graph(kind: str, sampler: str = "euler", **options) -> dict:
     model = ["1", 0] if steer["strength"] is None else ["3", 0]
     made = {
         "1": ("TestCheckpoint", {"kind": kind}),
-        "2": ("ClipGuidanceLoad", {"kind": "CLIP", "name": "emoji"}),
+        "2": ("ClipGuidanceLoad", {"kind": "CLIP", "name": name}) if name else ("TestGuide", {}),
         "3": ("ClipGuidanceSteer", steer),
         "4": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": BATCH}),
         "5": (
@@ -169,7 +188,7 @@ def by_attach(kind: str) -> torch.Tensor:
     pipe = SimpleNamespace(scheduler=scheduler, unet=model.diffusion_model)
     noise = torch.randn(BATCH, 4, 16, 16, generator=torch.manual_seed(SEED))
     x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
-    guidance = cg.CLIPGuidance("emoji", PROMPT, STRENGTH, to_image=to_image)
+    guidance = cg.CLIPGuidance(*Guide().load(), PROMPT, STRENGTH, to_image=to_image)
     with guidance.attach(pipe), torch.no_grad():
         for sigma, timestep in zip(sigmas, scheduler.timesteps, strict=False):
             level = sigma.expand(BATCH)
@@ -204,12 +223,12 @@ def save_networks() -> None:
 
 
 def compare(kind: str) -> dict[str, float]:
-    errors = run(graph(kind))
+    errors = run(graph(kind, ""))
     assert not errors, errors
     guided = found.pop("image")
     assert not run(graph(kind, strength=None))
     plain = found.pop("image")
-    assert not run(graph(kind, strength=0.0))
+    assert not run(graph(kind, "", strength=0.0))
     none = found.pop("image")
     return {
         "difference": float((guided - by_attach(kind)).abs().max()),
@@ -222,17 +241,15 @@ def compare(kind: str) -> dict[str, float]:
 
 def main() -> None:
     asyncio.run(nodes.load_custom_node(str(NODES)))
-    nodes.NODE_CLASS_MAPPINGS |= {"TestCheckpoint": Checkpoint, "TestOutput": Output}
+    nodes.NODE_CLASS_MAPPINGS |= {"TestCheckpoint": Checkpoint, "TestGuide": Guide, "TestOutput": Output}
     save_networks()
     result = {kind: compare(kind) for kind in KINDS}
-    bad_clip = graph("epsilon")
-    bad_clip["2"]["inputs"]["name"] = str(FOLDER)
-    result["errors"] = {"clip": run(bad_clip)}
-    bad_name = graph("epsilon")
-    bad_name["2"]["inputs"]["name"] = "nothing"
-    result["errors"]["name"] = run(bad_name)
+    result["errors"] = {"clip": run(graph("epsilon", str(FOLDER))), "name": run(graph("epsilon", "nothing"))}
     result["errors"]["window"] = run(graph("epsilon", start=0.5, stop=0.2))
     result["errors"]["target"] = run(graph("epsilon", prompt=" "))
+    options = {"sampler": "dpmpp_2m_sde", "cutouts": 3, "decoding": "auto"}
+    result["errors"]["packaged"] = run(graph("epsilon", "emoji", **options))
+    result["packaged"] = list(found.pop("image").shape)
     print(json.dumps(result))
 
 

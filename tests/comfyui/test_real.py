@@ -38,6 +38,11 @@ def test_the_image_is_that_of_attach(kind, found):
     assert found[kind]["without strength"] == 0
 
 
+def test_the_packaged_clip_steers_a_stochastic_sampler_by_cutouts(found):
+    assert not found["errors"]["packaged"]
+    assert found["packaged"] == [2, 32, 32, 3]
+
+
 def test_errors_are_told_in_the_nodes_own_box(found):
     errors = found["errors"]
     assert all(
@@ -46,4 +51,4 @@ def test_errors_are_told_in_the_nodes_own_box(found):
     assert all("ClipGuidanceLoad: " in each and "no CLIP 'nothing': expected one of" in each for each in errors["name"])
     assert all("start=0.5 must be below stop=0.2" in each for each in errors["window"])
     assert [each.partition(": ")[0] for each in errors["target"]] == ["ClipGuidanceSteer"]
-    assert all(errors.values())
+    assert all(errors[each] for each in ("clip", "name", "window", "target"))

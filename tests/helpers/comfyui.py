@@ -100,6 +100,13 @@ def make_vae(channels=4, dims=2, **weights):
 class SD15:
     latent_channels, latent_dimensions, scale_factor = 4, 2, SCALE
 
+    def __init__(self):
+        with torch.inference_mode():
+            self.scale = torch.full((1, 4, 1, 1), SCALE)  # as those formats have it that have one for each channel
+
+    def process_out(self, latent):
+        return latent / self.scale
+
 
 class Patcher:
     """A model with its patches."""
@@ -110,7 +117,6 @@ class Patcher:
             model_sampling=sampling,
             latent_format=latent_format,
             network=_network(),
-            process_latent_out=lambda latents: latents / SCALE,
         )
         self.model_options, self.wrappers = {}, {}
 
