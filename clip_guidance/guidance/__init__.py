@@ -14,6 +14,7 @@ from clip_guidance.guidance.memory.plan import plan_memory as plan_memory
 from clip_guidance.guidance.options import GuidanceReport as GuidanceReport
 from clip_guidance.guidance.regions import Region as Region
 from clip_guidance.guidance.rewards import WeightedRewards as WeightedRewards
+from clip_guidance.guidance.x0_steering import X0Steering as X0Steering
 
 __all__ = [
     "CLIPGuidance",
@@ -22,6 +23,7 @@ __all__ = [
     "CLIPReward",
     "AdaptiveCFG",
     "ScaleReport",
+    "X0Steering",
     "Region",
     "WeightedRewards",
     "Cutouts",

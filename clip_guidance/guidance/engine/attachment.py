@@ -55,7 +55,7 @@ class Attachment(BaseAttachment):
 
     Args:
         guidance: The guidance's options.
-        pipe: The pipeline.
+        pipe: The pipeline, or what is known of it.
 
     Raises:
         UnsupportedSchedulerError: The scheduler's noise levels are not known, or the mode is not defined for it.
@@ -64,6 +64,7 @@ class Attachment(BaseAttachment):
 
     def __init__(self, guidance: GuidanceOptions, pipe: Any) -> None:
         super().__init__(guidance, pipe)
+        pipe = self.host.pipe
         self.guidance = guidance
         self.defaults = guidance.defaults_for(pipe)
         self.mode = find_mode(guidance.mode or self.defaults.mode)

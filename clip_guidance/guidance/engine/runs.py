@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clip_guidance.guidance.adapters.call_stack import PipelineCall
 from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_done
-from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.engine.host import Host, resolve
 
 
 class Options(Protocol):
@@ -51,7 +51,7 @@ class BaseAttachment:
 
     Args:
         options: What the user has set.
-        pipe: The pipeline.
+        pipe: The pipeline, or what is known of it.
 
     Raises:
         UnsupportedSchedulerError: The scheduler's noise levels are not known.
@@ -69,8 +69,8 @@ class BaseAttachment:
     #: What :meth:`why_idle` calls it, and what it does.
     _name, _verb = "guidance", "steered"
 
-    def __init__(self, options: Options, pipe: Any) -> None:
-        self.host = resolve(pipe)
+    def __init__(self, options: Options, pipe: Any | Host) -> None:
+        self.host = pipe if isinstance(pipe, Host) else resolve(pipe)
         self.report: Any = None
         #: The networks whose forwards are recorded, for mode "exact".
         self.recorded: list[nn.Module] = []
@@ -99,13 +99,23 @@ class BaseAttachment:
         """
         scheduler = self.host.scheduler
         if self._run is None or index <= self._run.index:
-            self._end_run()
-            self._start_run(call)
-            self.report = self._options.start_run()
-            self._run = Run(index, count_steps(scheduler, call.timesteps if call else None, index), index)
-        self._run.index = index
-        self._run.done = fraction_done(scheduler, index, self._run.first, self._run.count)
-        return self._is_active(self._run.done)
+            count = count_steps(scheduler, call.timesteps if call else None, index)
+            self.begin_run(Run(index, count, index), call)
+        assert self._run is not None
+        return self.enter_step(index, fraction_done(scheduler, index, self._run.first, self._run.count))
+
+    def begin_run(self, run: Run, call: PipelineCall | None = None) -> None:
+        """End the run before, and begin one."""
+        self._end_run()
+        self._start_run(call)
+        self.report = self._options.start_run()
+        self._run = run
+
+    def enter_step(self, index: int, done: float) -> bool:
+        """Note where the run is; return whether the step at this fraction of it is one to act at."""
+        assert self._run is not None  # begin_run comes first
+        self._run.index, self._run.done = index, done
+        return self._is_active(done)
 
     def _is_active(self, fraction: float) -> bool:
         return self._options.is_active(fraction)

@@ -1,0 +1,19 @@
+"""ComfyUI nodes of clip-guidance: CLIP and rewards steer, choose and judge the images of a graph."""
+
+from .choose import BestOf, Score
+from .guide import LoadGuide
+from .steer import CLIPGuidance
+
+NODE_CLASS_MAPPINGS = {
+    "ClipGuidanceLoad": LoadGuide,
+    "ClipGuidanceSteer": CLIPGuidance,
+    "ClipGuidanceScore": Score,
+    "ClipGuidanceBestOf": BestOf,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "ClipGuidanceLoad": "Load CLIP/Reward (clip-guidance)",
+    "ClipGuidanceSteer": "CLIP Guidance",
+    "ClipGuidanceScore": "CLIP Score",
+    "ClipGuidanceBestOf": "Best of Batch",
+}
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
