@@ -35,7 +35,7 @@ DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, tor
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device the tests run on, e.g. cpu, cuda, cuda:1, mps")
-    parser.addoption("--write-docs", action="store_true", help="write docs/support.md from what the tests find")
+    parser.addoption("--write-docs", action="store_true", help="write docs/support.md and the notebooks from the tests")
     parser.addoption("--dtype", default="float32", choices=DTYPES, help="precision of the models under test")
 
 
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") != "cpu":
         config.option.cpu_limit = math.inf  # the first test on another device pays for starting it
     if config.getoption("--write-docs") and not config.getoption("--full"):
-        raise pytest.UsageError("--write-docs needs --full: the tests that find what docs/support.md says are slow")
+        raise pytest.UsageError("--write-docs needs --full: the tests that find what is written are slow")
 
 
 @pytest.fixture(scope="session")

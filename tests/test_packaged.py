@@ -1,14 +1,11 @@
-"""The packaged models: they load, fit the budget, know their images, and the examples and pipelines run on them."""
+"""The packaged models: they load, fit the budget, know their images, and the pipelines run on them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from transformers import CLIPTextModel
 
 import clip_guidance as cg
@@ -93,24 +90,6 @@ def test_a_community_pipeline_only_composes(root, tmp_path):
         expected = draw(stock)
     assert (draw(guided, clip=clip, clip_prompt="a blue whale", clip_scale=3) == expected).all()
     assert (expected != plain).any()
-
-
-def run_example(root: Path, name: str, *arguments: object) -> str:
-    command = [sys.executable, str(root / "examples" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_examples_run(root, tmp_path):
-    sheet = tmp_path / "sheet.png"
-    run_example(root, "steer.py", sheet, "--prompts", PROMPT, "--seeds", 2, "--steps", 2)
-    with Image.open(sheet) as image:
-        assert image.size[0] > image.size[1]
-    printed = run_example(root, "zero_shot.py", sheet, "--labels", "red apple,rocket", "--model", "emoji-judge")
-    assert "red apple" in printed and "rocket" in printed
-    assert {path.name for path in (root / "examples").glob("*.py")} == {"steer.py", "zero_shot.py"}
 
 
 def test_configs_name_no_machine():

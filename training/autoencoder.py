@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.guidance.modes.noisy import latents_of
 
 
 def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -> AutoencoderKL:
@@ -166,11 +167,9 @@ class AutoencoderLoss(nn.Module):
         return {"loss": loss} | {name: value.detach() for name, value in values.items()}
 
 
-@torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
-    """Encode uint8 images (N, 3, H, W) into the means of their latents (N, C, h, w)."""
-    parts = [vae.encode(pixels(part, device)).latent_dist.mean.cpu() for part in images.split(batch_size)]
-    return torch.cat(parts)
+    """Encode uint8 images (N, 3, H, W) into the means of their latents (N, C, h, w), as a scheduler sees them."""
+    return torch.cat([latents_of(vae, pixels(part, device)).cpu() for part in images.split(batch_size)])
 
 
 @torch.no_grad()

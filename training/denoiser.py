@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from autoencoder import encode
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from PIL import Image
 from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
@@ -112,8 +114,8 @@ def token_ids(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
     return pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-class DenoisingLoss:
-    """The squared error of the velocity at a step's images, captions, times and noise.
+class CaptionedLatents:
+    """The latents of a step's images, mirrored or not, with what the text encoder makes of their captions.
 
     Args:
         pipeline: Its autoencoder encodes the images, once; its text encoder and tokenizer encode the captions.
@@ -123,7 +125,6 @@ class DenoisingLoss:
         seed: Of the draws of captions.
         random_flip: Mirror each image with probability 1/2, where its row says that it may be.
         caption_dropout: Share of captions replaced by "".
-        timestep_power: t/T is uniform to this power.
     """
 
     def __init__(
@@ -135,11 +136,9 @@ class DenoisingLoss:
         seed: int,
         random_flip: bool = False,
         caption_dropout: float = 0.1,
-        timestep_power: float = 1.0,
     ):
         self.pipeline, self.rows, self.order = pipeline, data.rows, order
-        self.accelerator, self.seed = accelerator, seed
-        self.caption_dropout, self.timestep_power = caption_dropout, timestep_power
+        self.accelerator, self.seed, self.caption_dropout = accelerator, seed, caption_dropout
         self.latents = encode(pipeline.vae, data.images, accelerator.device)
         self.mirrored = encode(pipeline.vae, data.images.flip(-1), accelerator.device) if random_flip else None
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
@@ -155,20 +154,42 @@ class DenoisingLoss:
         ]
         return indices, token_ids(self.pipeline, captions)
 
-    def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return latents (B, C, h, w) and the states of their captions (B, L, d), on the run's device."""
         indices, input_ids = self.draw(step)
-        device, scheduler = self.accelerator.device, self.pipeline.scheduler
-        x0 = self.latents[indices]
+        device, x0 = self.accelerator.device, self.latents[indices]
         if self.mirrored is not None:
             chosen = self.mirrors[indices] & (torch.rand(len(x0)) < 0.5)
             x0 = torch.where(chosen[:, None, None, None], self.mirrored[indices], x0)
-        x0 = x0.to(device, memory_format=torch.channels_last)
-        noise = torch.randn_like(x0)
-        # one timestep from each of B equal intervals: the same mean as B independent ones, less variance
-        strata = (torch.randperm(len(x0)) + torch.rand(len(x0))) / len(x0)
-        timesteps = (strata**self.timestep_power * scheduler.config.num_train_timesteps).long().to(device)
         with torch.no_grad(), self.accelerator.autocast():
             text = self.pipeline.text_encoder(input_ids.to(device))[0]
+        return x0.to(device, memory_format=torch.channels_last), text
+
+
+def strata(count: int) -> Tensor:
+    """Draw one number from each of ``count`` equal intervals of [0, 1), in random order.
+
+    The mean over them is the same as that over independent numbers, with less variance.
+    """
+    return (torch.randperm(count) + torch.rand(count)) / count
+
+
+class DenoisingLoss:
+    """The squared error of the velocity at a step's images, captions, times and noise.
+
+    Args:
+        latents: The latents and captions of each step; the times are those of their pipeline's scheduler.
+        timestep_power: t/T is uniform to this power.
+    """
+
+    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0):
+        self.latents, self.timestep_power = latents, timestep_power
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
+        x0, text = self.latents(step)
+        scheduler, noise = self.latents.pipeline.scheduler, torch.randn_like(x0)
+        times = strata(len(x0)) ** self.timestep_power
+        timesteps = (times * scheduler.config.num_train_timesteps).long().to(x0.device)
         x = scheduler.add_noise(x0, noise, timesteps)
         velocity = scheduler.get_velocity(x0, noise, timesteps)
         return {"loss": F.mse_loss(model(x, timesteps, text).sample.float(), velocity)}
@@ -204,3 +225,29 @@ class HeldOutError:
             found = self.pipeline.unet(x, timesteps, self.text[chosen.to(device)]).sample
             squares += F.mse_loss(found, velocity).item() * len(chosen)
         return squares / len(self.latents)
+
+
+def sample_sheet(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], columns: int = 4, **call: Any
+) -> Image.Image:
+    """Draw a row of images per prompt, to be looked at during training; ``call`` goes to the pipeline."""
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for prompt in prompts:
+        generator = [torch.Generator().manual_seed(seed) for seed in range(columns)]
+        rows.append(pipeline(prompt, num_images_per_prompt=columns, generator=generator, **call).images)
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (columns * width, len(rows) * height))
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            sheet.paste(image, (column * width, row * height))
+    return sheet
+
+
+def load_images(path: str, settings: Any, accelerator: Accelerator) -> CaptionedImages:
+    """Load captioned images of a program's ``size``, without those that it excludes; say what was left out."""
+    data = CaptionedImages.load(path, settings.size, settings.exclude_captions_containing)
+    accelerator.print(f"{path}: {len(data)} images, {len(data.skipped)} left out")
+    for row, reason in data.skipped:
+        accelerator.print(f"  row {row}: {reason}")
+    return data

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from autoencoder import pixels
+from autoencoder import encode
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from clip_guidance.clip import CLIP
 from clip_guidance.data.dataset import CaptionedImages
-from clip_guidance.guidance.modes.noisy import latents_of
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers.noisy import NoisyTower
 from clip_guidance.training.order import SampleOrder
@@ -62,11 +61,6 @@ def captions_of(clip: CLIP, data: CaptionedImages) -> Texts:
     """Encode the distinct full captions of the data, which name the style too."""
     captions, targets = unique([row.prompt for row in data.rows])
     return Texts(clip.encode_text(captions)[None], targets)
-
-
-def encode_all(vae: AutoencoderKL, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
-    """Encode uint8 images (N, 3, H, W) to latents (N, C, h, w), on the CPU."""
-    return torch.cat([latents_of(vae, pixels(part, device)).cpu() for part in images.split(batch_size)])
 
 
 def noisy(x0: Tensor, angle: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +101,7 @@ class NoisyTowerLoss:
         self.distill_weight, self.label_smoothing = distill_weight, label_smoothing
         device = accelerator.device
         versions = [data.images, data.images.flip(-1)] if random_flip else [data.images]
-        self.latents = torch.stack([encode_all(vae, images, device) for images in versions])
+        self.latents = torch.stack([encode(vae, images, device) for images in versions])
         self.teacher = torch.stack([clip.encode_image(images).cpu() for images in versions])
         self.mirrors = torch.tensor([row.mirrors for row in data.rows]) & random_flip
         self.texts = [names_of(clip, data), captions_of(clip, data)]
@@ -140,7 +134,7 @@ class HeldOutRecall:
     """
 
     def __init__(self, clip: CLIP, vae: AutoencoderKL, data: CaptionedImages, device: torch.device):
-        self.latents, self.names, self.device = encode_all(vae, data.images, device), names_of(clip, data), device
+        self.latents, self.names, self.device = encode(vae, data.images, device), names_of(clip, data), device
         self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()

@@ -18,10 +18,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from autoencoder import AutoencoderLoss, load_autoencoder, make_autoencoder, normalise_latents, pixels, psnr
-from denoiser import DenoisingLoss, HeldOutError, inflated_unet, make_scheduler, make_unet, set_dropout
+from denoiser import (
+    CaptionedLatents,
+    DenoisingLoss,
+    HeldOutError,
+    inflated_unet,
+    load_images,
+    make_scheduler,
+    make_unet,
+    sample_sheet,
+    set_dropout,
+)
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 from torch import Tensor, nn
 
 from clip_guidance.clip import CLIP
@@ -121,7 +130,7 @@ def train_unet(
         unseen: Images on which the error is measured during training.
     """
     torch.manual_seed(settings.seed)
-    device, options = accelerator.device, (settings.caption_dropout, settings.timestep_power)
+    device = accelerator.device
     text_encoder = clip.text_encoder.to_clip_text_model().to(device)
     if unet is None:
         size = settings.size // 2 ** (len(settings.vae_channels) - 1)
@@ -144,12 +153,16 @@ def train_unet(
         requires_safety_checker=False,
     )
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
-    loss = DenoisingLoss(pipeline, data, order, accelerator, settings.seed, settings.random_flip, *options)
+    options = (settings.seed, settings.random_flip, settings.caption_dropout)
+    loss = DenoisingLoss(CaptionedLatents(pipeline, data, order, accelerator, *options), settings.timestep_power)
     held_out = None if unseen is None else HeldOutError(pipeline, unseen)
 
     def after_step(done: int) -> dict[str, float]:
         if done % settings.sample_every == 0 and accelerator.is_main_process:
-            sample_sheet(pipeline, settings).save(Path(settings.output) / f"samples-{done:06d}.png")
+            # Lin et al. 2024, section 3.4: without the rescaling zero terminal SNR overexposes
+            call = {"num_inference_steps": 20, "guidance_scale": 3.0, "guidance_rescale": 0.7}
+            sheet = sample_sheet(pipeline, settings.sample_prompts, **call)
+            sheet.save(Path(settings.output) / f"samples-{done:06d}.png")
         if held_out is not None and (done % settings.evaluate_every == 0 or done == settings.unet_steps):
             return {"held_out_loss": held_out()}
         return {}
@@ -160,26 +173,6 @@ def train_unet(
     folder = Path(settings.output) / "unet-run"
     fit(accelerator, unet, loss, plan, folder, phase="unet", ema_model=ema_model, after_step=after_step)
     return pipeline
-
-
-def sample_sheet(pipeline: StableDiffusionPipeline, settings: Settings, columns: int = 4) -> Image.Image:
-    """Draw a row of images per prompt, to be looked at during training."""
-    pipeline.set_progress_bar_config(disable=True)
-    size = settings.size
-    sheet = Image.new("RGB", (columns * size, len(settings.sample_prompts) * size))
-    for row, prompt in enumerate(settings.sample_prompts):
-        generator = [torch.Generator().manual_seed(seed) for seed in range(columns)]
-        images = pipeline(
-            prompt,
-            num_images_per_prompt=columns,
-            num_inference_steps=20,
-            guidance_scale=3.0,
-            guidance_rescale=0.7,  # Lin et al. 2024, section 3.4: zero terminal SNR overexposes without it
-            generator=generator,
-        ).images
-        for column, image in enumerate(images):
-            sheet.paste(image, (column * size, row * size))
-    return sheet
 
 
 def main(settings: Settings) -> None:
@@ -198,10 +191,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
             f"--clip {settings.clip}: a stock pipeline needs a text tower that is a CLIPTextModel (transformer), "
             f"got {type(clip.text_encoder).__name__}"
         )
-    data = CaptionedImages.load(settings.data, settings.size, settings.exclude_captions_containing)
-    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
-    for row, reason in data.skipped:
-        accelerator.print(f"  row {row}: {reason}")
+    data = load_images(settings.data, settings, accelerator)
     save_settings(settings, Path(settings.output) / "settings.json")
     known = load_pipeline(settings.init) if settings.init else None
     if settings.autoencoder:
@@ -214,7 +204,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
         unet = known and inflated_unet(known.unet, vae.config.latent_channels)
     unseen = None
     if settings.validation:
-        unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude_captions_containing)
+        unseen = load_images(settings.validation, settings, accelerator)
         error = psnr(vae.to(accelerator.device), unseen.images, accelerator.device)
         accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
     if clip is not None:

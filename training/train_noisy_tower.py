@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from autoencoder import load_autoencoder
+from denoiser import load_images
 from noisy_tower import LEVELS, HeldOutRecall, NoisyTowerLoss
 
 from clip_guidance._files import write_atomically
 from clip_guidance.clip import CLIP
-from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.guidance.modes.noisy import latent_probe
 from clip_guidance.towers.noisy import PROBE_TEXT, NoisyTower
 from clip_guidance.training.ema import make_ema_model
@@ -66,10 +66,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     clip, vae = CLIP.from_pretrained(settings.clip), load_autoencoder(settings.autoencoder)
     clip.requires_grad_(False).to(accelerator.device)
     vae.to(accelerator.device)
-    data = CaptionedImages.load(settings.data, settings.size, settings.exclude_captions_containing)
-    accelerator.print(f"{len(data)} images, {len(data.skipped)} left out")
-    for row, reason in data.skipped:
-        accelerator.print(f"  row {row}: {reason}")
+    data = load_images(settings.data, settings, accelerator)
     save_settings(settings, Path(settings.output) / "settings.json")
     torch.manual_seed(settings.seed)
     if settings.init:
@@ -86,7 +83,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     loss = NoisyTowerLoss(clip, vae, data, order, accelerator, *kinds)
     held_out = None
     if settings.validation:
-        unseen = CaptionedImages.load(settings.validation, settings.size, settings.exclude_captions_containing)
+        unseen = load_images(settings.validation, settings, accelerator)
         held_out = HeldOutRecall(clip, vae, unseen, accelerator.device)
 
     def after_step(done: int) -> dict[str, float]:

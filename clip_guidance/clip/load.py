@@ -26,7 +26,7 @@ from clip_guidance.clip.tokenizer import load_tokenizer
 
 NAMES = (
     *("dtype", "torch_dtype", "device", "revision", "token", "cache_dir", "local_files_only", "subfolder"),
-    *("tokenizer", "image_processor", "config", "adapter_kwargs", "trust_remote_code"),
+    *("tokenizer", "image_processor", "config", "adapter_kwargs", "trust_remote_code", "variant"),
     *("attn_implementation", "device_map", "state_dict", "output_loading_info"),
 )
 
@@ -94,6 +94,8 @@ def check_options(given: dict[str, Any], dtype: torch.dtype | str, device: torch
     reject_options("CLIP.from_pretrained", given, NAMES)
     if given.get("trust_remote_code"):
         raise TypeError("trust_remote_code: no code of a repository is run, expected False")
+    if given.get("variant") is not None:  # a modular pipeline of diffusers passes None
+        raise TypeError(f"variant: a CLIP has one file of weights, and dtype converts it; got {given['variant']!r:.60}")
     if others := sorted(set(given.get("adapter_kwargs") or ()) - {"token", "revision"}):
         raise TypeError(f"adapter_kwargs: load adapters with peft.PeftModel.from_pretrained, got {', '.join(others)}")
     config = given.get("config")

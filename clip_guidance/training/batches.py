@@ -119,7 +119,7 @@ class MemoryBatches:
         images = _mirrored(self.data.images[indices], mirrored) if self.embeds is None else self.embeds[indices]
         names, partners = [row.name for row in rows], {}
         for place, index in enumerate(indices if self.composites.share else ()):
-            drawn = self.composites.draw(index, random.Random(f"{seed}-{first + place}-composite"))
+            drawn = self.composites.draw(index, seed, first + place)
             if drawn is not None:
                 captions[place], names[place], partners[place] = drawn.caption, drawn.name, drawn.partner
                 second = self.data.images[drawn.partner].float() / 255

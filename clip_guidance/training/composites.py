@@ -19,6 +19,7 @@ from torch import Tensor
 from clip_guidance.data.dataset import Row
 
 BESIDE = ("{a} and {b}", "a {a} and a {b}", "a {style} picture of a {a} and a {b}", "a {a} beside a {b}")
+PARTNERS = 3  # of each style in a step
 ABOVE = ("{a} and {b}", "a {style} picture of a {a} and a {b}", "a {a} above a {b}", "a {b} below a {a}")
 
 
@@ -40,45 +41,58 @@ class Composite:
 
 
 class Composites:
-    """Draw for each image whether it becomes half of a composite, and with which image of its style.
+    """Draw for each image of a step whether it becomes half of a composite, and with which image of its style.
+
+    Composites of a step share their parts: all images of a concept become halves or none does, and each style has a few
+    partners only. Among pairs drawn alone hardly two have a part in common, and one part then is enough to find the
+    right caption in a batch, so that the other one is never learnt.
 
     Args:
         rows: One per image of the data.
         share: Of the images that become composites, in [0, 1].
+        partners: Images of each style that are partners in a step, at least 1.
 
     Raises:
         ValueError: ``share`` is out of range.
 
     Example:
-        >>> import random
         >>> rows = [Row("cat", "noto", ()), Row("rocket", "noto", ()), Row("fish", "twemoji", ())]
-        >>> drawn = Composites(rows, share=1.0).draw(0, random.Random(0))
+        >>> drawn = Composites(rows, share=1.0).draw(0, "step 0", 0)
         >>> drawn.partner, drawn.name
         (1, 'cat + rocket')
-        >>> Composites(rows, share=1.0).draw(2, random.Random(0)) is None  # nothing else is in its style
+        >>> Composites(rows, share=1.0).draw(2, "step 0", 1) is None  # nothing else is in its style
         True
     """
 
-    def __init__(self, rows: Sequence[Row], share: float):
+    def __init__(self, rows: Sequence[Row], share: float, partners: int = PARTNERS):
         if not 0 <= share <= 1:
             raise ValueError(f"composite_share: expected a share in [0, 1], got {share}")
-        self.rows, self.share = rows, share
+        self.rows, self.share, self.partners = rows, share, partners
         self.by_style: dict[str, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             self.by_style[row.style].append(index)
 
-    def draw(self, index: int, rng: random.Random) -> Composite | None:
-        """Draw a composite whose first image is that at ``index``; None for an image that stays alone."""
-        if rng.random() >= self.share:
-            return None
+    def draw(self, index: int, seed: str, place: int) -> Composite | None:
+        """Draw a composite whose first image is that at ``index``; None for an image that stays alone.
+
+        Args:
+            index: Of the first image.
+            seed: Of the step.
+            place: Of the image in the global batch, which draws the partner, the arrangement and the caption.
+        """
         row = self.rows[index]
-        partner = rng.choice(self.by_style[row.style])
-        other = self.rows[partner]
-        if other.name == row.name:
+        if random.Random(f"{seed}-{row.name}-composite").random() >= self.share:
             return None
-        stacked = rng.random() < 0.5
-        text = rng.choice(ABOVE if stacked else BESIDE).format(a=row.name, b=other.name, style=row.style)
-        return Composite(partner, stacked, " ".join(text.split()), " + ".join(sorted((row.name, other.name))))
+        known = self.by_style[row.style]
+        among = random.Random(f"{seed}-{row.style}-partners").sample(known, min(self.partners, len(known)))
+        rng = random.Random(f"{seed}-{place}-composite")
+        others = [partner for partner in among if self.rows[partner].name != row.name]
+        if not others:
+            return None
+        partner, stacked = rng.choice(others), rng.random() < 0.5
+        other = self.rows[partner].name
+        text = rng.choice(ABOVE if stacked else BESIDE).format(a=row.name, b=other, style=row.style)
+        return Composite(partner, stacked, " ".join(text.split()), " + ".join(sorted((row.name, other))))
 
 
 def joined(first: Tensor, second: Tensor, stacked: bool) -> Tensor:

@@ -70,6 +70,7 @@ def test_options_of_transformers_act(tmp_path, folders):
     [
         ({"revison": "v1"}, TypeError, r"from_pretrained: unknown option revison; did you mean revision\?"),
         ({"trust_remote_code": True}, TypeError, "trust_remote_code: no code of a repository is run"),
+        ({"variant": "fp16"}, TypeError, "variant: a CLIP has one file of weights, and dtype converts it; got 'fp16'"),
         ({"adapter_kwargs": {"name": "x"}}, TypeError, "adapter_kwargs: load adapters with peft.*got name"),
         ({"config": {}}, TypeError, "config: expected a clip_guidance.CLIPConfig, got dict"),
         ({"tokenizer": 3}, TypeError, "tokenizer: expected a tokenizer of transformers or a name, got int"),

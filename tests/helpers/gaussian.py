@@ -42,8 +42,16 @@ def peer_level(scheduler, index, t):
     return peer.scale_noise(one, t[None], none).item(), peer.scale_noise(none, t[None], one).item()
 
 
+#: Schedulers whose models are consistency functions: x₀ is the end of the trajectory of the probability flow.
+CONSISTENCY = ("LCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
+
+
 class GaussianDenoiser(nn.Module):
-    """E[x₀ | x] for N(mean, std²) data, as any prediction, from the input that a network would receive."""
+    """E[x₀ | x] for N(mean, std²) data, as any prediction, from the input that a network would receive.
+
+    For schedulers of consistency functions it is that function: by the flow of a Gaussian (x − αμ)/√(α²s² + σ²) is
+    constant, and at the end it is (x₀ − μ)/s.
+    """
 
     def __init__(self, scheduler, prediction):
         super().__init__()
@@ -62,6 +70,8 @@ class GaussianDenoiser(nn.Module):
     def clean(self, x):
         alpha, sigma = self.level
         variance = self.std**2
+        if type(self.scheduler).__name__ in CONSISTENCY:
+            return self.mean + self.std / math.hypot(alpha * self.std, sigma) * (x - alpha * self.mean)
         return self.mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * self.mean)
 
     def forward(self, x, t):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = sorted(path for folder in ("benchmarks", "examples", "training") for path in (ROOT / folder).rglob("*.py"))
+SHELVES = ("benchmarks", "examples", "pipelines", "training")
+PROGRAMS = sorted(path for shelf in SHELVES for path in (ROOT / shelf).rglob("*.py"))
 SETTINGS = ["clip_guidance/training/clip_settings.py", "clip_guidance/training/tower_settings.py"]
 FILES = [*SETTINGS, *(str(path.relative_to(ROOT)) for path in PROGRAMS)]
 

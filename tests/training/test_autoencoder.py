@@ -142,3 +142,12 @@ def test_the_program_saves_a_stock_autoencoder_of_unit_variance(training, tmp_pa
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(6), atol=0.02, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(6), atol=0.02, rtol=0)
     assert f"dB on {len(images)} images" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_scheduler(autoencoder, vae, images):
+    plain = autoencoder.encode(vae, images, torch.device("cpu"))
+    expected = vae.encode(autoencoder.pixels(images, torch.device("cpu"))).latent_dist.mean
+    torch.testing.assert_close(plain, expected)
+    vae.register_to_config(scaling_factor=0.5, shift_factor=0.25)
+    torch.testing.assert_close(autoencoder.encode(vae, images, torch.device("cpu")), 0.5 * (expected - 0.25))

@@ -1,6 +1,5 @@
 """Composites hold two images of one style and say so; what is drawn depends on seed, step and place alone."""
 
-import random
 
 import pytest
 import torch
@@ -34,9 +33,9 @@ def test_a_composite_holds_both_images_at_half_their_size():
 
 def test_captions_name_both_and_tell_who_is_above():
     composites = Composites(ROWS, 0.5)
-    drawn = {seed: composites.draw(0, random.Random(seed)) for seed in range(400)}
+    drawn = {seed: composites.draw(0, f"step {seed}", 0) for seed in range(400)}
     found = [each for each in drawn.values() if each is not None]
-    assert 120 < len(found) < 220  # half of 400, less those whose partner has the same name
+    assert 160 < len(found) < 240  # half of 400: there is always a partner of another name
     for each in found:
         other = ROWS[each.partner]
         assert other.style == "noto" and other.name != "cat"
@@ -45,7 +44,27 @@ def test_captions_name_both_and_tell_who_is_above():
         if "above" in each.caption or "below" in each.caption:
             assert each.stacked and each.caption in (f"a cat above a {other.name}", f"a {other.name} below a cat")
     assert any("above" in each.caption for each in found) and any("below" in each.caption for each in found)
-    assert Composites(ROWS, 0.0).draw(0, random.Random(0)) is None
+    assert Composites(ROWS, 0.0).draw(0, "step", 0) is None
+
+
+def test_composites_of_a_step_share_their_parts():
+    composites = Composites(ROWS, 0.5, partners=2)
+    for seed in map(str, range(40)):
+        drawn = [composites.draw(index, seed, index) for index in range(len(ROWS))]
+        halves = {row.name for row, each in zip(ROWS, drawn, strict=True) if each is not None}
+        both_styles = zip(NAMES, drawn[: len(NAMES)], drawn[len(NAMES) :], strict=True)
+        assert all((noto is None) == (twemoji is None) for _, noto, twemoji in both_styles), halves
+        for style in ("noto", "twemoji"):
+            partners = {each.partner for each in drawn if each is not None and ROWS[each.partner].style == style}
+            assert len(partners) <= 2
+    firsts = [composites.draw(0, "0", place) for place in range(64)]
+    assert firsts.count(None) in (0, 64)
+    assert len({(each.partner, each.stacked) for each in firsts if each}) in (0, 2, 4)  # the place draws among few
+
+
+def test_a_style_of_one_concept_has_no_composites():
+    rows = [Row("cat", "noto", ()), Row("cat", "noto", ())]
+    assert all(Composites(rows, 1.0).draw(0, str(seed), 0) is None for seed in range(20))
 
 
 def test_a_batch_of_composites_is_the_same_when_a_run_goes_on():

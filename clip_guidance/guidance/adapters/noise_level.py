@@ -37,11 +37,14 @@ class NoiseLevel:
         sigma: Weight of the noise, at least 0.
         timestep: Timestep of the step, where the next step (DDIM) or the weights of the model output (LCM) depend
             on it.
+        of_consistency: Whether the scheduler's models are consistency functions: x̂₀ is then where the sample's
+            trajectory ends, not the mean of what it may have been.
     """
 
     alpha: float
     sigma: float
     timestep: float | None = field(default=None, compare=False)
+    of_consistency: bool = field(default=False, compare=False)
 
     @property
     def has_signal(self) -> bool:

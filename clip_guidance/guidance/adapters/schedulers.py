@@ -46,11 +46,14 @@ class SchedulerAdapter:
         prediction: From the scheduler to what it takes the model output to be; by its config unless its class
             decides.
         num_steps: From the scheduler to the number of times that a full run calls ``scheduler.step``.
+        of_consistency: Whether it samples consistency functions: each step goes to the end of the trajectory, and
+            back to a noise level by fresh noise.
     """
 
     level: LevelRule
     prediction: PredictionRule = prediction.by_config
     num_steps: Callable[[Any], int] = _all_timesteps
+    of_consistency: bool = False
 
 
 #: Class name -> its row.
@@ -60,7 +63,7 @@ SCHEDULERS: dict[str, SchedulerAdapter] = {
     "DDPMScheduler": SchedulerAdapter(levels.variance_preserving),
     "DDPMParallelScheduler": SchedulerAdapter(levels.variance_preserving),
     "PNDMScheduler": SchedulerAdapter(levels.variance_preserving),
-    "LCMScheduler": SchedulerAdapter(levels.variance_preserving, prediction.latent_consistency),
+    "LCMScheduler": SchedulerAdapter(levels.variance_preserving, prediction.latent_consistency, of_consistency=True),
     "TCDScheduler": SchedulerAdapter(levels.variance_preserving),
     "UnCLIPScheduler": SchedulerAdapter(levels.variance_preserving),
     "CogVideoXDDIMScheduler": SchedulerAdapter(levels.variance_preserving),
@@ -76,7 +79,9 @@ SCHEDULERS: dict[str, SchedulerAdapter] = {
     "EDMEulerScheduler": SchedulerAdapter(levels.variance_exploding, prediction.preconditioned),
     "EDMDPMSolverMultistepScheduler": SchedulerAdapter(levels.variance_exploding, prediction.preconditioned),
     "CosineDPMSolverMultistepScheduler": SchedulerAdapter(levels.variance_exploding, prediction.preconditioned),
-    "CMStochasticIterativeScheduler": SchedulerAdapter(levels.variance_exploding, prediction.consistency),
+    "CMStochasticIterativeScheduler": SchedulerAdapter(
+        levels.variance_exploding, prediction.consistency, of_consistency=True
+    ),
     "KDPM2DiscreteScheduler": SchedulerAdapter(levels.with_midpoint(lambda s, index: s.sigmas_interpol[index])),
     "KDPM2AncestralDiscreteScheduler": SchedulerAdapter(
         levels.with_midpoint(lambda s, index: s.sigmas_interpol[index - 1])
@@ -89,10 +94,10 @@ SCHEDULERS: dict[str, SchedulerAdapter] = {
     "SASolverScheduler": SchedulerAdapter(levels.dpm_solver, prediction.dpm_solver),
     "FlowMatchEulerDiscreteScheduler": SchedulerAdapter(levels.flow, prediction.flow),
     "FlowMatchHeunDiscreteScheduler": SchedulerAdapter(levels.flow, prediction.flow),
-    "FlowMatchLCMScheduler": SchedulerAdapter(levels.flow, prediction.flow),
+    "FlowMatchLCMScheduler": SchedulerAdapter(levels.flow, prediction.flow, of_consistency=True),
     "LTXEulerAncestralRFScheduler": SchedulerAdapter(levels.flow, prediction.always(prediction.FLOW), _between_sigmas),
     "MiniMaxH3Scheduler": SchedulerAdapter(levels.flow, prediction.always(prediction.REVERSED_FLOW)),
-    "SCMScheduler": SchedulerAdapter(levels.trigflow, prediction.trigflow, _without_clean_end),
+    "SCMScheduler": SchedulerAdapter(levels.trigflow, prediction.trigflow, _without_clean_end, of_consistency=True),
 }
 
 
@@ -131,7 +136,8 @@ def noise_level(scheduler: Any, timestep: float | Tensor, adapter: SchedulerAdap
         UnsupportedSchedulerError: The scheduler belongs to no known family, or its arrays hold no such level, as
             those of sigmas that were spaced for another family.
     """
-    level = (adapter or find_scheduler_adapter(scheduler)).level(scheduler, timestep)
+    adapter = adapter or find_scheduler_adapter(scheduler)
+    level = adapter.level(scheduler, timestep)
     alpha, sigma = min(max(level.alpha, 0.0), 1.0), max(level.sigma, 0.0)
     if not (abs(alpha - level.alpha) <= _ROUNDING and sigma - level.sigma <= _ROUNDING and sigma < math.inf):
         raise UnsupportedSchedulerError(
@@ -139,7 +145,7 @@ def noise_level(scheduler: Any, timestep: float | Tensor, adapter: SchedulerAdap
             f"alpha={level.alpha:g}, sigma={level.sigma:g} at timestep {float(levels.shared_timestep(timestep)):g}: "
             "are its sigmas spaced for the kind of model that it is configured for?"
         )
-    return replace(level, alpha=alpha, sigma=sigma)
+    return replace(level, alpha=alpha, sigma=sigma, of_consistency=adapter.of_consistency)
 
 
 def prediction_type(scheduler: Any) -> PredictionType:

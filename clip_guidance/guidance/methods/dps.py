@@ -6,6 +6,11 @@ where x'_{t−1} is the unguided step of DDPM: the gradient passes through the d
 ζ_i = ζ/‖y − A(x̂₀)‖ turns the gradient of the squared residual into one of constant length; so does, up to a factor of
 2, the reward r = −‖y − A(x̂₀)‖ with a constant ζ, which is what the released code computes. As a shift of x̂₀
 (:mod:`.ddim`): Δ = ζ·∇_{x_t} r/response.
+
+The program of TFG's authors, which holds DPS too, divides the gradient by |r| for any reward. That is the gradient of
+sign(r)·log|r|: with this as the reward, such as ``lambda images: -(-reward(images)).log()`` for a log probability, the
+trajectories are theirs. It is the paper's step for no residual: its rewards are −‖·‖, whose gradient has a constant
+length already, and the division lengthens the step as r nears 0. So here the gradient is taken as it is.
 """
 
 from dataclasses import dataclass

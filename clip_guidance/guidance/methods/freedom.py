@@ -8,6 +8,10 @@ with ρ_t = 0.2·rms(ε̂_cfg − ε̂_uncond)/rms(g) under classifier-free guid
 ρ_t = 0.02·rms(ε̂)·(σ/α)·c₁/rms(g), c₁ = ∂x_{t−1}/∂x̂₀ of DDPM. The means are taken over each sample, where the released
 code takes them over the batch. As a shift of x̂₀ (:mod:`.ddim`): Δ = ρ_t·g/response. Guidance and time travel act in a
 middle window of the run: ``start=0.3, stop=0.7`` and ``recurrent(scheduler, 3, (0.3, 0.6))`` for Stable Diffusion.
+
+The program of TFG's authors, which holds FreeDoM too, takes algorithm 1 as it stands, where ρ_t is any number: g is not
+scaled. With a constant ρ that is ``DPS(ρ)`` (:mod:`.dps`) with :func:`recurrent`; its ``rho_schedule`` is the
+guidance's ``schedule``.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,9 @@ as N(x̂₀, r_t²I) instead of a point, and the reward is averaged over n sampl
 
 with s = σ/α the variance exploding noise level, so that r_t² = σ²/(α² + σ²) = 1 − ᾱ_t. The gradient is used as DPS uses
 its own: at r_t = 0 this is DPS (:mod:`.dps`).
+
+The program of TFG's authors, which holds LGD-MC too, divides this gradient by n once more. The paper does not: the mean
+is inside the logarithm. So their ``guidance_strength`` is n·ζ here, and ζ keeps its meaning whatever n is.
 """
 
 import math
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.arguments import check_count, check_number, check_seed
 from clip_guidance.guidance.methods.ddim import OnDDIM, step_of
-from clip_guidance.guidance.methods.smoothing import Smoothing
+from clip_guidance.guidance.methods.smoothing import draw_noise, smoothed_gradient
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.x0 import posterior_variance
 
@@ -57,8 +60,7 @@ class LGDMC(OnDDIM):
 
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""
-        smoothing = Smoothing(self.samples, self.seed)
-        generator = smoothing.generator(state.level.timestep)
+        noise = draw_noise(state, self.samples, self.seed)
         r_t = self.radius * math.sqrt(posterior_variance(state.level, 1.0))
-        gradient = state.vjp(smoothing.gradient(state.reward_gradient, state.x0, r_t, generator))
+        gradient = state.vjp(smoothed_gradient(state, state.x0, r_t, noise))
         return step_of(state).shift(self.zeta * gradient)

@@ -72,6 +72,12 @@ def recurrent(scheduler: Any, times: int, window: tuple[float, float] = (0.0, 1.
             recurrence.end()
 
 
+def repetition(scheduler: Any, timestep: int) -> int:
+    """Return how often the step at ``timestep`` was taken before in this run; 0 outside of :func:`recurrent`."""
+    index = getattr(scheduler, "step_index", None) or 0
+    return int((scheduler.timesteps[:index] == timestep).sum())
+
+
 class _Recurrence:
     """Wrap a scheduler's own methods: each is given the original and its arguments."""
 

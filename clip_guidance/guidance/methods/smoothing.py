@@ -1,54 +1,45 @@
 """The reward of a noisy x̂₀, averaged over the noise, as LGD-MC and TFG smooth it.
 
 r̃(x₀) = log (1/n)·Σ_j exp r(x₀ + σε_j),    ∇r̃ = Σ_j softmax_j(r_j)·∇r_j,    ε_j ~ N(0, I)
-"""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+As in the program of TFG's authors, the ε_j are drawn once each time that a step is taken, and stay for all gradients of
+it, so that mean guidance climbs one function. There each sample of a batch has draws of its own; here all share them,
+so that no sample depends on its neighbours.
+"""
 
 import torch
 from torch import Tensor
 
-from clip_guidance.guidance.modes.base import RewardGradient
+from clip_guidance.guidance.methods.recurrence import repetition
+from clip_guidance.guidance.modes.base import StepState
 
 
-@dataclass(frozen=True)
-class Smoothing:
-    """Average a reward over noisy copies of the clean sample.
+def draw_noise(state: StepState, samples: int, seed: int) -> list[Tensor]:
+    """Draw the ε_j of a step: ``samples`` tensors (1, ...) of the shape of one sample.
 
-    The noise comes from a generator that starts anew from the seed and the timestep at every step, so that the
-    sampler's own noise stays as it is and a run can be repeated; every sample of a batch is given the same noise, so
-    that no sample depends on its neighbours.
+    They come from a generator that starts anew from the seed, the timestep and the repetition of the step, so that
+    the sampler's own noise stays as it is and a run can be repeated.
+    """
+    timestep = int(state.level.timestep or 0)
+    own = 1_000_003 * seed + timestep + 10_007 * repetition(state.scheduler, timestep)
+    generator = torch.Generator().manual_seed(own)
+    shape = (1, *state.x0.shape[1:])
+    return [torch.randn(shape, generator=generator).to(state.x0) for _ in range(samples)]
+
+
+def smoothed_gradient(state: StepState, x0: Tensor, sigma: float, noise: list[Tensor]) -> Tensor:
+    """Return ∇r̃ at clean samples (B, ...).
 
     Args:
-        samples: Number n of noisy copies.
-        seed: Seed of the noise.
+        state: The step.
+        x0: Where the gradient is taken, (B, ...).
+        sigma: Standard deviation σ of the noise; 0 leaves the reward as it is.
+        noise: The ε_j of :func:`draw_noise`.
     """
-
-    samples: int
-    seed: int = 0
-
-    def gradient(
-        self,
-        reward_gradient: Callable[[Tensor], RewardGradient],
-        x0: Tensor,
-        sigma: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return ∇r̃ at clean samples (B, ...)."""
-        if sigma == 0:
-            return reward_gradient(x0).gradient
-        # Only one copy's activations are in memory at a time.
-        found = [reward_gradient(x0 + sigma * noise) for noise in self.noise(x0, generator)]
-        weights = torch.stack([each.rewards for each in found]).to(x0).softmax(0)
-        gradients = torch.stack([each.gradient for each in found])
-        return (weights.view(*weights.shape, *[1] * (x0.ndim - 1)) * gradients).sum(0)
-
-    def generator(self, timestep: float | None) -> torch.Generator:
-        """Make the generator of the step at ``timestep``."""
-        return torch.Generator().manual_seed(1_000_003 * self.seed + int(timestep or 0))
-
-    def noise(self, x0: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Draw n tensors (1, ...) of the shape of one sample."""
-        shape = (1, *x0.shape[1:])
-        return [torch.randn(shape, generator=generator).to(x0) for _ in range(self.samples)]
+    if sigma == 0:
+        return state.gradient(x0)
+    # Only one copy's activations are in memory at a time.
+    found = [state.reward_gradient(x0 + sigma * each) for each in noise]
+    weights = torch.stack([each.rewards for each in found]).to(x0).softmax(0)
+    gradients = torch.stack([each.gradient for each in found])
+    return (weights.view(*weights.shape, *[1] * (x0.ndim - 1)) * gradients).sum(0)

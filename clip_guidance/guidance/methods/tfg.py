@@ -9,7 +9,12 @@ It holds the other methods as special cases:
 
 As a shift of x̂₀ (:mod:`.ddim`), the last line is Δ = (Δ_t/√α_t + √ᾱ_{t−1}·Δ_0)/response. The strengths follow a
 schedule of mean 1 over the T steps: ρ_t = ρ·T·s_t/Σs with s = α_t ("increase"), 1 − α_t ("decrease") or 1 ("constant").
-N_recur repetitions of a step are ``recurrent(scheduler, N_recur)``.
+N_recur repetitions of a step are ``recurrent(scheduler, N_recur)``; the ε_j are drawn anew in each (:mod:`.smoothing`).
+
+The authors' program gives the same trajectories to rounding, with its names ``rho``, ``mu``, ``sigma``, ``eps_bsz`` for
+n, ``iter_steps`` and ``recur_steps``, and with ``clip_x0`` off. Its ``clip_x0``, which its scripts for pixels leave on,
+is not in the paper: it clips x̂₀ alone, and adds Δ_t and Δ_0 afterwards. Here a scheduler with ``clip_sample`` clips
+x̂₀ + Δ, so that no image leaves the range.
 """
 
 import math
@@ -23,7 +28,7 @@ from clip_guidance.guidance.adapters.next_level import final_alpha_prod
 from clip_guidance.guidance.arguments import check_count, check_number, check_seed
 from clip_guidance.guidance.checks import shown
 from clip_guidance.guidance.methods.ddim import DDIMStep, OnDDIM, step_of
-from clip_guidance.guidance.methods.smoothing import Smoothing
+from clip_guidance.guidance.methods.smoothing import draw_noise, smoothed_gradient
 from clip_guidance.guidance.modes.base import StepState
 
 SCHEDULES = ("increase", "decrease", "constant")
@@ -86,11 +91,10 @@ class TFG(OnDDIM):
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""
         step, x0 = step_of(state), state.x0
-        smoothing, sigma = Smoothing(self.samples, self.seed), self.sigma * step.level.sigma
-        generator = smoothing.generator(step.level.timestep)
+        noise, sigma = draw_noise(state, self.samples, self.seed), self.sigma * step.level.sigma
 
         def smoothed(x: Tensor) -> Tensor:
-            return smoothing.gradient(state.reward_gradient, x, sigma, generator)
+            return smoothed_gradient(state, x, sigma, noise)
 
         at_x0 = smoothed(x0)
         added = torch.zeros_like(x0)

@@ -8,6 +8,10 @@ the weight the one of classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05
 through the denoiser and no second forward: :class:`~clip_guidance.guidance.engine.tape.DenoiserTape` records the
 forward that the pipeline runs anyway. At α = 0 the sample holds nothing of x₀, and the mode falls back to "x0".
 
+The Jacobian of a consistency function (LCM) is none of a mean's: Tweedie's formula does not hold of it, and where α is
+small it is ρ⁻¹ times as large, with the correlation ρ of mode "x0". There Δ is taken times ρ/(1 + ρ), with which a
+Gaussian prior's is exact again.
+
 A denoiser is not ideal, and where α is small σ²/α makes its error larger than the covariance: an error of 5 % of ε is,
 at ᾱ = 6·10⁻⁵, some thousand times the variance of any data. A posterior has no more variance than its prior, so each
 sample's shift is bounded by
@@ -27,7 +31,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.modes import x0
 from clip_guidance.guidance.modes.base import StepState
-from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.modes.x0 import correlation, posterior_variance
 from clip_guidance.guidance.per_sample import capped, rms
 
 _DEVIATIONS = 3.0  # standard deviations of the posterior
@@ -46,7 +50,11 @@ def shift(state: StepState, bounded: bool = True) -> Tensor:
     if not state.level.has_signal:
         return x0.shift(state)
     gradient = state.gradient(state.x0)
-    covariance_times_gradient = state.level.sigma**2 / state.level.alpha * state.vjp(gradient)
+    factor = state.level.sigma**2 / state.level.alpha
+    if state.level.of_consistency:
+        rho = correlation(state.level, state.data_variance)
+        factor *= rho / (1 + rho)
+    covariance_times_gradient = factor * state.vjp(gradient)
     if not bounded:
         return covariance_times_gradient
     return capped(covariance_times_gradient, _longest(state, gradient)).shift

@@ -26,7 +26,7 @@ from torch import Tensor
 from clip_guidance.clip.hub import PACKAGED, ModelError, packaged_models
 from clip_guidance.guidance.checks import shown
 from clip_guidance.guidance.modes.base import StepState
-from clip_guidance.guidance.modes.x0 import posterior_variance
+from clip_guidance.guidance.modes.x0 import correlation, posterior_variance
 from clip_guidance.guidance.per_sample import capped
 from clip_guidance.towers.noisy import LOG_SNR, PROBE_TEXT, NoisyTower, probe_image
 
@@ -97,8 +97,11 @@ class Noisy:
             (gradient,) = torch.autograd.grad(rewards.sum(), x)
         state.note(rewards.detach())
         deviations = _DEVIATIONS * math.sqrt(posterior_variance(level, state.data_variance))
+        factor = level.sigma * math.exp(-log_snr)
+        if level.of_consistency:  # s²·(1 − ρ²) becomes s²·(1 − ρ), as in mode "x0"
+            factor /= 1 + correlation(level, state.data_variance)
         limit = deviations / state.scale.abs().to(gradient)  # infinite at a scale of 0
-        return capped(level.sigma * math.exp(-log_snr) * gradient, limit).shift
+        return capped(factor * gradient, limit).shift
 
 
 def latents_of(vae: Any, images: Tensor) -> Tensor:

@@ -14,15 +14,14 @@ from helpers.reference_samplers import (
     guided,
     make_pipe,
     quadratic,
-    reward_gradient,
     scheduler_of,
     state_at,
 )
 
 from clip_guidance.guidance import Guidance, UnsupportedSchedulerError
-from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance
+from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, UniversalGuidance, recurrent
 from clip_guidance.guidance.methods.ddim import step_of
-from clip_guidance.guidance.methods.smoothing import Smoothing
+from clip_guidance.guidance.methods.smoothing import draw_noise, smoothed_gradient
 from clip_guidance.guidance.methods.tfg import share
 
 #: With the strengths of a run without classifier-free guidance, which they would warn of if they were left out.
@@ -153,18 +152,27 @@ def test_the_share_of_the_only_step_of_a_run_is_1(schedule, config):
 def test_many_copies_give_the_gradient_of_the_expectation():
     """E exp(−k(x + σε − y)²/2) ∝ exp(−k(x − y)²/(2(1 + kσ²)))."""
     x0, sigma = torch.tensor([[0.3], [2.0]], dtype=torch.float64), 0.8
-    smoothing = Smoothing(20000)
-    found = smoothing.gradient(reward_gradient, x0, sigma, smoothing.generator(10))
+    state = state_at(scheduler_of(), 3, shape=(2, 1))
+    found = smoothed_gradient(state, x0, sigma, draw_noise(state, 20000, seed=0))
     torch.testing.assert_close(found, gradient(x0) / (1 + CURVATURE * sigma**2), rtol=0.03, atol=0)
 
 
-def test_noise_is_that_of_the_seed_and_the_timestep_for_every_sample():
-    x0, smoothing = torch.zeros(2, 3), Smoothing(2, seed=1)
-    first, second = smoothing.noise(x0, smoothing.generator(10))
-    assert first.shape == (1, 3) and not first.equal(second)
-    assert first.equal(smoothing.noise(x0, smoothing.generator(10))[0])
-    for other in (smoothing.generator(11), Smoothing(2, seed=2).generator(10)):
-        assert not first.equal(smoothing.noise(x0, other)[0])
+def test_noise_is_that_of_the_seed_the_timestep_and_the_repetition_for_every_sample():
+    scheduler = scheduler_of()
+
+    def drawn(index, seed=1):
+        return draw_noise(state_at(scheduler, index), 2, seed)
+
+    first, second = drawn(3)
+    assert first.shape == (1, 3, 4) and not first.equal(second) and first.equal(drawn(3)[0])
+    others = [drawn(4)[0], drawn(3, seed=2)[0]]
+    with recurrent(scheduler, 2):
+        scheduler.set_timesteps(10)
+        scheduler.step_index = 6  # the fourth timestep for the first time
+        assert first.equal(drawn(6)[0])
+        scheduler.step_index = 7
+        others.append(drawn(7)[0])
+    assert not any(first.equal(each) for each in others)
 
 
 @pytest.mark.parametrize("method", [LGDMC(samples=2), TFG(sigma=0.5)])

@@ -138,8 +138,9 @@ def test_tfg_with_schedules_and_noise_is_its_paper():
     def update(s):
         generator = torch.Generator().manual_seed(1_000_003 * 5 + next(timesteps))
 
+        noise = torch.randn((1, *SHAPE[1:]), generator=generator)  # stays for the whole step
+
         def smoothed(x):
-            noise = torch.randn((1, *SHAPE[1:]), generator=generator)
             return gradient(x + 0.3 * math.sqrt(1 - s.bar) * noise)
 
         alpha = s.bar / s.bar_next
