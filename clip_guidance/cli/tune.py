@@ -57,7 +57,6 @@ def command(
 
     given = {"scales": scales, "modes": modes, "dampings": dampings, "windows": windows}
     grid = TuningGrid(**{name: tuple(value) for name, value in given.items() if value})
-    real = find_images(images) if images else None
     with common.Job() as job, common.progress() as bar:
         task = bar.add_task("images", total=budget)
         found = tune(
@@ -65,7 +64,7 @@ def command(
             common.load_clip(clip or model, device),
             prompts,
             common.load_clip(judge, device),
-            images=real,
+            images=find_images(images) if images else None,
             grid=grid,
             budget=budget,
             seed=seed,
@@ -78,10 +77,7 @@ def command(
         found = replace(found, pair=replace(found.pair, pipeline=pipeline))
         found.save(output)
         _print(found, output, json)
-        if report is not None:
-            from clip_guidance.report import tuning
-
-            common.save_report(tuning(found), report)
+        _save_report(found, report)
     job.finish()
 
 
@@ -117,6 +113,13 @@ def _print(found: TuneResult, output: Path, json: bool) -> None:
     if found.pair.defaults.scale == 0:
         common.narrate("warning", "no setting was better than no guidance, which the file says: its scale is 0")
     common.narrate("tuned", f"{output}; use it with clip-guidance generate --tuned {output}")
+
+
+def _save_report(found: TuneResult, report: Path | None) -> None:
+    from clip_guidance.report import tuning
+
+    if report is not None:
+        common.save_report(tuning(found), report)
 
 
 def _figures(tried: TriedSetting) -> dict[str, Any]:
