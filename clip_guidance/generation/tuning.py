@@ -164,7 +164,7 @@ def tune(
         [0.0, 5.0]
     """
     clip, judge, prompts, grid = as_clip(clip), as_clip(judge), list(prompts), grid or TuningGrid()
-    facts = _facts(pipe, clip, judge, prompts, {"seed": seed, "call": {n: _described(each) for n, each in call.items()}})
+    facts = _facts(pipe, clip, judge, prompts, {"seed": seed, "call": {k: _described(v) for k, v in call.items()}})
     least = (2 + grid.needs_strength) * len(prompts)
     if budget is not None and budget < least:
         raise ValueError(f"a budget of {budget} images is too small: {2 + grid.needs_strength} settings take {least}")
