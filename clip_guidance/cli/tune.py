@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,17 +14,17 @@ from clip_guidance.cli import _tune_options as own
 from clip_guidance.generation.settings import GenerateSettings
 
 if TYPE_CHECKING:
-    from clip_guidance.generation.tuning import TuneResult
+    from clip_guidance.generation.tuning import TriedSetting, TuneResult
 
 DEFAULTS = GenerateSettings(prompt="unset")
 
 
 def command(
+    judge: own.RequiredJudge,
     prompt: options.Prompts = None,
     prompts_file: own.PromptsFile = None,
     model: options.Pipeline = DEFAULTS.model,
     clip: options.SteeringCLIP = None,
-    judge: own.RequiredJudge = ...,
     images: own.RealImages = None,
     scales: own.Scales = None,
     modes: own.Modes = None,
@@ -57,7 +57,6 @@ def command(
 
     given = {"scales": scales, "modes": modes, "dampings": dampings, "windows": windows}
     grid = TuningGrid(**{name: tuple(value) for name, value in given.items() if value})
-    real = find_images(images) if images else None
     with common.Job() as job, common.progress() as bar:
         task = bar.add_task("images", total=budget)
         found = tune(
@@ -65,7 +64,7 @@ def command(
             common.load_clip(clip or model, device),
             prompts,
             common.load_clip(judge, device),
-            images=real,
+            images=find_images(images) if images else None,
             grid=grid,
             budget=budget,
             seed=seed,
@@ -78,10 +77,7 @@ def command(
         found = replace(found, pair=replace(found.pair, pipeline=pipeline))
         found.save(output)
         _print(found, output, json)
-        if report is not None:
-            from clip_guidance.report import tuning
-
-            common.save_report(tuning(found), report)
+        _save_report(found, report)
     job.finish()
 
 
@@ -97,7 +93,7 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise ValueError(f"{file}: expected text in UTF-8, got byte {error.object[error.start]:#x}") from None
 
 
-def _silent(pipe):  # type: ignore[no-untyped-def]
+def _silent(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -119,6 +115,13 @@ def _print(found: TuneResult, output: Path, json: bool) -> None:
     common.narrate("tuned", f"{output}; use it with clip-guidance generate --tuned {output}")
 
 
-def _figures(tried):  # type: ignore[no-untyped-def]
+def _save_report(found: TuneResult, report: Path | None) -> None:
+    from clip_guidance.report import tuning
+
+    if report is not None:
+        common.save_report(tuning(found), report)
+
+
+def _figures(tried: TriedSetting) -> dict[str, Any]:
     values = {name: getattr(tried, name) for name in ("named", "kernel_distance", "seconds")}
     return {**({} if tried.failed else values), "failed": tried.failed}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clip_guidance._display import DisplayMixin
 from clip_guidance._tensors import unit_vectors
-from clip_guidance._tuned import GuidanceDefaults, TunedPair
+from clip_guidance._tuned import GuidanceDefaults, KnownModel, TunedPair
 from clip_guidance.clip import DualEncoder, as_clip
 from clip_guidance.generation.tuning_runs import DrawnImage, TuningRuns
 from clip_guidance.guidance import CLIPGuidance
@@ -164,33 +164,47 @@ def tune(
         [0.0, 5.0]
     """
     clip, judge, prompts, grid = as_clip(clip), as_clip(judge), list(prompts), grid or TuningGrid()
+    facts = _facts(pipe, clip, judge, prompts, {"seed": seed, "call": {k: _described(v) for k, v in call.items()}})
+    least = (2 + grid.needs_strength) * len(prompts)
+    if budget is not None and budget < least:
+        raise ValueError(f"a budget of {budget} images is too small: {2 + grid.needs_strength} settings take {least}")
+    real = None if images is None else image_features(judge, images)
+    drawing = _Drawing(pipe, clip, judge, prompts, seed, call, TuningRuns(runs, facts), on_image)
+    return _search(drawing, facts, grid, budget, real)
+
+
+def _facts(
+    pipe: Any, clip: DualEncoder, judge: DualEncoder, prompts: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is drawn and judged, as JSON holds it; refuse a judge that steers, and prompts that are alike."""
     pipeline, steering = known_models(pipe, clip)
     judging = {"name": str(judge.name_or_path), "fingerprint": judge.fingerprint()}
     if judging["fingerprint"] == steering.fingerprint:
         raise ValueError("the judge is the CLIP that steers, which finds its own images right: name another CLIP")
     if len(set(prompts)) < 2:
         raise ValueError(f"expected at least 2 different prompts to tell apart, got {len(set(prompts))}")
-    least = 2 + grid.needs_strength
-    if budget is not None and budget < least * len(prompts):
-        raise ValueError(f"a budget of {budget} images is too small: {least} settings take {least * len(prompts)}")
-    real = None if images is None else image_features(judge, images)
-    settings = {"prompts": prompts, "seed": seed, "call": {name: _described(each) for name, each in call.items()}}
-    facts = {"pipeline": asdict(pipeline), "clip": asdict(steering), "judge": judging, **settings}
-    drawing = _Drawing(pipe, clip, judge, prompts, seed, call, TuningRuns(runs, {"tune": 1, **facts}), on_image)
-    tried = []
+    models = {"pipeline": asdict(pipeline), "clip": asdict(steering), "judge": judging}
+    return {"tune": 1, **models, "prompts": prompts, **settings}
+
+
+def _search(
+    drawing: _Drawing, facts: dict[str, Any], grid: TuningGrid, budget: int | None, real: Tensor | None
+) -> TuneResult:
+    """Try the settings, and choose."""
     first = [UNGUIDED, *([GuidanceDefaults()] if grid.needs_strength else [])]
-    for setting in first:
-        tried.append(drawing.judged(setting, real))
+    tried = [drawing.judged(setting, real) for setting in first]
     if tried[0].failed:
         raise ValueError(f"the pipeline cannot be drawn without guidance: {tried[0].failed}")
     others = grid.settings(drawing.strength() if grid.needs_strength else 1.0)
-    count = len(others) if budget is None else min(len(others), budget // len(prompts) - len(first))
+    count = len(others) if budget is None else min(len(others), budget // len(drawing.prompts) - len(first))
     tried += [drawing.judged(setting, real) for setting in others[:count]]
     best = choose(tried)
     found = {"images": None if real is None else len(real), **_figures(best), "unguided": _figures(tried[0])}
-    measured = {"by": "clip-guidance tune", **settings, "judge": judging, **found, "settings": len(tried)}
-    measured["scheduler"] = type(pipe.scheduler).__name__
-    return TuneResult(TunedPair(pipeline, steering, best.setting, measured), tried, len(others) - count)
+    settings = {name: facts[name] for name in ("prompts", "seed", "call", "judge")}
+    measured = {"by": "clip-guidance tune", **settings, **found, "settings": len(tried)}
+    measured["scheduler"] = type(drawing.pipe.scheduler).__name__
+    pipeline, clip = KnownModel(**facts["pipeline"]), KnownModel(**facts["clip"])
+    return TuneResult(TunedPair(pipeline, clip, best.setting, measured), tried, len(others) - count)
 
 
 def choose(tried: Sequence[TriedSetting]) -> TriedSetting:

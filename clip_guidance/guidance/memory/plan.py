@@ -170,7 +170,6 @@ def plan_memory(
     """
     available = parse_size(budget)
     estimate = _Estimate(guidance, pipe, height, width, batch, frames)
-    mode = guidance.mode or guidance.defaults_for(pipe).mode
     views = max((reward.cutouts.count for reward in clip_rewards(guidance.reward)), default=0)
     chunks = _chunks(views)
     smallest: tuple[int, Decoding] | None = None
@@ -181,7 +180,7 @@ def plan_memory(
         for chunk in chunks if least <= available else []:
             needed = estimate.bytes(decoding, chunk)
             if needed <= available:
-                return MemoryPlan(decoding, chunk, needed, available, estimate.subject, views, mode)
+                return MemoryPlan(decoding, chunk, needed, available, estimate.subject, views, _mode(guidance, pipe))
     assert smallest is not None
     raise ValueError(
         f"guidance of {estimate.subject} takes at least {readable(smallest[0])} beside the weights, with "
@@ -203,6 +202,10 @@ def _decodings(
         for checkpoint in (False, True) if can_checkpoint(each) else (False,):
             for images in (None, 1) if batch > 1 else (None,):
                 yield replace(each, checkpoint=checkpoint, images=images)
+
+
+def _mode(guidance: GuidanceOptions, pipe: Any) -> str | Mode:
+    return guidance.mode or guidance.defaults_for(pipe).mode
 
 
 def _chunks(views: int) -> list[int | None]:
