@@ -55,7 +55,7 @@ def command(
     from clip_guidance.generation.tuning import TuningGrid, tune
     from clip_guidance.images.find import find_images
 
-    given = {"scales": scales, "modes": modes, "dampings": dampings, "windows": windows}
+    given: dict[str, Any] = {"scales": scales, "modes": modes, "dampings": dampings, "windows": windows}
     grid = TuningGrid(**{name: tuple(value) for name, value in given.items() if value})
     with common.Job() as job, common.progress() as bar:
         task = bar.add_task("images", total=budget)

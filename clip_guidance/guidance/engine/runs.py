@@ -15,8 +15,13 @@ from clip_guidance.guidance.engine.host import Host, resolve
 class Options(Protocol):
     """What a user has set, as far as it concerns when it acts."""
 
-    start: float
-    stop: float
+    @property
+    def start(self) -> float | None:
+        """Fraction of the run's steps before which nothing is done; None for a default."""
+
+    @property
+    def stop(self) -> float | None:
+        """Fraction of the run's steps from which on nothing is done; None for a default."""
 
     def is_active(self, fraction: float) -> bool:
         """Return whether the step at this fraction of the run's steps is one to act at."""
@@ -122,7 +127,7 @@ class BaseAttachment:
 
     @property
     def _window(self) -> tuple[float, float]:
-        return self._options.start, self._options.stop
+        return self._options.start or 0.0, 1.0 if self._options.stop is None else self._options.stop
 
     def take_rows(self, parents: Tensor) -> None:
         """Follow the samples, (B,), that have taken the place of others after a step."""
