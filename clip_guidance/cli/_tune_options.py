@@ -9,7 +9,7 @@ import typer
 
 from clip_guidance._tuned import NAMED_MODES
 from clip_guidance.cli._checks import parsed
-from clip_guidance.cli._options import MANY
+from clip_guidance.cli._options import MANY, _number
 
 
 def _window(text: str) -> tuple[float, float]:
@@ -58,7 +58,7 @@ Windows = Annotated[
     ),
 ]
 Budget = Annotated[
-    int | None, typer.Option(min=1, max=MANY, help="Most images that are drawn.", show_default="no bound")
+    int | None, _number(1, MANY, help="Most images that are drawn.", show_default="no bound")
 ]
 TunedFile = Annotated[
     Path, typer.Option(help="File for what was found. The images are kept beside it, as NAME.runs.jsonl.")

@@ -88,9 +88,10 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.decoder is not None and not isinstance(self.decoder, nn.Module):
             raise TypeError(f"decoder must be a module, or None, got {type(self.decoder).__name__}")
-        if isinstance(self.resolution, str) and self.resolution != AUTO:
+        named = isinstance(self.resolution, str)
+        if named and self.resolution != AUTO:
             raise ValueError(f"resolution must be in (0, 1], or 'auto', got {shown(self.resolution)}")
-        for name in ("crop",) if self.resolution == AUTO else ("resolution", "crop"):
+        for name in ("crop",) if named else ("resolution", "crop"):
             if not 0 < as_number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {shown(getattr(self, name))}")
         if self.images is not None:

@@ -14,7 +14,7 @@ from clip_guidance.generation.settings import RANGES, SCHEDULERS, GenerateSettin
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
 from clip_guidance.generation.weighted_reward import WeightedReward
 
-EMPTY = json.loads(json.dumps(dataclasses.asdict(GenerateSettings("a cat"))))
+EMPTY = json.loads(json.dumps(dataclasses.asdict(GenerateSettings("a cat", damping=0.0))))
 FIELDS = {entry.name: entry for entry in dataclasses.fields(GenerateSettings)}
 HASHED = {"hash": "0123456789abcdef" * 2}
 FILES = st.sampled_from([HASHED | {"path": path} for path in ("a.png", "é", "", 5, None, "\ud800", "x" * 5000)])
@@ -80,7 +80,8 @@ VALUES = JSON | LISTED | REWARDS
 def test_a_record_is_read_as_it_is_or_refused_by_field(values, with_prompt):
     values = {"prompt": "a cat", **values} if with_prompt else values
     wrong = [name for name, value in values.items() if not is_right(name, value)]
-    window = not wrong and not (values.get("start") or 0) < values.get("stop", 1.0)
+    stop = 1.0 if values.get("stop") is None else values["stop"]
+    window = not wrong and not (values.get("start") or 0) < stop
     if "prompt" in values and not wrong and not window:
         found = settings_from(values)
         assert json.loads(json.dumps(dataclasses.asdict(found))) == {**EMPTY, **values}
@@ -96,7 +97,8 @@ def test_a_record_is_read_as_it_is_or_refused_by_field(values, with_prompt):
 def test_a_record_tells_of_damping_and_particles_where_there_are_some():
     assert not {"damping", "particles"} & set(GenerateSettings("a cat").record())
     assert GenerateSettings("a cat", particles=2).record()["particles"] == 2
-    assert GenerateSettings("a cat", damping=0.0).record()["damping"] == 0.0
+    assert GenerateSettings("a cat", damping=0.5).record()["damping"] == 0.5
+    assert settings_from(GenerateSettings("a cat", damping=0.0).record()).damping == 0.0  # as those drew who had none
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from clip_guidance.guidance.methods import DPS
 # ---------------------------------------------------------------- types
 
 
-@pytest.mark.parametrize("scale", ["10", b"10", {1.0: 2.0}, {1.0}, None, True, [True], ["1"], [[1.0]], iter([1.0]), 1j])
+@pytest.mark.parametrize("scale", ["10", b"10", {1.0: 2.0}, {1.0}, True, [True], ["1"], [[1.0]], iter([1.0]), 1j])
 def test_a_scale_that_is_no_number_is_refused(scale):
     with pytest.raises(TypeError, match="scale( 0)? must be a number") as caught:
         Guidance(brightness, scale)
@@ -190,7 +190,7 @@ JUNK = st.one_of(
 
 def check_numbers(name, value):
     """What each option of a number means, written down apart."""
-    if name in ("data_variance", "cap", "chunk") and value is None:
+    if name in ("start", "stop", "data_variance", "cap", "chunk") and value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -224,7 +224,7 @@ def test_a_scale_is_right_or_refused_by_name(scale):
     except (ValueError, TypeError) as error:
         assert ("scale" in str(error)) and len(str(error)) <= 300
     else:
-        several = scale if isinstance(scale, list) else [scale]
+        several = scale if isinstance(scale, list) else [1.0 if scale is None else scale]  # None is yet to be calibrated
         assert found.tolist() == [float(each) for each in several for _ in range(6 // len(several))]
 
 

@@ -272,6 +272,7 @@ def test_best_of_n_ranks_what_each_seed_draws(code, clip):
         pipe(**call)
 
 
+@pytest.mark.slow
 def test_the_judge_scores_each_image_against_its_prompt(code, tmp_path):
     judge = cg.CLIP.from_pretrained(save_tiny_clip(tmp_path))
     manager = d.ComponentsManager()

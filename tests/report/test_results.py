@@ -42,9 +42,9 @@ def test_drawn_images_have_their_own_settings_and_those_of_all(drawn):
     (shared,) = tree.all("dl")
     settings = asdict(drawn[0].settings)
     names = [name.text for name in shared.all("dt")]
-    assert {"guidance_scale", "mode", "device", "torch"} <= set(names) and not {"prompt", "seed", "steps"} & set(names)
+    assert {"guidance_scale", "every", "device", "torch"} <= set(names) and not {"prompt", "seed", "steps"} & set(names)
     values = dict(zip(names, [value.text for value in shared.all("dd")], strict=True))
-    assert values["mode"] == settings["mode"] and float(values["guidance_scale"]) == settings["guidance_scale"]
+    assert values["every"] == str(settings["every"]) and float(values["guidance_scale"]) == settings["guidance_scale"]
 
 
 def test_a_notebook_shows_a_drawn_image(drawn):

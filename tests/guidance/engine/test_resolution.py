@@ -162,6 +162,7 @@ def test_a_decoder_that_does_not_suit_draws_what_it_drew_in_full(pooled):
     assert draw("auto").equal(draw(None))
 
 
+@pytest.mark.slow
 def test_the_packaged_pipeline_draws_what_it_drew_in_full():
     pipe = cg.load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)
