@@ -224,7 +224,7 @@ def test_a_scale_is_right_or_refused_by_name(scale):
     except (ValueError, TypeError) as error:
         assert ("scale" in str(error)) and len(str(error)) <= 300
     else:
-        several = scale if isinstance(scale, list) else [1.0 if scale is None else scale]  # None is yet to be calibrated
+        several = scale if isinstance(scale, list) else [1.0 if scale is None else scale]
         assert found.tolist() == [float(each) for each in several for _ in range(6 // len(several))]
 
 
