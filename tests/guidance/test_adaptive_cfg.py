@@ -10,7 +10,7 @@ from accelerate import cpu_offload
 from diffusers.guiders import ClassifierFreeGuidance
 from helpers import pipeline_zoo
 from helpers.factories import Recorder, generate, make_pipeline
-from helpers.gaussian import STD, GaussianDenoiser, initial, peer_level, set_timesteps, stepper, watched
+from helpers.gaussian import GaussianDenoiser, initial, peer_level, set_timesteps, stepper, watched
 from helpers.minimal_pipeline import modes
 from helpers.modular_runs import QWEN, SD3, SDXL, built, redness, run, untouched
 from helpers.scheduler_matrix import FEW, ONE_EACH, matrix
@@ -64,12 +64,11 @@ def steps_of(setting):
 
 @matrix(ONE_EACH, default=FEW)
 def test_the_scale_is_the_one_whose_mean_is_nearest_to_the_target(setting):
-    """x̂₀ = m + α·s²/(α²s² + σ²)·(x − α·m) for a mean m: what a scale adds to it is known."""
+    """x̂₀ = m + g·(x − α·m) for a mean m: what a scale adds to it is known."""
     pipe, nearest = two_gaussians(setting), []
 
     def look(step, output, t, x):
-        alpha, sigma = pipe.unet.level
-        gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+        gain, (alpha, _) = pipe.unet.gain(), pipe.unet.level
         uncond, cond = (mean + gain * (x - alpha * mean) for mean in (UNCOND, COND))
         errors = torch.stack([(uncond + s * (cond - uncond) - TARGET).abs().flatten() for s in SCALES])
         nearest.append(torch.tensor(SCALES)[errors.argmin(0)])

@@ -67,12 +67,15 @@ class GaussianDenoiser(nn.Module):
             return x * math.hypot(sigma, self.scheduler.config.sigma_data)
         return x * math.hypot(sigma, 1) if alpha == 1 else x
 
-    def clean(self, x):
+    def gain(self):
+        """g in x̂₀ = μ + g·(x − αμ)."""
         alpha, sigma = self.level
-        variance = self.std**2
         if type(self.scheduler).__name__ in CONSISTENCY:
-            return self.mean + self.std / math.hypot(alpha * self.std, sigma) * (x - alpha * self.mean)
-        return self.mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * self.mean)
+            return self.std / math.hypot(alpha * self.std, sigma)
+        return alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+
+    def clean(self, x):
+        return self.mean + self.gain() * (x - self.level[0] * self.mean)
 
     def forward(self, x, t):
         x = self.to_sample(x)
