@@ -88,9 +88,14 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     if file is None:
         return list(prompts or [])
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise typer.BadParameter(f"--prompts-file: {file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: expected text in UTF-8, got byte {error.object[error.start]:#x}") from None
+    if not lines:
+        raise typer.BadParameter(f"--prompts-file: expected a prompt per line, got none in {file}")
+    return lines
 
 
 def _silent(pipe: Any) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,8 @@ def test_the_command_writes_what_generate_takes(models, tmp_path, capsys, monkey
     ("options", "message"),
     [
         ([], "give --prompt or --prompts-file"),
+        (["--prompts-file", "absent.txt"], "absent.txt cannot be read: No such file or directory"),
+        (["--prompts-file", os.devnull], "expected a prompt per line, got none"),
         (["--prompt", "a", "--output", "tuned.txt"], "--output must end in .json, got tuned.txt"),
         (["--prompt", "a", "--window", "0.6"], "expected START,STOP such as 0,0.6, got '0.6'"),
         (["--prompt", "a", "--window", "0.6,0.2"], "expected 0 <= START < STOP <= 1"),
