@@ -50,7 +50,8 @@ class Decoding:
         resolution: Latents are shrunk to this share of their side first, in (0, 1]; memory falls with its square.
             "auto" shrinks them so that the image is no smaller than what the reward's CLIP reads, and only where that
             hardly changes what CLIP sees: :mod:`clip_guidance.guidance.engine.resolution` says how this is checked,
-            ``guidance.report.decoding`` what came of it. A reward of another kind gets the full image.
+            ``guidance.report.decoding`` what came of it. A reward of another kind, and a compiled
+            autoencoder, get the full image.
         crop: Side of the square window that is decoded, as a share of the shorter side, in (0, 1]; another random
             window at each step. Memory falls with its square, and the reward never sees the whole image.
         checkpoint: Recompute the decoder's blocks in the backward (Chen et al. 2016, arXiv:1604.06174), which takes

@@ -136,6 +136,8 @@ def choose(reward: Any, codec: Codec) -> Resolution:
         return full("it is not known how large an image the reward reads")
     if not isinstance(codec.network, nn.Module) or not hasattr(codec.network, "encode"):
         return full("there is no encoder, with whose latents a smaller decode could be checked")
+    if any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in codec.network.modules()):
+        return full("the autoencoder is compiled, and would be once more for each other size")
     try:
         size = codec.image_size()
         needed = [each.shares(*size) for each in read_by]

@@ -126,7 +126,7 @@ def test_it_changes_nothing(pipe, guidance):
     plan_memory(guidance, pipe, "1MiB", SIDE, SIDE, batch=2, tiny=None)
     assert torch.get_rng_state().equal(state)
     assert [view(torch.rand(1, 3, 9, 9)).shape for view in guidance.reward.cutouts.views()] == first
-    assert guidance.decoding is None and guidance.reward.chunk is None
+    assert guidance.decoding == "auto" and guidance.reward.chunk is None
     for name, weight in pipe.vae.state_dict(keep_vars=True).items():
         assert id(weight) == before[name][0] and weight.equal(before[name][1])
 
