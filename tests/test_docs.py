@@ -87,7 +87,7 @@ def test_every_training_option_exists() -> None:
 
     others = {"config", "exclude", "fsdp_version", "help", "mixed_precision", "models", "nproc_per_node", "use_fsdp"}
     typed = re.findall(r"--([a-z]\w+)", (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8"))
-    programs = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "training").glob("train_*.py")]
+    programs = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "training").glob("*.py")]
     settings = [node for tree in programs for node in tree.body if isinstance(node, ast.ClassDef)]
     known = {each.target.id for node in settings for each in node.body if isinstance(each, ast.AnnAssign)}
     assert "edge_weight" in known  # of train_autoencoder.py

@@ -126,7 +126,8 @@ class Drawer:
     def _run(self, method: Method, prompts: list[str], start: int, candidate: int) -> Tensor:
         guidance = None
         if method.scale:
-            guidance = cg.CLIPGuidance(self.clip, prompts, scale=method.scale, mode=method.mode, **method.options)
+            how = {"mode": method.mode, "decoding": None, **method.options}  # in full, as it is in any case
+            guidance = cg.CLIPGuidance(self.clip, prompts, scale=method.scale, **how)
         seeds = [self.seed + start + i + 1_000_003 * candidate for i in range(len(prompts))]
         with contextlib.ExitStack() as stack:
             if method.times > 1:
