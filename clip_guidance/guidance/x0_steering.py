@@ -120,7 +120,7 @@ def _host(autoencoder: nn.Module | None, denormalise: Callable[[Tensor], Tensor]
         return latents if denormalise is None else denormalise(latents)
 
     def no_level(scheduler: Any, timestep: float | Tensor) -> NoiseLevel:
-        raise NotImplementedError("the caller of shift says what the noise level is")
+        raise RuntimeError("the caller of shift says what the noise level is, and no scheduler is asked")
 
     predicts = always(SAMPLE)
     return Host(

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers.guiders import ClassifierFreeGuidance
-from helpers import pipeline_zoo
 from helpers.factories import Recorder, generate, make_pipeline
 from helpers.gaussian import GaussianDenoiser, initial, peer_level, set_timesteps, stepper, watched
 from helpers.minimal_pipeline import modes
-from helpers.modular_runs import QWEN, SD3, SDXL, built, redness, run, untouched
 from helpers.scheduler_matrix import FEW, ONE_EACH, matrix
 from torch import nn
 
 from clip_guidance.guidance import AdaptiveCFG, Guidance
-from clip_guidance.guidance.engine.combination import find_combination
 
 UNCOND, COND, TARGET, OWN, STEPS = -0.4, 0.3, 1.2, 3.0, 4
 SCALES = (1.25, 2.0, 3.0, 4.5, 7.0)
@@ -237,51 +233,6 @@ def test_it_works_with_weights_that_come_layer_by_layer():
     assert found[0][0].equal(found[1][0]) and found[0][1].equal(found[1][1])
 
 
-# ---------------------------------------------------------------- every pipeline, and modular ones
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", pipeline_zoo.PIPELINES)
-def test_the_scale_of_any_pipeline_is_found_or_it_is_refused(key):
-    """With the pipeline's own scale alone nothing changes, to the bit; that scale is a round number."""
-    plain, adaptive = pipeline_zoo.run(key), AdaptiveCFG(pipeline_zoo.redness, (1.0, 9.0))
-    try:
-        with adaptive.attach(pipeline_zoo.built(key)[0]):
-            pipeline_zoo.run(key)
-    except ValueError as error:
-        assert "AdaptiveCFG" in str(error) and len(str(error)) <= 300
-        return
-    own = torch.cat(adaptive.report.own)
-    scales = [round(each, 2) for each in own.tolist()]
-    assert own.tolist() == pytest.approx(scales, rel=1e-4)
-    with AdaptiveCFG(pipeline_zoo.redness, sorted(set(scales))[:1]).attach(pipeline_zoo.built(key)[0]):
-        found = pipeline_zoo.run(key)
-    assert len(set(scales)) > 1 or found.equal(plain)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("key", [SD3, SDXL, QWEN])
-def test_as_a_guider_it_makes_what_it_makes_attached(key):
-    pipe, inputs = built(key)
-    with AdaptiveCFG(redness, (1.5, 8.0)).attach(pipe) as attached:
-        expected = run(pipe, inputs, guider=ClassifierFreeGuidance(3.0))
-    adaptive = AdaptiveCFG(redness, (1.5, 8.0), guider=ClassifierFreeGuidance(3.0))
-    found = run(pipe, inputs, guider=adaptive)
-    torch.testing.assert_close(found, expected)
-    assert [each.tolist() for each in adaptive.chosen] == [each.tolist() for each in attached.chosen] != []
-    assert not found.equal(run(pipe, inputs, guider=ClassifierFreeGuidance(3.0)))
-    untouched(pipe)
-    own = run(pipe, inputs, guider=ClassifierFreeGuidance(7.5))
-    assert run(pipe, inputs, guider=AdaptiveCFG(redness, (7.5,))).equal(own)
-    with Guidance(redness, 20.0).attach(pipe):
-        expected = run(pipe, inputs, guider=ClassifierFreeGuidance(8.0))
-    inside = AdaptiveCFG(redness, (8.0,), guider=ClassifierFreeGuidance(3.0))
-    found = run(pipe, inputs, guider=Guidance(redness, 20.0, guider=inside))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="attach.. steers what the pipeline predicts by itself"):
-        adaptive.attach(pipe)
-
-
 # ---------------------------------------------------------------- refused
 
 
@@ -333,31 +284,3 @@ def test_bad_arguments_are_named(options, error, message):
         with pytest.raises(error, match=message):
             setattr(adaptive, name, value)
         assert getattr(adaptive, name) == getattr(AdaptiveCFG(brightness), name)
-
-
-# ---------------------------------------------------------------- the combination
-
-
-@pytest.mark.parametrize("rule", ["plain", "negated", "rescaled", "norm"])
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_two_predictions_and_the_scale_are_found(rule, order, dtype):
-    generator = torch.Generator().manual_seed(0)
-    uncond = torch.randn(2, 4, 16, 16, generator=generator).to(dtype)
-    cond = uncond + 0.3 * torch.randn(2, 4, 16, 16, generator=generator).to(dtype)
-
-    def combined(scale):
-        made = uncond + scale * (cond - uncond)
-        if rule == "rescaled":
-            deviations = [x.std(dim=(1, 2, 3), keepdim=True) for x in (cond, made)]
-            made = 0.7 * made * (deviations[0] / deviations[1]) + 0.3 * made
-        if rule == "norm":
-            made = made * (cond.norm(dim=-1, keepdim=True) / made.norm(dim=-1, keepdim=True))
-        return -made if rule == "negated" else made
-
-    found = find_combination(combined(5.0), (uncond, cond)[::order])
-    assert found.cond.equal(cond) and found.uncond.equal(uncond)
-    rough = dtype == torch.bfloat16
-    assert found.scale.tolist() == pytest.approx([5.0] * 2, rel=3e-2 if rough else 1e-4)
-    assert found.at(float(found.scale[0]))[0].equal(combined(5.0)[0])
-    torch.testing.assert_close(found.at(9.0), combined(9.0), rtol=2e-2 if rough else 1e-4, atol=5e-2 if rough else 1e-5)

@@ -63,3 +63,10 @@ def encoders(*projections: bool) -> dict:
     first, second = (parts.clip_text(projection=each) for each in projections)
     tokenizers = {"tokenizer": parts.clip_tokenizer(), "tokenizer_2": parts.clip_tokenizer()}
     return {"text_encoder": first, "text_encoder_2": second, **tokenizers}
+
+
+def images_of(pipe, **call):
+    """Images (B, 3, H, W) of two steps."""
+    parts.quiet(pipe)
+    call = {"height": parts.SIDE, "width": parts.SIDE, **call}  # Flux's own are large
+    return pipe(num_inference_steps=2, generator=parts.generator(), output_type="pt", **call).images

@@ -50,8 +50,18 @@ def stock(guider):
 
 
 @functools.cache
+def _built(key):
+    """A pipeline, its inputs, and the guider that it has at first."""
+    pipe, inputs = modular.PIPELINES[key]()
+    return pipe, inputs, getattr(pipe, "guider", None)
+
+
 def built(key):
-    return modular.PIPELINES[key]()
+    """A pipeline with its inputs; tests share it, and each is given it with the guider that it had at first."""
+    pipe, inputs, guider = _built(key)
+    if hasattr(pipe, "guider"):
+        pipe.update_components(guider=guider)
+    return pipe, inputs
 
 
 def run(pipe, inputs, **guiders):

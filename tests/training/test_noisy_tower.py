@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from helpers.interrupted import train_interrupted
 from helpers.tables import write_table
 
 import clip_guidance as cg
@@ -63,29 +64,14 @@ def test_the_loss_is_that_of_its_equation(programs, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_was_stopped_and_is_measured(programs, tmp_path, monkeypatch):
+def test_training_goes_on_where_it_was_stopped_and_is_measured(programs, tmp_path):
     program = programs[1]
     table = str(write_table(tmp_path / "train.parquet", ["cat", "dog", "bus", "tree"], size=64))
     kinds = {"data": table, "clip": "emoji", "autoencoder": "emoji", "widths": [8, 16], "depth": 1, "steps": 3}
     kinds |= {"batch_size": 2, "warmup": 1, "save_every": 1, "evaluate_every": 2, "random_flip": True}
     program.train(program.Settings(output=str(tmp_path / "whole"), validation=table, **kinds), Accelerator(cpu=True))
     whole = cg.NoisyTower.from_pretrained(tmp_path / "whole" / "final")
-    fit = program.fit
-
-    def stopped(accelerator, model, loss, *others, **more):
-        def killed(model, step):
-            if step == 1:
-                raise KeyboardInterrupt
-            return loss(model, step)
-
-        fit(accelerator, model, killed, *others, **more)
-
-    settings = program.Settings(output=str(tmp_path / "parts"), **kinds)
-    monkeypatch.setattr(program, "fit", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        program.train(settings, Accelerator(cpu=True))
-    monkeypatch.setattr(program, "fit", fit)
-    program.train(settings, Accelerator(cpu=True))
+    train_interrupted(program, program.Settings(output=str(tmp_path / "parts"), **kinds))
     resumed = cg.NoisyTower.from_pretrained(tmp_path / "parts" / "final")
     for name, value in whole.state_dict().items():
         assert resumed.state_dict()[name].equal(value), name

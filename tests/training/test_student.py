@@ -14,6 +14,7 @@ from diffusers import (
 )
 from helpers.factories import make_pipeline, make_scheduler
 from helpers.factories.pipelines import Recorder, generate
+from helpers.interrupted import train_interrupted
 from helpers.tables import write_table
 from torch import nn
 
@@ -241,7 +242,7 @@ def test_what_cannot_be_imitated_is_refused(student):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("segments", [2, 1])
-def test_training_goes_on_where_it_was_stopped(program, tmp_path, monkeypatch, segments):
+def test_training_goes_on_where_it_was_stopped(program, tmp_path, segments):
     teacher = make_pipeline()
     teacher.scheduler = EulerDiscreteScheduler.from_config(teacher.scheduler.config)  # any schedule of ᾱ will do
     teacher.save_pretrained(tmp_path / "teacher")
@@ -251,22 +252,7 @@ def test_training_goes_on_where_it_was_stopped(program, tmp_path, monkeypatch, s
     kinds |= {"random_flip": True, "sample_prompts": ["cat"]}
     whole = tmp_path / "whole"
     program.train(program.Settings(output=str(whole), validation=table, **kinds), Accelerator(cpu=True))
-    fit = program.fit
-
-    def stopped(accelerator, model, loss, *others, **more):
-        def killed(model, step):
-            if step == 1:
-                raise KeyboardInterrupt
-            return loss(model, step)
-
-        fit(accelerator, model, killed, *others, **more)
-
-    settings = program.Settings(output=str(tmp_path / "parts"), **kinds)
-    monkeypatch.setattr(program, "fit", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        program.train(settings, Accelerator(cpu=True))
-    monkeypatch.setattr(program, "fit", fit)
-    program.train(settings, Accelerator(cpu=True))
+    train_interrupted(program, program.Settings(output=str(tmp_path / "parts"), **kinds))
     made, resumed = (DiffusionPipeline.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
     for name, value in made.unet.state_dict().items():
         assert resumed.unet.state_dict()[name].equal(value), name
