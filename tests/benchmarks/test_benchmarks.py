@@ -127,6 +127,7 @@ def runs_of(denoiser, device):
     return run
 
 
+@pytest.mark.slow
 def test_step_peak_bytes_counts_what_is_held_at_once(device):
     from _cost_meters import step_peak_bytes
 

@@ -47,6 +47,7 @@ def test_a_table_gives_the_truth_of_some_images(cli, clip, good, tmp_path):
     assert wrong.code == 2 and "expected the columns image, label; it has ['file', 'label']" in wrong.err
 
 
+@pytest.mark.slow
 def test_below_the_threshold_there_is_no_label(cli, clip, good):
     options = ["--labels", "cat,dog", "--model", clip]
     done = cli("classify", *good, *options, "--threshold", 1, "--json")

@@ -32,6 +32,7 @@ def test_photographs_are_told_once_per_run(cli, photographs, tmp_path, words):
         assert "of 10 images (" in done.err and "--model openai/clip-vit-base-patch32" in done.err
 
 
+@pytest.mark.slow
 def test_a_prompt_off_the_domain_is_told(cli, tmp_path):
     options = ["--steps", 1, "--output", tmp_path]
     done = cli("generate", "--prompt", "oil painting of a bicycle", "--prompt", "a red apple", *options)

@@ -181,6 +181,7 @@ def test_rewards_and_clip_steer_by_their_weighted_sum(generate, cli, clip, judge
     assert scored.json["results"][0]["guided"] and "guided or chosen by the very model that scores them" in scored.err
 
 
+@pytest.mark.slow
 def test_the_best_candidate_is_kept_and_drawn_again_without_the_others(generate, monkeypatch):
     seeds, draw = [], generator._draw
     monkeypatch.setattr(generator, "_draw", lambda *args: seeds.append(args[2].seed) or draw(*args))

@@ -37,6 +37,7 @@ def test_nothing_printed_is_obeyed(text):
     assert not OBEYED.search(as_json({"a": [text]})) and json.loads(as_json({"a": [text]})) == {"a": [text]}
 
 
+@pytest.mark.slow
 def test_names_and_captions_reach_the_terminal_as_text(cli, clip, images, tmp_path, capsys):
     bad, good = images / f"{CLEAR}bad.png", images / f"{CLEAR}good.png"
     bad.write_bytes(b"")

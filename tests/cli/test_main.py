@@ -135,6 +135,7 @@ def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, p
     assert "a.png: holds no prompt; give --prompt or --prompts-file" in by_judge.err
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_with_a_tidy_warning(cli, clip, good):
     for _ in range(2):  # another run tells it again
         done = cli("score", good[0], "--prompt", "ox " * 50_000, "--model", clip)

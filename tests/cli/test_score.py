@@ -29,6 +29,7 @@ def test_lines_of_standard_input(cli, clip, good, monkeypatch):
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_several_models_and_definitions_side_by_side(cli, clip, judge, images, good, tmp_path):
     output = tmp_path / "scores.parquet"
     words = ["--definition", "cosine", "--definition", "clip-iqa:good photo", "--model", clip, "--model", judge]
@@ -54,6 +55,7 @@ def test_a_score_without_texts_of_its_own_needs_no_prompt(cli, clip, good):
     assert done.code == 0 and done.json["results"][0]["prompt"] == "" and 0 <= done.json["mean"] <= 1
 
 
+@pytest.mark.slow
 def test_a_table_of_images_alone(cli, clip, images, good, tmp_path):
     table = images / "images.csv"
     table.write_text("image\na.png\nb.png\n")
@@ -83,6 +85,7 @@ def test_an_image_called_as_standard_input_is_reached_by_its_folder(cli, clip, g
     assert of_lines["image"] == str(good[1]) and of_lines["score"] == scores["b"][0]["score"] != by_folder["score"]
 
 
+@pytest.mark.slow
 def test_heads_of_one_name_are_told_apart(cli, clip, good, tmp_path):
     words, width = [], CLIP.from_pretrained(clip).config.projection_dim
     for folder, bias in (("a", 1.0), ("b", 2.0), ("copy of a", 1.0)):
@@ -169,6 +172,7 @@ def test_a_cache_is_filled_once(cli, clip, good, tmp_path, monkeypatch):
     assert cli(*words, "a dog").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -199,6 +203,7 @@ def test_what_score_encoded_is_encoded_for_nothing_else(cli, clip, images, good,
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_vectors_of_the_cache_are_those_of_the_index(cli, clip, good, tmp_path):
     words = ["--model", clip, "--cache", tmp_path / "cache"]
     cli("score", *good, "--prompt", "a cat", *words)

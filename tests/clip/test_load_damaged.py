@@ -28,6 +28,7 @@ _OWN_FIELDS = ("text_config", "vision_config", "projection_dim", "logit_scale_in
 _KNOWN = [make_clip(*pair).config.to_dict() for pair in (("vit", "transformer"), ("resnet", "cbow"))]
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(_KNOWN), st.sampled_from(["text_config", "vision_config", None]))
 def test_any_config_makes_towers_of_its_sizes_or_is_refused(data, known, part):
     whole = copy.deepcopy(known)

@@ -48,6 +48,7 @@ def unchanged(settings) -> bytes:
     return pixels(draw(settings)[0])
 
 
+@pytest.mark.slow
 def test_an_image_is_made_again_from_its_own_file(settings, judge, tmp_path):
     settings = dataclasses.replace(settings, judge=judge)
     (first,) = draw(settings)

@@ -44,6 +44,7 @@ def test_a_pipeline_with_pickled_weights_is_refused(folder, tmp_path):
         cg.load_pipeline(copy)
 
 
+@pytest.mark.slow
 def test_options_of_the_hub_reach_every_part(folder, tmp_path):
     """``main`` and ``v1`` are other weights; a subfolder, on the hub or on disk, is the pipeline in it."""
     root = folder.parent

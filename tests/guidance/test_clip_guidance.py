@@ -48,6 +48,7 @@ def test_the_report_shows_the_rewards_of_the_run(tiny_pipeline, clip):
     assert curve[-1].mean().item() < clip_logit(clip, images)  # it is taken before the step's own shift
 
 
+@pytest.mark.slow
 def test_seed_chooses_the_cutouts_and_nothing_else(tiny_pipeline, clip):
     pipe = tiny_pipeline()
 

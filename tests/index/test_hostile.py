@@ -167,6 +167,7 @@ def test_whatever_is_no_file_is_refused(foreign, name, kind):
     assert ("cannot be" in (said := refused(foreign))) or "is missing" in said or "there is no image index" in said
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
 def test_a_catalogue_of_which_any_bytes_changed_is_right_or_refused(store_folder, tmp_path_factory, bytes_, cut):
     folder = shutil.copytree(store_folder, tmp_path_factory.mktemp("foreign") / "index")

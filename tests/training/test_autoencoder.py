@@ -100,6 +100,7 @@ def test_psnr_of_a_known_error(autoencoder, vae, monkeypatch):
     assert autoencoder.mean_psnr(vae, grey, torch.device("cpu")) == pytest.approx(60, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was_stopped(training, tmp_path, monkeypatch):
     table = write_table(tmp_path / "train.parquet", ["cat", "dog", "bus", "tree"], size=16)
     data = CaptionedImages.load(table, 16)

@@ -177,6 +177,7 @@ def test_what_is_frozen_is_no_parameter_of_the_optimizer(option, parts, train_cl
     assert frozen == parts
 
 
+@pytest.mark.slow
 def test_images_learn_among_all_names(train_clip, settings, known, tmp_path):
     """The text encoder stays as it is; the loss is the plain one and that over the names, both above 0."""
     options = {"init": known, "freeze_text": True, "steps": 1, "log_every": 1}

@@ -89,6 +89,7 @@ def same(one, other):
     return one.images.equal(other.images) and one.captions == other.captions and one.described == other.described
 
 
+@pytest.mark.slow
 def test_a_state_after_any_step_goes_on_with_the_next_batch(data):
     whole = streamed(data)
     states, expected = [], []

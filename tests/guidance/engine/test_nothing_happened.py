@@ -14,6 +14,7 @@ from clip_guidance.guidance.adapters.schedulers import count_steps, fraction_don
 from clip_guidance.guidance.methods import FreeDoM
 
 
+@pytest.mark.slow
 def test_attach_without_with_is_warned_of_where_it_stands():
     pipe, guidance = minimal_pipeline(), Guidance(brightness, space="latent")
     with pytest.warns(UserWarning, match="attach.. alone steers nothing, .* Write `with guidance.attach") as caught:

@@ -120,6 +120,7 @@ def test_latents_are_not_planned(pipe):
         plan_memory(Guidance(lambda x: x, space="latent"), pipe, "1GiB", SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_a_video_needs_its_frames():
     pipe, _ = importlib.import_module("helpers.pipelines.video").PIPELINES["WanPipeline"]()
     guidance = Guidance(lambda frames: frames.flatten(1).sum(1))

@@ -149,6 +149,7 @@ def test_the_share_of_the_only_step_of_a_run_is_1(schedule, config):
 # ---------------------------------------------------------------- the smoothed reward
 
 
+@pytest.mark.slow
 def test_many_copies_give_the_gradient_of_the_expectation():
     """E exp(−k(x + σε − y)²/2) ∝ exp(−k(x − y)²/(2(1 + kσ²)))."""
     x0, sigma = torch.tensor([[0.3], [2.0]], dtype=torch.float64), 0.8
