@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from helpers.index_helpers import free_port
-
 from clip_guidance.metrics.job.store import ScoreStore
 from clip_guidance.training import trainer
+from helpers.index_helpers import free_port
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "{rank}")
 TORCHRUN += ("--master-addr", "localhost", "--master-port", "{port}", "--nproc-per-node", "1")
@@ -45,7 +44,8 @@ def on_two_nodes(
         for rank in range(2)
     ]
     told = [each.communicate() for each in started]
-    return [subprocess.CompletedProcess(each.args, each.returncode, *said) for each, said in zip(started, told)]
+    ended = zip(started, told, strict=True)
+    return [subprocess.CompletedProcess(each.args, each.returncode, *said) for each, said in ended]
 
 
 def _dying(method: Callable, after: int) -> Callable:

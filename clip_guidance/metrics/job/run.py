@@ -141,8 +141,8 @@ class Job:
             raise ScoresError(f"{error}; {kept}") from error
         if len(set(self.processes.gather(self.given)) - {""}) > 1:
             raise ScoresError(
-                f"the processes found different images: all machines must see the same, and none may be added while they "
-                f"are scored; {kept}"
+                "the processes found different images: all machines must see the same, and none may come meanwhile; "
+                + kept
             )
         if self.processes.rank == 0:
             with ScoreStore(self.base) as base:
