@@ -29,8 +29,9 @@ def slurm(root, tmp_path, monkeypatch):
     commands = tmp_path / "slurm"
     commands.mkdir()
     (commands / "scontrol").write_text("#!/bin/sh\necho localhost\n")
-    each = '''for node in 0 1; do SLURM_NODEID=$node "$@" & started="$started $!"; done'''
-    (commands / "srun").write_text(f"#!/bin/sh\nshift\n{each}\nfor process in $started; do wait $process || exit 1; done\n")
+    each = 'for node in 0 1; do SLURM_NODEID=$node "$@" & started="$started $!"; done'
+    wait = "for process in $started; do wait $process || exit 1; done"
+    (commands / "srun").write_text(f"#!/bin/sh\nshift\n{each}\n{wait}\n")
     for command in commands.iterdir():
         command.chmod(0o755)
     paths = [commands, Path(sys.executable).parent, os.environ["PATH"]]
@@ -116,9 +117,9 @@ def test_two_machines_fill_one_index_in_a_milvus_server(clip, images, tmp_path, 
             subprocess.Popen([sys.executable, "-m", CLI, *map(str, words), *half], stderr=subprocess.PIPE, text=True)
             for half in (paths[:6], paths[6:])
         ]
-        assert [(process.wait(), process.stderr.read()) for process in started] == [(0, "")] * 2
+        assert [(process.communicate()[1], process.returncode) for process in started] == [("", 0)] * 2
         with ImageIndex.open(words[2], CLIP.from_pretrained(clip)) as index:
-            assert len(index) == index.store._size() == 12
+            assert len(index) == index._store._size() == 12
             assert index.search(paths[7], k=1)[0].path == str(paths[7])
     finally:
         server.kill()
