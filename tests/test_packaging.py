@@ -141,6 +141,16 @@ def test_extras_are_documented_and_all_holds_those_of_users() -> None:
     assert named.split(",") == sorted(extras.keys() - {"all", "docs", "test"})
 
 
+def test_nothing_older_than_what_was_tested_is_promised() -> None:
+    """The tests run on the versions of constraints.txt; open_clip is not among them."""
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    ours = project()
+    extras = ours["optional-dependencies"]
+    needed = sum((extras[name] for name in ("data", "index", "lora", "plot", "train", "ui")), ours["dependencies"])
+    for name, oldest in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in needed):
+        assert tested[name].startswith(f"{oldest}."), f"{name}: {oldest} is promised, {tested[name]} was tested"
+
+
 def test_the_oldest_python_is_the_same_everywhere() -> None:
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     oldest = tables["project"]["requires-python"].removeprefix(">=")
