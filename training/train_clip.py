@@ -12,6 +12,7 @@ during training, from data of any size.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,7 @@ from clip_guidance.training.efficiency import checkpoint_blocks, compile_towers,
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.evaluation import at_chance, evaluating, name_recall, retrieval_metrics, zero_shot_metrics
 from clip_guidance.training.frozen_embeds import cached_image_embeds
-from clip_guidance.training.launch import make_accelerator
+from clip_guidance.training.launch import check_agreement, make_accelerator
 from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective, caption_groups
 from clip_guidance.training.output import errors_as_sentences, locked_output
@@ -51,6 +52,10 @@ from clip_guidance.training.vocabulary import check_captions
 def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
     """Drop columns that are padding in every row, which no text tower reads."""
     return input_ids[:, : int((input_ids != pad_token_id).sum(1).max())]
+
+
+def digest(described: Any) -> str:
+    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 
 def augment(images: Tensor, settings: Settings) -> Tensor:
@@ -109,6 +114,8 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         clip = make_clip(settings, batches).to(accelerator.device, memory_format=torch.channels_last)
         if settings.freeze_image:
             batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
+    described = None if settings.streaming else batches.data.rows
+    check_agreement(settings, vocabulary=digest(sorted(clip.tokenizer.get_vocab().items())), data=digest(described))
     adapters = prepare_towers(clip, settings)
     classify = settings.class_name_loss_weight > 0
     rows = batches.data.rows if classify else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ def _number(low: float, high: float, *names: str, help: str, **how: Any) -> Any:
     return typer.Option(*names, min=low, max=high, callback=check_finite, help=help, **how)
 
 
-class On(str, Enum):
+class On(StrEnum):
     """The key by which scores of two runs are paired."""
 
     prompt = "prompt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +13,14 @@ from clip_guidance.cli._options import _number
 DEFINITION, MODEL = "torchmetrics", "emoji-judge"  # of the CLIP's score, unless rewards alone are asked for
 
 
-class LongPrompts(str, Enum):
+class LongPrompts(StrEnum):
     """Treatment of a text that is longer than the context of the CLIP."""
 
     truncate = "truncate"
     average = "chunk-average"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """Precision in which the CLIP computes."""
 
     float32 = "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -38,6 +39,8 @@ def command(
     from clip_guidance.images.find import find_images
     from clip_guidance.index.results import Changes
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("index: processes of a launcher would each index all images; start it once for each folder")
     extra = dict(map(_pair, metadata or []))
     found = find_images(paths)
     clip = _clip_of(index, model, device)
