@@ -54,7 +54,7 @@ def command(
             job.fail(skipped.path, skipped.reason)
         count = len(opened)
     _print(total, opened, count, json, job)
-    job.finish()
+    job.finish(_size(total) - len(job.failures), len(found))
 
 
 def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: common.Job) -> None:
