@@ -24,6 +24,7 @@ from clip_guidance.cli import (
     score,
     search,
     similar,
+    train,
     tune,
     ui,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 for module in (generate, tune, score, compare, classify, similar, index, search, convert, models, ui):
     app.command(module.__name__.rpartition(".")[2], cls=Command)(module.command)
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 app.command("completion")(completion.command)
 
 

@@ -162,7 +162,8 @@ def test_how_much_is_said(cli, monkeypatch, option, place, tmp_path):
     done = cli(*words, "models", "--json") if place == "before" and option else cli("models", "--json", *words)
     assert (done.code, json.loads(done.out)) == (0, [])
     kept = ["warning: an index was repaired", "warning: a prompt was cut", "failed: a.png: is empty"]
-    more = {"q": [], "v": ["info: an index was opened", "info: a request was sent", "warning: old", "note: 12 more rows"]}
+    logged = ["info: an index was opened", "info: a request was sent", "warning: old"]
+    more = {"q": [], "v": [*logged, "note: 12 more rows"]}
     expected = kept + more.get((option or "n").lstrip("-")[0], ["note: 12 more rows"])
     assert sorted(done.err.splitlines()) == sorted(expected)
     assert logging.getLogger().level == logging.WARNING
@@ -172,3 +173,13 @@ def test_quiet_and_verbose_contradict_each_other(cli):
     for words in (["models", "-q", "-v"], ["-q", "models", "--verbose"]):
         done = cli(*words)
         assert (done.code, done.out) == (2, "") and "give --quiet or --verbose" in said(done)
+
+
+@pytest.mark.slow
+def test_training_takes_its_own_words(cli):
+    done = cli("train", "clip", "--data", "photos", "--output", "out", "--stpes", 3)
+    assert (done.code, done.out) == (2, "") and "clip-guidance train clip: error: " in done.err and "--stpes" in done.err
+    assert len(done.err.splitlines()) == 2  # a line of usage, and the error
+    done = cli("train", "clip", "--data", "photos", "--output", "out", "--image_tower", "swin")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: --image_tower: expected one of vit, resnet, got 'swin'\n"
