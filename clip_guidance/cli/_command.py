@@ -6,6 +6,7 @@ that the command line gives, too, is left out of the file, also where it may be 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Command(TyperCommand):
             _check_target(Path(target))
         merged = list(args)
         rest = super().parse_args(ctx, args)
-        if target:
+        if target and os.environ.get("RANK", "0") == "0":  # the first of several processes
             self._save(ctx, Path(target), self._typed(ctx, merged))
         return rest
 

@@ -82,24 +82,27 @@ def test_the_command_line_beats_the_file(tmp_path):
     assert parsed("score", "c.png", "--config", file).params == parsed("score", "c.png").params
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("bathc-size: 3", "bathc-size: score has no such option; it has paths, prompt,"),
-        ("config: other.yaml", "config: score has no such option"),
-        ("batch-size: many", ", got 'many'"),
+        pytest.param("config: other.yaml", "config: score has no such option", marks=SLOW),
+        pytest.param("batch-size: many", ", got 'many'", marks=SLOW),
         ("batch-size: 2.5", ", got 2.5"),
-        ("batch-size: true", "batch-size: expected a text or a number, got True"),
-        ("batch-size: 0", ", got 0"),
-        ("batch-size: [1, 2]", "batch-size: expected a text or a number, got [1, 2]"),
-        ("json: 1", "json: expected true or false, got 1"),
+        pytest.param("batch-size: true", "batch-size: expected a text or a number, got True", marks=SLOW),
+        pytest.param("batch-size: 0", ", got 0", marks=SLOW),
+        pytest.param("batch-size: [1, 2]", "batch-size: expected a text or a number, got [1, 2]", marks=SLOW),
+        pytest.param("json: 1", "json: expected true or false, got 1", marks=SLOW),
         ("prompt: 5", "prompt: expected a text, got the number 5; put it in quotes"),
-        ("prompt: no", "prompt: expected a text or a number, got False"),
-        ("definition: [cosine, {a: 1}]", "definition: expected a text or a number, or a list of them, got {'a': 1}"),
-        ("dtype: float8", "'float8' is not one of 'float32'"),
-        ("- prompt", "expected options and their values, got ['prompt']"),
-        ("[", "is no YAML"),
-        ("output: scores.txt", "must end in .jsonl or .csv"),
+        pytest.param("prompt: no", "prompt: expected a text or a number, got False", marks=SLOW),
+        pytest.param("definition: [cosine, {a: 1}]", "a text or a number, or a list of them, got {'a': 1}", marks=SLOW),
+        pytest.param("dtype: float8", "'float8' is not one of 'float32'", marks=SLOW),
+        pytest.param("- prompt", "expected options and their values, got ['prompt']", marks=SLOW),
+        pytest.param("[", "is no YAML", marks=SLOW),
+        pytest.param("output: scores.txt", "must end in .jsonl or .csv", marks=SLOW),
     ],
 )
 def test_a_wrong_file_is_told_by_file_and_key(cli, tmp_path, text, message):
@@ -112,6 +115,7 @@ def test_a_wrong_file_is_told_by_file_and_key(cli, tmp_path, text, message):
         assert f"--config {file}: {key}" in said(done)
 
 
+@pytest.mark.slow
 def test_no_file_is_overwritten_by_options(cli, tmp_path):
     file = tmp_path / "notes.yaml"
     file.write_text("mine: 1\n")
@@ -147,10 +151,10 @@ def loud(**_):
         (None, "behind"),
         ("--quiet", "file"),
         ("-v", "before"),
-        pytest.param("-q", "behind", marks=pytest.mark.slow),
-        pytest.param("-q", "before", marks=pytest.mark.slow),
-        pytest.param("-v", "behind", marks=pytest.mark.slow),
-        pytest.param("--verbose", "file", marks=pytest.mark.slow),
+        pytest.param("-q", "behind", marks=SLOW),
+        pytest.param("-q", "before", marks=SLOW),
+        pytest.param("-v", "behind", marks=SLOW),
+        pytest.param("--verbose", "file", marks=SLOW),
     ],
 )
 def test_how_much_is_said(cli, monkeypatch, option, place, tmp_path):

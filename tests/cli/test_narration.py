@@ -46,6 +46,7 @@ def test_a_quick_task_and_other_processes_leave_no_line(capsys, monkeypatch):
     assert told(capsys, total=100, seconds=10, count=100) == []
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10**6), st.integers(1, 1000), st.floats(0.01, 100))
 def test_never_more_lines_than_promised(total, each, seconds):
     clock, lines = Clock(), []

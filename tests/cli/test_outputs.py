@@ -99,6 +99,7 @@ def test_columns_are_chosen_by_name(cli, clip, good, tmp_path, monkeypatch):
             assert done.code == 0 and done.json["results"] == expected
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_there_are_named(cli, clip, good, tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("photograph,prompt\na.png,x\n")
     done = cli("score", tmp_path / "rows.csv", "--image-column", "photo")
