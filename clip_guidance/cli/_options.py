@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli._checks import check_finite, check_quarantine, check_report, parsed
+from clip_guidance.cli._checks import check_finite, check_new_table, check_quarantine, check_report, parsed
 from clip_guidance.generation.candidates import MAX_CANDIDATES
 from clip_guidance.generation.settings import RANGES, SCHEDULERS
 from clip_guidance.generation.weighted_reward import WeightedReward
@@ -47,6 +47,15 @@ Report = Annotated[
     typer.Option(
         callback=check_report,
         help="Also write an HTML page (.html) with up to 200 images. It replaces a former report, but no other file.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        callback=check_new_table,
+        help="Write the rows to this new .jsonl, .csv or .parquet file instead of printing them. An image that failed "
+        "has its reason in the column error.",
         show_default=False,
     ),
 ]

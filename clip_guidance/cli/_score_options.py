@@ -44,6 +44,16 @@ PromptsFile = Annotated[
     Path | None,
     typer.Option(help="A table with the columns image and prompt, in place of PATHS.", show_default=False),
 ]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of images in the tables, or of CSV or JSON lines.", show_default="by its name"),
+]
+PromptColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of prompts in the tables, or of CSV or JSON lines.", show_default="prompt, or that of captions"
+    ),
+]
 Definitions = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,7 +78,8 @@ Rewards = Annotated[
 ScoresFile = Annotated[
     Path | None,
     typer.Option(
-        help="Also write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete.",
+        help="Write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete, and print "
+        "their means alone. An image that failed has its reason in the column error.",
         show_default=False,
     ),
 ]

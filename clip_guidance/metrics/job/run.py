@@ -152,7 +152,7 @@ class Job:
     def write(self) -> None:
         """Write the output, in the first process; afterwards the files of the run are not needed any more."""
         with ScoreStore(self.base) as base:
-            write_scores(self.output, base.rows(), list(base.records().values()))
+            write_scores(self.output, base.rows(), list(base.records().values()), base.failures())
 
     def clear(self) -> None:
         """Delete the files of the run."""
