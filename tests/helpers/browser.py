@@ -2,8 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +95,16 @@ class Page:
         inside = box["left"] >= 0 and box["right"] <= width and box["top"] >= 0 and box["bottom"] <= height
         return inside and box["width"] > 0
 
-    @contextmanager
-    def instant(self, speed: float) -> Iterator[None]:
-        """Let the animations of the page run this many times as fast."""
-        self.driver.execute_cdp_cmd("Animation.enable", {})
-        self.driver.execute_cdp_cmd("Animation.setPlaybackRate", {"playbackRate": speed})
-        yield
-        self.driver.execute_cdp_cmd("Animation.setPlaybackRate", {"playbackRate": 1})
+    def upload(self, gallery: str, path: Path) -> None:
+        """Add an image to a gallery, and wait until it is there."""
+        self.find(f"{gallery} input[type=file]").send_keys(str(path))
+        self.until(lambda: self.find(f"{gallery} img").is_displayed())
 
-    def shot(self, name: str) -> None:
-        """Write what the window shows, in few colors."""
-        if self.images is not None:
-            self.images.mkdir(parents=True, exist_ok=True)
-            with Image.open(io.BytesIO(self.driver.get_screenshot_as_png())) as image:
-                few = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-            few.save(self.images / f"{name}.png", optimize=True)
+    def shot(self, name: str, only: tuple[int, int] | None = None) -> None:
+        """Write what the window shows, in few colors; only if the window has a certain size, where one is given."""
+        if self.images is None or (only and self.js("return [innerWidth, innerHeight]") != list(only)):
+            return
+        self.images.mkdir(parents=True, exist_ok=True)
+        with Image.open(io.BytesIO(self.driver.get_screenshot_as_png())) as image:
+            few = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        few.save(self.images / f"{name}.png", optimize=True)
