@@ -69,4 +69,6 @@ def tab(state: AppState) -> None:
         yield classify(state, *values)
 
     on_run(run, notice, update, [files, labels, multi_label, model], [result])
-    example.click(lambda: [state.examples(*EXAMPLE), ", ".join(EXAMPLE)], None, [files, labels], **QUICK)
+    example.click(
+        lambda: [state.examples(*EXAMPLE), ", ".join(EXAMPLE), ""], None, [files, labels, notice], **QUICK
+    )

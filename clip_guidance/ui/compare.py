@@ -67,4 +67,6 @@ def tab(state: AppState) -> None:
         yield compare(state, *values)
 
     on_run(run, notice, update, [first, second, model], [result])
-    example.click(lambda: [state.examples(*names) for names in EXAMPLE], None, [first, second], **QUICK)
+    example.click(
+        lambda: [*(state.examples(*names) for names in EXAMPLE), ""], None, [first, second, notice], **QUICK
+    )

@@ -124,5 +124,6 @@ def on_run(
         **COMPUTE,
     )
     changes = [field.change for field in fields if not isinstance(field, gr.State)]
+    changes += [field.upload for field in fields if isinstance(field, gr.Gallery)]
     gr.on(changes, None, None, notice, js="() => ''", **QUICK)
     return started

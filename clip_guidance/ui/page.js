@@ -1,5 +1,5 @@
 // Enter in a field presses the button of its form; in a field of several lines Shift and Enter do. When a run starts
-// on a narrow screen, where the results lie below the fields, they are brought into sight.
+// and its results lie out of sight, as below the fields on a narrow screen, they are brought into it.
 () => {
   document.addEventListener("keydown", (event) => {
     const field = event.target;
@@ -13,6 +13,9 @@
   }, true);
   document.addEventListener("click", (event) => {
     const result = event.target.closest?.(".cg-run")?.closest(".cg-tab")?.querySelector(".cg-result");
-    if (result && result.getBoundingClientRect().top > innerHeight / 2) result.scrollIntoView({ behavior: "smooth" });
+    if (!result) return;
+    const top = result.getBoundingClientRect().top;
+    if (top < 0) scrollTo({ top: 0, behavior: "smooth" });
+    else if (top > innerHeight / 2) result.scrollIntoView({ behavior: "smooth" });
   });
 }

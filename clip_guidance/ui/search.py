@@ -181,7 +181,7 @@ def tab(state: AppState) -> None:
                     max_lines=1,
                     elem_id="search-index",
                 )
-                _build_panel(state, index, notice)
+                _build_panel(state, index)
 
     def update(*values: Any) -> Iterator[Update]:
         found = search(state, *values)
@@ -205,12 +205,13 @@ def _found() -> gr.Gallery:
     )
 
 
-def _build_panel(state: AppState, index: gr.Textbox, notice: gr.HTML) -> None:
+def _build_panel(state: AppState, index: gr.Textbox) -> None:
     """Lay out what makes an index or brings it up to date."""
-    with gr.Accordion(BUILD, open=False, elem_id="search-more", elem_classes=FORM):
+    with gr.Accordion(BUILD, open=False, elem_id="search-more", elem_classes=["cg-tab", FORM]):
         folder = gr.Textbox(label="Images", info=f"A folder in {state.root}", max_lines=1, elem_id="search-folder")
         model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="search-model")
         start = RunButton.make("Add the images", "Adding…", "search-build", "secondary")
+        notice = notice_line("search-build-notice")
         done = gr.Markdown(elem_id="search-status")
 
     def update(*values: Any) -> Iterator[Update]:

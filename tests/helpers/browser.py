@@ -37,6 +37,7 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.get(self.address)
         self.until(lambda: self.find(f"#generate-prompt {TEXT}").is_displayed())
+        self.until(lambda: self.find("#generate-guided").is_displayed())  # which gradio loads later
         assert self.js("return [innerWidth, innerHeight]") == [width, height]
 
     def find(self, selector: str) -> Any:

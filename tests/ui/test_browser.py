@@ -139,7 +139,6 @@ def test_examples_dice_progress_and_history(page, window):
 
     page.open(*window)
     assert "two images from the same noise" in page.find("#generate-progress").text
-    page.until(lambda: page.find("#generate-guided").is_displayed())
     page.shot(f"generate-start-{window[0]}", only=WIDE)
     page.click("#generate-examples button:last-of-type")
     page.until(lambda: page.value(f"#generate-prompt {TEXT}") == "a noto picture of a dog face")
@@ -227,7 +226,8 @@ def test_enter_in_every_field_of_one_line_presses_its_button(page, window, tab):
     for name, button in FIELDS[tab].items():  # each run is refused: the prompt, the index or the folder is missing
         page.js("document.querySelectorAll('[role=alert]').forEach(each => each.removeAttribute('role'))")
         page.find(f"#{tab.lower()}-{name} {TEXT}").send_keys(Keys.ENTER)
-        assert page.until(lambda: alert(page, f"{tab.lower()}-notice")).startswith(MISSING[button])
+        notice = button.replace("start", "notice").replace("draw", "notice").replace("build", "build-notice")
+        assert page.until(lambda notice=notice: alert(page, notice)).startswith(MISSING[button])
         page.ready(button)
 
 
@@ -243,6 +243,9 @@ def test_an_example_is_judged_where_the_eye_is(page, window, tab, part, count, m
     page.until(lambda: tab in page.find(f"#{name}-result .cg-empty").text)
     page.click(f"#{name}-start")
     page.until(lambda: alert(page, f"{name}-notice").startswith(missing))
+    if tab == "Compare":
+        page.upload("#compare-rows", EXAMPLES / "dog face.png")
+        page.until(lambda: not page.all("[role=alert]"))
     page.click(f"#{name}-example")
     page.until(lambda: not page.all("[role=alert]") and len(page.all(f"#{name}-start:enabled")) == 1)
     page.until(lambda: page.all(".tabitem img, [role=tabpanel] img"))
