@@ -33,7 +33,8 @@ MISSING = {"generate-draw": "Prompt is empty", "search-start": "Index: there is 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("root")
+    folder = tmp_path_factory.mktemp("root") / "archive"  # the page shows the name
+    folder.mkdir()
     (folder / "secret.txt").write_text("secret")
     (folder / "photos").mkdir()
     for image in EXAMPLES.glob("*.png"):
