@@ -90,13 +90,15 @@ def _further_fields(state: AppState) -> dict[str, Any]:
         "steps": ("Steps", "More are slower and finer."),
         "best_of": ("Best of", f"CLIP chooses each image among so many, up to {MAX_CANDIDATES}."),
         "particles": ("Particles", "So many travel together; CLIP chooses on the way."),
-        "damping": ("Damping", "Damps strong guidance; empty is the default."),
     }
     made: dict[str, Any] = {}
     with gr.Row():
         for name, (label, info) in numbers.items():
             elem_id = f"generate-{name.replace('_', '-')}"
             made[name] = gr.Number(_default(name), label=label, info=info, min_width=130, elem_id=elem_id)
+    made["damping"] = gr.Textbox(
+        label="Damping", info="Damps strong guidance; empty is the default.", max_lines=1, elem_id="generate-damping"
+    )
     made["targets"] = gr.Gallery(
         label="Image target: CLIP steers to it in place of the prompt",
         type="filepath",

@@ -26,7 +26,7 @@ class Entry:
     def caption(self) -> str:
         """What tells this entry from others."""
         strength = "own strength" if self.request.calibrate else f"strength {self.request.strength:g}"
-        return f"{self.request.prompt:.40}, seed {self.request.seed}, {strength}"
+        return f"seed {self.request.seed}, {strength}, {self.request.prompt:.40}"
 
 
 def record(history: list[Entry], drawing: Drawing) -> list[Entry]:

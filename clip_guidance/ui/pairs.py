@@ -15,7 +15,7 @@ from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import RANGES, GenerateSettings
 from clip_guidance.generation.targets import ImageFile
 from clip_guidance.ui.preview import Finished, generate_with_previews
-from clip_guidance.ui.state import AppState, number, whole_number
+from clip_guidance.ui.state import AppState, number, optional_number, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +47,7 @@ class Request:
         steps: Denoising steps per image.
         best_of: Number of candidates, of which CLIP chooses each image.
         particles: Number of images that travel together, of which CLIP chooses each image.
-        damping: Curvature by which CLIP guidance is damped; None is the default.
+        damping: Curvature by which CLIP guidance is damped, as text; empty is the default.
         targets: Path and caption of images that CLIP steers to in place of the prompt.
         model: Name of the pipeline.
     """
@@ -62,7 +62,7 @@ class Request:
     steps: float | None = _DEFAULTS.steps
     best_of: float | None = 1
     particles: float | None = 1
-    damping: float | None = None
+    damping: str = ""
     targets: list[tuple[str, str | None]] | None = None
     model: str = _DEFAULTS.model
 
@@ -85,7 +85,7 @@ class Request:
             scale=None if self.calibrate else number("Strength", self.strength, *RANGES["scale"]),
             guidance_scale=number("Classifier-free guidance", self.guidance_scale, *RANGES["guidance_scale"]),
             steps=whole_number("Steps", self.steps, *map(int, RANGES["steps"])),
-            damping=None if self.damping is None else number("Damping", self.damping, *RANGES["damping"]),
+            damping=optional_number("Damping", self.damping, *RANGES["damping"]),
             particles=particles,
             clip_images=tuple(ImageFile.read(path) for path, _ in self.targets or ()),
         )

@@ -164,6 +164,23 @@ def number(name: str, value: float | None, low: float, high: float) -> float:
     return float(value)
 
 
+def optional_number(name: str, text: str, low: float, high: float) -> float | None:
+    """Return the number that a field of text holds, which may be empty; see :func:`number`.
+
+    gradio's own field for numbers takes an empty one for 0.
+
+    Raises:
+        ValueError: The text is no number, or the number is out of range.
+    """
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, or empty for the default, got {text!r:.40}") from None
+    return number(name, value, low, high)
+
+
 def whole_number(name: str, value: float | None, low: int, high: int) -> int:
     """Return the whole number that a field of the page holds; see :func:`number`.
 

@@ -16,7 +16,7 @@ FLAGS = (
 )
 PATIENCE = 300  # seconds: only a page that hangs waits so long
 TEXT = ":is(textarea, input)"
-COLORS = 128  # of an image in the docs
+COLORS = 256  # of an image in the docs
 
 
 class Page:

@@ -61,7 +61,7 @@ def test_the_images_are_those_of_the_command_line(shown):
 
 @pytest.mark.slow
 def test_each_image_is_the_best_of_its_candidates_with_the_damping_that_was_asked_for(state):
-    request = Request(PROMPT, seed=7, steps=STEPS, strength=12.0, best_of=3, damping=0.5)
+    request = Request(PROMPT, seed=7, steps=STEPS, strength=12.0, best_of=3, damping="0.5")
     pairs = [drawing.pair for drawing in generate_pairs(state, request)]
     steps = [pair.without.caption for pair in pairs if pair.without.caption.startswith("step")]
     assert steps[0] == f"step 1 of {3 * STEPS}"
@@ -134,7 +134,8 @@ def test_a_long_prompt_is_told(state):
         ({"best_of": 1.5}, r"Best of must be a whole number, got 1\.5"),
         ({"particles": 0}, "Particles must be from 1 to 64, got 0"),
         ({"particles": 2, "best_of": 2}, "Best of and Particles exclude each other: set one of them to 1"),
-        ({"damping": -1.0}, "Damping must be from 0.0 to 10,000.0, got -1.0"),
+        ({"damping": "-1"}, "Damping must be from 0.0 to 10,000.0, got -1.0"),
+        ({"damping": "much"}, "Damping must be a number, or empty for the default, got 'much'"),
         ({"targets": [("gone.png", None)]}, "gone.png: no such file"),
         ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
     ],
@@ -156,7 +157,7 @@ def test_several_pairs_take_other_seeds_and_go_into_the_history_newest_first(sta
     for entry in history:
         settings = read_settings(entry.pair.guided.file)
         assert (settings.seed, settings.negative_prompt, settings.guidance_scale) == (entry.request.seed, "blue", 2.0)
-        assert entry.caption == f"{PROMPT}, seed {settings.seed}, strength 0"
+        assert entry.caption == f"seed {settings.seed}, strength 0, {PROMPT}"
     assert 'value="0"' in shown[0].progress and "image 1 of 2, without guidance: step 0 of 1" in shown[0].progress
     assert shown[-1].progress == "" and shown[-1].done
 
