@@ -208,7 +208,12 @@ def _found() -> gr.Gallery:
 def _build_panel(state: AppState, index: gr.Textbox) -> None:
     """Lay out what makes an index or brings it up to date."""
     with gr.Accordion(BUILD, open=False, elem_id="search-more", elem_classes=["cg-tab", FORM]):
-        folder = gr.Textbox(label="Images", info=f"A folder in {state.root.name or state.root}", max_lines=1, elem_id="search-folder")
+        folder = gr.Textbox(
+            label="Images",
+            info=f"A folder in {state.root.name or state.root}",
+            max_lines=1,
+            elem_id="search-folder",
+        )
         model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="search-model")
         start = RunButton.make("Add the images", "Adding…", "search-build", "secondary")
         notice = notice_line("search-build-notice")
