@@ -53,6 +53,7 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
 
 
 def digest(described: Any) -> str:
+    """Return a short name of what processes must agree on."""
     return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 
@@ -113,7 +114,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
         clip = clip.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.freeze_image and isinstance(batches, MemoryBatches):
             batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
-    described = None if settings.streaming else batches.data.rows
+    described = batches.data.rows if isinstance(batches, MemoryBatches) else None
     check_agreement(settings, vocabulary=digest(sorted(clip.tokenizer.get_vocab().items())), data=digest(described))
     adapters = prepare_towers(clip, settings)
     classify = settings.class_name_loss_weight > 0
