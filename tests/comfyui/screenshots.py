@@ -84,7 +84,8 @@ def shoot(driver, graph: dict, path: Path) -> None:
     history = wait(f"{ADDRESS}/history", lambda found: len(found) > len(before))
     (latest,) = (found for number, found in history.items() if number not in before)
     assert latest["status"]["status_str"] == "success", latest["status"]
-    driver.execute_script("Object.assign(app.canvas.ds, {scale: 0.8, offset: [60, 150]}); app.canvas.setDirty(true, true)")
+    driver.execute_script("Object.assign(app.canvas.ds, {scale: 0.8, offset: [60, 150]})")
+    driver.execute_script("app.canvas.setDirty(true, true)")
     time.sleep(5)
     driver.save_screenshot(str(path))
     Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
