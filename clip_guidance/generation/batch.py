@@ -100,6 +100,8 @@ def draw_batch(
                 lost.setdefault(place, f"is not finite after step {step + 1} of {batch[0].steps}")
             if len(batch) == 1 and lost:
                 raise failed(batch[0], lost[0])
+            if lost:  # the others go on, beside zeros
+                tensors["latents"] = tensors["latents"].nan_to_num(0.0, 0.0, 0.0)
             if on_step:
                 on_step()
             return tensors

@@ -121,8 +121,10 @@ def test_latents_that_are_not_finite_cost_their_image(settings, make):
         return output
 
     hook = unet.register_forward_hook(overflow)
-    one, failed = make.batch(batch)
-    hook.remove()
+    try:
+        one, failed = make.batch(batch)
+    finally:
+        hook.remove()
     assert apart(one, make(batch[0])) <= 1
     assert failed.reason == "is not finite after step 1 of 3"
 
