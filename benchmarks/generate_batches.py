@@ -3,8 +3,8 @@
     python benchmarks/generate_batches.py --output benchmarks/generate_batches.md
 
 Both draw the same prompts with the same settings, by the same ``ImageGenerator`` in one process whose models are loaded
-once: what the command line does for each image (guidance, decoding, scores of guide and judge), but for reading the table
-and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared pixel by
+once: what the command line does for each image (guidance, decoding, scores of guide and judge), but for reading the
+table and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared pixel by
 pixel: each has its noise from its own seed, so that what a batch changes is rounding.
 """
 
@@ -25,7 +25,7 @@ from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.training.settings import parse_settings
 
 STYLES = ("noto", "twemoji", "blob", "openmoji")
-THINGS = "apple rocket cat dog fish boat house cake pear tree star moon sun car bus hat".split()
+THINGS = tuple("apple rocket cat dog fish boat house cake pear tree star moon sun car bus hat".split())
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,19 @@ def measure(settings: Settings, name: str, scale: float | None) -> Row:
 
 
 def page(rows: list[Row], settings: Settings) -> str:
-    lines = ["| `generate` | CPU s per image alone | in batches | images per CPU s | within 1/255 | largest difference |"]
+    lines = [
+        "| `generate` | CPU s per image alone | in batches | images per CPU s | within 1/255 | largest difference |"
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         same = f"{row.within} of {settings.images} | {row.most}/255"
-        lines.append(f"| {row.name} | {row.seconds_alone:.2f} | {row.seconds_together:.2f} | {row.ratio:.2f} | {same} |")
+        lines.append(
+            f"| {row.name} | {row.seconds_alone:.2f} | {row.seconds_together:.2f} | {row.ratio:.2f} | {same} |"
+        )
     head = (
-        f"`python benchmarks/generate_batches.py`: {settings.images} prompts, model `{settings.model}`, {settings.steps} "
-        f"steps, float32, {settings.device}, {torch.get_num_threads()} threads; {settings.batch_size} images drawn together "
-        "beside one at a time, by one process whose models are loaded once."
+        f"`python benchmarks/generate_batches.py`: {settings.images} prompts, model `{settings.model}`, "
+        f"{settings.steps} steps, float32, {settings.device}, {torch.get_num_threads()} threads; {settings.batch_size} "
+        "images drawn together beside one at a time, by one process whose models are loaded once."
     )
     return "# Images per CPU second, in batches\n\n" + head + "\n\n" + "\n".join(lines) + "\n"
 

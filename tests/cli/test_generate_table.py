@@ -81,7 +81,12 @@ def test_ctrl_c_keeps_what_was_drawn_and_names_what_is_left(generate, tmp_path, 
     done = generate("--json")
     assert done.code == 130 and len(done.json) == 1 and "images: 1 of 5 done, 4 left" in done.err
     rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    assert [row["failed"] and row["failed"][:14] for row in rows] == [None, "was not drawn:", "has no prompt", *["was not drawn:"] * 2]
+    assert [row["failed"] and row["failed"][:14] for row in rows] == [
+        None,
+        "was not drawn:",
+        "has no prompt",
+        *["was not drawn:"] * 2,
+    ]
     monkeypatch.undo()
     assert generate().code == 1 and len(contents(tmp_path / "out")) == 5
 
@@ -118,7 +123,21 @@ def test_each_row_has_images_candidates_and_targets_of_its_own(generate, tmp_pat
     rows = [{"prompt": "a cat", "clip_image": "red.png", "method": "mpgd"}, {"prompt": "a dog", "width": 65}]
     rows += [{"prompt": "a bus", "clip_image": "gone.png"}, {"prompt": "a pear", "width": 32}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    words = ["--num-images", 2, "--best-of", 3, "--keep", 2, "--rank-by", "judge", "--batch-size", 3, "--seed", 5, "--json"]
+    words = [
+        "--num-images",
+        2,
+        "--best-of",
+        3,
+        "--keep",
+        2,
+        "--rank-by",
+        "judge",
+        "--batch-size",
+        3,
+        "--seed",
+        5,
+        "--json",
+    ]
     done = generate(*words, path=path)
     assert done.code == 1 and "images: 4 of 8 done, 4 failed" in done.err
     assert "row 2: width must be a multiple of" in done.err and "row 3: " in done.err
@@ -136,7 +155,9 @@ def test_each_row_has_images_candidates_and_targets_of_its_own(generate, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
-def test_processes_share_the_rows_and_finish_what_one_left(generate, root, clip, judge, pipeline, table, tmp_path, launcher):
+def test_processes_share_the_rows_and_finish_what_one_left(
+    generate, root, clip, judge, pipeline, table, tmp_path, launcher
+):
     table.write_text(table.read_text() + "a hat,6,\na car,7,\n")
     alone = generate("--batch-size", 2)
     whole = contents(tmp_path / "out")
@@ -144,7 +165,18 @@ def test_processes_share_the_rows_and_finish_what_one_left(generate, root, clip,
     (tmp_path / "shared" / "000002-a-dog-2.png").write_bytes(whole["000002-a-dog-2.png"])  # of a node that died
     command = [sys.executable, "-m", launcher]
     own = ["--standalone", "--nproc_per_node", "2"] if "torch" in launcher else ["--cpu", "--num_processes", "2"]
-    command += [*own, "-m", "clip_guidance.cli.main", "generate", "--prompts-file", table, "--steps", "2", "--scale", "9"]
+    command += [
+        *own,
+        "-m",
+        "clip_guidance.cli.main",
+        "generate",
+        "--prompts-file",
+        table,
+        "--steps",
+        "2",
+        "--scale",
+        "9",
+    ]
     command += ["--batch-size", "2", "--device", "cpu", "--model", pipeline, "--clip", clip, "--judge", judge]
     words = [str(word) for word in [*command, "--output", tmp_path / "shared"]]
     done = subprocess.run(words, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -174,7 +206,9 @@ def test_what_makes_no_sense_is_named_before_anything_is_drawn(generate, tmp_pat
 def test_folders_and_options_that_do_nothing_are_named(cli, generate, table, tmp_path):
     (tmp_path / "file").touch()
     done = generate(output="file")
-    assert done.code == 2 and f"--output {tmp_path}/file: the folder cannot be made (a file is in its place)" in done.err
+    assert (
+        done.code == 2 and f"--output {tmp_path}/file: the folder cannot be made (a file is in its place)" in done.err
+    )
     done = cli("generate", "--prompt", "a cat", "--batch-size", 2, "--output", tmp_path / "out")
     assert done.code == 2 and "--batch-size is for the images of --prompts-file" in done.err
     done = generate(path=tmp_path / "gone.csv")

@@ -43,7 +43,10 @@ def test_a_text_gives_a_prompt_per_line_that_is_not_empty(tmp_path):
 def test_images_and_regions_start_at_the_folder_of_the_table(tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     red = ImageFile.read(str(tmp_path / "red.png"))
-    rows = [{"prompt": "a", "clip_image": "red.png"}, {"prompt": "a", "region": ["a cat@0,0,1,1", "file:red.png@0,0,1,1"]}]
+    rows = [
+        {"prompt": "a", "clip_image": "red.png"},
+        {"prompt": "a", "region": ["a cat@0,0,1,1", "file:red.png@0,0,1,1"]},
+    ]
     rows += [{"prompt": "a", "clip_image": "gone.png"}, {"prompt": "a", "regions": 3}]
     one, two, gone, number = read_prompts(write(tmp_path / "prompts.jsonl", rows))
     whole = (0.0, 0.0, 1.0, 1.0)
