@@ -2,9 +2,9 @@
 
     python benchmarks/generate_batches.py --output benchmarks/generate_batches.md
 
-Both draw the same prompts with the same settings, by the same ``ImageGenerator`` in one process whose models are loaded
+Both draw the same prompts with the same settings, by one ``ImageGenerator`` in one process whose models are loaded
 once: what the command line does for each image (guidance, decoding, scores of guide and judge), but for reading the
-table and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared pixel by
+table and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared by
 pixel: each has its noise from its own seed, so that what a batch changes is rounding.
 """
 
@@ -25,7 +25,10 @@ from clip_guidance.generation.settings import GenerateSettings
 from clip_guidance.training.settings import parse_settings
 
 STYLES = ("noto", "twemoji", "blob", "openmoji")
-THINGS = tuple("apple rocket cat dog fish boat house cake pear tree star moon sun car bus hat".split())
+THINGS = (
+    *("apple", "rocket", "cat", "dog", "fish", "boat", "house", "cake"),
+    *("pear", "tree", "star", "moon", "sun", "car", "bus", "hat"),
+)
 
 
 @dataclass(frozen=True)
