@@ -4,8 +4,8 @@
 
 Both draw the same prompts with the same settings, by one ``ImageGenerator`` in one process whose models are loaded
 once: what the command line does for each image (guidance, decoding, scores of guide and judge), but for reading the
-table and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared by
-pixel: each has its noise from its own seed, so that what a batch changes is rounding.
+table and writing PNG files. CPU seconds, user and system, hardly depend on what else runs. The images are compared
+pixel by pixel: each has its noise from its own seed, so that what a batch changes is rounding.
 """
 
 from __future__ import annotations
