@@ -111,7 +111,7 @@ class GenerateSettings:
             1 is this image alone. DDIM adds noise (eta 1) where there are several.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
-        width: Pixels; by default the pipeline's own.
+        width: Pixels; by default the pipeline's own. It is given with the height, or not at all.
         height: Pixels; by default the pipeline's own.
         method: Published method by which CLIP steers, one of ``METHODS``, in place of a ``mode``, with its paper's
             parameters; ``scale`` is then a factor of its step and 1 by default. None for the mode.
@@ -166,6 +166,8 @@ class GenerateSettings:
             raise ValueError(f"start must be less than stop, got {start} and {stop}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {shortened(self.scheduler)}")
+        if (self.width is None) != (self.height is None):  # pipelines of diffusers ignore one alone
+            raise ValueError(f"give width and height, or none of them, got {self.width} and {self.height}")
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shortened(self.method)}")
         if self.method is not None and self.mode is not None:

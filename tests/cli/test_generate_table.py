@@ -120,8 +120,11 @@ def test_other_settings_in_the_same_folder_are_refused(generate, tmp_path):
 def test_each_row_has_images_candidates_and_targets_of_its_own(generate, tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
     path = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": "a cat", "clip_image": "red.png", "method": "mpgd"}, {"prompt": "a dog", "width": 65}]
-    rows += [{"prompt": "a bus", "clip_image": "gone.png"}, {"prompt": "a pear", "width": 32}]
+    rows = [
+        {"prompt": "a cat", "clip_image": "red.png", "method": "mpgd"},
+        {"prompt": "a dog", "width": 65, "height": 32},
+    ]
+    rows += [{"prompt": "a bus", "clip_image": "gone.png"}, {"prompt": "a pear", "width": 32, "height": 16}]
     path.write_text("\n".join(map(json.dumps, rows)))
     words = [
         "--num-images",

@@ -41,14 +41,20 @@ def test_a_size_that_the_autoencoder_does_not_fit_is_refused():
     class Pipe:
         vae_scale_factor = 8
 
-        def __call__(self, prompt, width=None):
+        def __call__(self, prompt, width=None, height=None):
             pass
 
-    check_size(Pipe(), GenerateSettings("a cat", width=64))
+    class Fixed:
+        def __call__(self, prompt):
+            pass
+
+    check_size(Pipe(), GenerateSettings("a cat", width=64, height=8))
     with pytest.raises(ValueError, match="width must be a multiple of 8, as the autoencoder needs it, got 65"):
-        check_size(Pipe(), GenerateSettings("a cat", width=65))
-    with pytest.raises(ValueError, match="Pipe draws images of one size: it takes no height, got 64"):
-        check_size(Pipe(), GenerateSettings("a cat", height=64))
+        check_size(Pipe(), GenerateSettings("a cat", width=65, height=8))
+    with pytest.raises(ValueError, match="Fixed draws images of one size: it takes no width, got 64"):
+        check_size(Fixed(), GenerateSettings("a cat", width=64, height=64))
+    with pytest.raises(ValueError, match="give width and height, or none of them, got 64 and None"):
+        GenerateSettings("a cat", width=64)
 
 
 def test_every_method_has_a_name():
