@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from clip_guidance.ui import classify, compare, generate, search
 from clip_guidance.ui.hosts import HostCheck
+from clip_guidance.ui.pairs import settings_of
 from clip_guidance.ui.state import AppState
 
 TABS: dict[str, Callable[[AppState], None]] = {
@@ -22,10 +23,7 @@ TABS: dict[str, Callable[[AppState], None]] = {
     "Search": search.tab,
 }
 MAX_UPLOAD = "100mb"
-STYLE = """
-.generated img { width: 100%; height: 100%; object-fit: contain; }
-.cg td, .cg th { border-color: var(--line) !important; }
-"""
+HERE = Path(__file__).parent
 
 
 def build_page(state: AppState) -> gr.Blocks:
@@ -38,7 +36,7 @@ def build_page(state: AppState) -> gr.Blocks:
         The page, which is not served yet.
     """
     with gr.Blocks(title="clip_guidance", analytics_enabled=False) as blocks:
-        gr.Markdown("# clip_guidance")
+        gr.Markdown("# clip_guidance", elem_classes="cg-title")
         for title, tab in TABS.items():
             with gr.Tab(title, id=title):
                 tab(state)
@@ -80,7 +78,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="clip_guidance-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         state = AppState(model, clip, device, root, Path(folder) / "images")
-        state.generator.pipeline(generate.settings_of(state, model))
+        state.generator.pipeline(settings_of(state, model))
         blocks = build_page(state)
         blocks.launch(
             server_name=host,
@@ -94,7 +92,8 @@ def serve(
             footer_links=[],
             run_history=False,
             ssr_mode=False,
-            css=STYLE,
+            css_paths=HERE / "page.css",
+            js=(HERE / "page.js").read_text(encoding="utf-8"),
             app_kwargs={"middleware": [Middleware(HostCheck, names=(host, *allowed_hosts))]},
         )
         on_start(str(blocks.local_url))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
 from clip_guidance.report import similarity
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, encode, read_images
+from clip_guidance.ui.events import FORM, QUICK, RESULT, RunButton, Update, notice_line, on_run
+from clip_guidance.ui.state import AppState, encode, read_images
 
 Files = list[tuple[str, str | None]] | None
+EMPTY = (
+    '<div class="cg-empty"><b>Compare</b> shows how alike images are: the cosine of each image of the first set with '
+    "each of the second, from -1 to 1. Without a second set, the first is compared with itself.</div>"
+)
+EXAMPLE = (("rocket", "red apple", "dog face"), ("another rocket", "red apple"))
 
 
-def compare(state: AppState, files_a: Files, files_b: Files, model: str) -> str:
+def compare(state: AppState, files_a: Files, files_b: Files, model: str) -> Update:
     """Show the cosine similarities of two sets of images as a heat map.
 
     Args:
@@ -22,38 +29,44 @@ def compare(state: AppState, files_a: Files, files_b: Files, model: str) -> str:
         model: Name of the CLIP.
 
     Returns:
-        HTML with the heat map, and the files that could not be read.
+        HTML with the heat map, and the files that could not be read; and the notes.
 
     Raises:
-        gr.Error: A set holds no image that can be read.
+        ValueError: A set holds no image that can be read.
     """
-    with as_gradio_error():
-        rows = read_images(files_a, "images in the first set")
-        columns = read_images(files_b, "images in the second set") if files_b else None
-        images_b, failed_b = (columns.images, columns.failed) if columns else (None, [])
-        embeds = [encode(state.clip(model), images) for images in (rows, columns or rows)]
-        matrix = (embeds[0] @ embeds[1].T).clamp(-1, 1)
-        return similarity(matrix, rows.images, images_b, failed=rows.failed + failed_b)._repr_html_()
+    sets = [read_images(files_a, "First set"), *([read_images(files_b, "Second set")] if files_b else [])]
+    embeds = [encode(state.clip(model), images) for images in sets]
+    matrix = (embeds[0] @ embeds[-1].T).clamp(-1, 1)
+    images_b = sets[1].images if files_b else None
+    failed = [entry for images in sets for entry in images.failed]
+    shown = similarity(matrix, sets[0].images, images_b, failed=failed)._repr_html_()
+    return Update([shown], [note for images in sets for note in images.notes])
 
 
 def tab(state: AppState) -> None:
     """Lay out the tab Compare."""
-    with gr.Row():
-        first = gr.Gallery(label="First set: rows", type="filepath", columns=4, height=240, elem_id="compare-rows")
-        second = gr.Gallery(
-            label="Second set: columns (none: the first with itself)",
-            type="filepath",
-            columns=4,
-            height=240,
-            elem_id="compare-columns",
-        )
-    with gr.Row(equal_height=True):
-        model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="compare-model")
-        start = gr.Button("Compare", variant="primary", elem_id="compare-start")
-    result = gr.HTML(elem_id="compare-result", min_height=120)
-    start.click(
-        functools.partial(compare, state),
-        [first, second, model],
-        result,
-        **COMPUTE,
+    with gr.Column(elem_classes=["cg-tab", FORM]):
+        with gr.Row():
+            first = gr.Gallery(label="First set: rows", type="filepath", columns=4, height=200, elem_id="compare-rows")
+            second = gr.Gallery(
+                label="Second set: columns (none: the first with itself)",
+                type="filepath",
+                columns=4,
+                height=200,
+                elem_id="compare-columns",
+            )
+        with gr.Row(elem_classes="cg-line"):
+            model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="compare-model")
+            run = RunButton.make("Compare", "Comparing…", "compare-start", min_width=100)
+            example = gr.Button("Example", min_width=100, elem_id="compare-example")
+        with gr.Column(elem_classes=RESULT):
+            notice = notice_line("compare-notice")
+            result = gr.HTML(EMPTY, elem_id="compare-result", min_height=120)
+
+    def update(*values: Any) -> Iterator[Update]:
+        yield compare(state, *values)
+
+    on_run(run, notice, update, [first, second, model], [result])
+    example.click(
+        lambda: [*(state.examples(*names) for names in EXAMPLE), ""], None, [first, second, notice], **QUICK
     )

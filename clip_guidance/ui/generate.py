@@ -3,257 +3,216 @@
 from __future__ import annotations
 
 import functools
-import html
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
+from typing import Any
 
 import gradio as gr
 
-from clip_guidance.clip.domain import foreign_prompts
-from clip_guidance.generation.candidates import Candidates
-from clip_guidance.generation.image import GeneratedImage
-from clip_guidance.generation.settings import RANGES, GenerateSettings
-from clip_guidance.ui.preview import Finished, generate_with_previews
-from clip_guidance.ui.state import COMPUTE, AppState, as_gradio_error, warn, whole_number
-
-if TYPE_CHECKING:
-    from PIL import Image
+from clip_guidance.ui.events import FORM, QUICK, RESULT, RunButton, Update, note_line, notice_line, on_run
+from clip_guidance.ui.history import Entry, record, thumbnails
+from clip_guidance.ui.pairs import MAX_CANDIDATES, MAX_IMAGES, Pair, Request, generate_pairs, settings_of, stopped
+from clip_guidance.ui.state import AppState
 
 MAX_SCALE = 30.0
-MAX_CANDIDATES = 16
+EMPTY = (
+    '<div class="cg-empty"><b>Draw</b> makes two images from the same noise: one without and one with CLIP guidance, '
+    "so that you see what guidance does. Choose an example or type a prompt.</div>"
+)
 ABOUT = (
     "Scores are 100 · cosine of image and prompt. A downloaded image can be generated again: "
-    "`clip-guidance generate --from image.png`."
+    "`clip-guidance generate --from image.png`; one that was steered to an image needs it, too: `--clip-image FILE`."
 )
-STEP = "step"  # begins the caption of an image that is not finished
-_DEFAULTS = GenerateSettings(prompt="unset")
-_ROLES = {  # by whether it guided and whether it chose
-    (True, True): "guided and chose it",
-    (True, False): "guided it",
-    (False, True): "chose it",
-    (False, False): "did not guide it",
+NO_HISTORY = "Every pair that you draw stays here until the page is reloaded; a click brings it back with its settings."
+STOPPED = "Stopped. What was finished is in the history; Draw begins anew."
+DICE = "() => Math.floor(Math.random() * 2 ** 31)"
+EXAMPLES = {  # by model, since no model knows all words
+    "emoji": [
+        "a noto picture of a rocket",
+        "a twemoji picture of a red apple",
+        "a noto picture of a dog face",
+    ],
+    "": ["a red apple on a wooden table", "a lighthouse at night, oil painting", "a fox in the snow, photograph"],
 }
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two images, in the state that the page shows.
-
-    Attributes:
-        image: The latest preview or the finished image; None before the first preview.
-        caption: The current step or, for a finished image, its scores, as HTML.
-        file: The finished PNG, which holds its settings; None until the image is finished.
-    """
-
-    image: Image.Image | None = None
-    caption: str = ""
-    file: Path | None = None
+def examples_of(model: str) -> list[str]:
+    """Return prompts that a model can draw."""
+    return EXAMPLES.get(model, EXAMPLES[""])
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The two images of the page, from the same noise.
-
-    Attributes:
-        without: The image without CLIP guidance.
-        guided: The image with CLIP guidance.
-    """
-
-    without: Side = field(default_factory=Side)
-    guided: Side = field(default_factory=Side)
-
-
-def generate_pair(
-    state: AppState,
-    prompt: str,
-    seed: float,
-    steps: float,
-    strength: float,
-    model: str,
-    number: float = 1,
-    damping: float | None = None,
-    particles: float = 1,
-) -> Iterator[Pair]:
-    """Generate an image without and then one with CLIP guidance, from the same noise or the best of the same noises.
-
-    Args:
-        state: The models and folders of the page.
-        prompt: Text of both images.
-        seed: Seed of the noise of both images, a whole number.
-        steps: Denoising steps per image, at least 1.
-        strength: Scale of CLIP guidance; 0 switches it off.
-        model: Name of the pipeline.
-        number: Number of candidates, of which CLIP chooses each of the two images; from ``seed`` on, at least 1.
-        damping: Curvature by which CLIP guidance is damped; None is the default.
-        particles: Number of images that travel together, of which CLIP chooses each of the two; at least 1.
-
-    Yields:
-        Both images, whenever one of them has changed.
-
-    Raises:
-        gr.Error: A setting is out of range, or the model cannot be steered.
-    """
-    pair = Pair()
-    with as_gradio_error():
-        base = GenerateSettings(
-            prompt,
-            seed=whole_number("seed", seed),
-            steps=whole_number("steps", steps),
-            model=model,
-            clip=state.steering_clip(model),
-            damping=damping,
-            particles=whole_number("particles", particles),
-        )
-        count = whole_number("candidates", number)
-        candidates = None if count == 1 else Candidates(count)
-        if message := foreign_prompts(model, [prompt]):
-            warn(message)
-        yield pair
-        for name, scale in (("without", 0.0), ("guided", float(strength))):
-            one = replace(base, scale=scale)
-            for event in generate_with_previews(state.generator, one, candidates=candidates):
-                if isinstance(event, Finished):
-                    generated = event.generated
-                    for message in event.warnings:
-                        warn(message)
-                    file = generated.save(state.downloads)
-                    pair = replace(pair, **{name: Side(generated.image, _caption(generated), file)})
-                else:
-                    pair = replace(pair, **{name: Side(event.image, f"{STEP} {event.step} of {base.steps * count}")})
-                yield pair
-
-
-def stopped(*captions: str | None) -> list[str]:
-    """Say in the captions of images that are not finished, such as "step 11 of 20", that they will not be."""
-    return [f"stopped at {caption}" if (caption or "").startswith(STEP) else caption or "" for caption in captions]
-
-
-def settings_of(state: AppState, model: str) -> GenerateSettings:
-    """Return the settings that are tuned for a pipeline; the prompt is a placeholder."""
-    return GenerateSettings("unset", model=model, clip=state.steering_clip(model)).resolved()
-
-
-def _caption(generated: GeneratedImage) -> str:
-    found = generated.choice
-    chosen = [f"the best of {found.n} candidates, seed {generated.settings.seed}"] if found else []
-    return "<br>".join([*map(_score, generated.scores), *chosen])
-
-
-def _score(score: dict[str, Any]) -> str:
-    role = _ROLES[score["guided"], score.get("chose", False)]
-    return f"<b>{score['score']:.1f}</b> by {html.escape(str(score['model']))}, which {role}"
-
-
-class _Fields(NamedTuple):
-    """The fields of the tab, in the order of the arguments of :func:`generate_pair`."""
-
-    prompt: gr.Textbox
-    seed: gr.Number
-    steps: gr.Slider
-    strength: gr.Slider
-    model: gr.Dropdown
-    number: gr.Slider
-    damping: gr.Number
-    particles: gr.Slider
-
-
-def _fields(state: AppState) -> _Fields:
-    prompt = gr.Textbox(
-        label="Prompt", value="a noto picture of a rocket", autofocus=True, elem_id="generate-prompt"
+def _first_fields(state: AppState) -> dict[str, Any]:
+    """Lay out the fields that are always in sight."""
+    examples = examples_of(state.model)
+    made: dict[str, Any] = {}
+    made["prompt"] = gr.Textbox(label="Prompt", value=examples[0], autofocus=True, elem_id="generate-prompt")
+    gr.Examples(
+        [[example] for example in examples],
+        made["prompt"],
+        label="Examples",
+        elem_id="generate-examples",
+        api_visibility="private",
     )
-    strength = gr.Slider(
+    made["negative_prompt"] = gr.Textbox(
+        label="Negative prompt", placeholder="what is not to be seen", max_lines=1, elem_id="generate-negative"
+    )
+    with gr.Row(elem_classes="cg-line"):
+        made["seed"] = gr.Number(_default("seed"), label="Seed", min_width=100, scale=3, elem_id="generate-seed")
+        dice = gr.Button("⚄ Dice", size="sm", min_width=64, scale=0, elem_id="generate-dice")
+        label = f"Images, 1 to {MAX_IMAGES}"
+        made["images"] = gr.Number(_default("images"), label=label, min_width=100, scale=3, elem_id="generate-images")
+    dice.click(None, None, made["seed"], js=DICE, **QUICK)
+    scale = settings_of(state, state.model).scale
+    made["calibrate"] = gr.Checkbox(
+        scale is None,
+        label="Strength that suits model and CLIP",
+        info="Calibrated as each image is drawn.",
+        visible=scale is None,
+        elem_id="generate-calibrate",
+    )
+    made["strength"] = gr.Slider(
         0,
         MAX_SCALE,
-        _strength(state, state.model),
+        _default("strength") if scale is None else scale,
         step=0.5,
         label="Strength of CLIP guidance",
         info="0 is off.",
+        visible=scale is not None,
         elem_id="generate-strength",
     )
-    steps = gr.Slider(1, 100, _DEFAULTS.steps, step=1, label="Steps", elem_id="generate-steps")
-    seed = gr.Number(_DEFAULTS.seed, label="Seed", precision=0, elem_id="generate-seed")
-    number = gr.Slider(
-        1,
-        MAX_CANDIDATES,
-        1,
-        step=1,
-        label="Candidates",
-        info="CLIP chooses each image among this many, from this seed on.",
-        elem_id="generate-candidates",
+    return made
+
+
+def _further_fields(state: AppState) -> dict[str, Any]:
+    """Lay out the fields that most runs leave as they are."""
+    numbers = {
+        "guidance_scale": ("Classifier-free guidance", "How closely both follow the prompt; 1 is off."),
+        "steps": ("Steps", "More are slower and finer."),
+        "best_of": ("Best of", f"CLIP chooses each image among so many, up to {MAX_CANDIDATES}."),
+        "particles": ("Particles", "So many travel together; CLIP chooses on the way."),
+    }
+    made: dict[str, Any] = {}
+    with gr.Row():
+        for name, (label, info) in numbers.items():
+            elem_id = f"generate-{name.replace('_', '-')}"
+            made[name] = gr.Number(_default(name), label=label, info=info, min_width=130, elem_id=elem_id)
+    made["damping"] = gr.Textbox(
+        label="Damping", info="Damps strong guidance; empty is the default.", max_lines=1, elem_id="generate-damping"
     )
-    damping = gr.Number(
-        label="Damping",
-        info="Damps strong guidance; empty is the default.",
-        minimum=RANGES["damping"][0],
-        elem_id="generate-damping",
+    made["targets"] = gr.Gallery(
+        label="Image target: CLIP steers to it in place of the prompt",
+        type="filepath",
+        columns=3,
+        height=150,
+        elem_id="generate-targets",
     )
-    particles = gr.Slider(
-        1,
-        MAX_CANDIDATES,
-        1,
-        step=1,
-        label="Particles",
-        info="So many images travel together; CLIP chooses among them on the way.",
-        elem_id="generate-particles",
-    )
-    model = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
-    return _Fields(prompt, seed, steps, strength, model, number, damping, particles)
+    made["model"] = gr.Dropdown(state.models, value=state.model, label="Model", elem_id="generate-model")
+    return made
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(Request) if field.name == name)
+
+
+def _side(name: str, label: str) -> list[Any]:
+    """Lay out an image, its caption and its download."""
+    with gr.Column(min_width=150):
+        return [
+            gr.Image(
+                label=label,
+                format="png",
+                height=320,
+                interactive=False,
+                buttons=["fullscreen"],
+                elem_id=f"generate-{name}",
+                elem_classes="generated",
+            ),
+            gr.HTML(elem_id=f"generate-{name}-caption", min_height=44),
+            gr.DownloadButton("Download PNG", size="sm", interactive=False, elem_id=f"generate-{name}-file"),
+        ]
 
 
 def tab(state: AppState) -> None:
     """Lay out the tab Generate."""
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            fields = _fields(state)
+    with gr.Row(elem_classes="cg-tab"):
+        with gr.Column(scale=2, min_width=300, elem_classes=FORM):
+            made = _first_fields(state)
             with gr.Row():
-                start = gr.Button("Draw", variant="primary", elem_id="generate-draw")
-                stop = gr.Button("Stop", elem_id="generate-stop")
-        outputs: list[Any] = []
-        for name, label in (("without", "Without guidance"), ("guided", "With CLIP guidance")):
-            with gr.Column(scale=3, min_width=240):
-                outputs += [
-                    gr.Image(
-                        label=label,
-                        format="png",
-                        type="pil",
-                        height=360,
-                        interactive=False,
-                        buttons=["fullscreen"],
-                        elem_id=f"generate-{name}",
-                        elem_classes="generated",
-                    ),
-                    gr.HTML(elem_id=f"generate-{name}-caption", min_height=44),
-                    gr.DownloadButton(
-                        "Download PNG with its settings", interactive=False, elem_id=f"generate-{name}-file"
-                    ),
-                ]
-    gr.Markdown(ABOUT)
+                draw = RunButton.make("Draw", "Drawing…", "generate-draw", min_width=100)
+                stop = gr.Button("Stop", min_width=100, elem_id="generate-stop")
+            with gr.Accordion("More settings", open=False, elem_id="generate-more"):
+                made |= _further_fields(state)
+        with gr.Column(scale=5, min_width=320, elem_classes=RESULT):
+            notice = notice_line("generate-notice")
+            progress = gr.HTML(EMPTY, elem_id="generate-progress", elem_classes="cg-progress")
+            with gr.Row():
+                sides = [*_side("without", "Without guidance"), *_side("guided", "With CLIP guidance")]
+            history = gr.State([])
+            about = gr.Markdown(NO_HISTORY, elem_id="generate-history-about")
+            gallery = gr.Gallery(
+                label="History",
+                height="auto",
+                allow_preview=False,
+                interactive=False,
+                visible=False,
+                buttons=[],
+                elem_id="generate-history",
+                elem_classes="cg-history",
+            )
+            gr.Markdown(ABOUT)
+    inputs = [made[field.name] for field in fields(Request)]
+    entries: list[Any] = [history, gallery, about]
 
-    def update(*values: Any) -> Iterator[list[Any]]:
-        for pair in generate_pair(state, *values):
-            yield [part for side in (pair.without, pair.guided) for part in _parts(side)]
+    def update(*values: Any) -> Iterator[Update]:
+        *asked, before = values
+        for drawing in generate_pairs(state, Request(*asked)):
+            before = record(before, drawing)
+            shown = _entries(before) if drawing.done else [gr.skip()] * len(entries)
+            yield Update([drawing.progress, *_parts(drawing.pair), *shown], drawing.notes)
 
-    generation = gr.on(
-        [start.click, fields.prompt.submit],
-        update,
-        list(fields),
-        outputs,
+    outputs = [progress, *sides, *entries]
+    drawn = on_run(draw, notice, update, [*inputs, history], outputs, show_progress="hidden")
+    captions = [output for output in sides if isinstance(output, gr.HTML)]
+    stop.click(
+        lambda *shown: [*stopped(*shown), "", note_line([STOPPED]), draw.ready()],
+        captions,
+        [*captions, progress, notice, draw.button],
+        cancels=[drawn],
         show_progress="hidden",
-        **COMPUTE,
+        api_visibility="private",
     )
-    captions = [output for output in outputs if isinstance(output, gr.HTML)]
-    stop.click(stopped, captions, captions, cancels=[generation], show_progress="hidden", api_visibility="private")
-    strength_of = functools.partial(_strength, state)
-    fields.model.change(strength_of, fields.model, fields.strength, api_visibility="private")
+    gallery.select(_restore, history, [*inputs, *sides], **QUICK)
+    strengths = [made["calibrate"], made["strength"]]
+    made["model"].input(functools.partial(_strengths, state), made["model"], strengths, **QUICK)
+    made["calibrate"].input(lambda on: gr.Slider(visible=not on), made["calibrate"], made["strength"], **QUICK)
 
 
-def _parts(side: Side) -> tuple[Any, ...]:
-    done = side.file is not None
-    return side.image, side.caption, gr.DownloadButton(value=side.file, interactive=done)
+def _parts(pair: Pair) -> list[Any]:
+    """Return what shows a pair: for each side an image, a caption and a download."""
+    sides = pair.sides
+    return [
+        part
+        for side in sides
+        for part in (side.image, side.caption, gr.DownloadButton(value=side.file, interactive=side.file is not None))
+    ]
 
 
-def _strength(state: AppState, model: str) -> float:
+def _entries(history: Sequence[Entry]) -> list[Any]:
+    return [history, gr.Gallery(thumbnails(list(history)), visible=True), gr.Markdown(visible=False)]
+
+
+def _restore(history: list[Entry], event: gr.SelectData) -> list[Any]:
+    """Show an entry of the history, and fill the fields with what asked for it."""
+    entry = history[event.index]
+    values = dict(zip((field.name for field in fields(Request)), astuple(entry.request), strict=True))
+    values["strength"] = gr.Slider(value=values["strength"], visible=not values["calibrate"])
+    values["calibrate"] = gr.Checkbox(values["calibrate"])
+    return [*values.values(), *_parts(entry.pair)]
+
+
+def _strengths(state: AppState, model: str) -> list[Any]:
+    """Show the strength that is tuned for a model, or that it is calibrated where none is."""
     scale = settings_of(state, model).scale
-    return 1.0 if scale is None else float(scale)  # a slider shows a number
+    if scale is None:
+        return [gr.Checkbox(True, visible=True), gr.Slider(visible=False)]
+    return [gr.Checkbox(False, visible=False), gr.Slider(value=scale, visible=True)]

@@ -19,7 +19,7 @@ from PIL import Image
 from selenium import webdriver
 
 ROOT = Path(__file__).resolve().parents[2]
-NODES, ADDRESS, SIZE = ROOT / "pipelines" / "comfyui", "http://127.0.0.1:8199", (1560, 1180)
+NODES, ADDRESS, SIZE = ROOT / "pipelines" / "comfyui", "http://127.0.0.1:8199", (1560, 1020)
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
@@ -41,7 +41,7 @@ def on_the_packaged_model(graph: dict) -> dict:
     nodes = {each["id"]: each for each in graph["nodes"]}
     (loader,) = (each for each in nodes.values() if each["type"] == "CheckpointLoaderSimple")
     texts = [number for number, each in nodes.items() if each["type"] == "CLIPTextEncode"]
-    loader |= {"type": "TestEmoji", "widgets_values": ["a red apple"], "size": [320, 130]}
+    loader |= {"type": "TestEmoji", "widgets_values": ["a red apple"], "size": [320, 150], "pos": [0, -60]}
     names = {"model": "MODEL", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING"}
     loader["outputs"] = [{"name": name, "type": kind, "links": []} for name, kind in names.items()]
     places = {(loader["id"], 0): 0, (loader["id"], 2): 1} | {(text, 0): 2 + i for i, text in enumerate(texts)}
@@ -84,7 +84,7 @@ def shoot(driver, graph: dict, path: Path) -> None:
     history = wait(f"{ADDRESS}/history", lambda found: len(found) > len(before))
     (latest,) = (found for number, found in history.items() if number not in before)
     assert latest["status"]["status_str"] == "success", latest["status"]
-    driver.execute_script("app.canvas.ds.scale = 1; app.canvas.ds.offset = [70, 110]; app.canvas.setDirty(true, true)")
+    driver.execute_script("Object.assign(app.canvas.ds, {scale: 0.8, offset: [60, 150]}); app.canvas.setDirty(true, true)")
     time.sleep(5)
     driver.save_screenshot(str(path))
     Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

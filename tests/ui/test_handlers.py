@@ -1,7 +1,6 @@
 """The handlers of the page, on the packaged models and without a browser."""
 
 import dataclasses
-import html
 import threading
 
 import numpy as np
@@ -13,29 +12,30 @@ from clip_guidance.generation.generator import generate
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 from clip_guidance.images.metadata import read_record
 
-gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
+pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
 
-from clip_guidance.index import ImageIndex  # noqa: E402
-from clip_guidance.metrics.similarity import image_similarity  # noqa: E402
-from clip_guidance.ui.classify import classify  # noqa: E402
-from clip_guidance.ui.compare import compare  # noqa: E402
-from clip_guidance.ui.generate import generate_pair  # noqa: E402
-from clip_guidance.ui.preview import Finished, generate_with_previews  # noqa: E402
-from clip_guidance.ui.search import build, search  # noqa: E402
-from clip_guidance.ui.state import MAX_IMAGES  # noqa: E402
-from clip_guidance.zero_shot.classifier import ZeroShotClassifier  # noqa: E402
+from clip_guidance.index import ImageIndex
+from clip_guidance.metrics.similarity import image_similarity
+from clip_guidance.ui.classify import classify
+from clip_guidance.ui.compare import compare
+from clip_guidance.ui.history import record
+from clip_guidance.ui.pairs import Request, generate_pairs
+from clip_guidance.ui.preview import Finished, generate_with_previews
+from clip_guidance.ui.search import build, search
+from clip_guidance.ui.state import MAX_IMAGES
+from clip_guidance.zero_shot.classifier import ZeroShotClassifier
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
 
 
 @pytest.fixture(scope="module")
 def shown(state):
-    return list(generate_pair(state, PROMPT, 7, STEPS, 12.0, "emoji"))
+    return list(generate_pairs(state, Request(PROMPT, seed=7, steps=STEPS, strength=12.0)))
 
 
 def refused(message: str):
-    return pytest.raises(gr.Error, match=message)
+    return pytest.raises((ValueError, OSError), match=message)
 
 
 # Generate
@@ -43,32 +43,32 @@ def refused(message: str):
 
 @pytest.mark.slow
 def test_both_images_are_drawn_from_the_same_noise_with_their_settings_in_them(shown):
-    sides = shown[-1].without, shown[-1].guided
+    sides = shown[-1].pair.without, shown[-1].pair.guided
     settings = [read_settings(side.file) for side in sides]
     assert [each.scale for each in settings] == [0.0, 12.0]
     assert dataclasses.replace(settings[0], scale=12.0) == settings[1]
     assert (settings[1].prompt, settings[1].seed, settings[1].steps) == (PROMPT, 7, STEPS)
-    assert sides[0].image.tobytes() != sides[1].image.tobytes()
+    assert sides[0].file.read_bytes() != sides[1].file.read_bytes()
     assert [read_record(side.file)["scores"][0]["guided"] for side in sides] == [False, True]
 
 
 @pytest.mark.slow
 def test_the_images_are_those_of_the_command_line(shown):
     settings = [GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale) for scale in (0.0, 12.0)]
-    for side, expected in zip((shown[-1].without, shown[-1].guided), generate(settings), strict=True):
-        assert side.image.tobytes() == expected.image.tobytes()
-        assert read_record(side.file) == expected.record()
+    for side, expected in zip((shown[-1].pair.without, shown[-1].pair.guided), generate(settings), strict=True):
+        assert side.file.read_bytes() == expected.to_png()
 
 
 @pytest.mark.slow
 def test_each_image_is_the_best_of_its_candidates_with_the_damping_that_was_asked_for(state):
-    pairs = list(generate_pair(state, PROMPT, 7, STEPS, 12.0, "emoji", 3, 0.5))
+    request = Request(PROMPT, seed=7, steps=STEPS, strength=12.0, best_of=3, damping="0.5")
+    pairs = [drawing.pair for drawing in generate_pairs(state, request)]
     steps = [pair.without.caption for pair in pairs if pair.without.caption.startswith("step")]
     assert steps[0] == f"step 1 of {3 * STEPS}"
     for side, scale in ((pairs[-1].without, 0.0), (pairs[-1].guided, 12.0)):
         settings = GenerateSettings(PROMPT, seed=7, steps=STEPS, scale=scale, damping=0.5)
         (expected,) = state.generator.best_of(settings, Candidates(3))
-        assert side.image.tobytes() == expected.image.tobytes() and read_record(side.file) == expected.record()
+        assert side.file.read_bytes() == expected.to_png()
         assert read_settings(side.file).damping == 0.5
         assert f"the best of 3 candidates, seed {expected.settings.seed}" in side.caption
     assert "which chose it" in pairs[-1].without.caption
@@ -76,19 +76,21 @@ def test_each_image_is_the_best_of_its_candidates_with_the_damping_that_was_aske
 
 @pytest.mark.slow
 def test_each_image_is_the_best_of_its_particles(state):
-    *_, pair = generate_pair(state, PROMPT, 7, 5, 12.0, "emoji", particles=2)
+    *_, drawing = generate_pairs(state, Request(PROMPT, seed=7, steps=5, strength=12.0, particles=2))
+    pair = drawing.pair
     settings = GenerateSettings(PROMPT, seed=7, steps=5, scale=12.0, particles=2)
     assert read_record(pair.guided.file) == state.generator(settings).record()
     assert "the best of 2 candidates" in pair.without.caption and pair.without.image != pair.guided.image
 
 
 def test_previews_come_before_the_images(shown):
-    assert shown[0].without.image is None
+    pairs = [drawing.pair for drawing in shown]
+    assert pairs[0].without.image is None
     for name in ("without", "guided"):
-        sides = [getattr(pair, name) for pair in shown]
+        sides = [getattr(pair, name) for pair in pairs]
         previews = [side for side in sides if side.image is not None and side.file is None]
         assert previews and previews[0].caption == f"step 1 of {STEPS}"
-    assert all(pair.without.file for pair in shown if pair.guided.image)  # one after the other
+    assert all(pair.without.file for pair in pairs if pair.guided.image)  # one after the other
 
 
 def test_the_last_preview_is_the_image(state):
@@ -120,34 +122,69 @@ def test_a_long_prompt_is_told(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": " "}, "expected a prompt with at least one word"),
-        ({"seed": 1.5}, r"expected a whole number as seed, got 1\.5"),
-        ({"seed": None}, "expected a whole number as seed, got None"),
-        ({"seed": 1e20}, "seed must be from -9,223,372,036,854,775,808 to 9,223,372,036,854,775,807, got 1000"),
-        ({"seed": float("inf")}, "expected a whole number as seed, got inf"),
-        ({"steps": float("nan")}, "expected a whole number as steps, got nan"),
-        ({"strength": 1e30}, "scale must be from"),
-        ({"number": 0}, "n, the number of candidates, must be from 1 to 10,000, got 0"),
-        ({"number": 1.5}, r"expected a whole number as candidates, got 1\.5"),
-        ({"particles": 0}, "particles must be from 1 to 10,000, got 0"),
-        ({"particles": 2, "number": 2}, "give candidates or particles: got 2 candidates of 2 particles each"),
-        ({"damping": -1.0}, "damping must be from 0.0 to 10,000.0, got -1.0"),
+        ({"prompt": " "}, "Prompt is empty: type what is to be drawn, or choose an example"),
+        ({"seed": 1.5}, r"Seed must be a whole number, got 1\.5"),
+        ({"seed": None}, "Seed is empty: type a number from -9,223"),
+        ({"seed": float("inf")}, "Seed must be from -9,223,372,036,854,775,808 to 9,223,372,036,854,775,807, got inf"),
+        ({"steps": float("nan")}, "Steps must be from 1 to 10,000, got nan"),
+        ({"strength": 1e30}, "Strength must be from -10,000.0 to 10,000.0"),
+        ({"guidance_scale": None}, "Classifier-free guidance is empty"),
+        ({"images": 17}, "Images must be from 1 to 16, got 17"),
+        ({"best_of": 0}, "Best of must be from 1 to 64, got 0"),
+        ({"best_of": 1.5}, r"Best of must be a whole number, got 1\.5"),
+        ({"particles": 0}, "Particles must be from 1 to 64, got 0"),
+        ({"particles": 2, "best_of": 2}, "Best of and Particles exclude each other: set one of them to 1"),
+        ({"damping": "-1"}, "Damping must be from 0.0 to 10,000.0, got -1.0"),
+        ({"damping": "much"}, "Damping must be a number, or empty for the default, got 'much'"),
+        ({"targets": [("gone.png", None)]}, "gone.png: no such file"),
         ({"model": "emoji-judge"}, "emoji-judge: a CLIP without a pipeline"),
-        ({"strength": float("nan")}, "scale must be from -10,000.0 to 10,000.0, got nan"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_the_librarys_words(state, change, message):
-    values = {"prompt": PROMPT, "seed": 0, "steps": 1, "strength": 1.0, "model": "emoji"} | change
+def test_what_cannot_be_drawn_is_told_with_the_name_of_its_field(state, change, message):
     with refused(message):
-        list(generate_pair(state, **values))
+        list(generate_pairs(state, Request(**{"prompt": PROMPT, "steps": 1} | change)))
+
+
+@pytest.mark.slow
+def test_several_pairs_take_other_seeds_and_go_into_the_history_newest_first(state):
+    request = Request(PROMPT, "blue", seed=3, images=2, steps=1, strength=0.0, guidance_scale=2.0)
+    history, shown = [], list(generate_pairs(state, request))
+    for drawing in shown:
+        history = record(history, drawing)
+    assert [entry.request for entry in history] == [
+        dataclasses.replace(request, seed=seed, images=1) for seed in (4, 3)
+    ]
+    for entry in history:
+        settings = read_settings(entry.pair.guided.file)
+        assert (settings.seed, settings.negative_prompt, settings.guidance_scale) == (entry.request.seed, "blue", 2.0)
+        assert entry.caption == f"seed {settings.seed}, strength 0, {PROMPT}"
+    assert 'value="0"' in shown[0].progress and "image 1 of 2, without guidance: step 0 of 1" in shown[0].progress
+    assert shown[-1].progress == "" and shown[-1].done
+
+
+def test_no_two_pairs_share_a_candidate(state):
+    request = Request(PROMPT, seed=5, images=3, best_of=4)
+    assert [settings.seed for settings in request.settings(state)] == [5, 9, 13]
+
+
+def test_an_image_is_steered_to_in_place_of_the_prompt(state, files):
+    (settings,) = Request(PROMPT, targets=files[:1]).settings(state)
+    assert [file.path for file in settings.clip_images] == [files[0][0]] and settings.clip_prompt is None
+
+
+def test_a_calibrated_strength_is_no_number(state):
+    """A pair that is in no table keeps None, for which the generator calibrates."""
+    (settings,) = Request(PROMPT, calibrate=True, strength=5.0).settings(state)
+    assert settings.scale is None
 
 
 # Classify
 
 
 def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(state, files):
-    with pytest.warns(UserWarning, match=r"3 of 3 images \(100%\) are unlike those that emoji was trained on"):  # noise
-        page = classify(state, files, "rocket, red apple,\ndog face", False, "emoji")
+    shown = classify(state, files, "rocket, red apple,\ndog face", False, "emoji")
+    (page,) = shown.values
+    assert "3 of 3 images (100%) are unlike those that emoji was trained on" in shown.notes[0]  # noise
     good = [path for path, _ in files if "broken" not in path]
     top = ZeroShotClassifier(state.clip("emoji"), ["rocket", "red apple", "dog face"])(good).top()
     assert page.count('class="bar"') == 3 * len(good)
@@ -160,11 +197,11 @@ def test_classify_shows_the_likeliest_label_of_each_image_and_names_the_bad_one(
 @pytest.mark.parametrize(
     ("labels", "chosen", "message"),
     [
-        ("rocket", None, f"expected an image, at most {MAX_IMAGES}, got none"),
-        (" , ", "all", "expected at least one label, got none"),
-        ("a, b, a", "all", html.escape("label 'a' is given twice")),
-        ("rocket", "broken", r"z broken\.png: is empty \(0 bytes\)"),
-        ("rocket", "many", f"at most {MAX_IMAGES}, got {MAX_IMAGES + 1}"),
+        ("rocket", None, "Images: there is no image yet; drop, paste or choose at least one"),
+        (" , ", "all", "Labels is empty: type what the images may show"),
+        ("a, b, a", "all", "label 'a' is given twice"),
+        ("rocket", "broken", r"Images: z broken\.png is empty \(0 bytes\)"),
+        ("rocket", "many", f"Images: the page takes {MAX_IMAGES} images at once, got {MAX_IMAGES + 1}"),
     ],
 )
 def test_what_cannot_be_classified_is_told(state, files, labels, chosen, message):
@@ -178,21 +215,21 @@ def test_what_cannot_be_classified_is_told(state, files, labels, chosen, message
 
 def test_compare_shows_the_cosines(state, files):
     first, second = files[:2], files[1:]
-    with pytest.warns(UserWarning, match="2 of 2 images .* are unlike"):
-        page = compare(state, first, second, "emoji")
+    shown = compare(state, first, second, "emoji")
+    (page,) = shown.values
+    assert len(shown.notes) == 2 and all("2 of 2 images (100%) are unlike" in note for note in shown.notes)
     expected = image_similarity(state.clip("emoji"), [path for path, _ in first], [path for path, _ in second[:-1]])
     for cosine in expected.flatten().tolist():
         assert f">{cosine:.3f}<" in page
     assert page.count('class="shade"') == 4 and "z broken.png" in page
-    with pytest.warns(UserWarning, match="2 of 2 images .* are unlike"):
-        alone = compare(state, first, None, "emoji")
+    (alone,) = compare(state, first, None, "emoji").values
     assert alone.count(">1.000<") == 2  # each is like itself
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, "all"), ("broken", "all"), ("all", "broken")])
 def test_a_set_without_images_is_told(state, files, first, second):
     sets = {"all": files, "broken": files[-1:], None: None}
-    with refused("expected images in the first set|is empty"):
+    with refused("First set: there is no image yet|(First|Second) set: z broken.png is empty"):
         compare(state, sets[first], sets[second], "emoji")
 
 
@@ -246,18 +283,19 @@ def test_an_image_that_is_gone_is_told_and_the_others_are_shown(state):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"index": "../elsewhere"}, r"\.\./elsewhere: lies outside of .*\(--root\)"),
-        ({"index": "/etc"}, "/etc: lies outside of"),
-        ({"index": " "}, "expected a folder in .*, got none"),
-        ({"index": "gone.index"}, "gone.index: there is no image index"),
-        ({"text": ""}, "expected a text, an image, or both to search for, got neither"),
+        ({"index": "../elsewhere"}, r"Index: \.\./elsewhere lies outside of .*\(--root\)"),
+        ({"index": "/etc"}, "Index: /etc lies outside of"),
+        ({"index": " "}, "Index is empty: type the name of a folder in"),
+        ({"index": "gone.index"}, "Index: there is no gone.index in .*; open 'Build the index"),
+        ({"text": ""}, "Text is empty: type what to search for, or give an image"),
         ({"text": "rocket -"}, "query: expected a text or an image at character 9"),
+        ({"count": 0}, "Images shown must be from 1 to 100, got 0"),
         ({"where": "year >"}, "where: expected a value at character 7"),
     ],
 )
 def test_what_cannot_be_searched_is_told(state, index, values, message):
     known = {"index": index, "text": "rocket", "files": None, "where": "", "count": 3}
-    with refused(html.escape(message, quote=False).replace("&gt;", ">")):
+    with refused(message):
         search(state, **known | values)
 
 
@@ -269,7 +307,7 @@ def test_a_query_opens_no_file_of_this_machine(state, files, index):
     (state.root / "link").symlink_to("/")
     with refused("lies outside of"):
         list(build(state, "link", index, "emoji"))
-    with refused("gone: there is no such folder in"):
+    with refused("Images: there is no folder gone in"):
         list(build(state, "gone", index, "emoji"))
 
 

@@ -9,23 +9,13 @@ gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'c
 from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from clip_guidance.clip.domain import foreign_prompts  # noqa: E402
 from clip_guidance.ui import app  # noqa: E402
-from clip_guidance.ui.generate import generate_pair, stopped  # noqa: E402
+from clip_guidance.ui.events import RunButton, Update, error_line, note_line, on_run  # noqa: E402
+from clip_guidance.ui.generate import _strengths, examples_of  # noqa: E402
 from clip_guidance.ui.hosts import HostCheck  # noqa: E402
-from clip_guidance.ui.search import build  # noqa: E402
-from clip_guidance.ui.state import ERROR_SECONDS  # noqa: E402
-
-PROMPT, STEPS = "a noto picture of a rocket", 3
-
-
-def refused(message: str):
-    return pytest.raises(gr.Error, match=message)
-
-
-def test_an_error_goes_away_by_itself(state):
-    with refused("expected a prompt") as raised:
-        list(generate_pair(state, " ", 0, 1, 1.0, "emoji"))
-    assert raised.value.duration == ERROR_SECONDS < 60
+from clip_guidance.ui.pairs import stopped  # noqa: E402
+from clip_guidance.ui.state import AppState  # noqa: E402
 
 
 def test_an_image_that_was_stopped_says_so():
@@ -58,10 +48,50 @@ def test_a_name_of_another_site_is_refused(host, code):
     assert (answer.status_code, answer.text == "the page") == (code, code == 200)
 
 
-def test_errors_are_text(state):
-    with refused("&lt;b&gt;gone") as raised:
-        list(build(state, "<b>gone", "photos.index", "emoji"))
-    assert "<b>" not in raised.value.message
+def test_what_is_told_is_text_and_told_once():
+    assert "&lt;b&gt;gone" in error_line("<b>gone") and "<b>" not in error_line("<b>gone")
+    assert note_line(["<i>", "b", "<i>"]).count("cg-notice") == 2 and "<i>" not in note_line(["<i>"])
+
+
+def steps_of(work):
+    """Run what a button starts; return the updates of the button, the notice and the one output."""
+
+    async def made():
+        with gr.Blocks() as page:
+            field, notice, output = gr.Textbox(), gr.HTML(), gr.HTML()
+            on_run(RunButton.make("Go", "Going", "go"), notice, work, [field], [output])
+        return next(event.fn for event in page.fns.values() if event.fn)
+
+    return list(asyncio.run(made())("typed"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ValueError("Seed is empty"), "Seed is empty"), (RuntimeError("no memory"), "terminal tells in full: no memory")],
+)
+def test_a_run_that_fails_keeps_what_it_has_shown_and_frees_its_button(error, told, caplog):
+    def work(value):
+        yield Update([f"{value} first"], ["a note"])
+        raise error
+
+    begun, first, last = steps_of(work)
+    assert begun[0].value == "Going" and begun[0].interactive is False and begun[1] == ""
+    assert "a note" in first[1] and first[2] == "typed first"
+    assert last[0].value == "Go" and last[0].interactive is True and told in last[1] and last[2] == gr.skip()
+    assert ("no memory" in caplog.text) == isinstance(error, RuntimeError)
+
+
+def test_the_examples_have_only_words_that_the_model_knows():
+    assert len(examples_of("emoji")) >= 3 and foreign_prompts("emoji", examples_of("emoji")) is None
+    assert examples_of("another/model") and not set(examples_of("another/model")) & set(examples_of("emoji"))
+
+
+def test_the_strength_of_a_pair_in_no_table_is_shown_as_calibrated(state, tmp_path):
+    other = AppState("emoji", "emoji-judge", "cpu", tmp_path, tmp_path)  # a CLIP that was never tuned for it
+    calibrate, strength = _strengths(other, "emoji")
+    assert (calibrate.value, calibrate.visible, strength.visible) == (True, True, False)
+    calibrate, strength = _strengths(state, "emoji")
+    assert (calibrate.value, calibrate.visible, strength.value, strength.visible) == (False, False, 10, True)
 
 
 def test_the_page_has_its_tabs_and_sends_nothing(state):
