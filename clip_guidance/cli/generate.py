@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,8 +12,11 @@ import typer
 
 from clip_guidance._tuned import TunedPair, load_tuned
 from clip_guidance.cli import _common as common
+from clip_guidance.cli import _generate_options as own
 from clip_guidance.cli import _options as options
 from clip_guidance.cli import _target_options as targets
+from clip_guidance.cli._generate_output import compare_image, print_images, save_report
+from clip_guidance.cli.generate_table import TableWork, generate_table
 from clip_guidance.generation.candidates import BY_CLIP, Candidates
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 
@@ -28,6 +32,7 @@ Planned: TypeAlias = tuple[GenerateSettings, Path | None]  # and the image that 
 def command(
     context: typer.Context,
     prompt: options.Prompts = None,
+    prompts_file: own.PromptsFile = None,
     from_: options.From = None,
     negative_prompt: options.NegativePrompt = DEFAULTS.negative_prompt,
     clip_prompt: options.ClipPrompt = None,
@@ -41,6 +46,9 @@ def command(
     scale: options.Scale = None,
     guidance_scale: options.GuidanceScale = DEFAULTS.guidance_scale,
     steps: options.Steps = DEFAULTS.steps,
+    width: own.Width = DEFAULTS.width,
+    height: own.Height = DEFAULTS.height,
+    method: own.Method = DEFAULTS.method,
     mode: options.Mode = DEFAULTS.mode,
     start: options.Start = None,
     stop: options.Stop = DEFAULTS.stop,
@@ -55,6 +63,7 @@ def command(
     best_of: options.BestOf = None,
     keep: options.Keep = 1,
     rank_by: options.RankBy = BY_CLIP,
+    batch_size: own.BatchSize = 1,
     output: options.ImageFolder = Path("images"),
     report: options.Report = None,
     json: options.Json = False,
@@ -64,27 +73,52 @@ def command(
 
     Example: clip-guidance generate --prompt "a red apple" --num-images 4 --seed 7
     """
+    _check_sources(context, {"--prompts-file": prompts_file, "--from": from_, "--prompt": prompt})
     pair = load_tuned(tuned) if tuned else None
-    given = _given(context, from_, prompt, pair)
+    given = _given(context, pair)
     candidates = _candidates(context, best_of, keep, rank_by)
-    processes = _processes(device, candidates)
-    output.mkdir(parents=True, exist_ok=True)  # an error is raised now rather than after the first image
+    processes = _processes(device, candidates, prompts_file)
+    _make_folder(output)  # an error is raised now rather than after the first image
+    job = common.Job()
+    if prompts_file is not None:
+        work = TableWork(prompts_file, output, given, num_images, candidates, batch_size, processes, pair)
+        rows = generate_table(work, job)
+    else:
+        rows = _generate(from_ or [], prompt, num_images, given, candidates, processes, pair, output, job)
+    if not processes.rank:  # another ends with code 0, lest a launcher end the first one, which is still writing
+        _finish(rows, json, report, job)
+
+
+def _finish(rows: list[dict[str, Any]], json: bool, report: Path | None, job: common.Job) -> None:
+    print_images(rows, json)
+    if report is not None:
+        save_report(rows, job, report)
+    job.finish()
+
+
+def _generate(
+    from_: list[Path],
+    prompts: list[str] | None,
+    num_images: int,
+    given: dict[str, Any],
+    candidates: Candidates | None,
+    processes: Processes,
+    pair: TunedPair | None,
+    output: Path,
+    job: common.Job,
+) -> list[dict[str, Any]]:
+    """Draw the images of --prompt and --from, one by one, until Ctrl-C; return the record of each."""
     rows: list[dict[str, Any]] = []
-    with common.Job() as job:
-        originals = _originals(from_ or [], job)
-        planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompt, num_images, candidates, job)
+    with job:
+        originals = _originals(from_, job)
+        planned = _plan(originals if from_ else {None: DEFAULTS}, given, prompts, num_images, candidates, job)
         for generated, original in _draw(planned, candidates, processes, job, pair):
             if (path := _saved(generated, output, job)) is None:
                 break
             rows.append({"image": str(path), **generated.record()})
             if original is not None and generated.settings == originals[original]:
-                _compare(generated, original)
-    if processes.rank:
-        return  # with exit code 0: a launcher that sees a process fail ends the first one, which is still writing
-    _print(rows, json)
-    if report is not None:
-        _save_report(rows, job, report)
-    job.finish()
+                compare_image(generated, original)
+    return rows
 
 
 def _originals(paths: list[Path], job: common.Job) -> dict[Path | None, GenerateSettings]:
@@ -111,7 +145,7 @@ def _plan(
     for original, base in bases.items():
         for text in prompts or [base.prompt]:
             try:
-                first = replace(base, **given, prompt=text)
+                first = base.overridden({**given, "prompt": text})
                 seeds = candidates.n if candidates else first.particles  # of one image; no two images share any
                 later = (replace(first, seed=first.seed + number * seeds) for number in range(num_images))
                 planned += [(settings, original) for settings in later]
@@ -120,38 +154,66 @@ def _plan(
     return planned
 
 
-def _given(
-    context: typer.Context, from_: list[Path] | None, prompts: list[str] | None, pair: TunedPair | None
-) -> dict[str, Any]:
+def _check_sources(context: typer.Context, given: Mapping[str, Any]) -> None:
+    """Reject prompts from nowhere or from two places, and options that would do nothing."""
+    sources = [name for name, value in given.items() if value]
+    if not sources:
+        raise typer.BadParameter(f"give one of {', '.join(given)}")
+    if sources[0] == "--prompts-file" and len(sources) > 1:
+        raise typer.BadParameter(f"give --prompts-file or {sources[1]}")
+    if sources[0] != "--prompts-file" and _is_given(context, "batch_size"):
+        raise typer.BadParameter("--batch-size is for the images of --prompts-file")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _given(context: typer.Context, pair: TunedPair | None) -> dict[str, Any]:
     """Return the settings given on the command line, except for the prompts; then those of the tuned pair."""
-    if not (from_ or prompts):
-        raise typer.BadParameter("give --prompt or --from")
-    sources = {field.name: context.get_parameter_source(field.name) for field in fields(GenerateSettings)}
-    names = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    names = [field.name for field in fields(GenerateSettings) if _is_given(context, field.name)]
     given = {name: context.params[name] for name in names if name != "prompt"}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if pair is not None and "method" in given:
+        raise typer.BadParameter("--tuned was measured for a mode: give --tuned or --method")
     if pair is not None:
         given = {"model": pair.pipeline.name, "clip": pair.clip.name, **pair.options, **given}
-    replace(DEFAULTS, **given)  # raises for invalid options before anything is generated
+    DEFAULTS.overridden(given)  # raises for invalid options before anything is generated
     return given
+
+
+def _make_folder(output: Path) -> None:
+    """Make the folder of the images.
+
+    Raises:
+        ValueError: It is a file, or may not be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in its place" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise ValueError(f"--output {output}: the folder cannot be made ({reason})") from None
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {output}: the folder may not be written")
 
 
 def _candidates(context: typer.Context, best_of: int | None, keep: int, rank_by: str) -> Candidates | None:
     if best_of is not None:
         return Candidates(best_of, keep, rank_by)
     for name in ("keep", "rank_by"):
-        source = context.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise typer.BadParameter(f"--{name.replace('_', '-')} is for the candidates of --best-of")
     return None
 
 
-def _processes(device: str | None, candidates: Candidates | None) -> Processes:
+def _processes(device: str | None, candidates: Candidates | None, prompts_file: Path | None) -> Processes:
     from clip_guidance.metrics.job.processes import find_processes
 
     processes = find_processes(device)
-    if processes.count > 1 and candidates is None:
-        raise ValueError(f"{processes.count} processes would draw the same images: they share candidates (--best-of)")
+    if processes.count > 1 and candidates is None and prompts_file is None:
+        what = "they share candidates (--best-of) or rows (--prompts-file)"
+        raise ValueError(f"{processes.count} processes would draw the same images: {what}")
     return processes
 
 
@@ -218,41 +280,3 @@ def _saved(generated: GeneratedImage, output: Path, job: common.Job) -> Path | N
     except OSError as error:
         job.fail(str(error.filename or output), f"cannot be written ({error.strerror or error})")
         return None
-
-
-def _compare(generated: GeneratedImage, original: Path) -> None:
-    from clip_guidance.images.decoders import open_image
-
-    with open_image(original) as image:
-        same = image.convert("RGB").tobytes() == generated.image.tobytes()
-    if same:
-        common.narrate("same", f"{original} was drawn again bit for bit")
-    else:
-        common.narrate("warning", f"{original} came out differently; models, versions or device have changed")
-
-
-def _print(rows: list[dict[str, Any]], json: bool) -> None:
-    if json:
-        common.print_json(rows)
-        return
-    by = list(dict.fromkeys(_judge(score) for row in rows for score in row["scores"]))
-    place = ["rank", "reward"] if any("choice" in row for row in rows) else []
-    table = []
-    for row in rows:
-        scores = {_judge(score): score["score"] for score in row["scores"]}
-        settings = row["settings"]
-        cells = [row["image"], settings["prompt"], settings["seed"]]
-        cells += [row.get("choice", {}).get(name, "") for name in place]
-        table.append((*cells, *(scores.get(judge, "") for judge in by)))
-    common.print_table(["image", "prompt", "seed", *place, *by], table)
-
-
-def _judge(score: Mapping[str, Any]) -> str:
-    definition = "100·cos" if score["definition"] == "torchmetrics" else score["definition"]
-    return f"{definition} by {score['model']}"
-
-
-def _save_report(rows: list[dict[str, Any]], job: common.Job, report: Path) -> None:
-    from clip_guidance.report import generated
-
-    common.save_report(generated(rows, failed=job.failures), report)

@@ -1,18 +1,16 @@
 """Generate images from prompts; each can be generated again from the record in its file.
 
 :class:`~clip_guidance.generation.settings.GenerateSettings` is all that determines one image. The settings are stored
-in the PNG beside the scores and the versions, and ``read_settings`` reads them back. Images are generated one at a
-time, each with a random generator of its own, so that no image depends on how many are made with it: the best of many
+in the PNG beside the scores and the versions, and ``read_settings`` reads them back. Each image has a random generator
+of its own, so that none depends on those that are made with it, but for rounding in a batch: the best of many
 candidates is drawn again from its own seed alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,15 +20,15 @@ from PIL import Image
 
 from clip_guidance._tuned import TunedPair
 from clip_guidance.clip.hub import packaged_models
-from clip_guidance.clip.tokenizer import warn_truncated
+from clip_guidance.generation.batch import check_size, draw_batch, in_batches
 from clip_guidance.generation.best_of import Candidate, search
 from clip_guidance.generation.candidates import BY_CLIP, BY_JUDGE, Candidates, Choice
-from clip_guidance.generation.image import FailedImageError, GeneratedImage, check_image, failed
+from clip_guidance.generation.image import FailedImageError, GeneratedImage, failed
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.scorers import CLIPScorer, Rater, RewardScorer
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
 from clip_guidance.generation.steering import find_target, make_guidance
-from clip_guidance.guidance import Guidance, WeightedRewards
+from clip_guidance.guidance import WeightedRewards
 from clip_guidance.guidance.pairs import check_pair
 from clip_guidance.guidance.particles import Particles
 
@@ -68,7 +66,7 @@ def generate(
 
 
 class ImageGenerator:
-    """Generate one image at a time, and keep the models of the latest ones loaded.
+    """Generate images, one by one or in batches, and keep the models of the latest ones loaded.
 
     Args:
         device: Where the models run.
@@ -103,12 +101,51 @@ class ImageGenerator:
             ValueError: A model is unknown, or a setting is out of range.
             FailedImageError: The image came out empty; another one is not touched by it.
         """
-        one = settings.resolved()
-        models = self._models(one)
-        if one.particles == 1:
-            return models.scored(GeneratedImage(models.draw(one, on_step), one, device=str(self.device)))
-        image, choice = models.draw_particles(one, self._raters(one, BY_CLIP, models), on_step)
-        return models.scored(GeneratedImage(image, one, device=str(self.device), choice=choice))
+        (made,) = self.batch([settings], on_step)
+        if isinstance(made, FailedImageError):
+            raise made
+        return made
+
+    def batch(
+        self, settings: Sequence[GenerateSettings], on_step: Callable[[], None] | None = None
+    ) -> list[GeneratedImage | FailedImageError]:
+        """Generate images together, and score each with its guide and with a judge.
+
+        Args:
+            settings: All that determines each image, of one :func:`~clip_guidance.generation.batch.shared`.
+            on_step: Called after every denoising step, of all images.
+
+        Returns:
+            The images, or in the place of one that came out empty, the error that says why.
+
+        Raises:
+            ValueError: A model is unknown, or a setting is out of range.
+        """
+        batch = [one.resolved() for one in settings]
+        models = self._models(batch[0])
+        if batch[0].particles > 1:
+            (one,) = batch
+            made, choice = models.draw_particles(one, self._raters(one, BY_CLIP, models), on_step)
+            return [made if isinstance(made, FailedImageError) else self._scored(models, made, one, choice=choice)]
+        return [
+            made if isinstance(made, FailedImageError) else self._scored(models, made, one, batch_size=len(batch))
+            for made, one in zip(models.draw(batch, on_step), batch, strict=True)
+        ]
+
+    def _scored(self, models: _Models, image: Image.Image, one: GenerateSettings, **how: Any) -> GeneratedImage:
+        return models.scored(GeneratedImage(image, one, device=str(self.device), **how))
+
+    def load(self, settings: GenerateSettings) -> None:
+        """Load the models of these settings, and refuse a size that the pipeline cannot draw.
+
+        Raises:
+            ValueError: A model is unknown, or the size does not fit.
+        """
+        self._models(settings.resolved())
+
+    def ranked_by(self, one: GenerateSettings, rank_by: str) -> set[str]:
+        """Return the fingerprints of what would rank the candidates of an image, of resolved settings."""
+        return {each.record["fingerprint"] for each in self._raters(one, rank_by, self._models(one))}
 
     def best_of(
         self,
@@ -116,6 +153,7 @@ class ImageGenerator:
         candidates: Candidates,
         on_step: Callable[[], None] | None = None,
         accelerator: Any = None,
+        batch_size: int = 1,
     ) -> list[GeneratedImage]:
         """Generate candidates of one image, and return the best, each with the settings that draw it again.
 
@@ -124,6 +162,7 @@ class ImageGenerator:
             candidates: How many there are, how many are kept, and what ranks them.
             on_step: Called after every denoising step of a candidate.
             accelerator: As for :func:`~clip_guidance.generation.best_of.best_of`: processes share the candidates.
+            batch_size: Candidates that are drawn together; with several cutouts each is drawn alone.
 
         Returns:
             The best ones, best first; fewer than asked for where too many failed, which ``choice.failed`` names.
@@ -141,9 +180,10 @@ class ImageGenerator:
         raters = self._raters(one, candidates.rank_by, models)
 
         def draw(seeds: range) -> list[list[Candidate]]:
-            return [[_candidate(replace(one, seed=seed), models, raters, on_step) for seed in seeds]]
+            batches = in_batches((replace(one, seed=seed) for seed in seeds), batch_size, lambda each: each)
+            return [[each for batch in batches for each in _candidates(batch, models, raters, on_step)]]
 
-        (found,) = search(draw, range(one.seed, one.seed + n), accelerator=accelerator)
+        (found,) = search(draw, range(one.seed, one.seed + n), batch_size, accelerator)
         if not found.images:
             first = found.failed[0]
             raise failed(one, f"has no candidate: all {n} failed, that of seed {first.seed} {first.reason}")
@@ -152,12 +192,13 @@ class ImageGenerator:
         kept = []
         for rank, (image, reward, seed) in enumerate(ranked, 1):
             choice = Choice(n, one.seed, rank, reward, [each.record for each in raters], unranked)
-            kept.append(GeneratedImage(image, replace(one, seed=seed), device=str(self.device), choice=choice))
-        return [models.scored(each) for each in kept]
+            kept.append(self._scored(models, image, replace(one, seed=seed), choice=choice))
+        return kept
 
     def _models(self, one: GenerateSettings) -> _Models:
         """Load all models before an image is generated, since loading may fail."""
         pipe = self.pipeline(one)  # first, since an unknown model is the most likely mistake
+        check_size(pipe, one)
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
         guide, judge = (self._scorer(name, self.device) if name else None for name in names)
         return _Models(pipe, guide, judge, [self._reward_scorer(each.name, self.device) for each in one.rewards])
@@ -191,27 +232,31 @@ class _Models:
     judge: CLIPScorer | None
     rewards: list[RewardScorer]
 
-    def draw(self, settings: GenerateSettings, on_step: Callable[[], None] | None) -> Image.Image:
-        """Draw an image; one that came out empty is refused."""
+    def draw(
+        self, batch: Sequence[GenerateSettings], on_step: Callable[[], None] | None
+    ) -> list[Image.Image | FailedImageError]:
+        """Draw images together; in the place of one that came out empty is the error that says why."""
         clip, rewards = self.guide.clip if self.guide else None, [each.reward for each in self.rewards]
-        guidance = make_guidance(clip, rewards, settings)
-        image = _draw(self.pipe, guidance, settings, on_step)
-        check_image(image, settings)
-        return image
+        try:
+            return draw_batch(self.pipe, make_guidance(clip, rewards, batch), batch, on_step)
+        except FailedImageError as error:  # the only image, before its last step
+            return [error]
 
     def draw_particles(
         self, settings: GenerateSettings, raters: Sequence[Rater], on_step: Callable[[], None] | None
-    ) -> tuple[Image.Image, Choice]:
+    ) -> tuple[Image.Image | FailedImageError, Choice | None]:
         """Draw the best of the particles that travel together."""
         k = settings.particles
         replace(settings, seed=settings.seed + k - 1)  # raises where the last seed is out of range
         reward = WeightedRewards([(each.weight, each.reward) for each in raters])
         with Particles(reward, k, seed=settings.seed).attach(self.pipe) as particles:
-            image = self.draw(settings, on_step)
+            (image,) = self.draw([settings], on_step)
+        if isinstance(image, FailedImageError):
+            return image, None
         assert particles.result is not None  # the run came to its end
         best = particles.result.rewards[0, 0].item()
         if not math.isfinite(best):
-            raise failed(settings, f"has the reward {best}")
+            return failed(settings, f"has the reward {best}"), None
         return image, Choice(k, settings.seed, 1, best, [each.record for each in raters])
 
     def scored(self, generated: GeneratedImage) -> GeneratedImage:
@@ -222,16 +267,18 @@ class _Models:
         return generated
 
 
-def _candidate(
-    one: GenerateSettings, models: _Models, raters: Sequence[Rater], on_step: Callable[[], None] | None
-) -> Candidate:
-    """Draw and rate an image; one that came out empty, or has no finite reward, is not ranked."""
-    try:
-        image = models.draw(one, on_step)
-    except FailedImageError as error:
-        return Candidate(None, math.nan, one.seed, error.reason)
-    reward = sum(rater(image) for rater in raters)
-    return Candidate(image, reward, one.seed, "" if math.isfinite(reward) else f"has the reward {reward}")
+def _candidates(
+    batch: Sequence[GenerateSettings], models: _Models, raters: Sequence[Rater], on_step: Callable[[], None] | None
+) -> list[Candidate]:
+    """Draw and rate images; one that came out empty, or has no finite reward, is not ranked."""
+
+    def rated(one: GenerateSettings, image: Image.Image | FailedImageError) -> Candidate:
+        if isinstance(image, FailedImageError):
+            return Candidate(None, math.nan, one.seed, image.reason)
+        reward = sum(rater(image) for rater in raters)
+        return Candidate(image, reward, one.seed, "" if math.isfinite(reward) else f"has the reward {reward}")
+
+    return [rated(one, image) for one, image in zip(batch, models.draw(batch, on_step), strict=True)]
 
 
 def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device) -> Any:
@@ -250,47 +297,3 @@ def _clip_name(settings: GenerateSettings) -> str | None:
     if settings.scale != 0:
         raise ValueError(f"the pipeline {settings.model} comes without a CLIP: name the one that steers it (clip)")
     return None
-
-
-def _of_particles(settings: GenerateSettings, parameters: Collection[str], name: str) -> dict[str, Any]:
-    """Return the arguments of a pipeline that let particles travel, each with noise of its own.
-
-    Raises:
-        ValueError: The pipeline draws one image of a prompt.
-    """
-    if "num_images_per_prompt" not in parameters:
-        raise ValueError(f"particles travel in pipelines that take num_images_per_prompt, which {name} does not")
-    seeds = range(settings.seed, settings.seed + settings.particles)
-    eta = {"eta": 1.0} if "eta" in parameters else {}  # DDIM adds no noise by itself, and copies would stay equal
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return {"num_images_per_prompt": settings.particles, "generator": generators, **eta}
-
-
-def _draw(
-    pipe: Any, guidance: Guidance | None, settings: GenerateSettings, on_step: Callable[[], None] | None
-) -> Image.Image:
-    if getattr(pipe, "tokenizer", None) is not None:
-        warn_truncated(pipe.tokenizer, [settings.prompt, settings.negative_prompt])
-    call: dict[str, Any] = {
-        "prompt": settings.prompt,
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "generator": torch.Generator().manual_seed(settings.seed),  # on the CPU, so that all devices get the same noise
-    }
-    if settings.negative_prompt:
-        call["negative_prompt"] = settings.negative_prompt
-    parameters = inspect.signature(pipe.__call__).parameters
-    if settings.particles > 1:
-        call |= _of_particles(settings, parameters, type(pipe).__name__)
-    if "callback_on_step_end" in parameters:
-
-        def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if "latents" in tensors and not tensors["latents"].isfinite().flatten(1).all(1).any():  # of no particle
-                raise failed(settings, f"is not finite after step {step + 1} of {settings.steps}")
-            if on_step:
-                on_step()
-            return tensors
-
-        call["callback_on_step_end"] = callback
-    with guidance.attach(pipe) if guidance else contextlib.nullcontext():
-        return pipe(**call).images[0]

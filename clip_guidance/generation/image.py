@@ -71,6 +71,7 @@ class GeneratedImage(DisplayMixin):
             ``record``.
         device: Where the image was generated; other devices round differently.
         choice: How the image was chosen among candidates; None if it was the only one.
+        batch_size: Number of images that were drawn together; others round differently.
     """
 
     image: Image.Image
@@ -79,6 +80,7 @@ class GeneratedImage(DisplayMixin):
     scores: list[dict[str, Any]] = field(default_factory=list)
     device: str = "cpu"
     choice: Choice | None = None
+    batch_size: int = 1
 
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
@@ -88,6 +90,7 @@ class GeneratedImage(DisplayMixin):
             **({"choice": asdict(self.choice)} if self.choice else {}),
             "scores": self.scores,
             "device": self.device,
+            **({"batch_size": self.batch_size} if self.batch_size > 1 else {}),
             "versions": _versions(),
         }
 
@@ -107,17 +110,33 @@ class GeneratedImage(DisplayMixin):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         data = self.to_png()
-        slug = re.sub(r"\W+", "-", self.settings.prompt.lower()).strip("-")[:40].rstrip("-") or "image"
-        stem = f"{slug}-{self.settings.seed}"
+        stem = stem_of(self.settings)
         for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
             path = folder / f"{stem}{suffix}.png"
             if not path.exists():
-                with write_atomically(path) as partial:
-                    partial.write_bytes(data)
-                return path
+                return self.write(path)
             if path.read_bytes() == data:
                 return path
         raise AssertionError("unreachable: the suffixes are endless")
+
+    def write(self, path: Path) -> Path:
+        """Write or replace this file, whole or not at all, and return its path."""
+        with write_atomically(path) as partial:
+            partial.write_bytes(self.to_png())
+        return path
+
+
+def stem_of(settings: GenerateSettings) -> str:
+    """Return the beginning of the name of an image's file, from its prompt and its seed.
+
+    Example:
+        >>> from clip_guidance.generation.image import stem_of
+        >>> from clip_guidance.generation.settings import GenerateSettings
+        >>> stem_of(GenerateSettings("A red apple!", seed=7))
+        'a-red-apple-7'
+    """
+    slug = re.sub(r"\W+", "-", settings.prompt.lower()).strip("-")[:40].rstrip("-") or "image"
+    return f"{slug}-{settings.seed}"
 
 
 def _versions() -> dict[str, str]:

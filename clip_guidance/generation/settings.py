@@ -35,6 +35,15 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # class of diffusers and 
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
+METHODS = {  # published methods by their name, and their class in clip_guidance.guidance.methods
+    "dps": "DPS",
+    "lgd-mc": "LGDMC",
+    "freedom": "FreeDoM",
+    "mpgd": "MPGD",
+    "universal": "UniversalGuidance",
+    "tfg": "TFG",
+    "tilt": "Tilt",
+}
 RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included; the command line and the page obey too
     "seed": (-(2**63), 2**63 - 1),  # what torch's generators take
     "scale": (-10_000.0, 10_000.0),
@@ -47,6 +56,8 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers, both ends included
     "cap": (1e-6, 1_000.0),
     "damping": (0.0, 10_000.0),
     "particles": (1, 10_000),
+    "width": (8, 16_384),
+    "height": (8, 16_384),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # by annotation
     "str": ((str,), "a text"),
@@ -59,7 +70,10 @@ _RECORDED: dict[str, type[ImageFile] | type[PlacedTarget] | type[WeightedReward]
     "rewards": WeightedReward,
 }
 # Settings that earlier versions draw without, and what they are where they are not used.
-_LATER: dict[str, Any] = {"damping": 0.0, "particles": 1, "clip_images": [], "regions": [], "rewards": []}
+_LATER: dict[str, Any] = {
+    **{"damping": 0.0, "particles": 1, "clip_images": [], "regions": [], "rewards": []},
+    **dict.fromkeys(("width", "height", "method")),
+}
 JUDGES = {"emoji": "emoji-judge"}  # by model, a CLIP that never guides and scores its images
 
 
@@ -97,6 +111,10 @@ class GenerateSettings:
             1 is this image alone. DDIM adds noise (eta 1) where there are several.
         clip_images: Files of images that CLIP steers to, each with the weight of a text.
         regions: Parts of the image, each with a text or an image of its own that CLIP steers to.
+        width: Pixels; by default the pipeline's own. It is given with the height, or not at all.
+        height: Pixels; by default the pipeline's own.
+        method: Published method by which CLIP steers, one of ``METHODS``, in place of a ``mode``, with its paper's
+            parameters; ``scale`` is then a factor of its step and 1 by default. None for the mode.
         rewards: Rewards that steer too, in the same way; they rate the image against the text of CLIP. Where the
             pipeline comes without a CLIP and none is named, they steer alone, and ``scale`` is 0 by default.
 
@@ -131,6 +149,9 @@ class GenerateSettings:
     clip_images: tuple[ImageFile, ...] = ()
     regions: tuple[PlacedTarget, ...] = ()
     rewards: tuple[WeightedReward, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -145,6 +166,12 @@ class GenerateSettings:
             raise ValueError(f"start must be less than stop, got {start} and {stop}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {shortened(self.scheduler)}")
+        if (self.width is None) != (self.height is None):  # pipelines of diffusers ignore one alone
+            raise ValueError(f"give width and height, or none of them, got {self.width} and {self.height}")
+        if self.method is not None and self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shortened(self.method)}")
+        if self.method is not None and self.mode is not None:
+            raise ValueError(f"give a mode or a method, got {self.mode} and {self.method}")
 
     def resolved(self) -> GenerateSettings:
         """Fill in the model's own values where none were given; an image records the result.
@@ -155,14 +182,23 @@ class GenerateSettings:
         if own is None:
             beside_rewards = 0.0 if self.clip is None else 1.0  # their weights are relative to it
             own = GuidanceDefaults(scale=beside_rewards if self.rewards else None)
+        if self.method is not None:  # what was measured is of the modes; a method has a step size of its own
+            own = GuidanceDefaults(scale=0.0 if own.scale == 0 else 1.0)
         return self.filled(own)
 
     def filled(self, own: GuidanceDefaults) -> GenerateSettings:
         """Fill in what suits the model and the CLIP where nothing was given; its window where neither end was."""
         values = {name: getattr(own, name) for name in ("scale", "mode", "damping")}
         is_open = self.start is None and self.stop is None
+        values |= {"mode": None} if self.method is not None else {}
         values |= {"start": own.start, "stop": own.stop} if is_open else {"start": 0.0, "stop": 1.0}
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+
+    def overridden(self, values: Mapping[str, Any]) -> GenerateSettings:
+        """Replace settings; of a mode and a method the given one takes the place of the other."""
+        other = {"mode": "method", "method": "mode"}
+        left = {other[name]: None for name in other if values.get(name) is not None}
+        return replace(self, **{**left, **values})
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON holds them; one that came later is left out where it is not used."""

@@ -7,6 +7,7 @@ come out differently without a word. Nothing here is slow to import, because the
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import Any
@@ -101,8 +102,12 @@ class PlacedTarget:
             )
 
     @classmethod
-    def parse(cls, text: str) -> PlacedTarget:
+    def parse(cls, text: str, folder: str = "") -> PlacedTarget:
         """Read ``a red apple@0,0,0.5,1``, or ``file:apple.png@0,0,0.5,1`` for an image.
+
+        Args:
+            text: What is read.
+            folder: Where the path of an image starts.
 
         Raises:
             ValueError: The text has another form.
@@ -116,7 +121,7 @@ class PlacedTarget:
         if len(numbers) != 4 or not target:
             raise ValueError(f"expected TEXT@left,top,right,bottom, such as 'a red apple@0,0,0.5,1', got {text!r:.80}")
         left, top, right, bottom = numbers
-        image = ImageFile.read(target.removeprefix(_FILE)) if target.startswith(_FILE) else None
+        image = ImageFile.read(os.path.join(folder, target.removeprefix(_FILE))) if target.startswith(_FILE) else None
         return cls(image or target, (left, top, right, bottom))
 
     @classmethod

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.empty_images import spoil
 from helpers.factories import save_tiny_clip
 from PIL import Image
 
 import clip_guidance as cg
-from clip_guidance.generation import generator
 from clip_guidance.guidance import CLIPReward
 from clip_guidance.rewards import as_judge
 
@@ -183,15 +183,14 @@ def test_rewards_and_clip_steer_by_their_weighted_sum(generate, cli, clip, judge
 
 @pytest.mark.slow
 def test_the_best_candidate_is_kept_and_drawn_again_without_the_others(generate, monkeypatch):
-    seeds, draw = [], generator._draw
-    monkeypatch.setattr(generator, "_draw", lambda *args: seeds.append(args[2].seed) or draw(*args))
+    seeds = spoil(monkeypatch)
     done = generate("--prompt", "a cat", "--scale", 0, "--seed", 3, "--best-of", 2, "--rank-by", "judge", "--json")
     (row,) = done.json
     best, found = row["settings"]["seed"], row["choice"]
-    assert done.code == 0 and seeds == [3, 4] and Path(row["image"]).name == f"a-cat-{best}.png"
+    assert done.code == 0 and seeds == [[3], [4]] and Path(row["image"]).name == f"a-cat-{best}.png"
     assert (found["n"], found["first_seed"], found["rank"], found["failed"]) == (2, 3, 1, [])
     again = generate("--from", row["image"], "--json")
-    assert seeds == [3, 4, best] and "was drawn again bit for bit" in again.err
+    assert seeds == [[3], [4], [best]] and "was drawn again bit for bit" in again.err
     assert again.json[0]["settings"] == row["settings"] and "choice" not in again.json[0]
 
 
@@ -251,13 +250,7 @@ def test_particles_are_on_record_and_drawn_again(generate, clip):
 
 
 def test_candidates_that_fail_are_named_and_the_others_ranked(generate, monkeypatch):
-    draw = generator._draw
-
-    def sometimes(pipe, guidance, settings, on_step):
-        image = draw(pipe, guidance, settings, on_step)
-        return Image.new("RGB", image.size) if settings.seed in (1, 2, 3) else image
-
-    monkeypatch.setattr(generator, "_draw", sometimes)
+    spoil(monkeypatch, 1, 2, 3)
     done = generate("--prompt", "a cat", "--scale", 0, "--num-images", 2, "--best-of", 2, "--keep", 2, "--json")
     assert done.code == 1 and [row["settings"]["seed"] for row in done.json] == [0]
     assert "skipped: the candidate of 'a cat' with seed 1 is of one color, (0, 0, 0)" in done.err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.empty_images import spoil
 from helpers.factories import make_clip
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from clip_guidance.cli._common import as_json, narrate, print_lines, printable
-from clip_guidance.generation import generator
 
 CLEAR = "\x1b[2J\x9b2J\u202egnp"  # clears the screen, twice, and writes backwards
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -123,13 +123,7 @@ def test_a_full_disk_names_the_image_and_leaves_no_part(cli, clip, judge, pipeli
 
 
 def test_an_image_that_came_out_empty_fails_and_the_others_are_drawn(cli, clip, judge, pipeline, tmp_path, monkeypatch):
-    draw = generator._draw
-
-    def sometimes(pipe, guidance, settings, on_step):
-        image = draw(pipe, guidance, settings, on_step)
-        return Image.new("RGB", image.size) if settings.seed == 1 else image
-
-    monkeypatch.setattr(generator, "_draw", sometimes)
+    spoil(monkeypatch, 1)
     options = ["--model", pipeline, "--clip", clip, "--judge", judge, "--steps", 1, "--output", tmp_path / "out"]
     done = cli("generate", "--prompt", "a cat", "--num-images", 3, *options, "--json")
     assert done.code == 1 and [row["settings"]["seed"] for row in done.json] == [0, 2]

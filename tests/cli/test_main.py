@@ -187,7 +187,7 @@ def test_models_are_described(cli, monkeypatch, tmp_path):
             "no score 'y'; there are hessel",
         ),
         (["similar", "a.png", "--to", "gone.png", "--model", "CLIP"], "gone.png: no such file"),
-        (["generate"], "give --prompt or --from"),
+        (["generate"], "give one of --prompts-file, --from, --prompt"),
         (["generate", "--prompt", "x", "--scheduler", "ddmp"], "scheduler must be one of ddim"),
         (["generate", "--prompt", "x", "--steps", "0"], "--steps"),
         (["generate", "--prompt", "x", "--model", "nowhere"], "nowhere: neither a folder, nor a packaged pipeline"),

@@ -5,11 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers.empty_images import spoil
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
-from PIL import Image
 
 from clip_guidance import CLIP, CLIPGuidance, Particles, Region, WeightedRewards, load_reward
-from clip_guidance.generation import generator
+from clip_guidance.generation import batch, generator
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.generation.image import FailedImageError
@@ -132,22 +132,12 @@ def test_particles_are_refused_where_they_cannot_travel(make, settings):
     with pytest.raises(ValueError, match="seed must be from"):
         make(dataclasses.replace(one, seed=2**63 - 1))
     with pytest.raises(ValueError, match="pipelines that take num_images_per_prompt, which Own does not"):
-        generator._of_particles(one, {"prompt": None}, "Own")
-
-
-def spoilt(monkeypatch, *seeds):
-    draw = generator._draw
-
-    def sometimes(pipe, guidance, settings, on_step):
-        image = draw(pipe, guidance, settings, on_step)
-        return Image.new("RGB", image.size) if settings.seed in seeds else image
-
-    monkeypatch.setattr(generator, "_draw", sometimes)
+        batch._of_particles(one, {"prompt": None}, "Own")
 
 
 def test_candidates_that_fail_are_named_and_the_others_ranked(make, settings, monkeypatch):
     plain = dataclasses.replace(settings, scale=0.0)
-    spoilt(monkeypatch, 7, 9)
+    spoil(monkeypatch, 7, 9)
     kept = make.best_of(plain, Candidates(3, keep=2))
     assert [each.settings.seed for each in kept] == [8]
     black = "is of one color, (0, 0, 0)"
@@ -177,7 +167,7 @@ def test_a_candidate_without_a_finite_reward_fails(make, settings, monkeypatch):
     ],
 )
 def test_what_cannot_be_ranked_is_told_before_it_is_drawn(make, settings, monkeypatch, change, candidates, message):
-    monkeypatch.setattr(generator, "_draw", None)
+    monkeypatch.setattr(generator, "draw_batch", None)
     with pytest.raises(ValueError, match=message):
         make.best_of(dataclasses.replace(settings, **change), Candidates(3, **candidates))
 

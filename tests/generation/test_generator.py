@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.empty_images import spoil
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
 
@@ -268,8 +269,7 @@ def test_only_an_image_of_one_color_is_empty():
 
 
 def test_an_image_that_fails_costs_itself_alone(settings, unchanged, monkeypatch):
-    draw_image, empty = generator._draw, Image.new("RGB", (8, 8))
-    monkeypatch.setattr(generator, "_draw", lambda *args: empty if args[2].seed else draw_image(*args))
+    spoil(monkeypatch, 1)
     make = ImageGenerator()
     with pytest.raises(FailedImageError, match=r"\(seed 1\) is of one color, \(0, 0, 0\)"):
         make(dataclasses.replace(settings, seed=1))

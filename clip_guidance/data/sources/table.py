@@ -107,6 +107,21 @@ class TableSource:
                 yield columns.record(row, f"row {number}", origin, self._folders[path])
 
 
+def table_rows(path: Path) -> Iterator[Any]:
+    """Yield all rows of a table, each a dict by column, or the :class:`.BadRow` that says why it is bad.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no table.
+    """
+    if path.suffix.lower() != ".parquet":
+        yield from text_rows(path)
+        return
+    with _parquet(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
+
+
 def _layout(path: Path) -> tuple[list[str], list[int | None], dict[str, list[str]]]:
     """Return column names, the rows of each part where known, and class names by column."""
     if path.suffix.lower() != ".parquet":

@@ -40,7 +40,7 @@ def text_columns(path: Path) -> list[str]:
         if not names:
             raise ValueError("expected JSON objects, one per line; found none")
         return list(names)
-    with _open(path) as file:
+    with open_text(path) as file:
         return csv_table(file, _delimiter(path))[0]
 
 
@@ -49,7 +49,7 @@ def text_rows(path: Path) -> Iterator[Row | BadRow]:
     if path.suffix.lower() == ".json":
         yield from _json_table(path)
         return
-    with _open(path) as file:
+    with open_text(path) as file:
         if path.suffix.lower() == ".jsonl":
             yield from (_json_row(line) for line in file if line.strip())
         else:
@@ -158,7 +158,7 @@ def _json_table(path: Path) -> Iterator[Row | BadRow]:
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"a .json is read as a whole, of at most {MAX_JSON_BYTES} bytes; write it as .jsonl")
-    with _open(path) as file:
+    with open_text(path) as file:
         try:
             data = load_json(file.read())
         except BadRow as bad:
@@ -187,7 +187,7 @@ def _coco_rows(images: Sequence[Any], notes: Any) -> Iterator[Row | BadRow]:
             yield {"file_name": image.get("file_name"), "captions": captions.get(image["id"], [])}
 
 
-def _open(path: Path) -> Any:
+def open_text(path: Path) -> Any:
     """Open a table as text; where it is not UTF-16, bytes that are not UTF-8 become lone surrogates."""
     with path.open("rb") as file:
         start = file.read(2)
