@@ -13,10 +13,10 @@ from pathlib import Path
 import clip_guidance as cg
 from clip_guidance.metrics.job.items import check_table, read_items
 from clip_guidance.metrics.job.judge import make_judge
-from clip_guidance.metrics.job.output import check_output
 from clip_guidance.metrics.job.processes import find_processes
 from clip_guidance.metrics.job.results import read_scores
 from clip_guidance.metrics.job.run import Job, Options, score_items
+from clip_guidance.metrics.job.tables import check_output
 
 
 def main() -> int:

@@ -1,14 +1,21 @@
 """The wheel, the cost of importing it, and the shape of the tree."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "diffusers", "transformers")
@@ -35,13 +42,22 @@ def cli_commands() -> dict[str, Any]:
 # The wheel
 
 
-@pytest.fixture(scope="module")
-def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def build(root: Path, folder: Path) -> Path:
+    """Builds wheel and sdist of a checkout, and returns the wheel."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    built = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel_files(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
@@ -61,6 +77,103 @@ def test_wheel_holds_the_whole_package(wheel_files: set[str]) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
     assert {name for name in wheel_files if name.startswith("clip_guidance/")} == expected
     assert "clip_guidance/py.typed" in expected
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_the_tests_and_no_data_and_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    for needed in ("tests/conftest.py", "training/train_clip.py", "docs/conf.py", "constraints.txt", "CITATION.cff"):
+        assert (tree / needed).is_file(), f"the sdist lacks {needed}"
+    files = [path for path in tree.rglob("*") if path.is_file() and "saved_before" not in path.parts]
+    assert not [path for path in files if path.suffix in {".parquet", ".tar", ".zip", ".jsonl", ".whl", ".pyc"}]
+    again = build(tree, tmp_path / "dist")
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_wheel_works_alone(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which takes the dependencies, and nothing else, from this one."""
+    venv.create(tmp_path / "venv")
+    scripts = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
+    installer = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install", "-q", "--no-deps"]
+    subprocess.run([*installer, str(wheel)], check=True)
+    asked = subprocess.check_output(
+        [scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    )
+    site = Path(asked.strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # behind what was installed
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": env, "text": True}
+    found = subprocess.check_output(
+        [scripts / "python", "-c", "import clip_guidance as cg; print(cg.__file__, cg.__version__)"], **options
+    )
+    assert found.split() == [str(site / "clip_guidance" / "__init__.py"), project()["version"]]
+    words = ["generate", "--prompt", "a noto picture of a rocket", "--steps", "2", "--json"]
+    drawn = json.loads(subprocess.check_output([scripts / "clip-guidance", *words], **options))
+    assert (tmp_path / drawn[0]["image"]).is_file()
+
+
+# What a release says of itself
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table
+
+
+def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    ours = project()
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # what the format demands
+    assert (cited["version"], cited["license"]) == (ours["version"], ours["license"])
+    assert cited["abstract"] == ours["description"] and cited["keywords"] == ours["keywords"]
+    assert f"## [{ours['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_extras_are_documented_and_all_holds_those_of_users() -> None:
+    extras = project()["optional-dependencies"]
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == extras.keys()
+    (named,) = re.findall(r"clip-guidance\[([\w,]+)\]", extras["all"][0])
+    assert named.split(",") == sorted(extras.keys() - {"all", "docs", "test"})
+
+
+def test_nothing_older_than_what_was_tested_is_promised() -> None:
+    """The tests run on the versions of constraints.txt; open_clip is not among them."""
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    ours = project()
+    extras = ours["optional-dependencies"]
+    needed = sum((extras[name] for name in ("data", "index", "lora", "plot", "train", "ui")), ours["dependencies"])
+    for name, oldest in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in needed):
+        assert tested[name].startswith(f"{oldest}."), f"{name}: {oldest} is promised, {tested[name]} was tested"
+
+
+def test_the_oldest_python_is_the_same_everywhere() -> None:
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    oldest = tables["project"]["requires-python"].removeprefix(">=")
+    versions = re.findall(r"Python :: (3\.\d+)", "\n".join(tables["project"]["classifiers"]))
+    assert versions[0] == oldest and tables["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    for page, said in (("docs/install.md", f"Python {oldest} or newer"), ("constraints.txt", f"Python {oldest} to")):
+        assert said in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_templates_of_issues_are_forms() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.name != "config.yml":
+            assert form["name"] and form["description"]
+            assert {field["type"] for field in form["body"]} <= {"input", "textarea"}
+            assert all(field["id"] and field["attributes"]["label"] for field in form["body"])
+
+
+def test_the_map_for_assistants_names_what_there_is() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "AGENTS.md").read_text(encoding="utf-8"), re.M)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    rooms = {path.name for path in (ROOT / "clip_guidance").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert {name.removeprefix("clip_guidance/") for name in named} == rooms | set(SHELVES[1:]) | {"docs"}
 
 
 # The cost of importing it

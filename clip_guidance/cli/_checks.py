@@ -61,6 +61,27 @@ def check_new_folder(path: Path) -> Path:
     return path
 
 
+def check_suffix(path: Path | None) -> None:
+    """Reject an --output of rows that is no table."""
+    if path is not None and path.suffix not in SCORE_FORMATS:
+        raise typer.BadParameter(f"--output must end in {' or '.join(SCORE_FORMATS)}, got {path.name}")
+
+
+def check_new_table(path: Path | None) -> Path | None:
+    """Reject an --output of rows that is no table, that exists, or that cannot be written."""
+    check_suffix(path)
+    if path is not None:
+        from clip_guidance.metrics.job.tables import check_output
+
+        if path.exists():
+            raise typer.BadParameter(f"--output {path} exists; nothing is overwritten")
+        try:
+            check_output(path)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return path
+
+
 def check_score(
     paths: list[str] | None, prompts_file: Path | None, prompt: str | None, output: Path | None, resume: bool
 ) -> None:
@@ -69,8 +90,7 @@ def check_score(
         raise typer.BadParameter("give images or --prompts-file")
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter("--prompt is empty")
-    if output and output.suffix not in SCORE_FORMATS:
-        raise typer.BadParameter(f"--output must end in {' or '.join(SCORE_FORMATS)}, got {output.name}")
+    check_suffix(output)
     if resume and not output:
         raise typer.BadParameter("--resume needs the --output to go on with")
 

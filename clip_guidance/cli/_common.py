@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import gc
 import importlib
+import itertools
 import json
-import logging
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,64 +19,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from clip_guidance.cli._narration import OBEYED, narrate_end, printable, volume
+from clip_guidance.cli._narration import narrate as narrate
+from clip_guidance.cli._narration import progress as progress
 
+if TYPE_CHECKING:
     from clip_guidance.clip import CLIP, DualEncoder
     from clip_guidance.clip.embed_cache import EncodedBatch
     from clip_guidance.report.html.page import Page
     from clip_guidance.rewards import PromptReward
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-# What a terminal obeys instead of showing: C0 and C1 controls, line separators, marks that reorder text; and lone
-# surrogates, which stand for the bytes of a file name that are no UTF-8.
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN = 5  # failures of one kind that are named, where all of them would bury the rest
-_STYLES = {"error": "bold red", "failed": "red", "warning": "yellow", "interrupted": "yellow"}
-
-
-def narrate(kind: str, message: str) -> None:
-    """Print one line on stderr, such as ``failed: a.png: is empty (0 bytes)``."""
-    style = _STYLES.get(kind, "cyan")
-    stderr.print(f"[{style}]{kind}:[/] {escape(printable(' '.join(message.split())))}")
-
-
-def printable(text: str, keep: str = "") -> str:
-    r"""Escape what a terminal would obey, such as a sequence in a file name that clears the screen.
-
-    Args:
-        text: What somebody wrote: the name of a file, a caption, a prompt.
-        keep: Characters that are left as they are.
-
-    Example:
-        >>> from clip_guidance.cli._common import printable
-        >>> print(printable("\x1b[2Jcat.png"))
-        \x1b[2Jcat.png
-    """
-    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
-class LogNarrator(logging.Handler):
-    """Narrate what the package logs, as everything else that goes to stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        narrate(record.levelname.lower(), record.getMessage())
-
-
-def warn_once() -> Callable[..., None]:
-    """Make a ``warnings.showwarning`` that prints no source lines and no message twice in a run."""
-    shown: set[str] = set()
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in shown:
-            shown.add(str(message))
-            narrate("warning", str(message))
-
-    return show
 
 
 class Job:
@@ -130,16 +82,17 @@ class Job:
                     yield batch
         domain.warn()
 
-    def finish(self) -> None:
-        """End the command with exit code 0, 1 or 130."""
+    def finish(self, done: int | None = None, total: int | None = None) -> None:
+        """End the command with exit code 0, 1 or 130.
+
+        Args:
+            done: Number of inputs that did not fail, for the last line; None for no such line.
+            total: Number of all inputs; by default those done and those failed.
+        """
+        if done is not None:
+            failed = len(self.failures)
+            narrate_end(done, failed, done + failed if total is None else total)
         raise typer.Exit(130 if self.interrupted else 1 if self.failures else 0)
-
-
-def progress() -> Progress:
-    """Make a progress bar on stderr; it shows nothing where stderr is not a terminal."""
-    from rich.progress import Progress
-
-    return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
 def load_clip(name: str, device: str | None) -> DualEncoder:
@@ -217,11 +170,16 @@ def resolve_device(device: str | None) -> str:
 
 
 def quiet(*libraries: str) -> None:
-    """Silence the progress bars and the advice of other libraries."""
+    """Silence the progress bars and the advice of other libraries; with ``--verbose`` narrate what they log."""
     for library in libraries:
         logging = importlib.import_module(f"{library}.utils.logging")
-        logging.set_verbosity_error()
         logging.disable_progress_bar()
+        if volume.verbose:
+            logging.set_verbosity_info()
+            logging.disable_default_handler()
+            logging.enable_propagation()
+        else:
+            logging.set_verbosity_error()
 
 
 def save_report(page: Page, path: Path) -> None:
@@ -237,7 +195,7 @@ def as_json(document: Any, indent: int | None = None) -> str:
     """
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(document, indent=indent, ensure_ascii=not utf8, allow_nan=False)
-    return _OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    return OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(document: Any) -> None:
@@ -266,6 +224,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*(escape(printable(cell, keep="\n")) for cell in _cells(row)))
     Console().print(table)
+
+
+def print_rows(columns: Mapping[str, type], rows: Sequence[Sequence[Any]], job: Job) -> None:
+    """Print rows on stdout; other programs get a row for each input that failed, with its reason, behind the others."""
+    if sys.stdout.isatty():
+        print_table(list(columns), rows)
+        return
+    failed = [["" if row[name] is None else row[name] for name in row] for row in _failed(columns, job)]
+    print_lines([[*columns, "error"], *([*row, ""] for row in rows), *failed])
+
+
+def write_rows(path: Path, columns: Mapping[str, type], rows: Sequence[Sequence[Any]], job: Job) -> None:
+    """Write rows to the file of --output, and behind them one for each input that failed, with its reason."""
+    from clip_guidance.metrics.job.tables import write_table
+
+    named = ({**dict(zip(columns, row, strict=True)), "error": None} for row in rows)
+    write_table(path, itertools.chain(named, _failed(columns, job)), {**columns, "error": str})
+
+
+def _failed(columns: Iterable[str], job: Job) -> list[dict[str, Any]]:
+    """Return the rows of what failed, by column."""
+    return [{**dict.fromkeys(columns), "image": one["path"], "error": one["reason"]} for one in job.failures]
 
 
 def _cells(row: Iterable[Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from clip_guidance.cli._checks import check_new_folder
 
 
-class Library(str, Enum):
+class Library(StrEnum):
     """The library whose folder ``convert`` writes."""
 
     transformers = "transformers"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clip_guidance.cli._checks import check_finite, check_quarantine, check_report, parsed
+from clip_guidance.cli._checks import check_finite, check_new_table, check_quarantine, check_report, parsed
 from clip_guidance.generation.candidates import MAX_CANDIDATES
 from clip_guidance.generation.settings import RANGES, SCHEDULERS
 from clip_guidance.generation.weighted_reward import WeightedReward
@@ -22,7 +22,7 @@ def _number(low: float, high: float, *names: str, help: str, **how: Any) -> Any:
     return typer.Option(*names, min=low, max=high, callback=check_finite, help=help, **how)
 
 
-class On(str, Enum):
+class On(StrEnum):
     """The key by which scores of two runs are paired."""
 
     prompt = "prompt"
@@ -47,6 +47,15 @@ Report = Annotated[
     typer.Option(
         callback=check_report,
         help="Also write an HTML page (.html) with up to 200 images. It replaces a former report, but no other file.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        callback=check_new_table,
+        help="Write the rows to this new .jsonl, .csv or .parquet file instead of printing them. An image that failed "
+        "has its reason in the column error.",
         show_default=False,
     ),
 ]

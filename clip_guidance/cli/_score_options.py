@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +13,14 @@ from clip_guidance.cli._options import _number
 DEFINITION, MODEL = "torchmetrics", "emoji-judge"  # of the CLIP's score, unless rewards alone are asked for
 
 
-class LongPrompts(str, Enum):
+class LongPrompts(StrEnum):
     """Treatment of a text that is longer than the context of the CLIP."""
 
     truncate = "truncate"
     average = "chunk-average"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """Precision in which the CLIP computes."""
 
     float32 = "float32"
@@ -43,6 +43,16 @@ SharedPrompt = Annotated[
 PromptsFile = Annotated[
     Path | None,
     typer.Option(help="A table with the columns image and prompt, in place of PATHS.", show_default=False),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of images in the tables, or of CSV or JSON lines.", show_default="by its name"),
+]
+PromptColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of prompts in the tables, or of CSV or JSON lines.", show_default="prompt, or that of captions"
+    ),
 ]
 Definitions = Annotated[
     list[str] | None,
@@ -68,7 +78,8 @@ Rewards = Annotated[
 ScoresFile = Annotated[
     Path | None,
     typer.Option(
-        help="Also write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete.",
+        help="Write the scores to this .jsonl, .csv or .parquet file, which appears once it is complete, and print "
+        "their means alone. An image that failed has its reason in the column error.",
         show_default=False,
     ),
 ]

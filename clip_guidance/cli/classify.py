@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clip_guidance.zero_shot.classifier import ZeroShotClassifier, ZeroShotResult
 
 FOLDERS = "folders"
+COLUMNS = {"image": str, "label": str, "prob": float}
 
 
 def command(
@@ -35,6 +36,7 @@ def command(
     model: options.Model = "emoji",
     top_k: options.TopLabels = 1,
     cache: options.Cache = None,
+    output: options.Output = None,
     report: options.Report = None,
     json: options.Json = False,
     device: options.Device = None,
@@ -59,10 +61,12 @@ def command(
         with common.Job() as job:
             for batch in job.encoded(encoder, found, batch_size):
                 done.add(batch, top_k)
-    _print(clip, done, right, json, job)
+    if output is not None:
+        common.write_rows(output, COLUMNS, _lines(done.rows, done.least), job)
+    _print(clip, done, right, json, output is None, job)
     if report is not None:
         common.save_report(_page(clip, done, right, max(5, top_k), job), report)
-    job.finish()
+    job.finish(len(done.rows), len(found))
 
 
 class Classified:
@@ -140,8 +144,10 @@ def _classifier(
     return classifier
 
 
-def _print(clip: DualEncoder, done: Classified, right: dict[str, str], json: bool, job: common.Job) -> None:
-    """Print labels and, where the true labels are known, the metrics."""
+def _print(
+    clip: DualEncoder, done: Classified, right: dict[str, str], json: bool, rows: bool, job: common.Job
+) -> None:
+    """Print labels, unless a file has the rows, and the metrics, where the true labels are known."""
     classifier = done.classifier
     measured = _measure(classifier, done.whole().logits, _right_labels(done.rows, right)) if right else None
     if json:
@@ -158,7 +164,8 @@ def _print(clip: DualEncoder, done: Classified, right: dict[str, str], json: boo
             }
         )
         return
-    common.print_table(["image", "label", "prob"], _lines(done.rows, done.least))
+    if rows:
+        common.print_rows(COLUMNS, _lines(done.rows, done.least), job)
     if measured is not None:
         shown = {name: value for name, value in measured.items() if name != "confusion" and value is not None}
         common.print_table(["measure", "value"], list(shown.items()))

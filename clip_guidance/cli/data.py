@@ -10,6 +10,7 @@ import typer
 
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
+from clip_guidance.cli._command import Command
 
 if TYPE_CHECKING:
     from clip_guidance.data import Pairs, Report
@@ -22,7 +23,7 @@ def group() -> None:
     """Check training data."""  # a callback keeps `check` a subcommand while it is the only one
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     path: options.DataPath,
     report: options.Report = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -38,23 +39,26 @@ def command(
     from clip_guidance.images.find import find_images
     from clip_guidance.index.results import Changes
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("index: processes of a launcher would each index all images; start it once for each folder")
     extra = dict(map(_pair, metadata or []))
     found = find_images(paths)
     clip = _clip_of(index, model, device)
-    total = Changes()
+    total, done = Changes(), 0
     with common.caching(clip, cache) as encoder, _open(index, encoder) as opened:
         with common.Job() as job, common.progress() as bar:
             task = bar.add_task("images", total=len(found))
             for changes in opened.iter_add(found, extra, batch_size):
                 bar.advance(task, _size(changes))
                 total += changes
+                done += _size(changes) - len(changes.skipped)
             if prune:
                 total += opened.sync(batch_size=batch_size)
         for skipped in total.skipped:
             job.fail(skipped.path, skipped.reason)
         count = len(opened)
     _print(total, opened, count, json, job)
-    job.finish()
+    job.finish(done, len(found))
 
 
 def _print(total: Changes, opened: ImageIndex, count: int, json: bool, job: common.Job) -> None:

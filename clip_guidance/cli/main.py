@@ -7,19 +7,15 @@ request, 130 interrupted. Subcommands import torch only when they run, so that `
 from __future__ import annotations
 
 import io
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 import typer
 
 from clip_guidance.cli import (
-    _common as common,
-)
-from clip_guidance.cli import (
     classify,
     compare,
+    completion,
     convert,
     data,
     generate,
@@ -28,21 +24,31 @@ from clip_guidance.cli import (
     score,
     search,
     similar,
+    train,
     tune,
     ui,
 )
+from clip_guidance.cli._command import Command
+from clip_guidance.cli._narration import narrate, narrated_logs
+from clip_guidance.cli._shared_options import Quiet, Verbose, Version
 
 app = typer.Typer(
     name="clip-guidance",
-    help="Steer, score, classify, compare and search images with CLIP.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (generate, tune, score, compare, classify, similar, index, search, convert, models, ui):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2], cls=Command)(module.command)
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command("completion")(completion.command)
+
+
+@app.callback()
+def options(version: Version = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Steer, score, classify, compare and search images with CLIP."""
 
 
 def run(args: Sequence[str] | None = None) -> None:
@@ -53,20 +59,15 @@ def run(args: Sequence[str] | None = None) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape names that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")  # as JSON escapes them too
-    log = logging.getLogger("clip_guidance")
-    if not any(isinstance(handler, common.LogNarrator) for handler in log.handlers):
-        log.addHandler(common.LogNarrator(logging.WARNING))
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = common.warn_once()
+    with narrated_logs():
         try:
-            app(args)
+            app(args, complete_var=completion.VARIABLE)
         except (ValueError, OSError) as error:  # a repeated label, an unknown model, a folder in the way
-            common.narrate("error", str(error))
+            narrate("error", str(error))
             sys.exit(2)
         except SystemExit as error:
             if error.code == 130:
-                common.narrate("interrupted", "stopped; what was done is kept")
+                narrate("interrupted", "stopped; what was done is kept")
             raise
 
 

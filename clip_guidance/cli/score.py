@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,22 +16,22 @@ from clip_guidance.cli import _checks as checks
 from clip_guidance.cli import _common as common
 from clip_guidance.cli import _options as options
 from clip_guidance.cli import _score_options as score_options
+from clip_guidance.cli._score_print import print_scores
 
 if TYPE_CHECKING:
-    from clip_guidance.metrics.job.items import ScoreItem
+    from clip_guidance.metrics.job.items import ScoreItem, TableColumns
     from clip_guidance.metrics.job.judge import Judge
     from clip_guidance.metrics.job.processes import Processes
     from clip_guidance.metrics.job.run import Job, Options
-    from clip_guidance.metrics.job.store import ScoreStore
     from clip_guidance.report import Page
-
-SHOWN = 200  # rows of the table on a terminal
 
 
 def command(
     paths: score_options.Scored = None,
     prompt: score_options.SharedPrompt = None,
     prompts_file: score_options.PromptsFile = None,
+    image_column: score_options.ImageColumn = None,
+    prompt_column: score_options.PromptColumn = None,
     definition: score_options.Definitions = None,
     model: score_options.Models = None,
     reward: score_options.Rewards = None,
@@ -62,17 +61,20 @@ def command(
     definitions, models = _of_clips(definition, model, rewards, long_prompts)
     given: Sequence[str | Path] = paths or [prompts_file or Path()]  # a Path is a file, whatever its name
     processes = _processes(device)
-    _check_input(given, prompts_file, output, processes)
+    columns = _columns(given, image_column, prompt_column)
+    with _naming_options(columns):
+        _check_input(given, prompts_file, output, processes, columns)
     job = common.Job()
     with _work(output, processes, resume) as work, _run_options(cache, batch_size, threads, draft) as run_options:
         judges = _clip_judges(models, definitions, processes.device, dtype.value, long_prompts.value, draft)
         judges += _reward_judges(rewards, processes.device, dtype.value, draft)
-        _score(_items(given, prompt), judges, work, run_options, job)
+        with _naming_options(columns):
+            _score(_items(given, prompt, columns), judges, work, run_options, job)
         work.finish()
         if processes.rank:
             return  # with exit code 0: a launcher that sees a process fail ends the first one, which is still writing
-        _write(work, judges, output, report, json, job)
-    job.finish()
+        done = _write(work, judges, output, report, json, job)
+    job.finish(done)
 
 
 def _processes(device: str | None) -> Processes:
@@ -107,22 +109,51 @@ def _run_options(cache: Path | None, batch_size: int, threads: int | None, draft
 
 def _write(
     work: Job, judges: list[Judge], output: Path | None, report: Path | None, json: bool, job: common.Job
-) -> None:
-    """Write the output, print the rows and the means, and then the report, which may fail."""
+) -> int:
+    """Write the output, print the rows and the means, and then the report, which may fail; count what has scores."""
     if output:
         work.write()
-    _print(work, judges, json, job)
+    done = print_scores(work, judges, output, json, job)
     page = _page(work, job.failures) if report else None
     work.clear()
     if report and page:
         common.save_report(page, report)
+    return done
+
+
+def _columns(given: Sequence[str | Path], image: str | None, prompt: str | None) -> TableColumns:
+    """Return the columns that are asked for, which some input must have."""
+    from clip_guidance.metrics.job.items import STDIN, TableColumns, is_table
+
+    columns = TableColumns(image, prompt)
+    if columns != TableColumns() and not any(path == STDIN or is_table(Path(path)) for path in given):
+        option = "--image-column" if image is not None else "--prompt-column"
+        raise typer.BadParameter(f"{option} is for tables (.csv, .tsv, .jsonl, .parquet) and for -")
+    return columns
+
+
+@contextmanager
+def _naming_options(columns: TableColumns) -> Iterator[None]:
+    """Name the options that ask for columns, where a table lacks one of them."""
+    from clip_guidance.data import SourceError
+
+    asked = {"--image-column": columns.image, "--prompt-column": columns.prompt}
+    given = [option for option, value in asked.items() if value is not None]
+    try:
+        yield
+    except SourceError as error:
+        raise (ValueError(f"{' and '.join(given)}: {error}") if given else error) from None
 
 
 def _check_input(
-    given: Sequence[str | Path], prompts_file: Path | None, output: Path | None, processes: Processes
+    given: Sequence[str | Path],
+    prompts_file: Path | None,
+    output: Path | None,
+    processes: Processes,
+    columns: TableColumns,
 ) -> None:
     from clip_guidance.metrics.job.items import STDIN, check_table, is_table
-    from clip_guidance.metrics.job.output import check_output
+    from clip_guidance.metrics.job.tables import check_output
 
     if output:
         check_output(output)
@@ -134,15 +165,15 @@ def _check_input(
         raise ValueError("standard input cannot be shared among processes: put its lines into a .jsonl file")
     for path in map(Path, given):
         if is_table(path) and (path.is_file() or prompts_file):
-            check_table(path)
+            check_table(path, columns)
 
 
-def _items(given: Sequence[str | Path], prompt: str | None) -> Iterator[ScoreItem]:
+def _items(given: Sequence[str | Path], prompt: str | None, columns: TableColumns) -> Iterator[ScoreItem]:
     from clip_guidance.metrics.job.items import read_items
 
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 cost their line alone
         sys.stdin.reconfigure(errors="surrogateescape")
-    return read_items(given, prompt, sys.stdin)
+    return read_items(given, prompt, sys.stdin, columns)
 
 
 def _of_clips(
@@ -191,7 +222,8 @@ def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: 
     work.begin(judges)
     repeated = 0
     with job, common.progress() as bar:
-        task = bar.add_task("images", total=None)
+        count = work.processes.count
+        task = bar.add_task("images" if count == 1 else f"images of the first of {count} processes", total=None)
         for done in score_items(items, judges, work, options):
             for failure in done.failures:
                 job.fail(failure.image, failure.reason)
@@ -201,33 +233,6 @@ def _score(items: Iterator[ScoreItem], judges: list[Judge], work: Job, options: 
         judge.domain.warn()
     if repeated:
         common.narrate("note", f"{repeated} scores of pairs that are given more than once are there once")
-
-
-def _print(work: Job, judges: list[Judge], json: bool, job: common.Job) -> None:
-    """Print the rows and the means of all processes."""
-    import torch
-
-    from clip_guidance.metrics.job.store import ScoreStore
-
-    summaries = []
-    with ScoreStore(work.base) as base:
-        for definition in (definition for judge in judges for definition in judge.definitions):
-            summary = base.summary(definition.id)
-            mean = None
-            if summary.count:  # of one number, the mean is that number, clipped where the definition says so
-                mean = definition.score.mean(torch.tensor([summary.arithmetic_mean], dtype=torch.float64))
-            summaries.append((summary, mean))
-        means = [{**s.record, "mean": mean, "count": s.count} for s, mean in summaries]
-        job.failures = [{"path": failure.image, "reason": failure.reason} for failure in base.failures()]
-        if json:
-            _print_json(base, means, job.failures)
-        else:
-            _print_table(base, len(means) > 1)
-    for summary, mean in summaries:
-        if mean is not None:
-            by = f"{summary.record['definition']} by {summary.record['model']}"
-            common.narrate("mean", f"{mean:.4f} ({by}, n = {summary.count})")
-    _narrate_marks([summary for summary, _ in summaries])
 
 
 def _page(work: Job, failed: list[dict[str, str]]) -> Page:
@@ -240,49 +245,3 @@ def _page(work: Job, failed: list[dict[str, str]]) -> Page:
     with ScoreStore(work.base) as base:
         records = base.records().items()
         return scores(*(Scores(rows(key), record["definition"], record) for key, record in records), failed=failed)
-
-
-def _print_json(base: ScoreStore, means: list[dict[str, Any]], failures: list[dict[str, str]]) -> None:
-    """Print one document, whose rows are printed as they are read."""
-    head: dict[str, Any] = {"scores": means}
-    if len(means) == 1:
-        record = {key: value for key, value in means[0].items() if key not in ("mean", "count")}
-        head = {"definition": record, "mean": means[0]["mean"]}
-    print(common.as_json(head, indent=2)[:-2] + ',\n  "results": [', end="")
-    separator = "\n"
-    for row, record in base.rows():
-        own = {key: value for key, value in vars(row).items() if key not in ("record", "position")}
-        names = {"definition": record["definition"], "model": record["model"]}
-        print(separator + "    " + common.as_json({**own, **names}), end="")
-        separator = ",\n"
-    print('\n  ],\n  "failed": ' + common.as_json(failures) + "\n}")
-
-
-def _print_table(base: ScoreStore, several: bool) -> None:
-    """Print all rows for other programs, the first ones on a terminal."""
-    columns = ["image", "prompt", "score", *(["definition", "model"] if several else [])]
-    rows = (
-        (row.image, row.prompt, row.score, *((record["definition"], record["model"]) if several else ()))
-        for row, record in base.rows()
-    )
-    if sys.stdout.isatty():
-        common.print_table(columns, list(itertools.islice(rows, SHOWN)))
-        if left := sum(1 for _ in rows):
-            common.narrate("note", f"{left} more rows are not shown; --output keeps them")
-        return
-    common.print_lines(itertools.chain([columns], rows))
-
-
-def _narrate_marks(summaries: list[Any]) -> None:
-    """Warn about scores by the CLIP or reward that guided an image, and about texts that were cut."""
-    guided = {s.record["model"]: s for s in summaries if s.guided}
-    for name, summary in guided.items():
-        which = f" ({name})" if len({s.record["model"] for s in summaries}) > 1 else ""
-        common.narrate(
-            "warning",
-            f"{summary.guided} of {summary.count} images were guided or chosen by the very model that scores them"
-            f"{which}, which flatters them; choose another --model or --reward",
-        )
-    if truncated := sum(summary.truncated for summary in summaries):
-        total = sum(summary.count for summary in summaries)
-        common.narrate("note", f"{truncated} of {total} scores are of a text that was cut (column truncated)")

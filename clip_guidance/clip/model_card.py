@@ -25,13 +25,14 @@ USE = """\
 ```python
 import clip_guidance as cg
 
-clip = cg.CLIP.from_pretrained("{name}")
-clip.encode_text(["a red apple"]), clip.encode_image("apple.png")  # unit vectors: judge
-pipe = cg.load_pipeline("a/pipeline")
-with cg.CLIPGuidance(clip, "a red apple").attach(pipe):  # steer any diffusers pipeline
-    image = pipe("an apple").images[0]
-pipe.text_encoder = clip.text_encoder  # condition one that is trained on it
-```"""
+clip = cg.CLIP.from_pretrained("{place}")
+pipe = cg.load_pipeline("emoji")  # or any pipeline of diffusers
+with cg.CLIPGuidance(clip, "a red apple").attach(pipe):  # steer
+    image = pipe("an apple", num_inference_steps=20).images[0]
+print(clip.encode_image(image) @ clip.encode_text(["a red apple"]).T)  # judge: their cosine
+```
+
+A pipeline that is trained on its text encoder is conditioned by it: `pipe.text_encoder = clip.text_encoder`."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,19 @@ class Figure:
 
 
 def model_card(
-    clip: CLIP, name: str, *, settings: Mapping[str, Any] | None = None, figures: Mapping[str, Figure] | None = None
+    clip: CLIP,
+    name: str,
+    *,
+    place: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Figure] | None = None,
 ) -> str:
     """Compose a model card in Markdown, with the hub's metadata.
 
     Args:
         clip: The trained model.
         name: What the model will be called on the hub.
+        place: What ``CLIP.from_pretrained`` takes; by default the name.
         settings: What the model was trained with; values of None, "" and [] are left out.
         figures: What was measured on images that the user holds out, such as ``{"R@1": Figure(0.45, 789, ...)}``.
 
@@ -87,7 +94,7 @@ def model_card(
         f"{clip.projection_dim} dimensions.",
         "| tower | kind | reads | width | parameters |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows),
         "## Use",
-        USE.format(name=name),
+        USE.format(place=place or name),
     ]
     if figures:
         lines = [
@@ -109,7 +116,8 @@ def write_model_card(folder: str | Path, clip: CLIP, **options: Any) -> Path:
     Args:
         folder: Where the model is saved; must exist.
         clip: The trained model.
-        **options: Passed to :func:`model_card`; ``name`` is by default that of the folder.
+        **options: Passed to :func:`model_card`; ``name`` is by default that of the folder, and ``place`` its path as
+            it is given, so that the card's example works where the program ran.
 
     Returns:
         The path of the README.md.
@@ -118,7 +126,8 @@ def write_model_card(folder: str | Path, clip: CLIP, **options: Any) -> Path:
     if not path.exists():
         name = options.pop("name", None) or Path(folder).resolve().name
         with write_atomically(path) as partial:
-            partial.write_text(model_card(clip, name, **options))
+            text = model_card(clip, name, **{"place": Path(folder).as_posix(), **options})
+            partial.write_text(text, encoding="utf-8")
     return path
 
 

@@ -16,9 +16,10 @@ from clip_guidance._files import shorten
 from clip_guidance.index.checksums import NONE
 from clip_guidance.index.database import Database
 from clip_guidance.index.entries import Entry
+from clip_guidance.index.keys import LEAST, MOST, index_name, statement, type_and_value
 from clip_guidance.index.schema import CHECKSUM, COLUMNS, FILE, META, SCHEMA, VERSION, is_entry
 from clip_guidance.index.vectors import ImageIndexError, VectorFile, short_name
-from clip_guidance.index.where import ALL, Condition, json_path
+from clip_guidance.index.where import ALL, Condition
 
 _NAMED = 8  # keys that a warning names
 
@@ -120,15 +121,31 @@ class Catalogue:
 
     def warn_if_none(self, found: object, condition: Condition) -> None:
         """Warn where nothing was found because a filter asks for a key that no image has: it may be misspelled."""
-        sql = "SELECT 1 FROM entries WHERE json_type(metadata, ?) IS NOT NULL LIMIT 1"
+        sql = "SELECT 1 FROM entries WHERE {} IS NOT NULL LIMIT 1"
         names = condition.keys if not found else ()
-        unknown = next((name for name in names if not self._fetch(sql, (json_path(name),))), None)
+        unknown = next((name for name in names if not self._fetch(sql.format(type_and_value(name)[0]))), None)
         if unknown is None:
             return
         keys = self._fetch(f"SELECT DISTINCT key FROM entries, json_each(metadata) ORDER BY key LIMIT {_NAMED + 1}")
         there = ["path", *(shorten(str(key), 12) for (key,) in keys[:_NAMED]), *("…" for _ in keys[_NAMED:])]
         missing = f"no image of {short_name(self.folder)} has the key {shorten('.'.join(unknown), 30)!r}"
         warnings.warn(f"where: {missing}; the keys there are: {', '.join(there)}", stacklevel=3)
+
+    def index_keys(self, condition: Condition) -> None:
+        """Make the indexes on the keys that a condition asks for, where another process is not writing just now.
+
+        They answer sooner, and nothing else: where they cannot be made, every image is read.
+        """
+        with self._lock:
+            may_write = self._has_checksums and not (self._db.read_only or self._db.in_transaction)
+            if not (condition.keys and may_write) or self.get("rows") < LEAST:
+                return
+            made = self._db.key_indexes()
+            missing = [names for names in dict.fromkeys(condition.keys) if index_name(names) not in made]
+            for names in missing[: max(0, MOST - len(made))]:
+                # What SQLite then knows of its values lets it choose among the indexes of several keys.
+                if not self._db.run_at_once(statement(names), f'ANALYZE "{index_name(names)}"'):
+                    return
 
     def by_path(self, path: str) -> Entry | None:
         """Find the image of a path."""
@@ -181,7 +198,7 @@ class Catalogue:
 
     def _read_rows(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
         checksum = f"ifnull(checksum, {NONE})" if self._has_checksums else str(NONE)
-        sql = f"SELECT row, {checksum} FROM entries WHERE {condition.sql} ORDER BY row"
+        sql = f"SELECT row, {checksum} FROM entries WHERE {condition.sql}"
         try:
             with self._db.errors():
                 found = np.fromiter(self._db.run(sql, condition.parameters), np.dtype((np.int64, 2)))
@@ -189,6 +206,7 @@ class Catalogue:
             if isinstance(error, ImageIndexError):
                 raise
             raise self._damage("the row of an image is no number") from error
+        found = found[found[:, 0].argsort()]  # sooner than SQLite sorts
         if len(found) and found[0, 0] < 0:
             raise self._damage(f"the row of an image is {found[0, 0]}")
         return found[:, 0].copy(), found[:, 1].copy()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clip_guidance._files import shorten
-from clip_guidance._sqlite import check_schema, connect
+from clip_guidance._sqlite import check_schema, connect, schema
+from clip_guidance.index.keys import names_of
 from clip_guidance.index.schema import FILE, KNOWN
 from clip_guidance.index.vectors import ImageIndexError, short_name
 
@@ -38,7 +39,8 @@ class Database:
         try:
             self._use_write_ahead_log()
             with self.errors():
-                check_schema(self._file, KNOWN)
+                keys = {each for each in schema(self._file) if names_of([each])}
+                check_schema(self._file, KNOWN | keys)
             self.run("PRAGMA synchronous = FULL")
         except BaseException:
             self.close()
@@ -58,6 +60,24 @@ class Database:
         """Run a statement and return all that it finds."""
         with self.errors():
             return self._file.execute(sql, parameters).fetchall()
+
+    def run_at_once(self, *statements: str) -> bool:
+        """Run statements if no other process is writing and the file may be written; return whether they were run."""
+        with self.errors():
+            self._file.execute("PRAGMA busy_timeout = 0")
+        try:
+            for sql in statements:
+                self._file.execute(sql)
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            self._file.execute(f"PRAGMA busy_timeout = {round(1000 * self.timeout)}")
+        return True
+
+    def key_indexes(self) -> set[str]:
+        """Return the names of the indexes on keys of the metadata."""
+        with self.errors():
+            return names_of(schema(self._file))
 
     @property
     def in_transaction(self) -> bool:
@@ -85,7 +105,10 @@ class Database:
 
     def _open(self, immutable: bool = False) -> sqlite3.Connection:
         path, alone = self.folder / FILE, {"isolation_level": None, "check_same_thread": False}
-        return connect(path, immutable, timeout=self.timeout, **alone)  # type: ignore[arg-type]
+        file = connect(path, immutable, timeout=self.timeout, **alone)  # type: ignore[arg-type]
+        # Indexes on keys call functions of JSON. No table is read before it is known that the file defines no others.
+        file.execute("PRAGMA trusted_schema = ON")
+        return file
 
     def _use_write_ahead_log(self) -> None:
         end = time.monotonic() + self.timeout

@@ -166,6 +166,7 @@ class MilvusStore(Store):
 
         A query for which Milvus finds too few images is answered exactly.
         """
+        self.index_keys(condition)
         total, count = self.count(), self.count(condition)
         wanted = k if condition == ALL else math.ceil(1.5 * k * total / max(1, count)) + 10
         narrow = condition != ALL and count <= SELECTIVE * total

@@ -147,6 +147,7 @@ class Store(Catalogue):
         """Find the best images for each query (q, d), among those that meet a condition; always exact in a folder."""
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}")
+        self.index_keys(condition)
         with self.reading() as vectors:
             found = nearest(vectors, self.sound(vectors, condition), queries, k)
             return [

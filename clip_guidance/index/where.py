@@ -8,7 +8,8 @@ Values are numbers, ``true``, ``false``, ``null``, bare words or quoted texts. A
 text with texts only (character by character, so dates written 2024-05-01 are in order), and an image without the key
 matches nothing but ``key = null``. ``~`` matches a text with the wildcards ``*``, ``?`` and ``[a-z]``.
 
-The result is SQL with parameters: nothing that was typed becomes part of a statement.
+The result is SQL with parameters: of what was typed the keys alone become part of a statement, checked and quoted,
+since SQLite finds an index by the expression (:mod:`.keys`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_guidance._files import is_valid_text, shorten
+from clip_guidance.index.keys import type_and_value
 
 _TOKEN = re.compile(
     r"""\s*(?: (?P<text> "[^"]*" | '[^']*' ) | (?P<operator> <= | >= | != | == | = | < | > | ~ )
@@ -94,11 +96,6 @@ class _Key:
         return self.names == ("path",)
 
 
-def json_path(names: Sequence[str]) -> str:
-    """Return the JSON path of a key, as SQLite reads it."""
-    return "$" + "".join(f'."{name}"' for name in names)
-
-
 def _compare(key: _Key, operator: str, value: Any) -> Condition:
     """Translate one comparison.
 
@@ -106,26 +103,25 @@ def _compare(key: _Key, operator: str, value: Any) -> Condition:
     """
     if operator == "!=":
         equal = _compare(key, "=", value)
-        differs = Condition(f"NOT ({equal.sql})", equal.parameters)
-        has = Condition("json_type(metadata, ?) IS NOT NULL", (json_path(key.names),), (key.names,))
+        differs = Condition(f"NOT ifnull({equal.sql}, 0)", equal.parameters)
+        has = Condition(f"{type_and_value(key.names)[0]} IS NOT NULL", (), (key.names,))
         return differs if key.is_path else _all([has, differs])
     if key.is_path:
         return Condition(f"path {_SQL[operator]} ?", (_text(value),))
-    kind, keys = ("json_type(metadata, ?)", json_path(key.names)), (key.names,)
+    (kind, found), keys = type_and_value(key.names), (key.names,)
     if value is None or isinstance(value, bool):
         if operator not in ("=", "=="):
             raise ValueError(f"where: {json.dumps(value)} can be compared with = and != only, got {operator}")
         if value is None:
-            return Condition(f"{kind[0]} IS NULL", kind[1:])
-        return Condition(f"ifnull({kind[0]} = ?, 0)", (*kind[1:], json.dumps(value)), keys)
+            return Condition(f"{kind} IS NULL", ())
+        return Condition(f"{kind} = ?", (json.dumps(value),), keys)
     if isinstance(value, (int, float)) and operator != "~":
-        kinds, value = "'integer', 'real'", _number(value)
+        kinds, value = "IN ('integer', 'real')", _number(value)
     elif isinstance(value, (str, int, float)):
-        kinds, value = "'text'", _text(value)
+        kinds, value = "= 'text'", _text(value)
     else:
         raise ValueError(f"where: expected a text, number, truth value or None, got {value!r:.60}")
-    sql = f"ifnull({kind[0]} IN ({kinds}) AND json_extract(metadata, ?) {_SQL[operator]} ?, 0)"
-    return Condition(sql, (*kind[1:], json_path(key.names), value), keys)
+    return Condition(f"{kind} {kinds} AND {found} {_SQL[operator]} ?", (value,), keys)
 
 
 def _number(value: float) -> float:

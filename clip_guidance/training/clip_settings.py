@@ -1,4 +1,4 @@
-"""The settings of ``training/train_clip.py``, and which of them contradict each other."""
+"""The settings of :mod:`.train_clip`, and which of them contradict each other."""
 
 from __future__ import annotations
 

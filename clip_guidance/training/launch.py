@@ -13,6 +13,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+
+PLACES = ("data", "output")  # settings that machines may spell differently: where they have mounted what is shared
+
+
+class DisagreementError(ValueError):
+    """The processes were started with different settings, or read different data."""
 
 
 def make_accelerator(
@@ -78,3 +85,34 @@ def check_launch(accelerator: Accelerator) -> None:
             'mixed precision "fp16" is not supported under FSDP2: where a shard of a gradient overflows, every process '
             'must skip the step, which is not tested; use "bf16" or "no"'
         )
+
+
+def check_agreement(settings: Any, **facts: Any) -> None:
+    """Refuse to train where the processes, on several machines say, were told or have read different things.
+
+    Every process must call this. Weights would be averaged over different losses or vocabularies, without an error.
+
+    Args:
+        settings: Dataclass of the run; where data and output lie may differ.
+        facts: What each process has found, by name.
+
+    Raises:
+        DisagreementError: Something differs from what the first process has; says what, and where.
+    """
+    told = {name: value for name, value in asdict(settings).items() if name not in PLACES} | facts
+    first, *others = gather_object([told])
+    for process, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise DisagreementError(
+                    f"{name}: process 0 has {value!r:.40}, process {process} has {other[name]!r:.40}; all machines "
+                    "must get the same settings and see the same data"
+                )
+
+
+def lost_connection(error: RuntimeError) -> bool:
+    """Say whether an error tells that another process cannot be reached any more.
+
+    Gloo raises plain RuntimeErrors, which name its files.
+    """
+    return dist.is_available() and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))

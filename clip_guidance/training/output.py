@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.data import SourceError, TooManyBadRows
 from clip_guidance.training.checkpoints import CheckpointError
+from clip_guidance.training.launch import DisagreementError
 from clip_guidance.training.order import BatchSizeError
 from clip_guidance.training.trainer import NonFiniteLossError
 
@@ -24,7 +25,8 @@ class OutputError(ValueError):
 
 # errors whose message says all that a user needs: they end the program without a traceback
 EXPECTED = (
-    BatchSizeError, CheckpointError, ModelError, NonFiniteLossError, OSError, OutputError, SourceError, TooManyBadRows,
+    BatchSizeError, CheckpointError, DisagreementError, ModelError, NonFiniteLossError, OSError, OutputError,
+    SourceError, TooManyBadRows,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 Settings = TypeVar("Settings")
 
 
-def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Settings:
+def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None, prog: str | None = None) -> Settings:
     """Fill a dataclass from the command line and a recipe (``--config recipe.yaml``).
 
     The command line wins over the recipe.
@@ -28,6 +28,7 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Se
     Args:
         cls: The dataclass; every field is an option, and the comment behind the field is its help line.
         argv: The words of the command line; by default those that the program was started with.
+        prog: Name of the program in its help; by default that of the file.
 
     Raises:
         SystemExit: An option or a key of the recipe is unknown; the message names it.
@@ -37,7 +38,8 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None) -> Se
     recipes = argparse.ArgumentParser(add_help=False)
     recipes.add_argument("--config", type=Path, help="YAML recipe with any of the options below")
     given, rest = recipes.parse_known_args(argv)
-    parser = HfArgumentParser(cls, parents=[recipes])
+    parser = HfArgumentParser(cls, parents=[recipes], prog=prog)
+    parser.usage = "%(prog)s [--config RECIPE.yaml] [--SETTING VALUE ...]"  # argparse lists all before any error
     comments = help_lines(cls)
     for action in parser._actions:
         action.help = comments.get(action.dest, action.help)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from clip_guidance.training.checkpoints import Checkpoints
-from clip_guidance.training.launch import check_launch
+from clip_guidance.metrics.job.processes import LostProcessError
+from clip_guidance.training.checkpoints import CheckpointError, Checkpoints
+from clip_guidance.training.launch import check_launch, lost_connection
 from clip_guidance.training.log import Log
 from clip_guidance.training.loss_scale import LossScale
 from clip_guidance.training.optimizer import learning_rate, parameter_groups, warmup_steps
@@ -130,14 +131,22 @@ def fit(
     Raises:
         NonFiniteLossError: The loss or a gradient is inf or nan, and no loss scale is to blame; the last checkpoint is
             from before.
-        CheckpointError: A checkpoint cannot be written (the last one stays whole) or does not fit the model.
+        CheckpointError: A checkpoint cannot be written (the last one stays whole) or does not fit the model; or the
+            processes found different ones, because their machines do not share the folder.
+        LostProcessError: Another process ended; says which steps are lost.
         ValueError: The launch or its combination with ``ema_model`` is not supported.
     """
     check_launch(accelerator)
     if ema_model is not None and getattr(accelerator, "is_fsdp2", False):
         raise ValueError("an average of the weights (EMA) is not supported under FSDP2")
     extras = (phase, ema_model, after_step, describe, stream, make_optimizer)
-    _Run(accelerator, model, loss, plan, folder, *extras).train()
+    run = _Run(accelerator, model, loss, plan, folder, *extras)
+    try:
+        run.train()
+    except RuntimeError as error:
+        if lost_connection(error):
+            raise run.lost_process() from error
+        raise
 
 
 @dataclass
@@ -155,6 +164,8 @@ class _Run:
     describe: Callable[[int], Any] | None
     stream: Stateful | None
     make_optimizer: MakeOptimizer
+    saved: int = field(default=0, init=False)  # steps that the newest checkpoint holds
+    begun: int = field(default=0, init=False)  # number of the step that is taken
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.accelerator.is_main_process)
@@ -170,6 +181,7 @@ class _Run:
         began = time.monotonic()
         with Progress(self.phase, start, plan.steps, plan.batch_size, self.accelerator.is_main_process) as progress:
             for done in range(start + 1, plan.steps + 1):
+                self.begun = done
                 values = self.step(done - 1)
                 if self.ema_model is not None and not self.optimizer.step_was_skipped:
                     self.ema_model.update_parameters(self.model)
@@ -185,12 +197,20 @@ class _Run:
                 if done % plan.save_every == 0 or done == plan.steps:
                     positions = None if self.stream is None else gather_object([self.stream.state_dict()])
                     self.checkpoints.save(done, self.modules, self.optimizer, positions, self.loss_scale.state_dict())
+                    self.saved = done
 
     def resume(self) -> int:
         """Load the newest checkpoint, prepare everything, and return the number of steps done."""
         groups = parameter_groups(self.model, self.plan.weight_decay, self.plan.layer_decay)
         optimizer = self.make_optimizer(groups, self.plan.learning_rate)
         done = self.checkpoints.load_weights(self.modules)  # before they are sharded; the moments after
+        if len(set(found := gather_object([done]))) > 1:
+            steps = ", ".join(map(str, found))
+            raise CheckpointError(
+                f"{self.checkpoints.folder}: the processes found checkpoints of different steps ({steps}); the output "
+                "must be a folder that all machines see"
+            )
+        self.saved = self.begun = done
         self.loss_scale.load_state_dict(self.checkpoints.loss_scale)
         if done and self.stream is not None:
             process, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -198,6 +218,15 @@ class _Run:
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.checkpoints.load_moments(self.optimizer)
         return done
+
+    def lost_process(self) -> LostProcessError:
+        """Make the error that says what is lost with another process."""
+        since = f"the checkpoint of step {self.saved}" if self.saved else "the beginning"
+        count, steps = self.accelerator.num_processes, self.plan.steps
+        return LostProcessError(
+            f"another of the {count} processes ended in step {self.begun} of {steps}: "
+            f"what was learnt since {since} is lost; the same command on all machines goes on from there"
+        )
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Take one step and return its values.

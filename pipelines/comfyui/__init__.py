@@ -2,17 +2,20 @@
 
 from .choose import BestOf, Score
 from .guide import LoadGuide
+from .particles import ParticleSampler
 from .steer import CLIPGuidance
 
 NODE_CLASS_MAPPINGS = {
     "ClipGuidanceLoad": LoadGuide,
     "ClipGuidanceSteer": CLIPGuidance,
+    "ClipGuidanceParticles": ParticleSampler,
     "ClipGuidanceScore": Score,
     "ClipGuidanceBestOf": BestOf,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "ClipGuidanceLoad": "Load CLIP/Reward (clip-guidance)",
     "ClipGuidanceSteer": "CLIP Guidance",
+    "ClipGuidanceParticles": "Particles",
     "ClipGuidanceScore": "CLIP Score",
     "ClipGuidanceBestOf": "Best of Batch",
 }

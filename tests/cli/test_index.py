@@ -20,6 +20,13 @@ def filled(cli, clip, good, address):
     return address
 
 
+def test_index_is_not_shared_out_by_a_launcher(cli, good, address, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("index", *good, "--index", address)
+    assert done.code == 2 and "processes of a launcher would each index all images; start it once" in done.err
+    assert not address.exists()
+
+
 def test_index_names_the_bad_image_and_adds_the_others(cli, clip, images, good, address):
     words = ["index", images, "--index", address, "--model", clip, "--metadata", "album=x", "--batch-size", 2]
     done = cli(*words, "--json")

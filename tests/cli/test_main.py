@@ -36,9 +36,9 @@ def test_classify_prints_lines_for_other_programs(cli, clip, good, tmp_path):
     labels.write_text("cat\n\nguinea pig, long-haired\n", encoding="utf-8")
     options = ["--template", "a {}", "--template", "the {}", "--top-k", 2, "--model", clip]
     done = cli("classify", *good, "--labels-file", labels, *options)
-    assert done.code == 0 and done.err == ""
+    assert done.code == 0 and done.err == "3 of 3 done\n"
     header, *rows = done.table
-    assert header == ["image", "label", "prob"] and len(rows) == 2 * len(good)
+    assert header == ["image", "label", "prob", "error"] and len(rows) == 2 * len(good)
     assert {row[1] for row in rows} == {"cat", "guinea pig, long-haired"}
     assert float(rows[0][2]) + float(rows[1][2]) == pytest.approx(1, abs=1e-3)
 
@@ -119,8 +119,10 @@ def test_score_pairs_from_a_file(cli, clip, images, suffix, tmp_path):
     assert [row["score"] for row in done.json["results"]] == pytest.approx(expected.tolist(), abs=1e-4)
     with output.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
-    assert [row["prompt"] for row in rows] == [pairs[0][1], pairs[2][1]]
-    assert [float(row["score"]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [row["prompt"] for row in rows] == [pairs[0][1], "", pairs[2][1], ""]
+    assert [float(row["score"]) for row in rows[::2]] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [row["score"] for row in rows[1::2]] == ["", ""]  # those that failed stand among the others
+    assert [row["error"] for row in rows] == ["", "is empty (0 bytes)", "", "no such file"]
 
 
 def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, pipeline, good, tmp_path):
@@ -243,9 +245,9 @@ def test_every_command_has_help_that_imports_nothing_heavy():
     code = """
 import sys
 from clip_guidance.cli.main import app, run
-for name in ("generate", "score", "classify", "similar", "models"):
+for words in (["generate", "--help"], ["score", "--help"], ["similar", "-h"], ["train", "--help"], ["--version"]):
     try:
-        run([name, "--help"])
+        run(words)
     except SystemExit as exit:
         assert not exit.code
 try:
@@ -256,7 +258,7 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == 5
+    assert done.stdout.count("Usage:") == 4 and done.stdout.count("clip-guidance 0.") == 1
 
 
 def test_the_package_runs_as_a_module():

@@ -13,7 +13,7 @@ from clip_guidance.cli._checks import check_finite
 from clip_guidance.generation.settings import RANGES, GenerateSettings
 
 COMMANDS = typer.main.get_command(main.app).commands
-COMMANDS = {**COMMANDS, "data": COMMANDS["data"].commands["check"]}
+COMMANDS = {**COMMANDS, "data": COMMANDS["data"].commands["check"], "train": COMMANDS["train"].commands["clip"]}
 FUNCTIONS = {
     (module.__name__.rpartition(".")[2]): getattr(module, "check", None) or module.command
     for module in (*(getattr(main, name) for name in COMMANDS),)

@@ -41,13 +41,14 @@ def test_several_models_and_definitions_side_by_side(cli, clip, judge, images, g
     ]
     expected = score_images(CLIP.from_pretrained(judge), good, "cosine", "a cat")
     assert done.json["scores"][2]["mean"] == pytest.approx(expected.mean().item(), abs=1e-6)
-    rows = pq.read_table(output).to_pylist()
+    rows = [row for row in pq.read_table(output).to_pylist() if row["error"] is None]
     assert [row["image"] for row in rows] == [str(path) for path in good for _ in range(4)]
     assert {(row["definition"], row["model"]) for row in rows[:4]} == {
         (entry["definition"], entry["model"]) for entry in done.json["scores"]
     }
     lines = cli("score", images, "--prompt", "a cat", *words).table
-    assert lines[0] == ["image", "prompt", "score", "definition", "model"] and len(lines) == 1 + 12
+    assert lines[0] == ["image", "prompt", "score", "definition", "model", "error"] and len(lines) == 1 + 12 + 1
+    assert lines[-1] == [str(images / "broken.png"), "", "", "", "", "is empty (0 bytes)"]
 
 
 def test_a_score_without_texts_of_its_own_needs_no_prompt(cli, clip, good):
@@ -139,7 +140,8 @@ def test_ctrl_c_writes_what_is_done(cli, clip, good, tmp_path, monkeypatch):
     monkeypatch.setattr(Judge, "encode", interrupted)
     words = ["score", *good, "--prompt", "a cat", "--model", clip, "--output", output, "--batch-size", 1]
     done = cli(*words)
-    assert done.code == 130 and "stopped; what was done is kept" in done.err and len(done.table) == 3
+    assert done.code == 130 and "stopped; what was done is kept" in done.err
+    assert done.table[1:] == [["torchmetrics", str(clip), done.table[1][2], "2"]]
     assert cli(*words, "--resume").code == 0 and len(calls) == 4
 
 

@@ -87,7 +87,7 @@ def test_beside_a_clip_and_in_every_format(cli, clip, good, pickscore, tmp_path)
     for suffix in ("jsonl", "csv", "parquet"):
         output = tmp_path / f"scores.{suffix}"
         done = cli(*words, "--output", output)
-        assert done.code == 0 and done.table[0] == ["image", "prompt", "score", "definition", "model"]
+        assert done.code == 0 and done.table[0] == ["image", "prompt", "score", "definition", "model", "error"]
         assert [line[3] for line in done.table[1:]] == ["cosine", "pickscore"] * 3
         tables.append(done.table)
         again = cli(*words, "--output", output, "--resume", "--report", tmp_path / "page.html")

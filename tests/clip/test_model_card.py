@@ -30,3 +30,16 @@ def test_a_card_that_people_wrote_is_kept(tmp_path):
     assert "# my-clip\n" in path.read_text()
     path.write_text("by hand")
     assert write_model_card(folder, make_clip()) == path and path.read_text() == "by hand"
+
+
+@pytest.mark.slow
+def test_the_example_works_as_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = make_clip()
+    clip.save_pretrained("runs/my-clip")
+    path = write_model_card("runs/my-clip", clip)
+    (example,) = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    expected = clip.encode_image(names["image"]) @ clip.encode_text(["a red apple"]).T
+    assert capsys.readouterr().out == f"{expected}\n" and names["image"].size == (64, 64)

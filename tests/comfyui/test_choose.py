@@ -93,24 +93,27 @@ def test_a_preference_reward_takes_no_image():
     assert part("guide").as_reward(reward, "a cat").prompts == ["a cat"]
 
 
-def test_the_example_graph_fits_the_nodes():
+def test_the_example_graphs_fit_the_nodes():
     """Every node of ours has the inputs, widgets and outputs that its class declares, and every link two ends."""
-    graph = json.loads((FOLDER / "example_workflows" / "clip_guidance.json").read_text("utf-8"))
-    nodes, links = {each["id"]: each for each in graph["nodes"]}, {each[0]: each for each in graph["links"]}
-    classes = load_nodes().NODE_CLASS_MAPPINGS
-    own = [each for each in nodes.values() if each["type"] in classes]
-    assert {each["type"] for each in own} == set(classes)
-    for each in own:
-        declared = classes[each["type"]].INPUT_TYPES()
-        inputs = declared["required"] | declared.get("optional", {})
-        sockets = {name: spec[0] for name, spec in inputs.items() if is_socket(spec)}
-        widgets = [spec for spec in inputs.values() if not is_socket(spec)]
-        assert {one["name"]: one["type"] for one in each["inputs"]} == sockets
-        assert len(each["widgets_values"]) == len(widgets) + sum(name == "seed" for name in inputs)  # and its control
-        assert [one["type"] for one in each["outputs"]] == list(classes[each["type"]].RETURN_TYPES)
-    for number, source, slot, target, place, kind in links.values():
-        assert nodes[source]["outputs"][slot]["type"] == kind == nodes[target]["inputs"][place]["type"]
-        assert nodes[target]["inputs"][place]["link"] == number and number in nodes[source]["outputs"][slot]["links"]
+    classes, seen = load_nodes().NODE_CLASS_MAPPINGS, set()
+    for path in sorted((FOLDER / "example_workflows").glob("*.json")):
+        graph = json.loads(path.read_text("utf-8"))
+        nodes, links = {each["id"]: each for each in graph["nodes"]}, {each[0]: each for each in graph["links"]}
+        own = [each for each in nodes.values() if each["type"] in classes]
+        seen |= {each["type"] for each in own}
+        for each in own:
+            declared = classes[each["type"]].INPUT_TYPES()
+            inputs = declared["required"] | declared.get("optional", {})
+            sockets = {name: spec[0] for name, spec in inputs.items() if is_socket(spec)}
+            widgets = [spec for spec in inputs.values() if not is_socket(spec)]
+            assert {one["name"]: one["type"] for one in each["inputs"]} == sockets
+            assert len(each["widgets_values"]) == len(widgets) + sum(name == "seed" for name in inputs)  # its control
+            assert [one["type"] for one in each["outputs"]] == list(classes[each["type"]].RETURN_TYPES)
+        for number, source, slot, target, place, kind in links.values():
+            end = nodes[target]["inputs"][place]
+            assert nodes[source]["outputs"][slot]["type"] == kind == end["type"]
+            assert end["link"] == number and number in nodes[source]["outputs"][slot]["links"]
+    assert seen == set(classes)
 
 
 def is_socket(spec):

@@ -43,6 +43,7 @@ def test_scale_zero_is_bit_identical(key):
         assert run(key).equal(plain)
 
 
+@pytest.mark.slow
 @pipelines
 def test_images_for_the_reward_are_the_pipelines_own(key):
     found = (read_at_last_step if key in LAST_STEP else decoded)(key)

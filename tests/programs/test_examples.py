@@ -5,6 +5,7 @@ import io
 import json
 import re
 import runpy
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.tiny_rewards import save_image_reward
 from PIL import Image
 
@@ -223,3 +225,20 @@ def test_every_example_is_tested_and_in_the_index():
     for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("notebooks/*.ipynb")):
         assert path.suffix == ".ipynb" or f'"{path.name}"' in tests, f"{path.name} has no test"
         assert f"](../../{path.relative_to(EXAMPLES.parent).as_posix()})" in index, f"{path.name} is not in the index"
+
+
+def test_cluster_examples_are_valid():
+    folder = EXAMPLES / "cluster"
+    service, job = yaml.safe_load_all((folder / "score.yaml").read_text(encoding="utf-8"))
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    shell, option, command = container["command"]
+    assert (shell, option) == ("bash", "-c") and '--node-rank "$JOB_COMPLETION_INDEX"' in command
+    assert f"--nnodes {job['spec']['completions']} " in command and job["spec"]["completionMode"] == "Indexed"
+    name = job["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name} and service["metadata"]["name"] == pod["subdomain"]
+    assert f"--master-addr {name}-0.{pod['subdomain']} " in command
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    for script in (command, (folder / "torchrun.sbatch").read_text(encoding="utf-8")):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)

@@ -39,7 +39,8 @@ def clip_folder(root, data, tmp_path_factory):
     options += ["--vocab_size", 600, "--context_length", 12, "--save_every", 2, "--evaluate_every", 2, "--log_every", 1]
     done = launch(root, "train_clip.py", *options, "--steps", 2)
     assert done.returncode == 0, done.stderr
-    resumed = launch(root, "train_clip.py", *options, "--steps", 4)
+    command = [sys.executable, "-m", "clip_guidance", "train", "clip"]  # the same program, as the wheel has it
+    resumed = subprocess.run([*command, *map(str, [*options, "--steps", 4])], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     return folder
 

@@ -1,7 +1,6 @@
 """Particles on one pipeline: after some of its steps rows of the batch take the place of others."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +18,7 @@ from clip_guidance.guidance.engine.decoder import Decoder
 from clip_guidance.guidance.engine.host import resolve
 from clip_guidance.guidance.engine.rating import Rater
 from clip_guidance.guidance.particles.options import ParticleOptions
-from clip_guidance.guidance.particles.potentials import PathWeights, resampled
-from clip_guidance.guidance.particles.result import FailedRating, ParticlesResult, Resampling
+from clip_guidance.guidance.particles.population import Population, flat_rows
 from clip_guidance.guidance.particles.rows import take_rows, with_rows
 
 _ROUNDING = 1e-9  # of a fraction of the run
@@ -35,10 +33,8 @@ class _Run:
         end: Position after its last step.
         is_cut: Whether the pipeline ends before the scheduler's timesteps do.
         index: Position of the latest step.
-        origins: Place in the group of the initial noise of each particle, (n, k).
-        generator: Draws the resamplings.
-        seeds: Seeds of the generators of the initial noise, (n, k); None if they are not known.
-        paths: Weights of the paths; None with the potential "best".
+        groups: Number n of groups.
+        population: Who went on from whom.
         is_due: Whether the particles are to be resampled as soon as the scheduler is between two steps.
         copies: For each row of a copied particle the row that it is a copy of, until the next step has told them apart.
         is_done: Whether the last step was taken.
@@ -48,16 +44,11 @@ class _Run:
     end: int
     is_cut: bool
     index: int
-    origins: Tensor
-    generator: torch.Generator
-    seeds: Tensor | None
-    paths: PathWeights | None
+    groups: int
+    population: Population
     is_due: bool = False
     copies: dict[int, int] = field(default_factory=dict)
     is_done: bool = False
-    evaluations: int = 0
-    resamplings: list[Resampling] = field(default_factory=list)
-    failed: list[FailedRating] = field(default_factory=list)
 
 
 class ParticleRuns:
@@ -113,7 +104,7 @@ class ParticleRuns:
             parents = self._resample(run, x0, call)
         else:
             return result, None
-        flat = (parents + torch.arange(len(parents))[:, None] * parents.shape[1]).flatten()
+        flat = flat_rows(parents)
         rows = layout.rows(flat)
         take_rows(scheduler, rows)
         return with_rows(result, rows), flat
@@ -141,10 +132,8 @@ class ParticleRuns:
                 end=steps if count is None else index + count,
                 is_cut=count is not None,
                 index=index,
-                origins=torch.arange(particles.k).repeat(groups, 1),
-                generator=torch.Generator().manual_seed(particles.seed),
-                seeds=_seeds(call, batch, groups),
-                paths=None if particles.is_warm_start else PathWeights.start(particles.potential, groups, particles.k),
+                groups=groups,
+                population=Population(particles, groups, _seeds(call, batch, groups)),
             )
         self._run.index = index
         return self._run
@@ -182,59 +171,18 @@ class ParticleRuns:
     def _resample(self, run: _Run, x0: Tensor, call: PipelineCall | None) -> Tensor:
         """Weigh the particles by the rewards of ``x0``; return the parents, (n, k)."""
         run.is_due = False
-        rewards, scaled = self._rated(run, x0, call)
-        if run.paths is None:
-            parents = scaled.argmax(1, keepdim=True).expand_as(scaled)
-            weights = torch.zeros_like(scaled).scatter(1, parents, 1.0)
-        else:
-            weights = run.paths.weigh(scaled)
-            parents = resampled(weights, run.generator)
-            run.paths.take_rows(parents)
-            k, flat = parents.shape[1], parents.flatten().tolist()
-            run.copies = {i: i - i % k + parent for i, parent in enumerate(flat) if parent != i % k}
-        run.origins = run.origins.gather(1, parents)
-        run.resamplings.append(Resampling(run.index, rewards, weights, parents, 1 / weights.square().sum(1)))
+        parents = run.population.resample(self._rater(x0, run.groups, call), run.index)
+        if not self._particles.is_warm_start:
+            rows = flat_rows(parents).tolist()
+            run.copies = {row: parent for row, parent in enumerate(rows) if parent != row}
         return parents
 
     def _finish(self, run: _Run, clean: Tensor, call: PipelineCall | None) -> Tensor:
         """Weigh the clean samples and report the run; return their places in the order of falling rewards, (n, k)."""
-        rewards, scaled = self._rated(run, clean, call)
-        order = scaled.argsort(dim=1, descending=True, stable=True)
-        run.is_done, origins = True, run.origins.gather(1, order)
-        self._particles.hold(
-            ParticlesResult(
-                rewards=rewards.gather(1, order),
-                weights=None if run.paths is None else run.paths.weigh_last(scaled).gather(1, order),
-                log_evidence=None if run.paths is None else run.paths.log_evidence,
-                origins=origins,
-                seeds=None if run.seeds is None else run.seeds.gather(1, origins).tolist(),
-                resamplings=run.resamplings,
-                evaluations=run.evaluations,
-                failed=run.failed,
-            )
-        )
-        if self._particles.fractions and not run.resamplings:
-            warnings.warn(
-                f"particles were resampled after none of {run.end - run.first} steps: resample_at="
-                f"{self._particles.fractions} falls into the last one. Take more steps",
-                stacklevel=2,
-            )
-        if run.failed:
-            worst = run.failed[0]
-            warnings.warn(
-                f"{len(run.failed)} of {run.evaluations} rewards were not finite and count as the worst: first that of "
-                f"image {worst.place} after step {worst.step}, {worst.reward}; `result.failed` names each",
-                stacklevel=2,
-            )
+        order, result = run.population.rank(self._rater(clean, run.groups, call), run.index, run.end - run.first)
+        run.is_done = True
+        self._particles.hold(result)
         return order
-
-    def _rated(self, run: _Run, clean: Tensor, call: PipelineCall | None) -> tuple[Tensor, Tensor]:
-        """Return the rewards, (n, k), and what the particles are weighed by: times the scale, -inf for the worst."""
-        rewards = self._rater(clean, len(run.origins), call)
-        run.evaluations += rewards.numel()
-        finite, flat = rewards.isfinite(), rewards.flatten().tolist()
-        run.failed += [FailedRating(run.index, i, reward) for i, reward in enumerate(flat) if not math.isfinite(reward)]
-        return rewards, torch.where(finite, (self._particles.scale or 1.0) * rewards, -math.inf)
 
     def _tell_of_copies(self, run: _Run, samples: Tensor) -> None:
         """Warn, once, where the step after a resampling did not tell copies from one another."""

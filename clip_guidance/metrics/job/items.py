@@ -49,8 +49,27 @@ class ScoreItem:
     row: str = ""
 
 
+@dataclass(frozen=True)
+class TableColumns:
+    """Name the columns of a table that are read.
+
+    Attributes:
+        image: Column of images; None for the first one with a customary name.
+        prompt: Column of prompts; None for the column prompt, or else those of captions with a customary name.
+    """
+
+    image: str | None = None
+    prompt: str | None = None
+
+
+CUSTOMARY = TableColumns()
+
+
 def read_items(
-    paths: Sequence[str | Path], prompt: str | None = None, lines: Iterable[str] = ()
+    paths: Sequence[str | Path],
+    prompt: str | None = None,
+    lines: Iterable[str] = (),
+    columns: TableColumns = CUSTOMARY,
 ) -> Iterator[ScoreItem]:
     """List the items that the paths stand for, in their order.
 
@@ -62,11 +81,12 @@ def read_items(
             ``lines``, where ``Path("-")`` is a file of this name.
         prompt: Prompt of every image that comes without one.
         lines: Paths, JSON objects with ``image`` and maybe ``prompt``, or a CSV with a header.
+        columns: Columns of the tables and of ``lines``; the tables of captions in folders keep their customary names.
 
     Raises:
-        SourceError: A table has no column of images.
+        SourceError: A table has no column of images, or lacks one that is asked for.
     """
-    for position, item in enumerate(item for path in paths for item in _items(path, lines)):
+    for position, item in enumerate(item for path in paths for item in _items(path, lines, columns)):
         yield replace(item, position=position, prompt=item.prompt if item.prompt is not None else prompt)
 
 
@@ -75,7 +95,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def check_table(path: Path) -> None:
+def check_table(path: Path, columns: TableColumns = CUSTOMARY) -> None:
     """Look for one row of a table that can be scored, before a model is loaded.
 
     Raises:
@@ -83,7 +103,7 @@ def check_table(path: Path) -> None:
             first bad row.
     """
     bad, first = 0, ""
-    for record in _records(_open_table(path)):
+    for record in _records(_open_table(path, columns)):
         if not (problem := next(_of_record(record, path)).problem):
             return
         if record.key == path.name:  # the table itself
@@ -92,12 +112,12 @@ def check_table(path: Path) -> None:
     raise ValueError(f"{path}: each of its {bad} rows is bad; the first is {first}" if bad else f"{path}: has no row")
 
 
-def _items(given: str | Path, lines: Iterable[str]) -> Iterator[ScoreItem]:
+def _items(given: str | Path, lines: Iterable[str], columns: TableColumns) -> Iterator[ScoreItem]:
     path = Path(given)
     if given == STDIN:  # the text alone: as a path, ./- is the same as -
-        yield from _of_lines(lines)
+        yield from _of_lines(lines, columns)
     elif is_table(path) and path.is_file():
-        for record in _records(_open_table(path)):
+        for record in _records(_open_table(path, columns)):
             yield from _of_record(record, path)
     elif os.path.isdir(path):  # not Path.is_dir, which raises where a folder above may not be entered
         yield from _of_folder(path)
@@ -115,7 +135,7 @@ def _of_folder(folder: Path) -> Iterator[ScoreItem]:
     tables = [folder / file for file in caption_tables(listing, {})]
     named = set()
     for table in tables:
-        for record in _records(_open_table(table, folder)):
+        for record in _records(_open_table(table, CUSTOMARY, folder)):
             for item in _of_record(record, table):
                 named.add(os.path.normpath(item.name))
                 yield item
@@ -140,16 +160,20 @@ def _of_image(record: Record, name: str) -> Iterator[ScoreItem]:
         yield ScoreItem(name, None, problem=bad.detail)
 
 
-def _of_lines(lines: Iterable[str]) -> Iterator[ScoreItem]:
+def _of_lines(lines: Iterable[str], asked: TableColumns) -> Iterator[ScoreItem]:
     """Yield the items of standard input: paths, JSON objects, or a CSV whose first line names its columns."""
     lines = iter(lines)
     first = next(lines, "")
-    if not is_csv_header(first):
-        yield from filter(None, map(_of_line, itertools.chain([first], lines)))
+    if first.lstrip("\ufeff ").startswith("{") or not (is_csv_header(first) or asked != CUSTOMARY):
+        yield from filter(None, (_of_line(line, asked) for line in itertools.chain([first], lines)))
         return
     table = Path("standard input")
     names, rows = csv_table(itertools.chain([first], lines))
-    columns = _with_prompts(table, lambda asked, need: Columns.find(names, str(table), None, asked, None, need))
+    columns = _with_prompts(
+        table,
+        lambda captions, need: Columns.find(names, str(table), asked.image, captions, None, need),
+        asked.prompt,
+    )
     for number, row in enumerate(rows, start=1):
         key = f"row {number}"
         if isinstance(row, BadRow):
@@ -159,7 +183,7 @@ def _of_lines(lines: Iterable[str]) -> Iterator[ScoreItem]:
         yield from _of_record(record, table)
 
 
-def _of_line(line: str) -> ScoreItem | None:
+def _of_line(line: str, columns: TableColumns) -> ScoreItem | None:
     text = line.removeprefix("\ufeff").strip()  # the byte order mark that some programs write first
     if not text.startswith("{"):
         return ScoreItem(text, text) if text else None
@@ -167,9 +191,9 @@ def _of_line(line: str) -> ScoreItem | None:
         row: Any = load_json(text)
     except BadRow as bad:
         return ScoreItem(text[:60], None, problem=f"is no path and no JSON ({bad.detail.removeprefix('not JSON: ')})")
-    image, prompt = row.get("image"), row.get("prompt")
+    image, prompt = row.get(columns.image or "image"), row.get(columns.prompt or "prompt")
     if not isinstance(image, str) or not image:
-        return ScoreItem(text[:60], None, problem="has no image")
+        return ScoreItem(text[:60], None, problem=f"has no {columns.image or 'image'}")
     if prompt is not None and not isinstance(prompt, str):
         return ScoreItem(image, None, problem=f"expected a text as its prompt, got {prompt!r}")
     return ScoreItem(image, image, prompt or None)
@@ -179,21 +203,28 @@ def _records(source: TableSource) -> Iterator[Record]:
     return itertools.chain.from_iterable(map(source.read, range(len(source.parts))))
 
 
-def _open_table(path: Path, root: Path | None = None) -> TableSource:
-    return _with_prompts(path, lambda asked, need: TableSource([path], str(path), None, asked, need, root))
+def _open_table(path: Path, columns: TableColumns, root: Path | None = None) -> TableSource:
+    return _with_prompts(
+        path,
+        lambda captions, need: TableSource([path], str(path), columns.image, captions, need, root),
+        columns.prompt,
+    )
 
 
-def _with_prompts(table: Path, read: Callable[[Sequence[str], bool], T]) -> T:
-    """Read a table by its column prompt, else by its captions, else without any.
+def _with_prompts(table: Path, read: Callable[[Sequence[str], bool], T], prompt: str | None) -> T:
+    """Read a table by the column that is asked for, else by its column prompt, its captions, or without any.
 
     Args:
         table: What the table is called in a warning.
         read: From the columns of captions that are asked for, and whether there must be any, to the columns that are
             read, or to a source with them.
+        prompt: The column that is asked for.
 
     Raises:
         SourceError: The table has no column of images; the error says what there is.
     """
+    if prompt is not None:
+        return read([prompt], True)
     with contextlib.suppress(SourceError):
         return read(["prompt"], True)
     try:

@@ -1,11 +1,23 @@
-"""Which of how many processes this is, under torchrun or ``accelerate launch``."""
+"""Which of how many processes this is, under torchrun or ``accelerate launch``, on one machine or several."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+FOREVER = timedelta(days=7)  # a process may have to wait long for the slowest
+
+
+class LostProcessError(ConnectionError):
+    """Report that another process ended before the work that is shared was done."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +28,16 @@ class Processes:
         rank: Number of this process, from 0 on.
         count: Number of all processes.
         device: Device of this process; None leaves the choice.
-        wait: Returns when all processes have come to it.
+        wait: Returns when all processes have come to it; raises :class:`LostProcessError` where one ended before. The
+            first process waits for all that live, and names all that ended.
+        gather: Returns what the processes give to it, in their order.
     """
 
     rank: int = 0
     count: int = 1
     device: str | None = None
     wait: Callable[[], None] = lambda: None
+    gather: Callable[[str], list[str]] = lambda value: [value]
 
 
 def find_processes(device: str | None = None) -> Processes:
@@ -37,5 +52,27 @@ def find_processes(device: str | None = None) -> Processes:
     from accelerate import PartialState
 
     cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # a process may have to wait long for the slowest
-    return Processes(state.process_index, state.num_processes, device or str(state.device), state.wait_for_everyone)
+    state = PartialState(cpu=cpu, timeout=FOREVER)
+    # On GPUs too: NCCL keeps a GPU busy while it waits, and cannot say which process ended.
+    group = torch.distributed.new_group(backend="gloo", timeout=FOREVER)
+    wait, gather = partial(_wait, group), partial(_gather, group)
+    return Processes(state.process_index, state.num_processes, device or str(state.device), wait, gather)
+
+
+def _wait(group: ProcessGroup) -> None:
+    import torch.distributed as dist
+
+    try:
+        dist.monitored_barrier(group, FOREVER, wait_all_ranks=True)
+    except RuntimeError as error:
+        named = re.search(r"Ranks? (\d[\d, ]*) failed", str(error))  # in the first process, which waits for the others
+        lost = f"process {named[1]}" if named else "another process"
+        raise LostProcessError(f"{lost} of {dist.get_world_size(group)} ended before its work was done") from error
+
+
+def _gather(group: ProcessGroup, value: str) -> list[str]:
+    import torch.distributed as dist
+
+    found = [""] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group)
+    return found

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal, TypeAlias
 
-from clip_guidance.metrics.job.output import SUFFIXES
 from clip_guidance.metrics.job.output import read_scores as read_rows
 from clip_guidance.metrics.job.store import ScoreRow
+from clip_guidance.metrics.job.tables import SUFFIXES
 
 Key: TypeAlias = str | tuple[str, str]
 

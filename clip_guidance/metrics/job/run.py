@@ -7,6 +7,7 @@ numbers of a run that was left alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from clip_guidance.metrics.job.items import ScoreItem
 from clip_guidance.metrics.job.judge import Judge, Scored
 from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
 from clip_guidance.metrics.job.prepare import PreparedItem, Preparer, in_blocks, own_blocks
-from clip_guidance.metrics.job.processes import Processes
+from clip_guidance.metrics.job.processes import LostProcessError, Processes
 from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, ScoreStore
 
 
@@ -72,6 +73,7 @@ class Job:
         self.output, self.processes = output, processes
         self.base = output.with_name(output.name + ".partial")
         self.own = self._shard(processes.rank)
+        self.given = ""  # digest of the items, once all were read
 
     def _shard(self, rank: int) -> Path:
         return self.base.with_name(f"{self.base.name}-{rank}")
@@ -127,8 +129,21 @@ class Job:
         self.processes.wait()
 
     def finish(self) -> None:
-        """Take over, in the first process, what all processes did."""
-        self.processes.wait()
+        """Take over, in the first process, what all processes did.
+
+        Raises:
+            ScoresError: A process ended early, or the processes were given different items.
+        """
+        kept = f"what was scored is kept beside {self.output}: start all processes again with --resume"
+        try:
+            self.processes.wait()
+        except LostProcessError as error:
+            raise ScoresError(f"{error}; {kept}") from error
+        if len(set(self.processes.gather(self.given)) - {""}) > 1:
+            raise ScoresError(
+                "the processes found different images: all machines must see the same, and none may come meanwhile; "
+                + kept
+            )
         if self.processes.rank == 0:
             with ScoreStore(self.base) as base:
                 for shard in self._shards():
@@ -137,7 +152,7 @@ class Job:
     def write(self) -> None:
         """Write the output, in the first process; afterwards the files of the run are not needed any more."""
         with ScoreStore(self.base) as base:
-            write_scores(self.output, base.rows(), list(base.records().values()))
+            write_scores(self.output, base.rows(), list(base.records().values()), base.failures())
 
     def clear(self) -> None:
         """Delete the files of the run."""
@@ -165,7 +180,7 @@ def score_items(items: Iterable[ScoreItem], judges: Sequence[Judge], job: Job, o
     """
     processes = job.processes
     with ScoreStore(job.base, read_only=True) as known, ScoreStore(job.own) as own:
-        mine = own_blocks(items, options.batch_size, processes.rank, processes.count)
+        mine = own_blocks(_digested(items, job), options.batch_size, processes.rank, processes.count)
         preparer = Preparer(judges, known, options.cache, options.draft)
         prepared = ordered_map(preparer, mine, options.threads, options.threads + 2 * options.batch_size)
         for block in in_blocks(prepared, options.batch_size):
@@ -173,6 +188,15 @@ def score_items(items: Iterable[ScoreItem], judges: Sequence[Judge], job: Job, o
             rows = _rows([each for each in block if each.failure is None], judges, options.cache, failures)
             failed = [Failure(each.item.position, each.item.name, reason) for each, reason in _in(block, failures)]
             yield Progress(len(block), len(rows) - own.put(rows, failed), failed)
+
+
+def _digested(items: Iterable[ScoreItem], job: Job) -> Iterator[ScoreItem]:
+    """Yield the items, and then tell the job a digest of them all, which is the same in each process."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        digest.update(repr((item.name, item.prompt)).encode())
+        yield item
+    job.given = digest.hexdigest()
 
 
 def _in(block: list[PreparedItem], failures: dict[int, str]) -> Iterator[tuple[PreparedItem, str]]:

@@ -237,6 +237,12 @@ class ScoreStore:
         with self._errors():
             yield from (Failure(*values) for values in self._db.execute("SELECT * FROM failures ORDER BY position"))
 
+    def scored(self) -> int:
+        """Count the items of this run that have scores."""
+        with self._errors():
+            (found,) = self._db.execute("SELECT count(DISTINCT position) FROM rows WHERE position >= 0").fetchone()
+        return int(found)
+
     def summary(self, record: str) -> Summary:
         """Summarise the rows of one record."""
         with self._errors():

@@ -16,6 +16,7 @@ from helpers.scheduler_matrix import FEW, SETTINGS, matrix
 
 import clip_guidance as cg
 from clip_guidance.guidance.engine.batch import BatchLayout
+from clip_guidance.guidance.particles import population
 from clip_guidance.guidance.particles import run as particle_run
 
 PARENTS = [2, 2, 0, 3]
@@ -58,7 +59,7 @@ def forced(monkeypatch):
             return torch.tensor(parents).repeat(len(weights), 1)
 
         rows[:] = range(len(parents))
-        monkeypatch.setattr(particle_run, "resampled", resampled)
+        monkeypatch.setattr(population, "resampled", resampled)
 
     own = BrownianTreeNoiseSampler.__call__
 

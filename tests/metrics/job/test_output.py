@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_guidance.metrics.job.output import is_torn, read_scores, write_scores
-from clip_guidance.metrics.job.store import ScoreRow, ScoresError, record_id
+from clip_guidance.metrics.job.store import Failure, ScoreRow, ScoresError, record_id
 
 RECORDS = [
     {"definition": "hessel", "weight": 2.5, "clip": "each", "fingerprint": "12e4567890123456", "context_length": 77},
@@ -39,6 +39,17 @@ def test_what_is_written_is_read_back(path):
     for record, (_, expected) in zip(records, SCORES, strict=True):
         assert {key: str(value) for key, value in record.items()} == {k: str(v) for k, v in expected.items()}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_failures_stand_at_their_places_and_are_no_scores(tmp_path, suffix):
+    path = tmp_path / f"scores{suffix}"
+    write_scores(path, SCORES, RECORDS, [Failure(0, "=bad.png", "is empty"), Failure(3, "gone.png", "no such file")])
+    placed = zip(SCORES, (2, 3, 4, 6), strict=True)  # rows of the file: the failures are the first and the fifth
+    assert [row for row, _ in read_scores(path)] == [replace(row, position=place) for (row, _), place in placed]
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["error"] for row in rows] == ["is empty", None, None, None, "no such file", None]
 
 
 def test_a_parquet_file_carries_its_records_and_types(tmp_path):

@@ -61,6 +61,21 @@ def test_shares_merge_to_the_file_of_one_process(tiny_clip, other_clip, many, tm
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "shared.csv").read_bytes()
 
 
+def test_processes_that_found_different_images_are_told_to_begin_again(tiny_clip, many, tmp_path):
+    """Half of the images would be without a score otherwise, without a word."""
+    judges, output = judges_of(tiny_clip, scores=SCORES[:1]), tmp_path / "scores.csv"
+    given, works = {}, []
+    for rank, folder in enumerate((many, many / "00.png")):
+        works.append(Job(output, Processes(rank, 2, gather=lambda _: list(given.values()))))
+        works[rank].begin(judges)
+        list(score_items(read_items([folder], "a cat"), judges, works[rank], Options(1)))
+        given[rank] = works[rank].given
+    with pytest.raises(ScoresError, match="found different images: all machines must see the same.*kept.*--resume"):
+        works[0].finish()
+    given[1] = ""  # it was interrupted: what was done is written all the same
+    works[0].finish()
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_resuming_computes_only_what_is_missing(tiny_clip, other_clip, many, tmp_path, suffix, monkeypatch):
     output, alone = tmp_path / f"scores.{suffix}", tmp_path / f"alone.{suffix}"
@@ -100,7 +115,8 @@ def test_a_torn_last_line_costs_its_row_only(tiny_clip, many, tmp_path, monkeypa
     assert sum(len(pixels) for (pixels,) in encoded) == 1
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == [str(many / f"{i:02}.png") for i in range(21) if i != 8]
+    assert [row["image"] for row in rows] == [str(many / f"{i:02}.png") for i in range(21)]
+    assert [place for place, row in enumerate(rows) if row["error"]] == [8]
 
 
 def test_rows_of_images_that_are_not_given_again_stay(tiny_clip, many, tmp_path):

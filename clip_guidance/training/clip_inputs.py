@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from accelerate import Accelerator
 
@@ -49,8 +50,14 @@ def load_batches(settings: Settings, accelerator: Accelerator) -> MemoryBatches 
         accelerator.print(f"  row {row}: {reason}")
     concepts = [row.name for row in data.rows]
     order = SampleOrder(len(data), settings.batch_size, seed, accelerator, concepts, settings.images_per_concept)
-    drawn = {"keyword_share": settings.keyword_share, "composite_share": settings.composite_share}
-    return MemoryBatches(data, order, seed, settings.random_flip, **drawn)
+    return MemoryBatches(
+        data,
+        order,
+        seed,
+        settings.random_flip,
+        keyword_share=settings.keyword_share,
+        composite_share=settings.composite_share,
+    )
 
 
 def captions(settings: Settings, batches: MemoryBatches | StreamedBatches, rows: int | None) -> Iterator[str]:
@@ -68,7 +75,7 @@ def captions(settings: Settings, batches: MemoryBatches | StreamedBatches, rows:
 def make_clip(settings: Settings, batches: MemoryBatches | StreamedBatches) -> CLIP:
     """Make two fresh towers over the vocabulary of the captions, or load those to continue from."""
     if settings.init:
-        return CLIP.from_pretrained(settings.init).float()
+        return cast(CLIP, CLIP.from_pretrained(settings.init).float())
     if settings.init_text:
         known = CLIP.from_pretrained(settings.init_text).float()
         config = CLIPConfig(**{**known.config.to_dict(), "vision_config": settings.image_config()})
