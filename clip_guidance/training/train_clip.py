@@ -53,7 +53,7 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
 
 
 def digest(described: Any) -> str:
-    """Return a short name of what processes must agree on."""
+    """Return 16 digits that tell two descriptions apart."""
     return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 
@@ -104,18 +104,25 @@ def make_objective(
     )
 
 
-def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
-    """Train on every pair of images and captions, and save the CLIP in ``output``."""
-    check_captions(captions(settings, batches, None), ", ".join(settings.data))
-    folder, evaluations = Path(settings.output), load_evaluations(settings)
-    torch.manual_seed(settings.seed)
+def agreed_clip(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> CLIP:
+    """Make or load the CLIP, with the embeddings of images where they are frozen; all processes have the same."""
     with accelerator.main_process_first():  # which learns the vocabulary and embeds the images
         clip = make_clip(settings, batches)
         clip = clip.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.freeze_image and isinstance(batches, MemoryBatches):
-            batches.embeds = cached_image_embeds(clip, batches.data.images, folder / "image-embeds.safetensors")
+            file = Path(settings.output) / "image-embeds.safetensors"
+            batches.embeds = cached_image_embeds(clip, batches.data.images, file)
     described = batches.data.rows if isinstance(batches, MemoryBatches) else None
     check_agreement(settings, vocabulary=digest(sorted(clip.tokenizer.get_vocab().items())), data=digest(described))
+    return clip
+
+
+def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
+    """Train on every pair of images and captions, and save the CLIP in ``output``."""
+    check_captions(captions(settings, batches, None), ", ".join(settings.data))
+    evaluations = load_evaluations(settings)
+    torch.manual_seed(settings.seed)
+    clip = agreed_clip(settings, accelerator, batches)
     adapters = prepare_towers(clip, settings)
     classify = settings.class_name_loss_weight > 0
     rows = batches.data.rows if classify and isinstance(batches, MemoryBatches) else []
@@ -159,8 +166,8 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
 
     plan = make_plan(settings, batches.global_batch_size)
     fit(
-        accelerator, objective, loss, plan, folder, phase="clip", ema_model=ema_model, after_step=after_step,
-        describe=batches.describe, stream=stream,
+        accelerator, objective, loss, plan, Path(settings.output), phase="clip", ema_model=ema_model,
+        after_step=after_step, describe=batches.describe, stream=stream,
     )  # fmt: skip
     state = full_state_dict(trained.clip)
     if accelerator.is_main_process:
