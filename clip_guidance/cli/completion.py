@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ NAME, VARIABLE = "clip-guidance", "_CLIP_GUIDANCE_COMPLETE"  # the script calls 
 completion_init()  # lets the program answer such a call
 
 
-class Shell(str, Enum):
+class Shell(StrEnum):
     """A shell whose script is known."""
 
     bash = "bash"

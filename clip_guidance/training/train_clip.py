@@ -53,6 +53,7 @@ def trimmed(input_ids: Tensor, pad_token_id: int) -> Tensor:
 
 
 def digest(described: Any) -> str:
+    """Return 16 digits that tell two descriptions apart."""
     return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 
