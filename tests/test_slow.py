@@ -60,10 +60,15 @@ def test_the_default_run_and_the_slow_tests_are_all_tests(run):
     ("body", "message"),
     [
         ("def test_it(): burn()", "the test used 0.* CPU seconds, *may use 0.1: make it smaller, or mark it*"),
-        ("def test_it(): subprocess.run([sys.executable, '-c', BURN])", "the test used *, *may use 0.1: *"),
-        (
+        pytest.param(
+            "def test_it(): subprocess.run([sys.executable, '-c', BURN])",
+            "the test used *, *may use 0.1: *",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "@pytest.fixture\ndef data(): burn()\ndef test_it(data): pass",
             "its fixtures used *, *may use 0.2: *",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["itself", "a child", "a fixture"],

@@ -65,6 +65,7 @@ def test_images_of_one_prompt_pair_by_name(cli, clip, good, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_refuses_other_definitions_and_judges(cli, clip, judge, good, tmp_path):
     pairs = list(zip(good, ["a cat", "a dog", "an apple"], strict=True))
     a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")

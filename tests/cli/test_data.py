@@ -87,6 +87,7 @@ def test_ctrl_c_keeps_what_is_done(cli, photos, monkeypatch):
     assert done.code == 130 and done.json["rows"] == 3 and not done.json["complete"]
 
 
+@pytest.mark.slow
 def test_its_help_is_light():
     code = (
         "import sys; sys.argv = ['clip-guidance', 'data', 'check', '--help']\nfrom clip_guidance.cli.main import run\n"

@@ -41,6 +41,7 @@ def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
     assert rows[0][1:3] == ["a cat", "0"]
 
 
+@pytest.mark.slow
 def test_generate_from_an_image_draws_it_again(generate):
     (first,) = generate("--prompt", "a cat", "--seed", 3, "--scale", 9, "--json").json
     again = generate("--from", first["image"], "--json")
@@ -114,6 +115,7 @@ def test_generate_keeps_the_images_made_before_ctrl_c(generate, tmp_path, monkey
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_named_and_the_others_are_done(generate, tmp_path):
     done = generate("--prompt", " ", "--prompt", "a cat", "--json")
     assert done.code == 1 and len(done.json) == 1
@@ -125,6 +127,7 @@ def test_what_cannot_be_drawn_is_named_and_the_others_are_done(generate, tmp_pat
     assert nothing.code == 1 and "gone.png" in nothing.err
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_pipelines_context_is_reported_without_guidance_too(generate):
     done = generate("--prompt", "ox " * 60, "--scale", 0)
     assert done.code == 0 and "cut to the context of 40" in done.err
@@ -249,6 +252,7 @@ def test_particles_are_on_record_and_drawn_again(generate, clip):
     assert mixed.code == 1 and "give candidates or particles: got 2 candidates of 3 particles each" in mixed.err
 
 
+@pytest.mark.slow
 def test_candidates_that_fail_are_named_and_the_others_ranked(generate, monkeypatch):
     spoil(monkeypatch, 1, 2, 3)
     done = generate("--prompt", "a cat", "--scale", 0, "--num-images", 2, "--best-of", 2, "--keep", 2, "--json")

@@ -134,6 +134,7 @@ def test_a_filter_by_an_unknown_key_is_told_beside_the_json(cli, filled):
     assert done.err.rstrip().endswith("has the key 'foo'; the keys there are: path, album, year")
 
 
+@pytest.mark.slow
 def test_damaged_vectors_are_told_and_repaired(cli, filled, good):
     (path,) = filled.glob("vectors-*")
     with path.open("r+b") as file:

@@ -125,6 +125,7 @@ def test_score_pairs_from_a_file(cli, clip, images, suffix, tmp_path):
     assert [row["error"] for row in rows] == ["", "is empty (0 bytes)", "", "no such file"]
 
 
+@pytest.mark.slow
 def test_score_uses_the_stored_prompt_and_warns_of_the_guide(cli, clip, judge, pipeline, good, tmp_path):
     folder = tmp_path / "drawn"
     drawn = ["generate", "--model", pipeline, "--clip", clip, "--steps", 2, "--output", folder, "--prompt"]

@@ -27,6 +27,7 @@ def titles(page):
     return [image.attributes["title"] for image in page.all("img")]
 
 
+@pytest.mark.slow
 def test_classify_reports_what_it_prints(cli, clip, images, good, report, page):
     words = ["classify", images, "--labels", "cat,<b>dog</b>", "--model", clip, "--batch-size", 2]
     done = cli(*words, "--report", report, "--json")
@@ -51,6 +52,7 @@ def test_classify_without_a_readable_image_still_reports_why(cli, clip, images, 
     assert done.code == 1 and "0 images" in page().text and "is empty (0 bytes)" in page().text
 
 
+@pytest.mark.slow
 def test_similar_reports_matrix_ranking_and_duplicates(cli, clip, images, good, report, page):
     words = ["similar", images, "--model", clip, "--report", report, "--json"]
     matrix = cli(*words).json["similarity"]
@@ -92,6 +94,7 @@ def test_score_reports_every_definition(cli, clip, images, good, tmp_path, repor
     assert sorted(titles(page())) == [str(path) for path in good]
 
 
+@pytest.mark.slow
 def test_compare_reports_its_pairs(cli, clip, good, tmp_path, report, page):
     for number, name in enumerate("ab"):
         table = tmp_path / f"{name}.csv"

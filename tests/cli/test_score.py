@@ -74,6 +74,7 @@ def test_a_table_of_images_alone(cli, clip, images, good, tmp_path):
     assert done.code == 1 and f"b.png: holds no prompt, and {table}: row 2 has none; give --prompt" in done.err
 
 
+@pytest.mark.slow
 def test_an_image_called_as_standard_input_is_reached_by_its_folder(cli, clip, good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-").write_bytes(good[0].read_bytes())

@@ -15,6 +15,7 @@ import clip_guidance as cg
 from clip_guidance.clip import CLIP, CLIPConfig, ModelError
 
 
+@pytest.mark.slow
 def test_a_revision_is_the_one_that_is_loaded(cached, folders):
     same(CLIP.from_pretrained("owner/clip", **cached), folders["main"])
     same(CLIP.from_pretrained("owner/clip", revision="v1", **cached), folders["v1"])
@@ -100,6 +101,7 @@ def test_a_packaged_model_has_no_revision():
             cg.load_pipeline("emoji", **options)
 
 
+@pytest.mark.slow
 def test_automodel_passes_its_options_on(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it looks for adapters without our options
     make_clip(seed=3).save_pretrained(tmp_path / "main")
@@ -118,6 +120,7 @@ _NAMES = st.sampled_from(["revision", "token", "cache_dir", "local_files_only", 
 _OTHERS = st.sampled_from(["config", "adapter_kwargs", "trust_remote_code", "torch_dtype", "tokenizer", "revison"])
 
 
+@pytest.mark.slow
 @given(st.one_of(_VALUES, st.sampled_from(["FOLDER", "owner/clip", "hf-hub:owner/clip", "a/b"])), st.data())
 def test_any_arguments_give_a_model_or_a_sentence(cached, folders, name, data):
     """What loads is the model that the name, the revision and the subfolder say; anything else is told in a line."""

@@ -87,6 +87,7 @@ def test_only_the_adapters_the_projections_and_the_temperature_move(hub_clip, tm
     assert moved == {name for name in before if ".lora_" in name} | set(HEADS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # which peft asks for
 def test_the_merged_clip_is_the_adapted_one(hub_clip, tmp_path):
     clip, config = adapted(hub_clip)

@@ -78,6 +78,7 @@ def test_a_saved_data_set_is_recognised_and_its_image_column_found_by_type(tmp_p
         assert [pair.captions for pair in pairs] == [("a",), ("c",)] and pairs.counters.bad == {"no_caption": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves the table open
 def test_an_image_folder_streams_by_path(tmp_path):
     for name in ("a", "b"):

@@ -239,6 +239,7 @@ def test_a_name_without_letters_still_saves(settings, tmp_path):
 # ---------------------------------------------------------------- images that came out empty
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:prompt of 902 tokens")
 def test_latents_that_are_not_finite_fail_by_their_step(settings, unchanged):
     make, calls = ImageGenerator(), []

@@ -90,6 +90,7 @@ def test_after_a_run_that_was_cut_off_everything_may_be_exchanged(cut_off, mode)
     untouched(pipe)
 
 
+@pytest.mark.slow
 @exact_first
 def test_after_a_run_the_pipeline_is_freed_with_its_last_reference(mode):
     pipe, inputs = modular.stable_diffusion3()

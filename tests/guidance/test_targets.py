@@ -79,6 +79,7 @@ def test_a_schedule_returns_finite_numbers(factor):
 # ---------------------------------------------------------------- attributes
 
 
+@pytest.mark.slow
 def test_a_target_that_is_set_steers_and_is_saved(tiny_pipeline, clip):
     pipe, guidance = tiny_pipeline(), CLIPGuidance(clip, "dog", 20.0)
     with CLIPGuidance(clip, ["rocket"], 20.0).attach(pipe):

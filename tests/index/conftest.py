@@ -47,7 +47,7 @@ def milvus_address(request, tmp_path) -> str:
     return _milvus(request, tmp_path)
 
 
-@pytest.fixture(params=["folder", pytest.param("file", marks=pytest.mark.slow), "server"])
+@pytest.fixture(params=["folder", *(pytest.param(each, marks=pytest.mark.slow) for each in ("file", "server"))])
 def any_address(request, tmp_path) -> str:
     return str(tmp_path / "index") if request.param == "folder" else _milvus(request, tmp_path)
 

@@ -23,7 +23,7 @@ from clip_guidance.metrics.similarity import image_similarity
 # Adding and searching
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("batch_size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 64))])
 def test_search_equals_sorting_all_cosines(clip, index, images, batch_size):
     assert index.add(images, batch_size=batch_size) == Changes(added=[str(path) for path in images])
     assert len(index) == 6 and images[0] in index and "gone.png" not in index
@@ -239,6 +239,7 @@ def test_ctrl_c_loses_nothing_acknowledged(open_index, clip, index, images, monk
     check_hits(index.search("apple"), ranking(clip, images, clip.encode_text("apple")[0]))
 
 
+@pytest.mark.slow
 def test_threads_may_share_an_index(clip, index, images):
     index.add(images[:3])
     query, found = clip.encode_text("apple").numpy(), []

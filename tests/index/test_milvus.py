@@ -127,6 +127,7 @@ def test_what_could_not_be_sent_is_sent_later(address, tmp_path, store, monkeypa
     again.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["emptied", *(pytest.param(each, marks=pytest.mark.slow) for each in ("dropped", "too much"))]
 )
@@ -289,6 +290,7 @@ def test_errors_show_no_password(address, tmp_path, capfd, caplog):
     assert len(str(caught.value)) <= 300
 
 
+@pytest.mark.slow
 def test_reports_show_no_password(milvus_server, tmp_path, clip, capsys, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     address = milvus_server.replace("://", "://root:s3cret@")

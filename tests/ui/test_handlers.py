@@ -83,6 +83,7 @@ def test_each_image_is_the_best_of_its_particles(state):
     assert "the best of 2 candidates" in pair.without.caption and pair.without.image != pair.guided.image
 
 
+@pytest.mark.slow
 def test_previews_come_before_the_images(shown):
     pairs = [drawing.pair for drawing in shown]
     assert pairs[0].without.image is None

@@ -157,6 +157,7 @@ def test_a_generator_that_is_abandoned_leaves_nothing(networks, mode, stops):
     assert [x for what, x in pipe() if what == "sample"][-1].equal(plain)
 
 
+@pytest.mark.slow
 @exact_first
 def test_a_generator_that_holds_the_block_may_be_dropped(tiny_pipeline, mode):
     pipe = tiny_pipeline()

@@ -120,6 +120,7 @@ def test_a_window_holds_whole_patches_where_the_decoder_normalises_by_patch():
         assert decoder(sample).shape == (1, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_frames_of_a_video_share_the_window_and_the_size():
     pipe, _ = importlib.import_module("helpers.pipelines.unet_video").PIPELINES["AnimateDiffPipeline"]()
     frames = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

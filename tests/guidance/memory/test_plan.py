@@ -86,6 +86,7 @@ def test_the_tiny_decoder_comes_before_a_smaller_image(pipe, guidance):
     assert plan.decoding.decoder is tiny and plan.decoding.resolution == 1
 
 
+@pytest.mark.slow
 def test_what_was_set_besides_stays(pipe):
     decoding = Decoding(dtype=torch.bfloat16, seed=3, resolution=0.5, checkpoint=True)
     guidance = CLIPGuidance(make_clip(), "x", decoding=decoding)

@@ -150,6 +150,7 @@ def groups(network):
     return [hook.group for hook in hooks if hook is not None]
 
 
+@pytest.mark.slow
 @kinds
 def test_the_denoiser_comes_and_goes_as_often_as_without_guidance(counted, kind):
     def denoisers_calls(mode):
@@ -206,6 +207,7 @@ def test_slices_give_the_same_images(save, mode):
     check(pipe, mode, tolerance=1e-4)
 
 
+@pytest.mark.slow
 @exact_first
 def test_tiles_are_differentiated(mode):
     """They overlap and are blended, so the image is another one; the gradient is that of the blended image."""
