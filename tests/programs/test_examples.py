@@ -159,7 +159,10 @@ def test_score_nightly_computes_what_is_new_alone(run, tmp_path, apple, monkeypa
     code, printed = run("score_nightly.py", table, scores)
     rows = [json.loads(line) for line in scores.read_text().splitlines()]
     assert code == 1 and "of 2 images" in printed and encoded == [1]
-    assert rows[0]["score"] == first["score"] and [Path(row["image"]).name for row in rows] == ["apple.png", "blue.png"]
+    assert rows[0]["score"] == first["score"]
+    failed = {Path(row["image"]).name: row.get("error") for row in rows}
+    assert list(failed) == ["apple.png", "bad.png", "blue.png"]
+    assert [name for name, reason in failed.items() if reason] == ["bad.png"]
 
 
 @pytest.mark.slow

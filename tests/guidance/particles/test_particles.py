@@ -10,6 +10,7 @@ from helpers.factories import make_clip
 from helpers.minimal_pipeline import loop, minimal_pipeline
 
 import clip_guidance as cg
+from clip_guidance.guidance.particles import population
 from clip_guidance.guidance.particles import run as particle_run
 from clip_guidance.rewards import RewardError
 
@@ -302,8 +303,8 @@ def test_a_reward_that_needs_prompts_or_returns_no_numbers_is_refused(pipe):
 def test_the_noise_of_resampling_is_its_own(pipe, monkeypatch):
     """The pipeline's noise and torch's own are untouched by what resampling draws."""
     counts = []
-    own = particle_run.resampled
-    monkeypatch.setattr(particle_run, "resampled", lambda *args: counts.append(1) or own(*args))
+    own = population.resampled
+    monkeypatch.setattr(population, "resampled", lambda *args: counts.append(1) or own(*args))
     torch.manual_seed(3)
     plain = drawn(pipe, k=2, generator=None)
     after = torch.rand(1)
