@@ -117,7 +117,7 @@ def test_two_machines_fill_one_index_in_a_milvus_server(clip, images, tmp_path, 
             subprocess.Popen([sys.executable, "-m", CLI, *map(str, words), *half], stderr=subprocess.PIPE, text=True)
             for half in (paths[:6], paths[6:])
         ]
-        assert [(process.communicate()[1], process.returncode) for process in started] == [("", 0)] * 2
+        assert [(process.communicate()[1], process.returncode) for process in started] == [("6 of 6 done\n", 0)] * 2
         with ImageIndex.open(words[2], CLIP.from_pretrained(clip)) as index:
             assert len(index) == index._store._size() == 12
             assert index.search(paths[7], k=1)[0].path == str(paths[7])
