@@ -156,7 +156,7 @@ def test_the_oldest_python_is_the_same_everywhere() -> None:
     oldest = tables["project"]["requires-python"].removeprefix(">=")
     versions = re.findall(r"Python :: (3\.\d+)", "\n".join(tables["project"]["classifiers"]))
     assert versions[0] == oldest and tables["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
-    for page, said in (("docs/install.md", f"Python {oldest} or newer"), ("constraints.txt", f"Python {oldest} to")):
+    for page, said in (("docs/install.md", f"Python {oldest} or newer"), ("constraints.txt", f"on Python {oldest}.")):
         assert said in (ROOT / page).read_text(encoding="utf-8")
 
 
