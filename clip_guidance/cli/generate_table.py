@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +55,13 @@ def generate_table(work: TableWork, job: common.Job) -> list[dict[str, Any]]:
         OSError: An image cannot be written.
     """
     from clip_guidance.generation.prompts import read_prompts
-    from clip_guidance.generation.table import plan_images, table_rows, write_table
+    from clip_guidance.generation.table import TABLE, plan_images, table_rows, write_table
 
     plan = plan_images(read_prompts(work.path), work.given, work.num_images, work.candidates)
     if not work.processes.rank:
         _name(plan.failures, work, job)
-    with _locked(work):
+    refusal = ValueError(f"--output {work.folder}: another run is drawing into it")
+    with work.processes.locked(work.folder / f"{TABLE}.lock", refusal):
         failures = [*plan.failures, *(_drawn_failures(plan, work, job) if plan.images else ())]
         if work.processes.count > 1 and not job.interrupted:  # else another process may not come to this
             from accelerate.utils import gather_object
@@ -139,28 +138,3 @@ def _close(plan: TablePlan, rows: list[dict[str, Any]], work: TableWork, job: co
     lost = len(failed) + len(plan.failures) * (work.num_images - 1)
     what = "left" if job.interrupted else "failed"
     common.narrate("images", f"{total - lost:,} of {total:,} done, {lost:,} {what}")
-
-
-@contextmanager
-def _locked(work: TableWork) -> Iterator[None]:
-    """Hold a lock in the first process, so that no second run draws into the folder.
-
-    Raises:
-        ValueError: Another run holds it.
-    """
-    if work.processes.rank:
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    from clip_guidance.generation.table import TABLE
-
-    path = work.folder / f"{TABLE}.lock"
-    try:
-        with FileLock(path, timeout=0):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-    except Timeout:
-        raise ValueError(f"--output {work.folder}: another run is drawing into it") from None

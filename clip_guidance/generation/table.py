@@ -87,6 +87,7 @@ def plan_images(
     keep = candidates.keep if candidates else 1
     images, failures = list[PlannedImage](), list[RowFailure]()
     for row in rows:
+        planned = []
         try:
             if row.problem:
                 raise ValueError(row.problem)
@@ -96,10 +97,11 @@ def plan_images(
                 settings = first.overridden({"seed": seed})
                 stem = f"{row.number:06d}-{stem_of(settings)}"
                 names = [stem] if keep == 1 else [f"{stem}-{rank}" for rank in range(1, keep + 1)]
-                images.append(PlannedImage(row.number, tuple(f"{name}.png" for name in names), settings))
+                planned.append(PlannedImage(row.number, tuple(f"{name}.png" for name in names), settings))
         except ValueError as error:
-            images = [image for image in images if image.row != row.number]
             failures.append(RowFailure(row.number, str(row.values.get("prompt", "")), None, str(error)))
+        else:
+            images += planned
     return TablePlan(images, failures)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.empty_images import spoil
+from helpers.empty_images import interrupt_image, spoil
 from helpers.factories import save_tiny_clip
 from PIL import Image
 
@@ -100,16 +100,7 @@ def test_generate_tells_when_an_image_came_out_differently(generate):
 
 
 def test_generate_keeps_the_images_made_before_ctrl_c(generate, tmp_path, monkeypatch):
-    from clip_guidance.generation.image import GeneratedImage
-
-    save = GeneratedImage.save
-
-    def interrupted(self, folder):
-        if self.settings.seed == 1:
-            raise KeyboardInterrupt
-        return save(self, folder)
-
-    monkeypatch.setattr(GeneratedImage, "save", interrupted)
+    interrupt_image(monkeypatch, seed=1)
     done = generate("--prompt", "a cat", "--num-images", 3, "--json")
     assert done.code == 130 and len(done.json) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-cat-0.png"]

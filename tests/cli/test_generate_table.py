@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.empty_images import spoil
+from helpers.empty_images import interrupt_image, spoil
 from PIL import Image
 
 from clip_guidance.images.load import load_image
@@ -68,16 +68,7 @@ def test_a_second_start_completes_to_the_same_bytes(generate, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_drawn_and_names_what_is_left(generate, tmp_path, monkeypatch):
-    from clip_guidance.generation.image import GeneratedImage
-
-    write = GeneratedImage.write
-
-    def interrupted(self, path):
-        if self.settings.seed == 2:
-            raise KeyboardInterrupt
-        return write(self, path)
-
-    monkeypatch.setattr(GeneratedImage, "write", interrupted)
+    interrupt_image(monkeypatch, seed=2)
     done = generate("--json")
     assert done.code == 130 and len(done.json) == 1 and "images: 1 of 5 done, 4 left" in done.err
     rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]

@@ -1,8 +1,9 @@
-"""Images that come out empty."""
+"""Images that come out empty, or are interrupted before they are written."""
 
 from PIL import Image
 
 from clip_guidance.generation import batch, generator
+from clip_guidance.generation.image import GeneratedImage
 
 
 def spoil(monkeypatch, *seeds: int) -> list[list[int]]:
@@ -16,3 +17,15 @@ def spoil(monkeypatch, *seeds: int) -> list[list[int]]:
 
     monkeypatch.setattr(generator, "draw_batch", sometimes)
     return drawn
+
+
+def interrupt_image(monkeypatch, seed: int) -> None:
+    """Press Ctrl-C when the image of this seed is to be written."""
+    write = GeneratedImage.write
+
+    def interrupted(image, path):
+        if image.settings.seed == seed:
+            raise KeyboardInterrupt
+        return write(image, path)
+
+    monkeypatch.setattr(GeneratedImage, "write", interrupted)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,6 +42,26 @@ class Processes:
     device: str | None = None
     wait: Callable[[], None] = lambda: None
     gather: Callable[[str], list[str]] = lambda value: [value]
+
+    @contextmanager
+    def locked(self, lock: Path, refusal: Exception) -> Iterator[None]:
+        """Hold a lock in the first process, so that no second run disturbs this one.
+
+        Args:
+            lock: File of the lock, which is gone after the block.
+            refusal: Raised where another run holds it.
+        """
+        if self.rank:
+            yield
+            return
+        try:
+            with FileLock(lock, timeout=0):
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+        except Timeout:
+            raise refusal from None
 
 
 def find_processes(device: str | None = None) -> Processes:

@@ -11,12 +11,11 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from clip_guidance._threads import ordered_map
@@ -97,25 +96,14 @@ class Job:
             what = f"{self.base}: scores of a run that was cut short; --resume goes on with it"
             raise ScoresError(f"{what}; to begin anew, delete {self.base.name}*")
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold a lock in the first process, so that no second run disturbs this one.
 
         Raises:
-            ScoresError: Another run holds the lock.
+            ScoresError: On entering the block, if another run holds the lock.
         """
-        if self.processes.rank:
-            yield
-            return
         lock = self.output.with_name(self.output.name + ".lock")
-        try:
-            with FileLock(lock, timeout=0):
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-        except Timeout:
-            raise ScoresError(f"{self.output}: another run is writing it") from None
+        return self.processes.locked(lock, ScoresError(f"{self.output}: another run is writing it"))
 
     def begin(self, judges: Sequence[Judge]) -> None:
         """Collect, in the first process, what earlier runs did; the others wait for it."""
