@@ -55,16 +55,16 @@ def check_blocks(config: PreTrainedConfig) -> None:
     check_activation(config)
 
 
-def check_activation(config: PreTrainedConfig) -> None:
-    """Check the name of a config's activation.
+def check_activation(config: PreTrainedConfig, setting: str = "hidden_act") -> None:
+    """Check the name of a config's activation, ``hidden_act`` or another setting.
 
     Raises:
         ValueError: transformers has no activation of this name; the message suggests some.
     """
-    name = config.hidden_act
+    name = getattr(config, setting)
     if not isinstance(name, str) or name not in ACT2FN:
         known = difflib.get_close_matches(str(name), ACT2FN, n=3) or ["quick_gelu", "gelu", "relu"]
-        raise ValueError(f"hidden_act: expected an activation such as {', '.join(known)}, got {name!r:.60}")
+        raise ValueError(f"{setting}: expected an activation such as {', '.join(known)}, got {name!r:.60}")
 
 
 def check_token_ids(config: PreTrainedConfig) -> None:

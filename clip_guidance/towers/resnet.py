@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
+from transformers.activations import ACT2FN
 
-from clip_guidance.towers.checks import MOST_LAYERS, check_lists
+from clip_guidance.towers.checks import MOST_LAYERS, check_activation, check_lists
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 
 
@@ -28,10 +28,13 @@ class ResNetConfig(ImageConfig):
         hidden_sizes: Channels of each stage; the last one is ``hidden_size``.
         depths: Number of residual blocks in each stage.
         norm: "batch", or "group", with which an image's output does not depend on the other images of its batch.
+        hidden_act: Activation behind each norm. "relu", as in CLIP, makes the gradient with respect to the pixels jump
+            wherever a channel changes its sign, so that rounding can change a guided image; with a smooth one such as
+            "gelu" it cannot.
 
     Raises:
         ValueError: A size is out of range, ``hidden_sizes`` and ``depths`` have different lengths, ``image_size`` is
-            too small for the stages, or ``norm`` is something else.
+            too small for the stages, ``norm`` is something else, or the activation is unknown.
 
     Example:
         >>> import clip_guidance as cg
@@ -44,6 +47,7 @@ class ResNetConfig(ImageConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     norm: str = "batch"
+    hidden_act: str = "relu"
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_lists(self, "hidden_sizes", least=2)  # the stem has half the channels of the first stage
@@ -58,6 +62,7 @@ class ResNetConfig(ImageConfig):
             raise ValueError(f"image_size: expected {least}, each of which halves it, got {self.image_size}")
         if self.norm not in ("batch", "group"):
             raise ValueError(f'norm: expected "batch" or "group", got {self.norm!r:.60}')
+        check_activation(self)
         widths = [self.hidden_sizes[0] // 2, *self.hidden_sizes]
         if self.norm == "group" and any(width % (norm_groups(width) or width + 1) for width in widths):
             raise ValueError(f"hidden_sizes: no groups of equal size for group norm in {widths!s:.80}")
@@ -80,7 +85,7 @@ def conv_norm(
 
 
 class Block(nn.Module):
-    """Compute relu(shortcut(x) + conv(relu(conv(x)))), at half the size where ``stride`` is 2."""
+    """Compute act(shortcut(x) + conv(act(conv(x)))), at half the size where ``stride`` is 2."""
 
     def __init__(self, config: ResNetConfig, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -89,10 +94,11 @@ class Block(nn.Module):
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         changes = stride > 1 or inputs != outputs
         self.shortcut = conv_norm(config, inputs, outputs, kernel_size=1) if changes else nn.Identity()
+        self.activation_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.pool(F.relu(self.conv1(x))))
-        return F.relu(self.shortcut(self.pool(x)) + y)
+        y = self.conv2(self.pool(self.activation_fn(self.conv1(x))))
+        return self.activation_fn(self.shortcut(self.pool(x)) + y)
 
 
 class ResNet(nn.Module):
@@ -104,12 +110,12 @@ class ResNet(nn.Module):
         stem = widths[0]
         self.stem = nn.Sequential(
             conv_norm(config, config.num_channels, stem // 2),
-            nn.ReLU(),
+            ACT2FN[config.hidden_act],
             nn.AvgPool2d(2),
             conv_norm(config, stem // 2, stem // 2),
-            nn.ReLU(),
+            ACT2FN[config.hidden_act],
             conv_norm(config, stem // 2, stem),
-            nn.ReLU(),
+            ACT2FN[config.hidden_act],
         )
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, config.depths, strict=True)):

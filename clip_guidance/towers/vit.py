@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 # diffusers loads a class from a module only if the name of the class's base is in that module too.
 from transformers import PreTrainedModel as PreTrainedModel
+from transformers.activations import ACT2FN
 
-from clip_guidance.towers.checks import check_blocks, check_counts, check_lists
+from clip_guidance.towers.checks import check_activation, check_blocks, check_counts, check_lists
 from clip_guidance.towers.image import ImageConfig, ImageStates, ImageTower
 from clip_guidance.towers.layers import Encoder
 from clip_guidance.towers.resnet import Block, ResNetConfig, conv_norm
@@ -41,11 +42,13 @@ class ViTConfig(ImageConfig):
         hidden_act: Activation of the perceptrons: "quick_gelu" in OpenAI's weights, "gelu" elsewhere.
         stem_widths: Channels of the residual stages that make the tokens; None for one linear map per patch. A stem
             halves the side before each stage, so ``patch_size`` must be 2 ** stages.
+        stem_act: Activation in that stem. "relu" makes the gradient with respect to the pixels jump, so that rounding
+            can change a guided image; with a smooth one such as "gelu" it cannot.
         pooling: What the pooled output is: the state of the "class" token, or the "mean" of all tokens.
 
     Raises:
-        ValueError: A size is out of range, the heads do not divide the width, ``stem_widths`` and ``patch_size`` do not
-            fit, or ``pooling`` is something else.
+        ValueError: A size is out of range, the heads do not divide the width, an activation is unknown, ``stem_widths`` and
+            ``patch_size`` do not fit, or ``pooling`` is something else.
 
     Example:
         >>> import clip_guidance as cg
@@ -61,11 +64,13 @@ class ViTConfig(ImageConfig):
     num_attention_heads: int = 12
     hidden_act: str = "quick_gelu"
     stem_widths: list[int] | None = None
+    stem_act: str = "relu"
     pooling: str = "class"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         check_blocks(self)
+        check_activation(self, "stem_act")
         check_counts(self, "patch_size", most=self.image_size)
         if self.stem_widths:
             check_lists(self, "stem_widths", least=2)
@@ -83,13 +88,14 @@ class ConvStem(nn.Sequential):
 
     def __init__(self, config: ViTConfig):
         widths = list(config.stem_widths or ())
-        resnet = ResNetConfig(image_size=config.image_size, hidden_sizes=widths, depths=[1] * len(widths))
+        sizes: dict[str, Any] = {"hidden_sizes": widths, "depths": [1] * len(widths)}
+        resnet = ResNetConfig(image_size=config.image_size, hidden_act=config.stem_act, **sizes)
         layers: list[nn.Module] = [
             conv_norm(resnet, config.num_channels, widths[0] // 2),
-            nn.ReLU(),
+            ACT2FN[config.stem_act],
             nn.AvgPool2d(2),
             conv_norm(resnet, widths[0] // 2, widths[0]),
-            nn.ReLU(),
+            ACT2FN[config.stem_act],
             Block(resnet, widths[0], widths[0], stride=1),
         ]
         layers += [Block(resnet, i, o, stride=2) for i, o in itertools.pairwise(widths)]

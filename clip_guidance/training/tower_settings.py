@@ -23,6 +23,7 @@ class TowerSettings:
     image_layers: int = 6  # of the ViT: blocks
     resnet_widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])  # of the ResNet: channels by stage
     resnet_depths: list[int] = field(default_factory=lambda: [1, 1, 2, 2])  # of the ResNet: blocks by stage
+    conv_act: str = "gelu"  # activation of convolutions: of the ViT's stem and of the ResNet; "relu" as in CLIP
     text_width: int = 192  # channels of the text tower
     text_layers: int = 3  # blocks of the text transformer
     vocab_size: int = 3072  # tokens of the vocabulary that is learnt from the captions
@@ -56,11 +57,12 @@ class TowerSettings:
                 num_attention_heads=_heads(self.image_width),
                 patch_size=self.patch_size,
                 stem_widths=self.stem_widths or None,
+                stem_act=self.conv_act,
                 pooling=self.pooling,
                 hidden_act="gelu",
             )
         else:
-            options = dict(hidden_sizes=self.resnet_widths, depths=self.resnet_depths)
+            options = dict(hidden_sizes=self.resnet_widths, depths=self.resnet_depths, hidden_act=self.conv_act)
         return IMAGE_TOWERS[self.image_tower][0](image_size=self.image_size, **options)
 
 

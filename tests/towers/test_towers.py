@@ -1,5 +1,8 @@
 """The towers: equal to transformers' on the same weights, invariant to padding, drop-in text encoders of diffusers."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -179,6 +182,37 @@ def test_a_token_of_the_stem_sees_its_neighbourhood_only():
     assert len(seen) and seen.min() >= 32 - 16 and seen.max() < 36 + 16
 
 
+def vit_with_stem(act):
+    sizes = {"image_size": 32, "patch_size": 4, "stem_widths": [8, 16], "hidden_size": 16, "intermediate_size": 32}
+    config = ViTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_act="gelu", stem_act=act, **sizes)
+    return ViTModel(config)
+
+
+def small_resnet(act):
+    return ResNetModel(ResNetConfig(image_size=32, hidden_sizes=[8, 16], depths=[1, 1], hidden_act=act))
+
+
+@pytest.mark.parametrize("make", [vit_with_stem, small_resnet])
+@pytest.mark.parametrize(("act", "is_smooth"), [("gelu", True), ("relu", False)])
+def test_the_gradient_of_an_image_jumps_with_relu_alone(make, act, is_smooth):
+    torch.manual_seed(0)
+    tower = make(act).double().eval()
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # a residual branch is 0 at first
+    start, way = torch.rand(2, 1, 3, 32, 32, dtype=torch.float64)
+
+    def gradient(place):
+        x = (start + place * way).requires_grad_()
+        return torch.autograd.grad(tower(x).pooler_output.square().sum(), x)[0]
+
+    def longest_step(count):  # along one line, of 1/100 in all
+        along = [gradient(0.01 * i / count) for i in range(count + 1)]
+        return max((b - a).norm().item() for a, b in itertools.pairwise(along))
+
+    coarse, fine = longest_step(2), longest_step(32)
+    assert (fine < 0.2 * coarse) == is_smooth  # a jump is as high however near one looks
+
+
 def test_a_stem_that_does_not_make_the_patches_is_refused():
     with pytest.raises(ValueError, match=r"stem_widths \[8, 16\] make patches of side 4, expected .* patch_size 8"):
         ViTConfig(patch_size=8, stem_widths=[8, 16])
@@ -193,6 +227,8 @@ def test_a_stem_that_does_not_make_the_patches_is_refused():
         (lambda: ViTConfig(num_hidden_layers=10**9), "num_hidden_layers: expected 1 to 1000, got 1000000000"),
         (lambda: ViTConfig(image_size=16, patch_size=32), "patch_size: expected 1 to 16, got 32"),
         (lambda: ViTConfig(hidden_act="geluu"), "hidden_act: expected an activation such as gelu, .*got 'geluu'"),
+        (lambda: ViTConfig(stem_act="geluu"), "stem_act: expected an activation such as gelu, .*got 'geluu'"),
+        (lambda: ResNetConfig(hidden_act=None), "hidden_act: expected an activation such as .*got None"),
         (lambda: text_config("cbow", make_tokenizer(), eos_token_id=[3]), r"eos_token_id: expected the id.*\[3\]"),
         (lambda: text_config("cbow", make_tokenizer(), vocab_size=0), "vocab_size: expected at least 1, got 0"),
         (lambda: text_config("cbow", make_tokenizer(), layer_norm_eps=-1.0), "layer_norm_eps: expected a number"),
@@ -210,4 +246,7 @@ def test_one_head_is_enough_for_a_narrow_tower():
     sizes = {"image_size": 32, "patch_size": 8, "intermediate_size": 32, "num_hidden_layers": 1}
     tower = ViTModel(ViTConfig(hidden_size=16, num_attention_heads=1, **sizes))
     assert tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape == (1, 16)
+    settings = TowerSettings(conv_act="silu", stem_widths=[8, 16], patch_size=4)
+    assert settings.image_config().stem_act == "silu"
+    assert dataclasses.replace(settings, image_tower="resnet").image_config().hidden_act == "silu"
     assert [TowerSettings(image_width=width).image_config().num_attention_heads for width in (16, 100)] == [1, 2]
