@@ -56,6 +56,7 @@ class NoisyTower(ModelMixin, ConfigMixin):
         widths: Channels of each stage; every stage after the first has half the side of the one before. Multiples of
             8.
         depth: Number of residual blocks in each stage.
+        patch_size: The first stage has one position for so many latents, across and down; 2 takes about half the time.
 
     Attributes:
         latent_probe: What the autoencoder makes of a known image, (C, 8, 8): another autoencoder makes something else.
@@ -83,18 +84,19 @@ class NoisyTower(ModelMixin, ConfigMixin):
         embed_dim: int = 128,
         widths: Sequence[int] = (48, 96, 144, 192),
         depth: int = 2,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         if not widths or any(width < 8 or width % 8 for width in widths):
             raise ValueError(f"widths: expected positive multiples of 8, got {list(widths)!s:.80}")
-        if min(latent_channels, embed_dim, depth) < 1:
-            given = f"latent_channels {latent_channels}, embed_dim {embed_dim}, depth {depth}"
+        if min(latent_channels, embed_dim, depth, patch_size) < 1:
+            given = f"latent_channels {latent_channels}, embed_dim {embed_dim}, depth {depth}, patch_size {patch_size}"
             raise ValueError(f"expected at least 1 of each, got {given}")
         level_width = 4 * widths[0]
         self.level = nn.Sequential(
             nn.Linear(2 * _FREQUENCIES, level_width), nn.SiLU(), nn.Linear(level_width, level_width), nn.SiLU()
         )
-        self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(latent_channels, widths[0], patch_size + 2, stride=patch_size, padding=1)
         pairs = zip([widths[0], *widths[:-1]], widths, strict=True)
         self.stages = nn.ModuleList(
             nn.ModuleList(_Block(first if block == 0 else width, width, level_width) for block in range(depth))
@@ -112,7 +114,7 @@ class NoisyTower(ModelMixin, ConfigMixin):
         """Embed noisy latents.
 
         Args:
-            latents: x/√(α² + σ²), (B, C, h, w), with sides of at least 2 ** (number of stages - 1).
+            latents: x/√(α² + σ²), (B, C, h, w), with sides of at least patch_size · 2 ** (number of stages - 1).
             log_snr: log(α/σ) of each sample, (B,); from -∞ to ∞.
         """
         level = self.level(_features(log_snr).to(latents.dtype))

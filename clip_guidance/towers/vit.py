@@ -47,8 +47,8 @@ class ViTConfig(ImageConfig):
         pooling: What the pooled output is: the state of the "class" token, or the "mean" of all tokens.
 
     Raises:
-        ValueError: A size is out of range, the heads do not divide the width, an activation is unknown, ``stem_widths`` and
-            ``patch_size`` do not fit, or ``pooling`` is something else.
+        ValueError: A size is out of range, the heads do not divide the width, an activation is unknown,
+            ``stem_widths`` and ``patch_size`` do not fit, or ``pooling`` is something else.
 
     Example:
         >>> import clip_guidance as cg

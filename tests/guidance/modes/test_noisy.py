@@ -68,10 +68,11 @@ def test_one_tower_serves_every_scheduler(setting):
 
 
 @pytest.fixture
-def tower(tiny_pipeline):
+def tower(tiny_pipeline, request):
     torch.manual_seed(0)
     vae, clip = tiny_pipeline().vae, make_clip()
-    tower = NoisyTower(vae.config.latent_channels, clip.projection_dim, [8, 16], 1)
+    sizes = {"widths": [8, 16], "depth": 1, "patch_size": getattr(request, "param", 1)}
+    tower = NoisyTower(vae.config.latent_channels, clip.projection_dim, **sizes)
     for block in tower.modules():
         if hasattr(block, "modulation"):
             torch.nn.init.normal_(block.modulation.weight, std=0.1)  # the level matters
@@ -81,6 +82,7 @@ def tower(tiny_pipeline):
     return tower.eval()
 
 
+@pytest.mark.parametrize("tower", [1, 2], indirect=True, ids=["latents", "patches"])
 def test_the_target_is_reached_for_and_nothing_is_decoded(tiny_pipeline, tower, monkeypatch):
     pipe, clip = tiny_pipeline(), make_clip()
     plain = generate(pipe, output_type="latent")
@@ -155,6 +157,8 @@ def test_a_tower_of_other_latents_or_of_another_clip_is_refused(tiny_pipeline, t
 def test_widths_are_multiples_of_8(widths):
     with pytest.raises(ValueError, match="widths: expected positive multiples of 8, got"):
         NoisyTower(widths=widths)
+    with pytest.raises(ValueError, match="expected at least 1 of each, got .*depth 2, patch_size 0"):
+        NoisyTower(patch_size=0)
 
 
 def test_a_tower_is_a_tower():
