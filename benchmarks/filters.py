@@ -27,7 +27,7 @@ from clip_guidance.training.settings import parse_settings
 
 ADDED = 10_000  # vectors a transaction
 ALBUMS = ("cats", "dogs", "birds", "fish", None)
-# The braces hold the number of the repetition: no filter is asked for twice.
+# The braces hold the number of the repetition: nothing is asked for twice of any key, since it would be remembered.
 FILTERS = {
     "narrow, 1 %": "score < 0.010{:02}",
     "half, a number": "score < 0.5{:02}",
@@ -38,10 +38,10 @@ FILTERS = {
     "those without it": "album in (null, {:02})",
     "half, by wildcards": 'word ~ "*5*" and word != {:02}',
     "half, by path": 'path ~ "*5*" and path != {:02}',
-    "narrow, two keys": "score < 0.010{:02} and flag = true",
-    "a quarter, two halves": "score < 0.5{:02} and flag = true",
-    "most, two keys": "score > 0.1{:02} and album != birds",
-    "three keys": "album in (cats, dogs) and year >= 2005 and score < 0.9{:02}",
+    "narrow, two keys": "score < 0.010{0:02} and flag = true and flag != {0:02}",
+    "a quarter, two halves": "score < 0.5{0:02} and flag = true and flag != {0:02}",
+    "most, two keys": "score > 0.1{0:02} and album != birds and album != x{0:02}",
+    "three keys": "album in (cats, dogs, {0:02}) and year >= 2005.{0:02} and score < 0.9{0:02}",
 }
 
 
