@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
@@ -17,6 +18,7 @@ from clip_guidance.index.checksums import NONE
 from clip_guidance.index.database import Database
 from clip_guidance.index.entries import Entry
 from clip_guidance.index.keys import LEAST, MOST, index_name, statement, type_and_value
+from clip_guidance.index.rows import Rows, RowsOf
 from clip_guidance.index.schema import CHECKSUM, COLUMNS, FILE, META, SCHEMA, VERSION, is_entry
 from clip_guidance.index.vectors import ImageIndexError, VectorFile, short_name
 from clip_guidance.index.where import ALL, Condition
@@ -138,10 +140,11 @@ class Catalogue:
         """
         with self._lock:
             may_write = self._has_checksums and not (self._db.read_only or self._db.in_transaction)
-            if not (condition.keys and may_write) or self.get("rows") < LEAST:
+            keys = [part.reads for part in condition.parts or (condition,) if part.reads]
+            if not (keys and may_write) or self.get("rows") < LEAST:
                 return
             made = self._db.key_indexes()
-            missing = [names for names in dict.fromkeys(condition.keys) if index_name(names) not in made]
+            missing = [names for names in keys if index_name(names) not in made]
             for names in missing[: max(0, MOST - len(made))]:
                 # What SQLite then knows of its values lets it choose among the indexes of several keys.
                 if not self._db.run_at_once(statement(names), f'ANALYZE "{index_name(names)}"'):
@@ -196,20 +199,26 @@ class Catalogue:
         with self._lock:
             return self._db.fetch(sql, parameters)
 
-    def _read_rows(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
-        checksum = f"ifnull(checksum, {NONE})" if self._has_checksums else str(NONE)
-        sql = f"SELECT row, {checksum} FROM entries WHERE {condition.sql}"
+    def _read_rows(self, condition: Condition, of_part: RowsOf | None = None) -> np.ndarray:
+        """Return the rows of images that meet a condition; of one of its parts ``of_part`` returns them."""
+        with self._damage_of_rows():
+            return Rows(self._fetch, self._db.key_indexes(), self.get("rows")).meeting(condition, of_part)
+
+    def _read_checksums(self, rows: np.ndarray) -> np.ndarray:
+        """Return the checksums of rows, ascending."""
+        if not self._has_checksums:
+            return np.full(len(rows), NONE)
+        with self._damage_of_rows():
+            return Rows(self._fetch, set(), 0).checksums(rows)
+
+    @contextlib.contextmanager
+    def _damage_of_rows(self) -> Iterator[None]:
         try:
-            with self._db.errors():
-                found = np.fromiter(self._db.run(sql, condition.parameters), np.dtype((np.int64, 2)))
-        except (TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, ImageIndexError):
-                raise
-            raise self._damage("the row of an image is no number") from error
-        found = found[found[:, 0].argsort()]  # sooner than SQLite sorts
-        if len(found) and found[0, 0] < 0:
-            raise self._damage(f"the row of an image is {found[0, 0]}")
-        return found[:, 0].copy(), found[:, 1].copy()
+            yield
+        except ImageIndexError:
+            raise
+        except ValueError as error:
+            raise self._damage(str(error)) from error
 
 
 def _is_foreign(path: Path) -> bool:

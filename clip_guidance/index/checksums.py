@@ -1,19 +1,21 @@
 """Checksums of vectors: what does not match its own was damaged from outside, and is not searched.
 
 A row of the vector file is written once, so each is compared once per opening, when it is first searched: at about
-1 GB/s, where a search reads several.
+1 GB/s, where a search reads several. Its checksum is asked of the catalogue then, and never again: a row that the
+catalogue names is not written to any more, so that its checksum cannot become another one.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from clip_guidance.index.vectors import BLOCK
 
-NONE = -1  # in place of the checksum of a vector that has none: it was added before there were checksums
+NONE = 1 << 32  # in place of the checksum of a vector that was added before there were any; a CRC-32 is smaller
 _UNKNOWN, _SOUND, _DAMAGED = 0, 1, 2
 
 
@@ -38,14 +40,16 @@ class RowChecks:
         self._path: Path | None = None
         self._states = np.empty(0, np.uint8)
 
-    def sound(self, path: Path, vectors: np.ndarray, rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    def sound(
+        self, path: Path, vectors: np.ndarray, rows: np.ndarray, expected: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
         """Say which vectors are as they were written.
 
         Args:
             path: The vector file; another file begins anew.
             vectors: Its vectors (n, d).
             rows: Rows to compare, ascending int64 (m,); those of n and above were cut off.
-            expected: Their checksums (m,).
+            expected: Returns the checksums of rows, ascending; those that were not compared before are asked for.
 
         Returns:
             Bool (m,).
@@ -55,10 +59,10 @@ class RowChecks:
         if len(vectors) > len(self._states):
             self._states = np.concatenate([self._states, np.zeros(len(vectors) - len(self._states), np.uint8)])
         held = int(np.searchsorted(rows, len(vectors)))
-        rows, expected, cut = rows[:held], expected[:held], np.zeros(len(rows) - held, bool)
-        new = np.flatnonzero(self._states[rows] == _UNKNOWN)
+        rows, cut = rows[:held], np.zeros(len(rows) - held, bool)
+        new = rows[self._states[rows] == _UNKNOWN]
         for start in range(0, len(new), BLOCK):
             part = new[start : start + BLOCK]
-            good = matches(vectors[rows[part]], expected[part])
-            self._states[rows[part]] = np.where(good, _SOUND, _DAMAGED)
+            good = matches(vectors[part], expected(part))
+            self._states[part] = np.where(good, _SOUND, _DAMAGED)
         return np.concatenate([self._states[rows] == _SOUND, cut])

@@ -2,6 +2,7 @@
 
 Such an index is on two expressions, the type of a key's value and the value, and serves the statements that have these
 very expressions (https://sqlite.org/expridx.html): the JSON path is written into them, quoted, and is no parameter.
+The path of an image counts as a key here: its own index, which keeps paths unique, does not hold the row.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Iterable, Sequence
 MOST = 16  # indexes of one catalogue: each makes writing slower
 LEAST = 5_000  # images below which every one is read as quickly
 _NAME = "key-"
+PATH = ("path",)  # a filter means the path of the image by it, whatever the metadata hold
 # Of one catalogue all statements are known; these are, whatever the key. A quote inside of a literal is doubled.
 _STATEMENT = re.compile(
-    r"""CREATE\ INDEX\ "key-[0-9a-f]{16}"\ ON\ entries\ \(json_type\(metadata,\ (?P<path>'\$(\."([^"'\\]|'')+")+')\),
-        \ json_extract\(metadata,\ (?P=path)\),\ row,\ checksum\)""",
+    r"""CREATE\ INDEX\ "key-[0-9a-f]{16}"\ ON\ entries\ \((
+        path,\ row | json_type\(metadata,\ (?P<path>'\$(\."([^"'\\]|'')+")+')\),
+        \ json_extract\(metadata,\ (?P=path)\),\ row,\ checksum)\)""",
     re.VERBOSE,
 )
 
@@ -39,7 +42,7 @@ def index_name(names: Sequence[str]) -> str:
 
 def statement(names: Sequence[str]) -> str:
     """Return the statement that makes the index on a key, with all that a search reads, so that no entry is read."""
-    columns = ", ".join([*type_and_value(names), "row", "checksum"])
+    columns = "path, row" if names == PATH else ", ".join([*type_and_value(names), "row", "checksum"])
     return f'CREATE INDEX IF NOT EXISTS "{index_name(names)}" ON entries ({columns})'
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from clip_guidance.index.vectors import BLOCK, blocks
+from clip_guidance.index.vectors import BLOCK, DENSE
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,34 @@ def nearest(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int, 
         block: Rows held in memory at once.
     """
     found = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
-    for start, part in blocks(vectors, rows, block):
-        scores = _cosines(np.asarray(queries, np.float32), part)
-        numbers = rows[start : start + len(part)]
+    for numbers, scores in _scored(vectors, rows, np.asarray(queries, np.float32), block):
         found = [_best(*best, row, numbers, k) for best, row in zip(found, scores, strict=True)]
     shape = (len(queries), min(k, len(rows)))
     return Nearest(
         np.array([scores for scores, _ in found], np.float32).reshape(shape).clip(-1, 1),
         np.array([numbers for _, numbers in found], np.int64).reshape(shape),
     )
+
+
+def _scored(
+    vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield rows, at most ``size``, and their cosines to the queries (q, rows).
+
+    Where the rows lie close together, those between are compared too: leaving out their cosines costs less than
+    copying the vectors that are wanted.
+    """
+    start = 0
+    while start < len(rows):
+        end = int(np.searchsorted(rows, rows[start] + size))
+        first, last = int(rows[start]), int(rows[end - 1]) + 1
+        dense = last - first <= DENSE * (end - start)
+        numbers = rows[start : end if dense else start + size]
+        with np.errstate(all="ignore"):  # what belongs to no image may be any number
+            part = np.asarray(vectors[first:last] if dense else vectors[numbers], np.float32)
+            scores = _cosines(queries, part)
+        yield numbers, scores if len(part) == len(numbers) else scores[:, numbers - first]
+        start += len(numbers)
 
 
 def _cosines(queries: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from clip_guidance.index.catalogue import Catalogue
-from clip_guidance.index.checksums import RowChecks, checksums, matches
+from clip_guidance.index.checksums import NONE, RowChecks, checksums, matches
 from clip_guidance.index.entries import Batch
 from clip_guidance.index.nearest import nearest
 from clip_guidance.index.results import Hit
@@ -29,7 +29,7 @@ from clip_guidance.index.schema import CHECKSUM, MOVE, PUT
 from clip_guidance.index.vectors import ImageIndexError, VectorFile, blocks, short_name
 from clip_guidance.index.where import ALL, Condition
 
-_CACHED = 4  # answers of rows: 16 bytes per image each
+_CACHED = 8  # answers of rows: 8 bytes per image each
 
 
 class Store(Catalogue):
@@ -37,7 +37,7 @@ class Store(Catalogue):
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, timeout: float = 60.0) -> None:
         self._vectors: VectorFile | None = None
-        self._cached_rows: dict[Condition, tuple[np.ndarray, np.ndarray]] = {}
+        self._cached_rows: dict[Condition, np.ndarray] = {}
         self._cached_at = -1
         self._checks, self._warned = RowChecks(), False
         super().__init__(folder, meta, timeout)
@@ -98,7 +98,19 @@ class Store(Catalogue):
 
         The last few answers are cached until a change.
         """
-        return self._rows_and_checksums(condition)[0]
+        with self._lock:
+            changes = self.get("changes")
+            if self._cached_at != changes:
+                self._cached_rows, self._cached_at = {}, changes
+            return self._cached(condition)
+
+    def _cached(self, condition: Condition) -> np.ndarray:
+        if condition not in self._cached_rows:
+            found = self._read_rows(condition, self._cached)
+            while len(self._cached_rows) >= _CACHED:
+                del self._cached_rows[next(iter(self._cached_rows))]
+            self._cached_rows[condition] = found
+        return self._cached_rows[condition]
 
     def sound(self, vectors: np.ndarray, condition: Condition = ALL) -> np.ndarray:
         """Return the rows of images that meet a condition and whose vectors match their checksums.
@@ -109,8 +121,8 @@ class Store(Catalogue):
             vectors: As :meth:`reading` yields them, within its block.
             condition: Which images.
         """
-        rows, expected = self._rows_and_checksums(condition)
-        good = self._checks.sound(self._file().path, vectors, rows, expected)
+        rows = self.rows(condition)
+        good = self._checks.sound(self._file().path, vectors, rows, self._read_checksums)
         if good.all():
             return rows
         if not self._warned:
@@ -129,19 +141,8 @@ class Store(Catalogue):
 
     def damaged_rows(self, vectors: np.ndarray, condition: Condition = ALL) -> np.ndarray:
         """Return the rows that :meth:`sound` leaves out, without a warning."""
-        rows, expected = self._read_rows(condition)
-        return rows[~self._checks.sound(self._file().path, vectors, rows, expected)]
-
-    def _rows_and_checksums(self, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
-            changes = self.get("changes")
-            if self._cached_at != changes:
-                self._cached_rows, self._cached_at = {}, changes
-            if condition not in self._cached_rows:
-                if len(self._cached_rows) == _CACHED:
-                    del self._cached_rows[next(iter(self._cached_rows))]
-                self._cached_rows[condition] = self._read_rows(condition)
-            return self._cached_rows[condition]
+        rows = self._read_rows(condition)
+        return rows[~self._checks.sound(self._file().path, vectors, rows, self._read_checksums)]
 
     def search(self, queries: np.ndarray, k: int, condition: Condition = ALL, *, exact: bool = True) -> list[list[Hit]]:
         """Find the best images for each query (q, d), among those that meet a condition; always exact in a folder."""
@@ -191,12 +192,12 @@ class Store(Catalogue):
         if self._has_checksums:
             return
         if not self._find_checksums():  # no other process was quicker
-            vectors, (rows, none) = self._file().read(self.get("rows")), self._read_rows(ALL)
+            vectors, rows = self._file().read(self.get("rows")), self._read_rows(ALL)
             self._db.run(CHECKSUM)
             for start, block in blocks(vectors, rows[: np.searchsorted(rows, len(vectors))]):
                 part = rows[start : start + len(block)]
                 block = block.astype(self._file().dtype)
-                good = matches(block, none[: len(block)])
+                good = matches(block, np.full(len(block), NONE))
                 pairs = zip(checksums(block)[good].tolist(), part[good].tolist(), strict=True)
                 self._db.run_many("UPDATE entries SET checksum = ? WHERE row = ?", pairs)
             for number, metadata in self._fetch("SELECT id, metadata FROM entries WHERE instr(metadata, '\\u')"):

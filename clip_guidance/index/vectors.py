@@ -19,6 +19,7 @@ _HEADER = struct.Struct("<8sII48x")  # magic, d, bytes per number; padded so tha
 _MAGIC = b"CLIPVEC1"
 _DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<f4"), 2: np.dtype("<f2")}
 BLOCK = 16384  # rows held in memory at once: 32 MiB of 512 float32
+DENSE = 4  # of so many rows next to each other one is wanted at least, where all of them are read
 
 
 class ImageIndexError(ValueError):

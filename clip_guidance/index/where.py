@@ -18,11 +18,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clip_guidance._files import is_valid_text, shorten
-from clip_guidance.index.keys import type_and_value
+from clip_guidance.index.keys import PATH, type_and_value
 
 _TOKEN = re.compile(
     r"""\s*(?: (?P<text> "[^"]*" | '[^']*' ) | (?P<operator> <= | >= | != | == | = | < | > | ~ )
@@ -40,11 +40,15 @@ class Condition:
         sql: The part, an expression.
         parameters: The values of its question marks.
         keys: Keys of the metadata without which no image meets it, each from the outermost to the innermost name.
+        reads: The one key whose index answers it (:mod:`.keys`); None where there is no such key.
+        parts: Conditions that must all be met, at most one for each key; empty where it is its own only part.
     """
 
     sql: str
     parameters: tuple[Any, ...]
     keys: tuple[tuple[str, ...], ...] = ()
+    reads: tuple[str, ...] | None = None
+    parts: tuple[Condition, ...] = ()
 
 
 ALL = Condition("1", ())
@@ -93,7 +97,7 @@ class _Key:
 
     @property
     def is_path(self) -> bool:
-        return self.names == ("path",)
+        return self.names == PATH
 
 
 def _compare(key: _Key, operator: str, value: Any) -> Condition:
@@ -103,25 +107,27 @@ def _compare(key: _Key, operator: str, value: Any) -> Condition:
     """
     if operator == "!=":
         equal = _compare(key, "=", value)
-        differs = Condition(f"NOT ifnull({equal.sql}, 0)", equal.parameters)
-        has = Condition(f"{type_and_value(key.names)[0]} IS NOT NULL", (), (key.names,))
-        return differs if key.is_path else _all([has, differs])
-    if key.is_path:
-        return Condition(f"path {_SQL[operator]} ?", (_text(value),))
+        differs = f"NOT ifnull({equal.sql}, 0)"
+        if key.is_path:
+            return Condition(differs, equal.parameters, reads=PATH)
+        has = f"{type_and_value(key.names)[0]} IS NOT NULL"
+        return Condition(f"{has} AND {differs}", equal.parameters, (key.names,), key.names)
+    if key.is_path:  # the one image of a path is found by the index that keeps paths unique
+        return Condition(f"path {_SQL[operator]} ?", (_text(value),), reads=None if _SQL[operator] == "=" else PATH)
     (kind, found), keys = type_and_value(key.names), (key.names,)
     if value is None or isinstance(value, bool):
         if operator not in ("=", "=="):
             raise ValueError(f"where: {json.dumps(value)} can be compared with = and != only, got {operator}")
         if value is None:
-            return Condition(f"{kind} IS NULL", ())
-        return Condition(f"{kind} = ?", (json.dumps(value),), keys)
+            return Condition(f"{kind} IS NULL", (), reads=key.names)
+        return Condition(f"{kind} = ?", (json.dumps(value),), keys, key.names)
     if isinstance(value, (int, float)) and operator != "~":
         kinds, value = "IN ('integer', 'real')", _number(value)
     elif isinstance(value, (str, int, float)):
         kinds, value = "= 'text'", _text(value)
     else:
         raise ValueError(f"where: expected a text, number, truth value or None, got {value!r:.60}")
-    return Condition(f"{kind} {kinds} AND {found} {_SQL[operator]} ?", (value,), keys)
+    return Condition(f"{kind} {kinds} AND {found} {_SQL[operator]} ?", (value,), keys, key.names)
 
 
 def _number(value: float) -> float:
@@ -135,17 +141,26 @@ def _number(value: float) -> float:
 
 
 def _all(conditions: Sequence[Condition]) -> Condition:
-    sql = " AND ".join(f"({condition.sql})" for condition in conditions) or "1"
+    of_key: dict[tuple[str, ...] | None, list[Condition]] = {}
+    for condition in conditions:
+        for part in condition.parts or (condition,):
+            of_key.setdefault(part.reads, []).append(part)
+    parts = tuple(replace(_joined(" AND ", same), reads=names) for names, same in of_key.items())
+    return parts[0] if len(parts) == 1 else replace(_joined(" AND ", parts) if parts else ALL, parts=parts)
+
+
+def _joined(operator: str, conditions: Sequence[Condition]) -> Condition:
+    sql = operator.join(f"({condition.sql})" for condition in conditions)
     parameters = tuple(value for condition in conditions for value in condition.parameters)
     return Condition(sql, parameters, tuple(key for condition in conditions for key in condition.keys))
 
 
 def _any(conditions: Any) -> Condition:
     conditions = list(conditions)
-    sql = " OR ".join(f"({condition.sql})" for condition in conditions) or "0"
-    parameters = tuple(value for condition in conditions for value in condition.parameters)
-    keys = [condition.keys for condition in conditions]
-    return Condition(sql, parameters, keys[0] if len(set(keys)) == 1 else ())  # of one key, unless one asks for null
+    if not conditions:
+        return Condition("0", ())
+    keys = {condition.keys for condition in conditions}  # of one key, unless one asks for null
+    return replace(_joined(" OR ", conditions), keys=keys.pop() if len(keys) == 1 else (), reads=conditions[0].reads)
 
 
 def _text(value: Any) -> str:
