@@ -4,6 +4,7 @@ The files are in ``tests/saved_before``; its README says how they were made. Onl
 here: these tests must not follow modules that move.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -164,7 +165,7 @@ def test_a_cache_of_embeddings(cli):
     rows = {row["name"]: row["score"] for row in EXPECTED["index"]}
     hashes = lines("scores/scores.jsonl")
     red, blue = ({row["hash"] for row in hashes if row["image"] == f"images/{name}.png"} for name in ("red", "blue"))
-    with sqlite3.connect(path) as file:
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
         embeds = dict(file.execute("SELECT hash, embed FROM embeds"))
         for old, new in ((red, blue), (blue, red)):
             file.execute("UPDATE embeds SET embed = ? WHERE hash = ?", (embeds[max(new)], max(old)))
@@ -232,7 +233,7 @@ def test_scores_are_compared_whatever_their_format(cli, suffix):
 
 def test_a_run_of_scoring_that_was_killed_is_resumed(cli):
     """Two images were scored when it was killed; the wrong score of one of them shows that it is not scored again."""
-    with sqlite3.connect("unfinished/scores.jsonl.partial-0") as file:
+    with contextlib.closing(sqlite3.connect("unfinished/scores.jsonl.partial-0")) as file, file:
         file.execute("UPDATE rows SET score = ? WHERE image = 'images/blue.png'", (WRONG,))
     file.close()
     options = ("--prompt", PROMPT, "--model", "clip", "--output", "unfinished/scores.jsonl", "--resume")

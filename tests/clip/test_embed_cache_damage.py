@@ -1,5 +1,6 @@
 """A cache that others have damaged or made: the CLIP's own numbers, or refused by name, in time."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -86,7 +87,7 @@ def test_a_damaged_vector_is_computed_anew_and_replaced(clip, paths, expected, f
         torch.testing.assert_close(encoded(clip, paths, folder), expected)
         change(folder, "UPDATE embeds SET embed = zeroblob(48) WHERE rowid > 1")
         torch.testing.assert_close(encoded(clip, paths, folder), expected)
-        with sqlite3.connect(next(folder.glob("*.sqlite"))) as file:
+        with contextlib.closing(sqlite3.connect(next(folder.glob("*.sqlite")))) as file, file:
             rows = file.execute("SELECT hash, embed, checksum FROM embeds").fetchall()
         assert len(rows) == 4 and all(zlib.crc32(embed, zlib.crc32(name.encode())) == crc for name, embed, crc in rows)
 

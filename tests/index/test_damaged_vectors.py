@@ -1,5 +1,6 @@
 """Vectors that are damaged are named, not searched, and encoded anew; also of an index made before checksums."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -162,7 +163,7 @@ def test_the_head_of_the_vector_file_is_compared_with_the_catalogue(store_folder
 
 def saved_copy(folder: Path, **metadata) -> list[str]:
     shutil.copytree(SAVED, folder)
-    with sqlite3.connect(folder / FILE) as file:
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as file, file:
         if metadata:
             file.execute("UPDATE entries SET metadata = ? WHERE row = 0", (json.dumps(metadata),))
         return [path for (path,) in file.execute("SELECT path FROM entries ORDER BY row")]

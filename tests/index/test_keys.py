@@ -1,5 +1,6 @@
 """Indexes on the keys that filters ask for: the same answers, sooner, and nobody waits for them."""
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -105,7 +106,7 @@ EXPRESSIONS = ["json_type(metadata, '$.\"{}\"')", "json_extract(metadata, '$.\"{
 )
 def test_other_indexes_are_refused(name, columns, store):
     store.close()
-    with sqlite3.connect(store.folder / FILE) as file:
+    with contextlib.closing(sqlite3.connect(store.folder / FILE)) as file, file:
         file.execute(f"CREATE INDEX {name} ON entries ({', '.join(columns)})")
     with pytest.raises(ImageIndexError, match="is damaged: holds the index .* which is not of this kind of file"):
         Store(store.folder, None)
