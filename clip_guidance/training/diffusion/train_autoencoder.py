@@ -26,6 +26,7 @@ from clip_guidance.training.diffusion.autoencoder import (
     pixels,
     quicken,
 )
+from clip_guidance.training.diffusion.checks import check_settings
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
 from clip_guidance.training.muon import Muon
@@ -118,8 +119,10 @@ def main(settings: Settings) -> None:
     """Train, and save the autoencoder in ``output/final``.
 
     Raises:
-        SystemExit: The data, a model, the output or the launch cannot be used; the message says so.
+        SystemExit: A setting is out of range, or the data, a model, the output or the launch cannot be used; the
+            message says so.
     """
+    check_settings(settings)
     accelerator = make_accelerator()
     with errors_as_sentences(), locked_output(settings.output, accelerator):
         data = CaptionedImages.load(settings.data, settings.size)

@@ -30,6 +30,7 @@ from clip_guidance.training.diffusion.autoencoder import (
     pixels,
     psnr,
 )
+from clip_guidance.training.diffusion.checks import check_settings
 from clip_guidance.training.diffusion.denoiser import (
     CaptionedLatents,
     DenoisingLoss,
@@ -148,15 +149,9 @@ def train_unet(
     ema_model = make_ema_model(unet, settings.ema_decay)
     ema_model.eval()
     pipeline = StableDiffusionPipeline(
-        vae.to(device),
-        text_encoder,
-        clip.tokenizer,
-        ema_model.module,
-        make_scheduler(),
-        None,
-        None,
+        vae.to(device), text_encoder, clip.tokenizer, ema_model.module, make_scheduler(), None, None,
         requires_safety_checker=False,
-    )
+    )  # fmt: skip
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
     options = (settings.seed, settings.random_flip, settings.caption_dropout)
     loss = DenoisingLoss(CaptionedLatents(pipeline, data, order, accelerator, *options), settings.timestep_power)
@@ -184,9 +179,10 @@ def main(settings: Settings) -> None:
     """Train the phases that are asked for, and save the pipeline in ``output``.
 
     Raises:
-        SystemExit: The phase is unknown, or the data, a model, the output or the launch cannot be used; the message
-            says so.
+        SystemExit: A setting is out of range or the phase unknown, or the data, a model, the output or the launch
+            cannot be used; the message says so.
     """
+    check_settings(settings)
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     if settings.phase == "all" and not settings.clip:

@@ -15,10 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from clip_guidance._files import write_atomically
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import CLIP, ModelError
 from clip_guidance.guidance.modes.noisy import latent_probe
 from clip_guidance.towers.noisy import PROBE_TEXT, NoisyTower
 from clip_guidance.training.diffusion.autoencoder import load_autoencoder
+from clip_guidance.training.diffusion.checks import check_settings
 from clip_guidance.training.diffusion.denoiser import load_images
 from clip_guidance.training.diffusion.noisy_tower import LEVELS, HeldOutRecall, NoisyTowerLoss
 from clip_guidance.training.ema import make_ema_model
@@ -60,6 +61,43 @@ class Settings:
     evaluate_every: int = 400  # steps from one measurement on the validation images to the next
 
 
+def first_tower(settings: Settings, latent_channels: int, embed_dim: int) -> NoisyTower:
+    """Make the tower that training begins with, or load that of ``init``.
+
+    Raises:
+        ModelError: The widths are none that a tower can have, or ``init`` holds no tower for such latents and texts.
+    """
+    if settings.init is None:
+        try:
+            return NoisyTower(latent_channels, embed_dim, settings.widths, settings.depth)
+        except ValueError as error:
+            raise ModelError(f"--{error}") from None
+    config = NoisyTower.load_config(settings.init)
+    if (kind := config.get("_class_name")) != NoisyTower.__name__:
+        raise ModelError(f"--init {settings.init}: expected a NoisyTower, got {kind}")
+    found, expected = (config["latent_channels"], config["embed_dim"]), (latent_channels, embed_dim)
+    if found != expected:
+        raise ModelError(
+            f"--init {settings.init}: expected a tower for latents of {expected[0]} channels and embeddings of size "
+            f"{expected[1]}, got one for {found[0]} and {found[1]}"
+        )
+    return NoisyTower.from_pretrained(settings.init).train()
+
+
+def check_side(tower: NoisyTower, side: int, size: int) -> None:
+    """Refuse latents of which the last stage of a tower would get nothing.
+
+    Raises:
+        ModelError: Says how large the latents are, and how large they must be.
+    """
+    stages = len(tower.config["widths"])
+    if side < 2 ** (stages - 1):
+        raise ModelError(
+            f"--widths: {stages} stages need latents of side {2 ** (stages - 1)} or more, got {side} from images of "
+            f"--size {size}; take fewer widths or larger images"
+        )
+
+
 def train(settings: Settings, accelerator: Accelerator) -> None:
     """Train the tower, and save the average of its weights."""
     clip, vae = CLIP.from_pretrained(settings.clip), load_autoencoder(settings.autoencoder)
@@ -68,10 +106,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     data = load_images(settings.data, settings, accelerator)
     save_settings(settings, Path(settings.output) / "settings.json")
     torch.manual_seed(settings.seed)
-    if settings.init:
-        tower = NoisyTower.from_pretrained(settings.init).train()
-    else:
-        tower = NoisyTower(vae.config.latent_channels, clip.projection_dim, settings.widths, settings.depth)
+    tower = first_tower(settings, vae.config.latent_channels, clip.projection_dim)
     tower.latent_probe.copy_(latent_probe(vae))
     tower.text_probe.copy_(clip.encode_text(PROBE_TEXT)[0])
     tower.to(accelerator.device, memory_format=torch.channels_last)
@@ -81,6 +116,7 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
     kinds = (settings.angle_power, settings.distill_weight, settings.label_smoothing, settings.random_flip)
     loss = NoisyTowerLoss(clip, vae, data, order, accelerator, *kinds)
+    check_side(tower, loss.latents.shape[-1], settings.size)
     held_out = None
     if settings.validation:
         unseen = load_images(settings.validation, settings, accelerator)
@@ -113,8 +149,10 @@ def main(settings: Settings) -> None:
     """Train, and save the tower in ``output/final``.
 
     Raises:
-        SystemExit: The data, a model, the output or the launch cannot be used; the message says so.
+        SystemExit: A setting is out of range, or the data, a model, the output or the launch cannot be used; the
+            message says so.
     """
+    check_settings(settings)
     accelerator = make_accelerator()
     with errors_as_sentences(), locked_output(settings.output, accelerator):
         train(settings, accelerator)

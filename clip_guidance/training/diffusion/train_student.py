@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from clip_guidance._files import write_atomically
 from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.training.diffusion.checks import check_settings
 from clip_guidance.training.diffusion.denoiser import CaptionedLatents, load_images, sample_sheet, token_ids
 from clip_guidance.training.diffusion.student import (
     GuidedTeacher,
@@ -145,8 +146,10 @@ def main(settings: Settings) -> None:
     """Train, and save the pipeline in ``output``.
 
     Raises:
-        SystemExit: The data, a model, the output or the launch cannot be used; the message says so.
+        SystemExit: A setting is out of range, or the data, a model, the output or the launch cannot be used; the
+            message says so.
     """
+    check_settings(settings)
     accelerator = make_accelerator()
     with errors_as_sentences(), locked_output(settings.output, accelerator):
         train(settings, accelerator)
