@@ -81,8 +81,8 @@ def test_a_tower_that_cannot_be_gone_on_from_is_refused(tmp_path):
 def test_latents_must_have_a_pixel_for_the_last_stage():
     tower = cg.NoisyTower(4, 16, [8, 8, 8], 1).eval()
     train_noisy_tower.check_side(tower, 4, 16)
-    tower(torch.zeros(1, 4, 4, 4), torch.zeros(1))
+    tower(torch.zeros(2, 4, 4, 4), torch.zeros(2))
     with pytest.raises(ModelError, match="3 stages need latents of side 4 or more, got 3 from images of --size 12"):
         train_noisy_tower.check_side(tower, 3, 12)
     with pytest.raises(RuntimeError):
-        tower(torch.zeros(1, 4, 3, 3), torch.zeros(1))
+        tower(torch.zeros(2, 4, 3, 3), torch.zeros(2))
