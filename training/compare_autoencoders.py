@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from autoencoder import decibels, encode, load_autoencoder, pixels, squared_errors
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.diffusion.autoencoder import decibels, encode, load_autoencoder, pixels, squared_errors
 from clip_guidance.training.settings import parse_settings
 
 GAP = 2  # white pixels between images, before they are enlarged

@@ -1,119 +1,13 @@
-"""Train a tower that reads noisy latents and meets the frozen text tower of a CLIP, for guidance in mode "noisy".
+"""Train a tower that reads noisy latents, for guidance in mode "noisy".
 
     accelerate launch training/train_noisy_tower.py --config training/recipes/emoji-noisy-tower.yaml
 
-The CLIP is the teacher and gives the texts; the autoencoder, of a pipeline or alone, gives the latents; any captioned
-images will do. The average of the weights is measured at several noise levels and saved in ``output/final``, which
-``NoisyTower.from_pretrained`` loads.
+The program is :mod:`clip_guidance.training.diffusion.train_noisy_tower`, which is installed as
+``clip-guidance train noisy-tower``.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-from autoencoder import load_autoencoder
-from denoiser import load_images
-from noisy_tower import LEVELS, HeldOutRecall, NoisyTowerLoss
-
-from clip_guidance._files import write_atomically
-from clip_guidance.clip import CLIP
-from clip_guidance.guidance.modes.noisy import latent_probe
-from clip_guidance.towers.noisy import PROBE_TEXT, NoisyTower
-from clip_guidance.training.ema import make_ema_model
-from clip_guidance.training.launch import make_accelerator
-from clip_guidance.training.order import SampleOrder
-from clip_guidance.training.output import errors_as_sentences, locked_output
-from clip_guidance.training.settings import parse_settings, save_settings
-from clip_guidance.training.trainer import Plan, fit
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of one run; the defaults are a small tower for latents of 16 x 16."""
-
-    data: str  # captioned images: a table, folder, tars or a data set of the Hub; see clip_guidance.data
-    output: str  # folder for checkpoints, and in its folder "final" the finished tower
-    clip: str  # CLIP folder or name: the teacher, whose text tower the new tower meets
-    autoencoder: str  # trained autoencoder, its folder or a pipeline: the latents are its
-    init: str | None = None  # folder of a tower to continue from; widths and depth are then its
-    exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
-    validation: str | None = None  # captioned images on which the tower is measured
-    size: int = 64  # side of the square images, in pixels
-    widths: list[int] = field(default_factory=lambda: [48, 96, 144, 192])  # channels by stage; each halves the side
-    depth: int = 2  # residual blocks in each stage
-    steps: int = 4000  # optimizer steps
-    batch_size: int = 160  # images per process and step
-    learning_rate: float = 2e-3  # at the end of the warm-up
-    weight_decay: float = 0.05  # of AdamW, on matrices and kernels
-    angle_power: float = 1.0  # the angle of the noise is uniform to this power: above 1 more of the clean side
-    distill_weight: float = 1.0  # of the distance from the teacher's embedding of the clean image
-    label_smoothing: float = 0.05  # share of the probability that goes to all texts alike
-    random_flip: bool = False  # mirror each image with probability 1/2, where the data says that it may be
-    ema_decay: float = 0.998  # save the average of the weights over about 1/(1 - ema_decay) steps
-    warmup: float = 100  # steps, or below 1 the share of all steps, in which the learning rate rises
-    max_grad_norm: float = 1.0  # longer gradients are scaled down to this norm
-    seed: int = 0  # of the weights, the order of the data and every random draw
-    log_every: int = 20  # steps from one row of the log to the next
-    save_every: int = 200  # steps from one checkpoint to the next
-    evaluate_every: int = 400  # steps from one measurement on the validation images to the next
-
-
-def train(settings: Settings, accelerator: Accelerator) -> None:
-    """Train the tower, and save the average of its weights."""
-    clip, vae = CLIP.from_pretrained(settings.clip), load_autoencoder(settings.autoencoder)
-    clip.requires_grad_(False).to(accelerator.device)
-    vae.to(accelerator.device)
-    data = load_images(settings.data, settings, accelerator)
-    save_settings(settings, Path(settings.output) / "settings.json")
-    torch.manual_seed(settings.seed)
-    if settings.init:
-        tower = NoisyTower.from_pretrained(settings.init).train()
-    else:
-        tower = NoisyTower(vae.config.latent_channels, clip.projection_dim, settings.widths, settings.depth)
-    tower.latent_probe.copy_(latent_probe(vae))
-    tower.text_probe.copy_(clip.encode_text(PROBE_TEXT)[0])
-    tower.to(accelerator.device, memory_format=torch.channels_last)
-    average = make_ema_model(tower, settings.ema_decay)
-    average.eval()
-    order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
-    kinds = (settings.angle_power, settings.distill_weight, settings.label_smoothing, settings.random_flip)
-    loss = NoisyTowerLoss(clip, vae, data, order, accelerator, *kinds)
-    held_out = None
-    if settings.validation:
-        unseen = load_images(settings.validation, settings, accelerator)
-        held_out = HeldOutRecall(clip, vae, unseen, accelerator.device)
-
-    def after_step(done: int) -> dict[str, float]:
-        due = done % settings.evaluate_every == 0 or done == settings.steps
-        return held_out(average.module) if held_out is not None and due else {}
-
-    plan = Plan.of(settings, settings.steps, settings.learning_rate, order.global_batch_size)
-    folder = Path(settings.output)
-    fit(accelerator, tower, loss, plan, folder, phase="noisy tower", ema_model=average, after_step=after_step)
-    if accelerator.is_main_process:
-        final = Path(settings.output) / "final"
-        average.module.save_pretrained(final)
-        write_card(final, settings, held_out(average.module) if held_out is not None else {})
-
-
-def write_card(folder: Path, settings: Settings, recalls: dict[str, float]) -> None:
-    """Write the tower's README: what it belongs to, and what it names at which noise level."""
-    rows = [f"| {level:.2f} | {100 * recalls[f'R@1_noise_{level:.2f}']:.1f} |" for level in LEVELS if recalls]
-    measured = ["| noise in the variance | R@1 of unseen images, % |", "| --- | --- |", *rows] if rows else []
-    belongs = f"It reads latents of `{settings.autoencoder}`, and meets the text tower of `{settings.clip}`."
-    text = "\n".join(["# A tower for noisy latents", "", belongs, "", *measured, ""])
-    with write_atomically(folder / "README.md") as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def main(settings: Settings) -> None:
-    accelerator = make_accelerator()
-    with errors_as_sentences(), locked_output(settings.output, accelerator):
-        train(settings, accelerator)
-
+from clip_guidance.training.diffusion.train_noisy_tower import Settings, main
+from clip_guidance.training.settings import parse_settings
 
 if __name__ == "__main__":
     main(parse_settings(Settings))

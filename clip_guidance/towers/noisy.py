@@ -48,7 +48,7 @@ class NoisyOutput:
 class NoisyTower(ModelMixin, ConfigMixin):
     """Embed noisy latents in the space of a CLIP.
 
-    ``training/train_noisy_tower.py`` trains one; ``CLIPGuidance(mode=Noisy(tower))`` steers by it.
+    ``clip-guidance train noisy-tower`` trains one; ``CLIPGuidance(mode=Noisy(tower))`` steers by it.
 
     Args:
         latent_channels: Channels C of the latents.

@@ -179,6 +179,30 @@ def test_quiet_and_verbose_contradict_each_other(cli):
         assert (done.code, done.out) == (2, "") and "give --quiet or --verbose" in said(done)
 
 
+def test_every_training_program_is_a_command(root):
+    programs = {path.stem.removeprefix("train_").replace("_", "-") for path in (root / "training").glob("train_*.py")}
+    group = typer.main.get_command(main.app).commands["train"]
+    assert group.commands.keys() == programs == {"clip", "diffusion", "autoencoder", "noisy-tower", "student"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("diffusion", "--unet_dropout"),
+        ("autoencoder", "--decibel_weight"),
+        ("noisy-tower", "--angle_power"),
+        ("student", "--teacher_steps"),
+    ],
+)
+def test_a_program_is_that_of_its_name(cli, name, own):
+    done = cli("train", name, "--help")
+    assert done.code == 0 and own in done.out and f"usage: clip-guidance train {name} [" in done.out
+    done = cli("train", name)
+    assert (done.code, done.out) == (2, "") and len(done.err.splitlines()) == 2
+    assert f"clip-guidance train {name}: error: the following arguments are required: --data" in done.err
+
+
 @pytest.mark.slow
 def test_training_takes_its_own_words(cli):
     done = cli("train", "clip", "--data", "photos", "--output", "out", "--stpes", 3)

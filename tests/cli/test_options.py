@@ -13,7 +13,8 @@ from clip_guidance.cli._checks import check_finite
 from clip_guidance.generation.settings import RANGES, GenerateSettings
 
 COMMANDS = typer.main.get_command(main.app).commands
-COMMANDS = {**COMMANDS, "data": COMMANDS["data"].commands["check"], "train": COMMANDS["train"].commands["clip"]}
+COMMANDS = {**COMMANDS, "data": COMMANDS["data"].commands["check"]}
+del COMMANDS["train"]  # the programs parse their own words
 FUNCTIONS = {
     (module.__name__.rpartition(".")[2]): getattr(module, "check", None) or module.command
     for module in (*(getattr(main, name) for name in COMMANDS),)

@@ -1,7 +1,6 @@
 """The packaged pipeline's noise schedule: it is the one that was trained with, and no step of it hangs on rounding."""
 
 import json
-import sys
 
 import diffusers
 import pytest
@@ -12,6 +11,7 @@ from helpers.gaussian import MEAN, centered, make_pipe, sample
 import clip_guidance as cg
 from clip_guidance.clip.hub import PACKAGED
 from clip_guidance.generation.settings import SCHEDULERS
+from clip_guidance.training.diffusion.denoiser import make_scheduler
 
 #: Zero terminal signal-to-noise ratio (arXiv:2305.08891), with which the packaged UNet was trained.
 ZERO_SNR = {
@@ -69,10 +69,7 @@ def test_its_noise_levels_are_those_it_was_trained_with(scheduler):
     assert (scheduler.alphas_cumprod.diff() < 0).all()
 
 
-def test_training_makes_the_packaged_schedule(scheduler, root, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(root / "training"), *sys.path])
-    from denoiser import make_scheduler
-
+def test_training_makes_the_packaged_schedule(scheduler):
     stored = json.loads((PACKAGED / "emoji" / "scheduler" / "scheduler_config.json").read_text())
     made = json.loads(make_scheduler().to_json_string())
     assert {k: v for k, v in made.items() if k[0] != "_"} == {k: v for k, v in stored.items() if k[0] != "_"}

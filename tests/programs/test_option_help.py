@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SHELVES = ("benchmarks", "examples", "pipelines", "training")
 PROGRAMS = sorted(path for shelf in SHELVES for path in (ROOT / shelf).rglob("*.py"))
-SETTINGS = ["clip_guidance/training/clip_settings.py", "clip_guidance/training/tower_settings.py"]
-FILES = [*SETTINGS, *(str(path.relative_to(ROOT)) for path in PROGRAMS)]
+SETTINGS = sorted((ROOT / "clip_guidance" / "training").rglob("*.py"))
+FILES = [str(path.relative_to(ROOT)) for path in (*SETTINGS, *PROGRAMS)]
 
 
 @pytest.mark.parametrize("name", FILES)

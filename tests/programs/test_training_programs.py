@@ -10,6 +10,8 @@ from helpers.tables import write_table
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.diffusion.autoencoder import inflated
+from clip_guidance.training.diffusion.denoiser import HeldOutError
 from clip_guidance.training.log import read_log
 
 pytestmark = pytest.mark.slow
@@ -67,7 +69,7 @@ def test_train_clip_goes_on_from_a_text_tower(root, data, clip_folder, tmp_path)
     torch.testing.assert_close(made.encode_text(NAMES), known.encode_text(NAMES))
 
 
-def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path, monkeypatch):
+def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_path):
     options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 4]
     options += ["--vae_channels", 8, 8, "--unet_channels", 16, 16, "--vae_steps", 2, "--unet_steps", 2]
     options += ["--latent_channels", 4, "--validation", data]
@@ -94,10 +96,6 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     assert f"PSNR {-10 * mse.log10().item():.2f} dB on {len(images)} images" in done.stdout
     assert latents.shape == (2, 4, 16, 16) and pipe.vae.config.scaling_factor == 1
     rows = read_log(tmp_path / "unet-run" / "log.jsonl")
-    monkeypatch.syspath_prepend(root / "training")
-    from autoencoder import inflated
-    from denoiser import HeldOutError
-
     error = HeldOutError(pipe, CaptionedImages.load(data, 32))  # of the average that was saved, without dropout
     assert [row["held_out_loss"] for row in rows][-1] == pytest.approx(error(), rel=1e-3)
     further = tmp_path / "further"

@@ -4,17 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-
-@pytest.fixture
-def muon(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "training")
-    import muon
-
-    return muon
+from clip_guidance.training import muon
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (9, 9)])
-def test_singular_values_come_near_one_and_vectors_stay(muon, shape):
+def test_singular_values_come_near_one_and_vectors_stay(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     values = torch.linspace(0.3, 3, min(shape))
@@ -23,7 +17,7 @@ def test_singular_values_come_near_one_and_vectors_stay(muon, shape):
     torch.testing.assert_close(found - found.diag().diag(), torch.zeros_like(found), atol=1e-4, rtol=0)
 
 
-def test_a_matrix_moves_as_under_the_one_of_torch(muon):
+def test_a_matrix_moves_as_under_the_one_of_torch():
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("torch.optim.Muon came with torch 2.9")
     torch.manual_seed(0)
@@ -38,7 +32,7 @@ def test_a_matrix_moves_as_under_the_one_of_torch(muon):
     torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)  # theirs iterates in bfloat16
 
 
-def test_a_kernel_moves_as_the_matrix_of_its_rows(muon):
+def test_a_kernel_moves_as_the_matrix_of_its_rows():
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last))
     matrix = nn.Parameter(kernel.detach().reshape(8, 36).clone())
@@ -50,7 +44,7 @@ def test_a_kernel_moves_as_the_matrix_of_its_rows(muon):
 
 
 @pytest.mark.parametrize("shape", [(16,), (3, 24, 3, 3)])
-def test_all_else_moves_as_under_adamw(muon, shape):
+def test_all_else_moves_as_under_adamw(shape):
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(shape))
     theirs = nn.Parameter(ours.detach().clone())
@@ -63,7 +57,7 @@ def test_all_else_moves_as_under_adamw(muon, shape):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_closure_is_called_and_no_gradient_moves_nothing(muon):
+def test_a_closure_is_called_and_no_gradient_moves_nothing():
     parameter = nn.Parameter(torch.ones(4, 4))
     assert muon.Muon([parameter]).step(lambda: 3.0) == 3.0
     assert parameter.eq(1).all()

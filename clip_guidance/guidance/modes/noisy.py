@@ -125,7 +125,7 @@ def _tower_of(clip: Any) -> NoisyTower:
     if not name or not (folder / FOLDER / "config.json").is_file():
         raise ModelError(
             f"mode 'noisy': no tower for noisy latents belongs to {name or 'this CLIP'}; train one with "
-            "training/train_noisy_tower.py, and pass mode=Noisy(tower)"
+            "`clip-guidance train noisy-tower`, and pass mode=Noisy(tower)"
         )
     return NoisyTower.from_pretrained(folder / FOLDER).to(clip.device)
 

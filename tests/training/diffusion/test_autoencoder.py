@@ -9,25 +9,12 @@ from diffusers import AutoencoderKL
 from helpers.tables import write_table
 
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.diffusion import autoencoder
+from clip_guidance.training.diffusion import train_autoencoder as training
 
 
 @pytest.fixture
-def autoencoder(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "training")
-    import autoencoder
-
-    return autoencoder
-
-
-@pytest.fixture
-def training(autoencoder):
-    import train_autoencoder
-
-    return train_autoencoder
-
-
-@pytest.fixture
-def vae(autoencoder):
+def vae():
     torch.manual_seed(0)
     vae = autoencoder.make_autoencoder([8, 8], 2, 16).eval()
     for parameter in vae.parameters():  # biases too begin at random, so that each has a place to be kept in
@@ -41,7 +28,7 @@ def images():
 
 
 @torch.no_grad()
-def test_known_channels_survive_new_ones(autoencoder, vae, images):
+def test_known_channels_survive_new_ones(vae, images):
     wide = autoencoder.inflated(vae, 5).eval()
     x = autoencoder.pixels(images, torch.device("cpu"))
     known, found = vae.encode(x).latent_dist, wide.encode(x).latent_dist
@@ -58,7 +45,7 @@ def test_known_channels_survive_new_ones(autoencoder, vae, images):
 
 
 @torch.no_grad()
-def test_quickened_channels_sound_the_same_and_grow_faster(autoencoder, vae):
+def test_quickened_channels_sound_the_same_and_grow_faster(vae):
     latents = torch.randn(2, 2, 8, 8)
     before = vae.decode(latents).sample
     known = vae.decoder.conv_in.weight[:, :1].clone()
@@ -68,14 +55,14 @@ def test_quickened_channels_sound_the_same_and_grow_faster(autoencoder, vae):
     assert vae.post_quant_conv.weight[1, 1].item() == pytest.approx(16)
 
 
-def test_a_ramp_differs_by_its_slope(autoencoder):
+def test_a_ramp_differs_by_its_slope():
     y, x = torch.meshgrid(torch.arange(5.0), torch.arange(4.0), indexing="ij")
     found = autoencoder.differences((3 * x + 2 * y)[None, None])
     assert found.shape == (1, 2, 4, 3)
     assert found[0, 0].eq(3).all() and found[0, 1].eq(2).all()
 
 
-def test_a_constant_shift_has_errors_known_beforehand(autoencoder, vae, images, monkeypatch):
+def test_a_constant_shift_has_errors_known_beforehand(vae, images, monkeypatch):
     shift = 0.1 * torch.arange(1.0, 7.0).view(6, 1, 1, 1)
     x = autoencoder.pixels(images, torch.device("cpu"))
     monkeypatch.setattr(vae, "decode", lambda latents: type("Output", (), {"sample": x + shift})())
@@ -88,7 +75,7 @@ def test_a_constant_shift_has_errors_known_beforehand(autoencoder, vae, images, 
     assert values["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_psnr_of_a_known_error(autoencoder, vae, monkeypatch):
+def test_psnr_of_a_known_error(vae, monkeypatch):
     """Errors of 0.1 and 0.01 in [0, 1] are 20 and 40 dB; together 10 log10 of 2/0.0101."""
     grey = torch.full((2, 3, 16, 16), 51, dtype=torch.uint8)
     x = autoencoder.pixels(grey, torch.device("cpu"))
@@ -101,7 +88,7 @@ def test_psnr_of_a_known_error(autoencoder, vae, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_was_stopped(training, tmp_path, monkeypatch):
+def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     table = write_table(tmp_path / "train.parquet", ["cat", "dog", "bus", "tree"], size=16)
     data = CaptionedImages.load(table, 16)
     kinds = {"size": 16, "channels": [8, 8], "latent_channels": 3, "batch_size": 2, "warmup": 1, "noise": 0.1}
@@ -130,7 +117,7 @@ def test_training_goes_on_where_it_was_stopped(training, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_program_saves_a_stock_autoencoder_of_unit_variance(training, tmp_path, capsys):
+def test_the_program_saves_a_stock_autoencoder_of_unit_variance(tmp_path, capsys):
     names = ["cat", "dog", "bus"]
     table = str(write_table(tmp_path / "train.parquet", names, size=64))
     options = {"latent_channels": 6, "steps": 1, "batch_size": 2, "warmup": 1, "validation_count": 2}
@@ -146,7 +133,7 @@ def test_the_program_saves_a_stock_autoencoder_of_unit_variance(training, tmp_pa
 
 
 @torch.no_grad()
-def test_latents_are_those_of_the_scheduler(autoencoder, vae, images):
+def test_latents_are_those_of_the_scheduler(vae, images):
     plain = autoencoder.encode(vae, images, torch.device("cpu"))
     expected = vae.encode(autoencoder.pixels(images, torch.device("cpu"))).latent_dist.mean
     torch.testing.assert_close(plain, expected)

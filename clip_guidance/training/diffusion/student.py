@@ -27,7 +27,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from denoiser import CaptionedLatents, strata
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from clip_guidance.clip.hub import ModelError
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
 from clip_guidance.guidance.adapters.schedulers import noise_level, prediction_type
+from clip_guidance.training.diffusion.denoiser import CaptionedLatents, strata
 
 
 def teacher_pipeline(pipeline: Any) -> StableDiffusionPipeline:
@@ -220,11 +220,11 @@ class HeldOutDistance:
     @torch.no_grad()
     def _ends(self, pipeline: StableDiffusionPipeline, steps: int, **call: float) -> Tensor:
         """Return the clean latents to which the stock pipeline comes from each noise."""
-        parts = []
+        parts, kind = [], {"output_type": "latent", "num_inference_steps": steps}
         for first in range(0, len(self.prompts), 64):
             noise = self.noise[first : first + 64].to(pipeline.device)
-            call |= {"latents": noise, "output_type": "latent", "num_inference_steps": steps}
-            parts.append(pipeline(self.prompts[first : first + 64], **call).images.float().cpu())
+            made = pipeline(self.prompts[first : first + 64], latents=noise, **kind, **call)
+            parts.append(made.images.float().cpu())
         return torch.cat(parts)
 
     def _distance(self, ends: Tensor) -> float:

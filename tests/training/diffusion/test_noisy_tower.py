@@ -12,22 +12,14 @@ from helpers.tables import write_table
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.training.diffusion import noisy_tower, train_noisy_tower
 from clip_guidance.training.order import SampleOrder
 
 
-@pytest.fixture
-def programs(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "training")
-    import noisy_tower
-    import train_noisy_tower
-
-    return noisy_tower, train_noisy_tower
-
-
-def test_noise_is_mixed_in_by_the_angle(programs):
+def test_noise_is_mixed_in_by_the_angle():
     x0, noise = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     angle = torch.tensor([0.0, 0.3, 1.2, math.pi / 2])
-    mixed, log_snr = programs[0].noisy(x0, angle, noise)
+    mixed, log_snr = noisy_tower.noisy(x0, angle, noise)
     torch.testing.assert_close(mixed[0], x0[0])
     torch.testing.assert_close(mixed[3], noise[3])
     torch.testing.assert_close(log_snr[1:3].exp(), 1 / angle[1:3].tan())
@@ -35,13 +27,13 @@ def test_noise_is_mixed_in_by_the_angle(programs):
 
 
 @pytest.mark.slow
-def test_the_loss_is_that_of_its_equation(programs, tmp_path):
+def test_the_loss_is_that_of_its_equation(tmp_path):
     """Cross-entropy over all texts and 1 − cos, by hand, for the plain and for the full texts."""
     data = CaptionedImages.load(write_table(tmp_path / "t.parquet", ["cat", "dog", "cat", "bus"], size=64), 64)
     clip, vae = cg.CLIP.from_pretrained("emoji"), cg.load_pipeline("emoji").vae
     accelerator = Accelerator(cpu=True)
     order = SampleOrder(len(data), 4, 0, accelerator)
-    loss = programs[0].NoisyTowerLoss(clip, vae, data, order, accelerator, distill_weight=0.5, label_smoothing=0.0)
+    loss = noisy_tower.NoisyTowerLoss(clip, vae, data, order, accelerator, distill_weight=0.5, label_smoothing=0.0)
     tower, seen = cg.NoisyTower(4, 128, [8, 16], 1), []
 
     def model(*inputs):
@@ -64,8 +56,8 @@ def test_the_loss_is_that_of_its_equation(programs, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_was_stopped_and_is_measured(programs, tmp_path):
-    program = programs[1]
+def test_training_goes_on_where_it_was_stopped_and_is_measured(tmp_path):
+    program = train_noisy_tower
     table = str(write_table(tmp_path / "train.parquet", ["cat", "dog", "bus", "tree"], size=64))
     kinds = {"data": table, "clip": "emoji", "autoencoder": "emoji", "widths": [8, 16], "depth": 1, "steps": 3}
     kinds |= {"batch_size": 2, "warmup": 1, "save_every": 1, "evaluate_every": 2, "random_flip": True}
@@ -76,9 +68,9 @@ def test_training_goes_on_where_it_was_stopped_and_is_measured(programs, tmp_pat
     for name, value in whole.state_dict().items():
         assert resumed.state_dict()[name].equal(value), name
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert {f"R@1_noise_{level:.2f}" for level in programs[0].LEVELS} <= set(rows[-1])
+    assert {f"R@1_noise_{level:.2f}" for level in noisy_tower.LEVELS} <= set(rows[-1])
     card = (tmp_path / "whole" / "final" / "README.md").read_text()
-    assert "reads latents of `emoji`" in card and card.count("\n| 0.") == len(programs[0].LEVELS)
+    assert "reads latents of `emoji`" in card and card.count("\n| 0.") == len(noisy_tower.LEVELS)
     pipe = cg.load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)
     with cg.CLIPGuidance("emoji", "cat", 5.0, mode=cg.Noisy(whole)).attach(pipe) as guidance:

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from autoencoder import encode
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from clip_guidance.clip import CLIP
+from clip_guidance.clip import DualEncoder
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers.noisy import NoisyTower
+from clip_guidance.training.diffusion.autoencoder import encode
 from clip_guidance.training.order import SampleOrder
 from clip_guidance.zero_shot.templates import TRAINING_TEMPLATES
 
@@ -49,7 +49,7 @@ class Texts:
     targets: Tensor
 
 
-def names_of(clip: CLIP, data: CaptionedImages) -> Texts:
+def names_of(clip: DualEncoder, data: CaptionedImages) -> Texts:
     """Encode the distinct names of the data in each of the training templates; whole captions as they are."""
     names, targets = unique([row.captions[0] if row.captions else row.name for row in data.rows])
     whole = {row.captions[0] for row in data.rows if row.captions}
@@ -57,7 +57,7 @@ def names_of(clip: CLIP, data: CaptionedImages) -> Texts:
     return Texts(torch.stack([clip.encode_text(texts) for texts in wordings]), targets)
 
 
-def captions_of(clip: CLIP, data: CaptionedImages) -> Texts:
+def captions_of(clip: DualEncoder, data: CaptionedImages) -> Texts:
     """Encode the distinct full captions of the data, which name the style too."""
     captions, targets = unique([row.prompt for row in data.rows])
     return Texts(clip.encode_text(captions)[None], targets)
@@ -87,7 +87,7 @@ class NoisyTowerLoss:
 
     def __init__(
         self,
-        clip: CLIP,
+        clip: DualEncoder,
         vae: AutoencoderKL,
         data: CaptionedImages,
         order: SampleOrder,
@@ -133,7 +133,7 @@ class HeldOutRecall:
         device: Of the tower.
     """
 
-    def __init__(self, clip: CLIP, vae: AutoencoderKL, data: CaptionedImages, device: torch.device):
+    def __init__(self, clip: DualEncoder, vae: AutoencoderKL, data: CaptionedImages, device: torch.device):
         self.latents, self.names, self.device = encode(vae, data.images, device), names_of(clip, data), device
         self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
 

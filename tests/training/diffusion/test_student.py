@@ -20,24 +20,10 @@ from torch import nn
 
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.data.dataset import CaptionedImages, Row
+from clip_guidance.training.diffusion import student, train_student
 
 MEAN, STD = 0.3, 0.8
 PREDICTIONS = ["v_prediction", *(pytest.param(each, marks=pytest.mark.slow) for each in ("epsilon", "sample"))]
-
-
-@pytest.fixture
-def student(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "training")
-    import student
-
-    return student
-
-
-@pytest.fixture
-def program(student):
-    import train_student
-
-    return train_student
 
 
 class Output:
@@ -99,20 +85,20 @@ class Exact(Gaussian):
         return (moved - ratio * x) / (last[0] - ratio * alpha)
 
 
-def ddim(student, prediction="v_prediction"):
+def ddim(prediction="v_prediction"):
     return student.trailing_ddim(make_scheduler("ddim", prediction_type=prediction, clip_sample=True).config)
 
 
-def loss_of(student, scheduler, steps, segments, latents=None):
+def loss_of(scheduler, steps, segments, latents=None):
     teacher = Gaussian(scheduler)
     ladder = student.Ladder(scheduler, steps, segments)
     return student.StudentLoss(lambda *inputs: teacher(*inputs).sample, ladder, latents)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_loss_is_zero_of_the_exact_student_alone(student, prediction):
-    scheduler, steps, segments = ddim(student, prediction), 8, 2
-    loss = loss_of(student, scheduler, steps, segments)
+def test_the_loss_is_zero_of_the_exact_student_alone(prediction):
+    scheduler, steps, segments = ddim(prediction), 8, 2
+    loss = loss_of(scheduler, steps, segments)
     level = torch.arange(1, steps + 1)
     x = torch.randn(steps, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert loss.at(Exact(scheduler, steps, segments), x, level, None) < 1e-9
@@ -120,10 +106,10 @@ def test_the_loss_is_zero_of_the_exact_student_alone(student, prediction):
     assert loss.at(Exact(scheduler, steps, 1), x, level, None) > 1e-3  # of other segments
 
 
-def test_the_loss_draws_every_level_and_the_noise_of_it(student):
-    scheduler, seen = ddim(student), []
+def test_the_loss_draws_every_level_and_the_noise_of_it():
+    scheduler, seen = ddim(), []
     x0 = torch.full((4000, 1, 1, 1), 2.0, dtype=torch.float64)
-    loss = loss_of(student, scheduler, 4, 2, latents=lambda step: (x0, torch.zeros(4000, 1, 1)))
+    loss = loss_of(scheduler, 4, 2, latents=lambda step: (x0, torch.zeros(4000, 1, 1)))
     torch.manual_seed(0)
     model = Gaussian(scheduler)
     loss(lambda x, t, text: seen.append((x, t)) or model(x, t), 0)
@@ -149,11 +135,11 @@ class Affine(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "segments"), [(20, 4), (8, 1)])
-def test_a_student_comes_to_the_teachers_end(student, steps, segments):
+def test_a_student_comes_to_the_teachers_end(steps, segments):
     """By the stock scheduler, from the same noise; the teacher in as few steps does not."""
-    scheduler = ddim(student)
+    scheduler = ddim()
     data = MEAN + STD * torch.randn(200, 256, 1, 1, 1, generator=torch.Generator().manual_seed(1)).double()
-    loss = loss_of(student, scheduler, steps, segments, latents=lambda step: (data[step % 200], None))
+    loss = loss_of(scheduler, steps, segments, latents=lambda step: (data[step % 200], None))
     torch.manual_seed(0)
     model, count = Affine(steps), 1000
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
@@ -182,8 +168,8 @@ def test_a_student_comes_to_the_teachers_end(student, steps, segments):
     assert (found - expected).abs().max() < 2e-3 < few / 20
 
 
-def test_the_ladder_is_that_of_the_schedulers(student):
-    scheduler = ddim(student)
+def test_the_ladder_is_that_of_the_schedulers():
+    scheduler = ddim()
     ladder = student.Ladder(scheduler, 40, 4)
     level = torch.arange(1, 41)
     starts = ladder.timesteps[1:][ladder.end(level) == level - ladder.per_segment]
@@ -199,7 +185,7 @@ def test_the_ladder_is_that_of_the_schedulers(student):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_the_teacher_is_guided_as_the_stock_pipeline_is(student, rescale):
+def test_the_teacher_is_guided_as_the_stock_pipeline_is(rescale):
     pipe = student.teacher_pipeline(make_pipeline())
     recorder = Recorder(pipe.scheduler)
     generate(pipe, ["cat", "dog"], seeds=(0, 1), steps=2, guidance_rescale=rescale)
@@ -212,7 +198,7 @@ def test_the_teacher_is_guided_as_the_stock_pipeline_is(student, rescale):
 
 
 @pytest.mark.slow
-def test_the_distance_is_zero_of_who_takes_the_teachers_steps(student):
+def test_the_distance_is_zero_of_who_takes_the_teachers_steps():
     pipe = student.teacher_pipeline(make_pipeline())
     data = CaptionedImages(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), [Row("cat", "noto", ())] * 3)
     same = student.HeldOutDistance(pipe, data, 16, 4, 4, {"guidance_scale": 1.0, "guidance_rescale": 0.0})
@@ -226,14 +212,14 @@ def test_the_distance_is_zero_of_who_takes_the_teachers_steps(student):
     assert guided(pipe)["held_out_distance"] == pytest.approx(expected, rel=1e-5) != 0
 
 
-def test_what_cannot_be_imitated_is_refused(student):
+def test_what_cannot_be_imitated_is_refused():
     with pytest.raises(ModelError, match="teacher: expected a StableDiffusionPipeline, got object"):
         student.teacher_pipeline(object())
     pipe = make_pipeline()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ModelError, match="diffusion with ᾱ .alphas_cumprod., got FlowMatchEulerDiscreteScheduler"):
         student.teacher_pipeline(pipe)
-    scheduler = ddim(student)
+    scheduler = ddim()
     with pytest.raises(ModelError, match="teacher_steps: expected a divisor of 1000, got 30"):
         student.Ladder(scheduler, 30, 3)
     with pytest.raises(ModelError, match="segments: expected a divisor of 40, got 3"):
@@ -242,7 +228,7 @@ def test_what_cannot_be_imitated_is_refused(student):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("segments", [2, 1])
-def test_training_goes_on_where_it_was_stopped(program, tmp_path, segments):
+def test_training_goes_on_where_it_was_stopped(tmp_path, segments):
     teacher = make_pipeline()
     teacher.scheduler = EulerDiscreteScheduler.from_config(teacher.scheduler.config)  # any schedule of ᾱ will do
     teacher.save_pretrained(tmp_path / "teacher")
@@ -251,8 +237,8 @@ def test_training_goes_on_where_it_was_stopped(program, tmp_path, segments):
     kinds |= {"steps": 3, "batch_size": 2, "warmup": 1, "save_every": 1, "evaluate_every": 2, "sample_every": 2}
     kinds |= {"random_flip": True, "sample_prompts": ["cat"]}
     whole = tmp_path / "whole"
-    program.train(program.Settings(output=str(whole), validation=table, **kinds), Accelerator(cpu=True))
-    train_interrupted(program, program.Settings(output=str(tmp_path / "parts"), **kinds))
+    train_student.train(train_student.Settings(output=str(whole), validation=table, **kinds), Accelerator(cpu=True))
+    train_interrupted(train_student, train_student.Settings(output=str(tmp_path / "parts"), **kinds))
     made, resumed = (DiffusionPipeline.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
     for name, value in made.unet.state_dict().items():
         assert resumed.unet.state_dict()[name].equal(value), name

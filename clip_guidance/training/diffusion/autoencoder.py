@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from clip_guidance.clip.hub import ModelError
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.guidance.modes.noisy import latents_of
@@ -35,11 +36,18 @@ def make_autoencoder(channels: Sequence[int], latent_channels: int, size: int) -
 
 
 def load_autoencoder(name: str) -> AutoencoderKL:
-    """Load an autoencoder from its own folder, else from a pipeline, in float32 and frozen."""
+    """Load an autoencoder from its own folder, else from a pipeline, in float32 and frozen.
+
+    Raises:
+        ModelError: There is no such folder or pipeline, or the pipeline has no autoencoder.
+    """
     if (Path(name) / "diffusion_pytorch_model.safetensors").is_file():
         vae = AutoencoderKL.from_pretrained(name, use_safetensors=True)
     else:
-        vae = load_pipeline(name).vae
+        pipeline = load_pipeline(name)
+        vae = getattr(pipeline, "vae", None)
+        if vae is None:
+            raise ModelError(f"{name}: expected an autoencoder or a pipeline with one, got {type(pipeline).__name__}")
     return vae.float().eval().requires_grad_(False)
 
 

@@ -7,14 +7,7 @@ from torch import nn
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages, Row
-
-
-@pytest.fixture
-def denoiser(root, monkeypatch):
-    monkeypatch.syspath_prepend(root / "training")
-    import denoiser
-
-    return denoiser
+from clip_guidance.training.diffusion import denoiser
 
 
 class Constant(nn.Module):
@@ -35,7 +28,7 @@ def images() -> CaptionedImages:
 
 
 @pytest.mark.slow
-def test_the_error_of_a_constant_is_known(denoiser, images):
+def test_the_error_of_a_constant_is_known(images):
     """v = √ᾱ ε − √(1 − ᾱ) x₀, so that E(v − c)² = ᾱ + (1 − ᾱ) E x₀² + 2c √(1 − ᾱ) E x₀ + c²."""
     pipe: StableDiffusionPipeline = cg.load_pipeline("emoji")
     error = denoiser.HeldOutError(pipe, images)
@@ -50,7 +43,7 @@ def test_the_error_of_a_constant_is_known(denoiser, images):
     assert error.timesteps.min() == 0 and error.timesteps.max() > 990
 
 
-def test_every_resolution_hears_the_text(denoiser):
+def test_every_resolution_hears_the_text():
     torch.manual_seed(0)
     unet = denoiser.make_unet([16, 32], 4, 8, 32).eval()
     denoiser.set_dropout(unet, 0.5)
@@ -64,7 +57,7 @@ def test_every_resolution_hears_the_text(denoiser):
     assert not unet.train()(x, t, text[:1]).sample.equal(outputs[0])
 
 
-def test_known_channels_survive_new_ones(denoiser):
+def test_known_channels_survive_new_ones():
     torch.manual_seed(0)
     unet = denoiser.make_unet([16, 32], 2, 8, 32).eval()
     for parameter in unet.parameters():  # zeros at the start would hide a place that is mixed up

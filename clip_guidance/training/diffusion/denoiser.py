@@ -8,13 +8,12 @@ arXiv:2207.12598).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from autoencoder import encode
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher
+from clip_guidance.training.diffusion.autoencoder import encode
 from clip_guidance.training.order import SampleOrder
 
 TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
@@ -228,9 +228,9 @@ class HeldOutError:
 
 
 def sample_sheet(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], columns: int = 4, **call: Any
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], call: Mapping[str, Any], columns: int = 4
 ) -> Image.Image:
-    """Draw a row of images per prompt, to be looked at during training; ``call`` goes to the pipeline."""
+    """Draw a row of images per prompt, to be looked at during training; ``call`` holds arguments of the pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for prompt in prompts:
