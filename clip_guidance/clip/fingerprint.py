@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 _NOT_ARCHITECTURE = ("dtype", "_name_or_path", "transformers_version", "architectures")
+# Settings of towers that came later: at the values of all models before, a fingerprint is what it was then.
+_LATER = {"clip_guidance_vit": {"stem_act": "relu"}, "clip_guidance_resnet": {"hidden_act": "relu"}}
 
 
 def digest(described: Any, weights: Mapping[str, Tensor]) -> str:
@@ -23,5 +25,10 @@ def digest(described: Any, weights: Mapping[str, Tensor]) -> str:
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config of transformers, as a dict, says of the architecture, in it and in the configs inside."""
-    parts = {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE}
+    later = _LATER.get(config.get("model_type", ""), {})
+    parts = {
+        key: value
+        for key, value in config.items()
+        if key not in _NOT_ARCHITECTURE and not (key in later and value == later[key])
+    }
     return {key: architecture(value) if isinstance(value, Mapping) else value for key, value in parts.items()}

@@ -172,6 +172,17 @@ def test_fingerprint_changes_with_a_weight():
     assert make_clip().fingerprint() == before
 
 
+@pytest.mark.parametrize("image", ["vit", "resnet"])
+def test_fingerprint_changes_with_an_activation(image):
+    """The weights are the same, the embeddings are not; only "relu", which all models had once, goes without saying."""
+    clip = make_clip(image)
+    name, before = ("stem_act" if image == "vit" else "hidden_act"), clip.fingerprint()
+    setattr(clip.config.vision_config, name, "silu")
+    assert clip.fingerprint() != before
+    delattr(clip.config.vision_config, name)
+    assert clip.fingerprint() == before
+
+
 def test_a_clip_without_tokenizer_says_so():
     clip = CLIP(make_clip().config)
     with pytest.raises(ValueError, match="made without a tokenizer"):

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 COUNTS = {
-    *("size", "latent_channels", "depth", "teacher_steps", "segments", "validation_count"),
+    *("size", "latent_channels", "depth", "patch_size", "teacher_steps", "segments", "validation_count"),
     *("steps", "batch_size", "vae_steps", "vae_batch_size", "unet_steps"),
     *("log_every", "save_every", "evaluate_every", "sample_every"),
 }

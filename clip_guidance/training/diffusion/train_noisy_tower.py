@@ -38,12 +38,13 @@ class Settings:
     output: str  # folder for checkpoints, and in its folder "final" the finished tower
     clip: str  # CLIP folder or name: the teacher, whose text tower the new tower meets
     autoencoder: str  # trained autoencoder, its folder or a pipeline: the latents are its
-    init: str | None = None  # folder of a tower to continue from; widths and depth are then its
+    init: str | None = None  # folder of a tower to continue from; widths, depth and patch_size are then its
     exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
     validation: str | None = None  # captioned images on which the tower is measured
     size: int = 64  # side of the square images, in pixels
     widths: list[int] = field(default_factory=lambda: [48, 96, 144, 192])  # channels by stage; each halves the side
     depth: int = 2  # residual blocks in each stage
+    patch_size: int = 1  # latents per position of the first stage, across and down; 2 halves the time
     steps: int = 4000  # optimizer steps
     batch_size: int = 160  # images per process and step
     learning_rate: float = 2e-3  # at the end of the warm-up
@@ -69,7 +70,7 @@ def first_tower(settings: Settings, latent_channels: int, embed_dim: int) -> Noi
     """
     if settings.init is None:
         try:
-            return NoisyTower(latent_channels, embed_dim, settings.widths, settings.depth)
+            return NoisyTower(latent_channels, embed_dim, settings.widths, settings.depth, settings.patch_size)
         except ValueError as error:
             raise ModelError(f"--{error}") from None
     config = NoisyTower.load_config(settings.init)
@@ -91,9 +92,10 @@ def check_side(tower: NoisyTower, side: int, size: int) -> None:
         ModelError: Says how large the latents are, and how large they must be.
     """
     stages = len(tower.config["widths"])
-    if side < 2 ** (stages - 1):
+    least = tower.config["patch_size"] * 2 ** (stages - 1)
+    if side < least:
         raise ModelError(
-            f"--widths: {stages} stages need latents of side {2 ** (stages - 1)} or more, got {side} from images of "
+            f"--widths: {stages} stages need latents of side {least} or more, got {side} from images of "
             f"--size {size}; take fewer widths or larger images"
         )
 

@@ -78,11 +78,12 @@ def test_a_tower_that_cannot_be_gone_on_from_is_refused(tmp_path):
         train_noisy_tower.first_tower(replace(known, init=str(tmp_path / "vae")), 4, 16)
 
 
-def test_latents_must_have_a_pixel_for_the_last_stage():
-    tower = cg.NoisyTower(4, 16, [8, 8, 8], 1).eval()
+@pytest.mark.parametrize(("widths", "patch_size"), [([8, 8, 8], 1), ([8, 8], 2)])
+def test_latents_must_have_a_pixel_for_the_last_stage(widths, patch_size):
+    tower = cg.NoisyTower(4, 16, widths, 1, patch_size).eval()
     train_noisy_tower.check_side(tower, 4, 16)
     tower(torch.zeros(2, 4, 4, 4), torch.zeros(2))
-    with pytest.raises(ModelError, match="3 stages need latents of side 4 or more, got 3 from images of --size 12"):
+    with pytest.raises(ModelError, match=r"\d stages need latents of side 4 or more, got 3 from images of --size 12"):
         train_noisy_tower.check_side(tower, 3, 12)
     with pytest.raises(RuntimeError):
         tower(torch.zeros(2, 4, 3, 3), torch.zeros(2))
