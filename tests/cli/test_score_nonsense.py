@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -47,11 +48,13 @@ def test_texts_that_are_none_cost_no_score(cli, clip, good, tmp_path, monkeypatc
     lines = [{"image": str(good[0]), "prompt": "\ud800"}, {"image": "a\0.png"}, {"image": "\udcff.png"}]
     lines.append({"image": str(good[1])})
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(line) + "\n" for line in lines)))
+    with pytest.raises(ValueError) as null:  # each Python has words of its own
+        os.stat("a\0.png")
     done = cli("score", "-", "--prompt", "a cat", "--model", clip, "--output", tmp_path / "x.csv", "--json")
     assert done.code == 1 and [row["image"] for row in done.json["results"]] == [str(good[1])]
     assert reasons(done) == {
         "a.png": r"its prompt is no valid text: '\ud800'",
-        "a\0.png": "cannot be read (embedded null byte)",
+        "a\0.png": f"cannot be read ({null.value})",
         r"\udcff.png": "its name is not valid text; rename it",
     }
 

@@ -85,6 +85,7 @@ def test_small_indexes_and_those_that_another_process_writes_are_read_without(st
     start = time.monotonic()
     assert paths(store, "year >= 2005 and year > 0") == expected and time.monotonic() - start < 5
     writer.execute("ROLLBACK")
+    writer.close()
     monkeypatch.setattr(catalogue, "LEAST", COUNT + 1)
     assert paths(store, "year >= 2005 and year > 1") == expected and not store._db.key_indexes()
     monkeypatch.setattr(catalogue, "LEAST", COUNT)

@@ -1,5 +1,6 @@
 """Whatever is given: filters, metadata and addresses are right by another computation, or refused by name."""
 
+import contextlib
 import copy
 import fnmatch
 import json
@@ -64,10 +65,10 @@ def conditions(draw):
 
 def met(where, metadata) -> bool:
     condition = compile_where(where)
-    file = sqlite3.connect(":memory:")
-    file.execute("CREATE TABLE entries (path, metadata)")
-    file.execute("INSERT INTO entries VALUES ('/a', json_patch('{}', ?))", (patch(metadata),))
-    ((count,),) = file.execute(f"SELECT count(*) FROM entries WHERE {condition.sql}", condition.parameters)
+    with contextlib.closing(sqlite3.connect(":memory:")) as file:
+        file.execute("CREATE TABLE entries (path, metadata)")
+        file.execute("INSERT INTO entries VALUES ('/a', json_patch('{}', ?))", (patch(metadata),))
+        ((count,),) = file.execute(f"SELECT count(*) FROM entries WHERE {condition.sql}", condition.parameters)
     return bool(count)
 
 
@@ -130,11 +131,11 @@ def merged(target, change):
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), JSON, max_size=3), min_size=1, max_size=3))
 def test_metadata_is_merged_as_the_rfc_says(changes):
-    file, expected = sqlite3.connect(":memory:"), {}
-    text = "{}"
-    for change in changes:
-        ((text,),) = file.execute("SELECT json_patch(?, ?)", (text, patch(change)))
-        expected = merged(copy.deepcopy(expected), change)
+    text, expected = "{}", {}
+    with contextlib.closing(sqlite3.connect(":memory:")) as file:
+        for change in changes:
+            ((text,),) = file.execute("SELECT json_patch(?, ?)", (text, patch(change)))
+            expected = merged(copy.deepcopy(expected), change)
     assert json.loads(text) == expected
 
 

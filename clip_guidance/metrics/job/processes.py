@@ -90,8 +90,10 @@ def _wait(group: ProcessGroup) -> None:
         dist.monitored_barrier(group, FOREVER, wait_all_ranks=True)
     except RuntimeError as error:
         named = re.search(r"Ranks? (\d[\d, ]*) failed", str(error))  # in the first process, which waits for the others
-        lost = f"process {named[1]}" if named else "another process"
-        raise LostProcessError(f"{lost} of {dist.get_world_size(group)} ended before its work was done") from error
+        size, here = dist.get_world_size(group), dist.get_rank(group)
+        # A connection that was closed before the barrier began is told without a name.
+        lost = f"process {named[1]}" if named else "process 1" if (size, here) == (2, 0) else "another process"
+        raise LostProcessError(f"{lost} of {size} ended before its work was done") from error
 
 
 def _gather(group: ProcessGroup, value: str) -> list[str]:
