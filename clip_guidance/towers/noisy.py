@@ -56,7 +56,8 @@ class NoisyTower(ModelMixin, ConfigMixin):
         widths: Channels of each stage; every stage after the first has half the side of the one before. Multiples of
             8.
         depth: Number of residual blocks in each stage.
-        patch_size: The first stage has one position for so many latents, across and down; 2 takes about half the time.
+        patch_size: Latents per position of the first stage, across and down, which overlap by one on each side; at
+            least 1, and 2 leaves a quarter of the positions.
 
     Attributes:
         latent_probe: What the autoencoder makes of a known image, (C, 8, 8): another autoencoder makes something else.

@@ -44,7 +44,7 @@ class Settings:
     size: int = 64  # side of the square images, in pixels
     widths: list[int] = field(default_factory=lambda: [48, 96, 144, 192])  # channels by stage; each halves the side
     depth: int = 2  # residual blocks in each stage
-    patch_size: int = 1  # latents per position of the first stage, across and down; 2 halves the time
+    patch_size: int = 1  # latents per position of the first stage, across and down; 2 leaves a quarter
     steps: int = 4000  # optimizer steps
     batch_size: int = 160  # images per process and step
     learning_rate: float = 2e-3  # at the end of the warm-up
