@@ -34,6 +34,8 @@ EXPECTED = (
 def locked_output(folder: str | Path, accelerator: Accelerator) -> Iterator[None]:
     """Make the output folder, and keep other runs out of it for the length of the block.
 
+    A run that ends before it writes anything leaves no folder behind that was not there before.
+
     Args:
         folder: Output folder of the run.
         accelerator: Tells which process this is: the main one holds the lock for all of them.
@@ -44,16 +46,23 @@ def locked_output(folder: str | Path, accelerator: Accelerator) -> Iterator[None
     if not accelerator.is_main_process:
         yield
         return
-    held = contextlib.ExitStack()
+    folder, held = Path(folder), contextlib.ExitStack()
+    is_new = not folder.exists()
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        held.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(FileLock(folder / LOCK, timeout=0))
     except Timeout:
         raise OutputError(f"{folder}: another run is training in it; give this one another --output") from None
     except OSError as error:
         raise OutputError(f"{folder}: the output cannot be written: {error.strerror or error}") from None
     with held:
-        yield
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                with contextlib.suppress(PermissionError):  # Windows keeps files that are open
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

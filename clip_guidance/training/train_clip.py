@@ -123,6 +123,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     evaluations = load_evaluations(settings)
     torch.manual_seed(settings.seed)
     clip = agreed_clip(settings, accelerator, batches)
+    save_settings(settings, Path(settings.output) / "settings.json")
     adapters = prepare_towers(clip, settings)
     classify = settings.class_name_loss_weight > 0
     rows = batches.data.rows if classify and isinstance(batches, MemoryBatches) else []
@@ -229,7 +230,6 @@ def main(settings: Settings) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     with errors_as_sentences(), locked_output(settings.output, accelerator):
-        save_settings(settings, Path(settings.output) / "settings.json")
         with contextlib.closing(load_batches(settings, accelerator)) as batches:
             train(settings, accelerator, batches)
     accelerator.end_training()

@@ -86,6 +86,22 @@ def test_the_lock_is_let_go_when_the_block_fails(tmp_path):
             raise KeyError
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_run_that_is_refused_leaves_no_folder_of_its_own(run, tmp_path, exists):
+    if exists:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(SystemExit, match="absent"):
+        run(tmp_path / "absent")
+    assert (tmp_path / "run").exists() == exists
+
+
+def test_a_run_that_wrote_keeps_its_folder(tmp_path):
+    with pytest.raises(KeyError), locked_output(tmp_path / "run", Accelerator(cpu=True)):
+        (tmp_path / "run" / "log.jsonl").write_text("")
+        raise KeyError
+    assert (tmp_path / "run" / "log.jsonl").exists()
+
+
 def test_an_output_that_cannot_be_written_is_named(run, tmp_path):
     data = captioned(tmp_path / "data", ["a cat", "a dog"])
     (tmp_path / "file").write_text("")

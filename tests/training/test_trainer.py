@@ -48,6 +48,7 @@ def test_the_comment_behind_a_field_is_its_help_line(capsys):
     shown = capsys.readouterr().out
     assert "optimizer steps, 100 % of them (default: 10)" in shown and "of the layers’ “channels” (default" in shown
     assert "of all draws (default: 0)" in shown and "YAML recipe" in shown
+    assert "--data DATA" in shown and "default: None" not in shown  # what must be given has no default
 
 
 def test_mistakes_in_settings_are_named(tmp_path, capsys):
