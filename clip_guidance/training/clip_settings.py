@@ -52,6 +52,8 @@ class Settings(TowerSettings):
     composite_share: float = 0.0  # of the images that become composites of two, with captions that name both, in [0, 1]
     teachers: list[str] = field(default_factory=list)  # CLIPs (folders or names) whose mean ranking is learnt as well
     distillation_weight: float = 1.0  # of the teachers' loss
+    text_anchor: str | None = None  # CLIP (folder or name) whose text states, which a denoiser reads, are kept
+    text_anchor_weight: float = 1.0  # of the loss that keeps them
     freeze_batch_norm: bool = False  # needed for chunks or several processes where a tower has BatchNorm
     steps: int = 1000  # optimizer steps
     batch_size: int = 128  # pairs per process and step
@@ -117,7 +119,7 @@ def _check_objective(settings: Settings) -> None:
     for name in ("keyword_share", "composite_share"):
         if not 0 <= getattr(settings, name) <= 1:
             raise SystemExit(f"--{name}: expected a share in [0, 1], got {getattr(settings, name):g}")
-    for name in ("image_positives_weight", "distillation_weight"):
+    for name in ("image_positives_weight", "distillation_weight", "text_anchor_weight"):
         if getattr(settings, name) < 0:
             raise SystemExit(f"--{name}: expected a weight of at least 0, got {getattr(settings, name):g}")
     if settings.images_per_concept < 1:
@@ -126,6 +128,8 @@ def _check_objective(settings: Settings) -> None:
         raise SystemExit("--image_positives_weight: needs --positives concept, by which images have a name")
     if settings.positives == "concept" and settings.loss != "softmax":
         raise SystemExit(f"--positives concept: needs --loss softmax, got {settings.loss!r}")
+    if settings.text_anchor and settings.freeze_text:
+        raise SystemExit("--text_anchor: keeps the states of a text tower that learns, which --freeze_text forbids")
     if settings.teachers and settings.freeze_image:
         raise SystemExit("--teachers: rank views of the images, which --freeze_image embeds once and drops")
 
@@ -144,6 +148,7 @@ def _check_streaming(settings: Settings) -> None:
         raise SystemExit("--streaming: images are not kept, so it cannot be combined with --freeze_image")
     in_memory = [f"--{name}" for name in ("keyword_share", "composite_share") if getattr(settings, name)]
     in_memory += ["--images_per_concept"] * (settings.images_per_concept > 1)
+    in_memory += ["--text_anchor"] * bool(settings.text_anchor)
     if in_memory:
         raise SystemExit(f"--streaming: captions come as they are, which {', '.join(in_memory)} cannot do")
     if settings.shuffle_buffer < 0 or settings.workers < 0:

@@ -30,6 +30,7 @@ from clip_guidance.loss.supervised import supervised_contrastive_loss
 from clip_guidance.loss.tiled import TILE, tiled_contrastive_loss
 from clip_guidance.training.class_name_loss import ClassNameLoss
 from clip_guidance.training.distillation import Teachers, distillation_loss
+from clip_guidance.training.text_anchor import TextAnchor
 
 LOSSES = ("softmax", "sigmoid")
 IMAGE_SCALE = math.log(10)  # of images to each other: the temperature of 0.1 of Khosla et al. 2020, section 4
@@ -58,6 +59,8 @@ class ContrastiveObjective(nn.Module):
             (:func:`~clip_guidance.loss.supervised.supervised_contrastive_loss`); it sees one process alone.
         teachers: CLIPs whose ranking of the batch is learnt; :meth:`forward` then needs ``teacher_texts``.
         distillation_weight: Factor of that loss, which ranks the pairs of each process among themselves.
+        text_anchor: A text tower whose states are kept; :meth:`forward` then needs ``anchor_ids``.
+        text_anchor_weight: Factor of the loss that keeps them.
         freeze_batch_norm: Use the running statistics of BatchNorm layers, and keep them as they are.
         tile: Logits that the loss computes at a time.
 
@@ -90,6 +93,8 @@ class ContrastiveObjective(nn.Module):
         image_positives_weight: float = 0.0,
         teachers: Teachers | None = None,
         distillation_weight: float = 1.0,
+        text_anchor: TextAnchor | None = None,
+        text_anchor_weight: float = 1.0,
         freeze_batch_norm: bool = False,
         tile: int = TILE,
     ):
@@ -103,6 +108,7 @@ class ContrastiveObjective(nn.Module):
         self.class_name_loss, self.class_name_loss_weight = class_name_loss, class_name_loss_weight
         self.pixel_values, self.image_positives_weight = pixel_values, image_positives_weight
         self.teachers, self.distillation_weight = teachers, distillation_weight
+        self.text_anchor, self.text_anchor_weight = text_anchor, text_anchor_weight
         self.logit_bias = nn.Parameter(torch.full((1,), INITIAL_BIAS)) if loss == "sigmoid" else None
         self.train(clip.training)
 
@@ -113,6 +119,7 @@ class ContrastiveObjective(nn.Module):
         groups: Tensor | None = None,
         name_indices: Tensor | None = None,
         teacher_texts: Tensor | None = None,
+        anchor_ids: Tensor | None = None,
         seed: int = 0,
     ) -> Tensor:
         """Return the loss of the global batch, the same on every process.
@@ -125,6 +132,7 @@ class ContrastiveObjective(nn.Module):
                 (:func:`caption_groups`).
             name_indices: int64 (n,), the name of each image in ``class_name_loss``; ``NAMELESS`` where there is none.
             teacher_texts: (n, D), what ``teachers.text_embeds`` makes of the captions.
+            anchor_ids: int64 (m, L), texts whose states are kept, see ``text_anchor.draw``.
             seed: Of this step's random draws.
 
         Returns:
@@ -139,6 +147,8 @@ class ContrastiveObjective(nn.Module):
             raise ValueError("a loss over all names needs name_indices: the name of each image")
         if self.teachers is not None and teacher_texts is None:
             raise ValueError("distillation needs teacher_texts: the teachers' embeddings of the captions")
+        if self.text_anchor is not None and anchor_ids is None:
+            raise ValueError("text_anchor needs anchor_ids: the texts whose states are kept")
         if self.image_positives_weight and groups is None:
             raise ValueError("image_positives_weight needs groups: the concept of each image")
         image_embeds = images if self.cached_images else self._image_embeds(images, seed)
@@ -157,6 +167,8 @@ class ContrastiveObjective(nn.Module):
         if self.teachers is not None and teacher_texts is not None:
             taught = self.teachers.logits(self._views(images, seed, self.teachers.image_embeds), teacher_texts)
             loss = loss + self.distillation_weight * distillation_loss(similarity_logits(*pair, scale), taught)
+        if self.text_anchor is not None and anchor_ids is not None:
+            loss = loss + self.text_anchor_weight * self.text_anchor(self.clip, anchor_ids)
         return loss
 
     def train(self, mode: bool = True) -> ContrastiveObjective:

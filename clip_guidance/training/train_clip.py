@@ -43,6 +43,7 @@ from clip_guidance.training.log import read_log
 from clip_guidance.training.objective import ContrastiveObjective, caption_groups
 from clip_guidance.training.output import errors_as_sentences, locked_output
 from clip_guidance.training.settings import save_settings
+from clip_guidance.training.text_anchor import TextAnchor
 from clip_guidance.training.trainer import Plan, fit
 from clip_guidance.training.vocabulary import check_captions
 
@@ -83,7 +84,12 @@ def prepare_towers(clip: CLIP, settings: Settings) -> Any:
 
 
 def make_objective(
-    settings: Settings, clip: CLIP, names: list[str], whole: Collection[str] = (), teachers: Teachers | None = None
+    settings: Settings,
+    clip: CLIP,
+    names: list[str],
+    whole: Collection[str] = (),
+    teachers: Teachers | None = None,
+    text_anchor: TextAnchor | None = None,
 ) -> ContrastiveObjective:
     """Make the loss of a CLIP whose towers are prepared; ``names`` are all those of the data, some whole captions."""
     weight = settings.class_name_loss_weight
@@ -100,6 +106,8 @@ def make_objective(
         image_positives_weight=settings.image_positives_weight,
         teachers=teachers,
         distillation_weight=settings.distillation_weight,
+        text_anchor=text_anchor,
+        text_anchor_weight=settings.text_anchor_weight,
         freeze_batch_norm=settings.freeze_batch_norm,
     )
 
@@ -130,7 +138,8 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     names, name_indices = unique([row.name for row in rows])
     taught = [CLIP.from_pretrained(name).float() for name in settings.teachers]
     teachers = Teachers(taught, accelerator.device) if taught else None
-    objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions}, teachers)
+    anchor = TextAnchor(CLIP.from_pretrained(settings.text_anchor), clip) if settings.text_anchor else None
+    objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions}, teachers, anchor)
     objective = objective.to(accelerator.device)
     ema_model = make_ema_model(objective, settings.ema_decay) if settings.ema_decay else None
     trained = objective if ema_model is None else cast(ContrastiveObjective, ema_model.module)
@@ -151,6 +160,9 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
             inputs["name_indices"][list(batch.described["partners"])] = NAMELESS
         if teachers is not None:
             inputs["teacher_texts"] = teachers.text_embeds(batch.captions)
+        if anchor is not None and isinstance(batches, MemoryBatches):
+            shown = [batches.data.rows[i] for i in batch.described["indices"]]
+            inputs["anchor_ids"] = anchor.draw(shown, f"{settings.seed}-{step}-{accelerator.process_index}")
         inputs = {name: part.to(accelerator.device) for name, part in inputs.items()}
         value = model(**inputs, seed=settings.seed * 1_000_003 + step)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}
@@ -229,7 +241,10 @@ def main(settings: Settings) -> None:
         accelerator = make_accelerator(settings.report_to, settings.output, settings)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    with errors_as_sentences(), locked_output(settings.output, accelerator):
-        with contextlib.closing(load_batches(settings, accelerator)) as batches:
-            train(settings, accelerator, batches)
+    with (
+        errors_as_sentences(),
+        locked_output(settings.output, accelerator),
+        contextlib.closing(load_batches(settings, accelerator)) as batches,
+    ):
+        train(settings, accelerator, batches)
     accelerator.end_training()

@@ -200,6 +200,7 @@ PARTS = {  # of the loss, or of what it is of: each alone, beside what it needs
     "keywords": ({"keyword_share": 1.0}, {}),
     "composites": ({"composite_share": 1.0}, {}),
     "teachers": ({"teachers": True}, {}),
+    "anchor": ({"text_anchor": True}, {}),
 }
 
 
@@ -221,12 +222,14 @@ def test_each_part_of_the_loss_reaches_the_log(part, train_clip, settings, known
     with_part, without = ({**each, "init": known, "steps": 1, **options} for each in PARTS[part])
     if "teachers" in with_part:
         with_part["teachers"] = [teacher]
+    if "text_anchor" in with_part:
+        with_part["text_anchor"] = teacher
     losses = []
     for folder, chosen in (("with", with_part), ("without", without)):
         train_clip.main(settings(tmp_path / folder, **chosen))
         losses.append(read_log(tmp_path / folder / "log.jsonl")[0]["loss"])
     assert losses[0] != losses[1]
-    assert losses[0] > losses[1] + 1e-3 or part not in ("images", "teachers")  # which are added
+    assert losses[0] > losses[1] + 1e-3 or part not in ("images", "teachers", "anchor")  # which are added
 
 
 @pytest.mark.slow
@@ -234,7 +237,7 @@ def test_each_part_of_the_loss_reaches_the_log(part, train_clip, settings, known
 def test_a_run_with_all_parts_resumes_to_the_bit(train_clip, settings, known, taught, tmp_path):
     options, teacher = taught
     options = options | {"init": known, "positives": "concept", "images_per_concept": 2, "image_positives_weight": 1.0}
-    options |= {"keyword_share": 0.5, "composite_share": 0.5, "teachers": [teacher]}
+    options |= {"keyword_share": 0.5, "composite_share": 0.5, "teachers": [teacher], "text_anchor": teacher}
     for folder, counts in (("whole", (3,)), ("resumed", (2, 3))):
         for steps in counts:
             train_clip.main(settings(tmp_path / folder, **options, steps=steps, learning_rate=1e-3, warmup=3))
@@ -290,6 +293,9 @@ def test_lora_saves_the_merged_clip_and_the_adapter(train_clip, settings, known,
         ({"positives": "concept", "loss": "sigmoid"}, "--positives concept: needs --loss softmax, got 'sigmoid'"),
         ({"image_positives_weight": 1.0}, "--image_positives_weight: needs --positives concept"),
         ({"distillation_weight": -1.0}, "--distillation_weight: expected a weight of at least 0, got -1"),
+        ({"text_anchor_weight": -1.0}, "--text_anchor_weight: expected a weight of at least 0, got -1"),
+        ({"text_anchor": "a", "freeze_text": True}, "--text_anchor: keeps the states of a text tower that learns"),
+        ({"text_anchor": "a", "streaming": True}, "captions come as they are, which --text_anchor cannot do"),
         ({"keyword_share": 1.5}, r"--keyword_share: expected a share in \[0, 1\], got 1.5"),
         ({"composite_share": 0.5, "streaming": True}, "captions come as they are, which --composite_share cannot do"),
         ({"images_per_concept": 0}, "--images_per_concept: expected at least 1, got 0"),

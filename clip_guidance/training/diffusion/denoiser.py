@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher
 from clip_guidance.training.diffusion.autoencoder import encode
+from clip_guidance.training.diffusion.teacher import Teacher
 from clip_guidance.training.order import SampleOrder
 
 TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
@@ -114,6 +116,21 @@ def token_ids(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
     return pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
+@dataclass(frozen=True)
+class LatentBatch:
+    """The images of a step.
+
+    Attributes:
+        latents: (B, C, h, w).
+        text: What the text encoder makes of their captions (B, L, d).
+        captions: B captions, some of them "".
+    """
+
+    latents: Tensor
+    text: Tensor
+    captions: list[str]
+
+
 class CaptionedLatents:
     """The latents of a step's images, mirrored or not, with what the text encoder makes of their captions.
 
@@ -144,26 +161,26 @@ class CaptionedLatents:
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
         self.draw = Prefetcher(self._draw)  # the CPU draws captions while a GPU takes the step before
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Draw the indices of the images, int64 (B,), and the tokens of their captions (B, L)."""
+    def _draw(self, step: int) -> tuple[Tensor, list[str], Tensor]:
+        """Draw the indices of the images, int64 (B,), their captions, and the tokens of those (B, L)."""
         indices = self.order(step)
         rng = random.Random(f"{self.seed}-{step}-{self.accelerator.process_index}")
         captions = [
             "" if rng.random() < self.caption_dropout else caption(self.rows[i], rng, DRAWING_PHRASES)
             for i in indices.tolist()
         ]
-        return indices, token_ids(self.pipeline, captions)
+        return indices, captions, token_ids(self.pipeline, captions)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return latents (B, C, h, w) and the states of their captions (B, L, d), on the run's device."""
-        indices, input_ids = self.draw(step)
+    def __call__(self, step: int) -> LatentBatch:
+        """Return the images of a step, on the run's device."""
+        indices, captions, input_ids = self.draw(step)
         device, x0 = self.accelerator.device, self.latents[indices]
         if self.mirrored is not None:
             chosen = self.mirrors[indices] & (torch.rand(len(x0)) < 0.5)
             x0 = torch.where(chosen[:, None, None, None], self.mirrored[indices], x0)
         with torch.no_grad(), self.accelerator.autocast():
             text = self.pipeline.text_encoder(input_ids.to(device))[0]
-        return x0.to(device, memory_format=torch.channels_last), text
+        return LatentBatch(x0.to(device, memory_format=torch.channels_last), text, captions)
 
 
 def strata(count: int) -> Tensor:
@@ -180,19 +197,23 @@ class DenoisingLoss:
     Args:
         latents: The latents and captions of each step; the times are those of their pipeline's scheduler.
         timestep_power: t/T is uniform to this power.
+        teacher: A denoiser that teaches beside the images.
     """
 
-    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0):
-        self.latents, self.timestep_power = latents, timestep_power
+    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0, teacher: Teacher | None = None):
+        self.latents, self.timestep_power, self.teacher = latents, timestep_power, teacher
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
-        x0, text = self.latents(step)
+        batch = self.latents(step)
+        x0 = batch.latents
         scheduler, noise = self.latents.pipeline.scheduler, torch.randn_like(x0)
         times = strata(len(x0)) ** self.timestep_power
         timesteps = (times * scheduler.config.num_train_timesteps).long().to(x0.device)
         x = scheduler.add_noise(x0, noise, timesteps)
         velocity = scheduler.get_velocity(x0, noise, timesteps)
-        return {"loss": F.mse_loss(model(x, timesteps, text).sample.float(), velocity)}
+        if self.teacher is not None:
+            velocity = self.teacher(velocity, x, timesteps, batch.captions)
+        return {"loss": F.mse_loss(model(x, timesteps, batch.text).sample.float(), velocity)}
 
 
 class HeldOutError:

@@ -169,7 +169,8 @@ class StudentLoss:
         self.teacher, self.ladder, self.latents = teacher, ladder, latents
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
-        x0, text = self.latents(step)
+        batch = self.latents(step)
+        x0, text = batch.latents, batch.text
         level = 1 + (strata(len(x0)) * self.ladder.levels).long()
         x = self.ladder.noisy(x0, torch.randn_like(x0), level)
         return {"loss": self.at(model, x, level, text)}
