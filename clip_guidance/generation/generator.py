@@ -9,28 +9,25 @@ candidates is drawn again from its own seed alone.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import diffusers
 import torch
-from PIL import Image
 
 from clip_guidance._tuned import TunedPair
 from clip_guidance.clip.hub import packaged_models
-from clip_guidance.generation.batch import check_size, draw_batch, in_batches
+from clip_guidance.generation.batch import check_size, in_batches
 from clip_guidance.generation.best_of import Candidate, search
 from clip_guidance.generation.candidates import BY_CLIP, BY_JUDGE, Candidates, Choice
 from clip_guidance.generation.image import FailedImageError, GeneratedImage, failed
+from clip_guidance.generation.models import Drawn, Models, draw_candidates
 from clip_guidance.generation.pipelines import load_pipeline
 from clip_guidance.generation.scorers import CLIPScorer, Rater, RewardScorer
 from clip_guidance.generation.settings import JUDGES, SCHEDULERS, GenerateSettings
-from clip_guidance.generation.steering import find_target, make_guidance
-from clip_guidance.guidance import WeightedRewards
+from clip_guidance.generation.steering import find_target
 from clip_guidance.guidance.pairs import check_pair
-from clip_guidance.guidance.particles import Particles
 
 __all__ = ["ImageGenerator", "generate"]
 
@@ -132,8 +129,9 @@ class ImageGenerator:
             for made, one in zip(models.draw(batch, on_step), batch, strict=True)
         ]
 
-    def _scored(self, models: _Models, image: Image.Image, one: GenerateSettings, **how: Any) -> GeneratedImage:
-        return models.scored(GeneratedImage(image, one, device=str(self.device), **how))
+    def _scored(self, models: Models, drawn: Drawn, one: GenerateSettings, **how: Any) -> GeneratedImage:
+        device = str(self.device)
+        return models.scored(GeneratedImage(drawn.image, one, device=device, calibrated=drawn.scale, **how))
 
     def load(self, settings: GenerateSettings) -> None:
         """Load the models of these settings, and refuse a size that the pipeline cannot draw.
@@ -181,7 +179,7 @@ class ImageGenerator:
 
         def draw(seeds: range) -> list[list[Candidate]]:
             batches = in_batches((replace(one, seed=seed) for seed in seeds), batch_size, lambda each: each)
-            return [[each for batch in batches for each in _candidates(batch, models, raters, on_step)]]
+            return [[each for batch in batches for each in draw_candidates(batch, models, raters, on_step)]]
 
         (found,) = search(draw, range(one.seed, one.seed + n), batch_size, accelerator)
         if not found.images:
@@ -190,20 +188,20 @@ class ImageGenerator:
         ranked = list(zip(found.images, found.rewards, found.seeds, strict=True))[: candidates.keep]
         unranked = [asdict(each) for each in found.failed]
         kept = []
-        for rank, (image, reward, seed) in enumerate(ranked, 1):
+        for rank, (drawn, reward, seed) in enumerate(ranked, 1):
             choice = Choice(n, one.seed, rank, reward, [each.record for each in raters], unranked)
-            kept.append(self._scored(models, image, replace(one, seed=seed), choice=choice))
+            kept.append(self._scored(models, drawn, replace(one, seed=seed), choice=choice))
         return kept
 
-    def _models(self, one: GenerateSettings) -> _Models:
+    def _models(self, one: GenerateSettings) -> Models:
         """Load all models before an image is generated, since loading may fail."""
         pipe = self.pipeline(one)  # first, since an unknown model is the most likely mistake
         check_size(pipe, one)
         names = _clip_name(one), one.judge or JUDGES.get(one.model)
         guide, judge = (self._scorer(name, self.device) if name else None for name in names)
-        return _Models(pipe, guide, judge, [self._reward_scorer(each.name, self.device) for each in one.rewards])
+        return Models(pipe, guide, judge, [self._reward_scorer(each.name, self.device) for each in one.rewards])
 
-    def _raters(self, one: GenerateSettings, rank_by: str, models: _Models) -> list[Rater]:
+    def _raters(self, one: GenerateSettings, rank_by: str, models: Models) -> list[Rater]:
         """Return what ranks the candidates of an image, by the sum of the ratings.
 
         Raises:
@@ -221,64 +219,6 @@ class ImageGenerator:
             raise ValueError(f"{one.model} comes without a {rank_by} to rank its candidates: name a CLIP or a reward")
         away = rank_by == BY_CLIP and (one.scale or 0.0) < 0  # what is steered away from ranks last
         return [clip.rater(find_target(one), -1.0 if away else 1.0)]
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The models that draw and score an image; None where there is none."""
-
-    pipe: Any
-    guide: CLIPScorer | None
-    judge: CLIPScorer | None
-    rewards: list[RewardScorer]
-
-    def draw(
-        self, batch: Sequence[GenerateSettings], on_step: Callable[[], None] | None
-    ) -> list[Image.Image | FailedImageError]:
-        """Draw images together; in the place of one that came out empty is the error that says why."""
-        clip, rewards = self.guide.clip if self.guide else None, [each.reward for each in self.rewards]
-        try:
-            return draw_batch(self.pipe, make_guidance(clip, rewards, batch), batch, on_step)
-        except FailedImageError as error:  # the only image, before its last step
-            return [error]
-
-    def draw_particles(
-        self, settings: GenerateSettings, raters: Sequence[Rater], on_step: Callable[[], None] | None
-    ) -> tuple[Image.Image | FailedImageError, Choice | None]:
-        """Draw the best of the particles that travel together."""
-        k = settings.particles
-        replace(settings, seed=settings.seed + k - 1)  # raises where the last seed is out of range
-        reward = WeightedRewards([(each.weight, each.reward) for each in raters])
-        with Particles(reward, k, seed=settings.seed).attach(self.pipe) as particles:
-            (image,) = self.draw([settings], on_step)
-        if isinstance(image, FailedImageError):
-            return image, None
-        assert particles.result is not None  # the run came to its end
-        best = particles.result.rewards[0, 0].item()
-        if not math.isfinite(best):
-            return failed(settings, f"has the reward {best}"), None
-        return image, Choice(k, settings.seed, 1, best, [each.record for each in raters])
-
-    def scored(self, generated: GeneratedImage) -> GeneratedImage:
-        """Complete the record of an image: what steered it, and its scores."""
-        if self.guide and generated.settings.scale != 0:
-            generated.guide = {"name": self.guide.record["model"], "fingerprint": self.guide.record["fingerprint"]}
-        generated.scores = [each.score(generated) for each in (self.guide, self.judge, *self.rewards) if each]
-        return generated
-
-
-def _candidates(
-    batch: Sequence[GenerateSettings], models: _Models, raters: Sequence[Rater], on_step: Callable[[], None] | None
-) -> list[Candidate]:
-    """Draw and rate images; one that came out empty, or has no finite reward, is not ranked."""
-
-    def rated(one: GenerateSettings, image: Image.Image | FailedImageError) -> Candidate:
-        if isinstance(image, FailedImageError):
-            return Candidate(None, math.nan, one.seed, image.reason)
-        reward = sum(rater(image) for rater in raters)
-        return Candidate(image, reward, one.seed, "" if math.isfinite(reward) else f"has the reward {reward}")
-
-    return [rated(one, image) for one, image in zip(batch, models.draw(batch, on_step), strict=True)]
 
 
 def _load_pipeline(model: str, scheduler: str | None, device: str | torch.device) -> Any:

@@ -72,6 +72,8 @@ class GeneratedImage(DisplayMixin):
         device: Where the image was generated; other devices round differently.
         choice: How the image was chosen among candidates; None if it was the only one.
         batch_size: Number of images that were drawn together; others round differently.
+        calibrated: The scale that the CLIP's strength came to where the settings left it open; None where they did
+            not, and of particles, which have one each.
     """
 
     image: Image.Image
@@ -81,12 +83,14 @@ class GeneratedImage(DisplayMixin):
     device: str = "cpu"
     choice: Choice | None = None
     batch_size: int = 1
+    calibrated: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what is stored in the file, ready for JSON."""
         return {
             "settings": self.settings.record(),
             "guide": self.guide,
+            **({} if self.calibrated is None else {"calibrated_scale": self.calibrated}),
             **({"choice": asdict(self.choice)} if self.choice else {}),
             "scores": self.scores,
             "device": self.device,

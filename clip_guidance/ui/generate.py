@@ -72,7 +72,7 @@ def _first_fields(state: AppState) -> dict[str, Any]:
     )
     made["strength"] = gr.Slider(
         0,
-        MAX_SCALE,
+        _most(scale),
         _default("strength") if scale is None else scale,
         step=0.5,
         label="Strength of CLIP guidance",
@@ -205,7 +205,8 @@ def _restore(history: list[Entry], event: gr.SelectData) -> list[Any]:
     """Show an entry of the history, and fill the fields with what asked for it."""
     entry = history[event.index]
     values = dict(zip((field.name for field in fields(Request)), astuple(entry.request), strict=True))
-    values["strength"] = gr.Slider(value=values["strength"], visible=not values["calibrate"])
+    strength = values["strength"]
+    values["strength"] = gr.Slider(value=strength, maximum=_most(strength), visible=not values["calibrate"])
     values["calibrate"] = gr.Checkbox(values["calibrate"])
     return [*values.values(), *_parts(entry.pair)]
 
@@ -215,4 +216,9 @@ def _strengths(state: AppState, model: str) -> list[Any]:
     scale = settings_of(state, model).scale
     if scale is None:
         return [gr.Checkbox(True, visible=True), gr.Slider(visible=False)]
-    return [gr.Checkbox(False, visible=False), gr.Slider(value=scale, visible=True)]
+    return [gr.Checkbox(False, visible=False), gr.Slider(value=scale, maximum=_most(scale), visible=True)]
+
+
+def _most(scale: float | None) -> float:
+    """Return the slider's end: beyond it the browser would put a tuned strength there without a word."""
+    return max(MAX_SCALE, scale or 0.0)

@@ -215,7 +215,8 @@ class _Clock:
 def _caption(generated: GeneratedImage) -> str:
     found = generated.choice
     chosen = [f"the best of {found.n} candidates, seed {generated.settings.seed}"] if found else []
-    return "<br>".join([*map(_score, generated.scores), *chosen])
+    strength = [] if generated.calibrated is None else [f"strength {generated.calibrated:.3g}, calibrated"]
+    return "<br>".join([*map(_score, generated.scores), *chosen, *strength])
 
 
 def _score(score: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from helpers.empty_images import spoil
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 
 from clip_guidance import CLIP, CLIPGuidance, Particles, Region, WeightedRewards, load_reward
-from clip_guidance.generation import batch, generator
+from clip_guidance.generation import batch, models
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator
 from clip_guidance.generation.image import FailedImageError
@@ -167,7 +167,7 @@ def test_a_candidate_without_a_finite_reward_fails(make, settings, monkeypatch):
     ],
 )
 def test_what_cannot_be_ranked_is_told_before_it_is_drawn(make, settings, monkeypatch, change, candidates, message):
-    monkeypatch.setattr(generator, "draw_batch", None)
+    monkeypatch.setattr(models, "draw_batch", None)
     with pytest.raises(ValueError, match=message):
         make.best_of(dataclasses.replace(settings, **change), Candidates(3, **candidates))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from clip_guidance._tuned import named_defaults
 from clip_guidance.clip import CLIP, hub
 from clip_guidance.generation import generator
+from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator, generate
 from clip_guidance.generation.image import FailedImageError, check_image
 from clip_guidance.generation.settings import GenerateSettings, read_settings
@@ -47,6 +48,19 @@ def pixels(generated) -> bytes:
 def unchanged(settings) -> bytes:
     """The pixels that the settings draw as they are."""
     return pixels(draw(settings)[0])
+
+
+def test_the_strength_that_was_left_open_is_told(settings):
+    """Of a pair in no table; each image of a batch has its own, and a strength that was given is none."""
+    one, other = (dataclasses.replace(settings, scale=None, cutouts=1, seed=seed) for seed in (0, 1))
+    make = ImageGenerator()
+    alone, together = make(one), make.batch([one, other])
+    assert alone.calibrated > 0 and alone.record()["calibrated_scale"] == alone.calibrated
+    assert together[0].calibrated == pytest.approx(alone.calibrated, rel=1e-3) != together[1].calibrated
+    (best,) = make.best_of(one, Candidates(2))
+    assert best.calibrated in [pytest.approx(each.calibrated, rel=1e-3) for each in together]
+    given = make(dataclasses.replace(one, scale=2.0))
+    assert given.calibrated is None and "calibrated_scale" not in given.record()
 
 
 @pytest.mark.slow

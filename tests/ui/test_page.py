@@ -1,6 +1,7 @@
 """The page itself: its tabs, its errors, and whom it answers."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -10,11 +11,11 @@ from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from clip_guidance.clip.domain import foreign_prompts  # noqa: E402
-from clip_guidance.ui import app  # noqa: E402
+from clip_guidance.ui import app, generate  # noqa: E402
 from clip_guidance.ui.events import RunButton, Update, error_line, note_line, on_run  # noqa: E402
 from clip_guidance.ui.generate import _strengths, examples_of  # noqa: E402
 from clip_guidance.ui.hosts import HostCheck  # noqa: E402
-from clip_guidance.ui.pairs import stopped  # noqa: E402
+from clip_guidance.ui.pairs import settings_of, stopped  # noqa: E402
 from clip_guidance.ui.state import AppState  # noqa: E402
 
 
@@ -92,6 +93,13 @@ def test_the_strength_of_a_pair_in_no_table_is_shown_as_calibrated(state, tmp_pa
     assert (calibrate.value, calibrate.visible, strength.visible) == (True, True, False)
     calibrate, strength = _strengths(state, "emoji")
     assert (calibrate.value, calibrate.visible, strength.value, strength.visible) == (False, False, 10, True)
+
+
+def test_a_tuned_strength_beyond_the_slider_is_kept(state, monkeypatch):
+    tuned = dataclasses.replace(settings_of(state, "emoji"), scale=75.0)
+    monkeypatch.setattr(generate, "settings_of", lambda *_: tuned)
+    _, strength = _strengths(state, "emoji")
+    assert (strength.value, strength.maximum) == (75, 75)
 
 
 def test_the_page_has_its_tabs_and_sends_nothing(state):

@@ -5,9 +5,11 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import generate
+from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import GenerateSettings, read_settings
 from clip_guidance.images.metadata import read_record
 
@@ -15,7 +17,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-g
 
 
 from clip_guidance.ui.history import record
-from clip_guidance.ui.pairs import Request, generate_pairs
+from clip_guidance.ui.pairs import Request, _caption, generate_pairs
 from clip_guidance.ui.preview import Finished, generate_with_previews
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
@@ -162,3 +164,9 @@ def test_a_calibrated_strength_is_no_number(state):
     """A pair that is in no table keeps None, for which the generator calibrates."""
     (settings,) = Request(PROMPT, calibrate=True, strength=5.0).settings(state)
     assert settings.scale is None
+
+
+def test_the_caption_tells_what_a_calibrated_strength_came_to():
+    settings = GenerateSettings(PROMPT, model="emoji")
+    captions = [_caption(GeneratedImage(Image.new("RGB", (8, 8)), settings, calibrated=x)) for x in (7.256, None)]
+    assert captions == ["strength 7.26, calibrated", ""]
