@@ -41,14 +41,16 @@ def print_images(rows: list[dict[str, Any]], json: bool) -> None:
         return
     by = list(dict.fromkeys(_judge(score) for row in rows for score in row["scores"]))
     place = ["rank", "reward"] if any("choice" in row for row in rows) else []
+    scale = ["calibrated_scale"] if any("calibrated_scale" in row for row in rows) else []
     table = []
     for row in rows:
         scores = {_judge(score): score["score"] for score in row["scores"]}
         settings = row["settings"]
         cells = [row["image"], settings["prompt"], settings["seed"]]
         cells += [row.get("choice", {}).get(name, "") for name in place]
+        cells += [row.get(name, "") for name in scale]
         table.append((*cells, *(scores.get(judge, "") for judge in by)))
-    common.print_table(["image", "prompt", "seed", *place, *by], table)
+    common.print_table(["image", "prompt", "seed", *place, *scale, *by], table)
 
 
 def _judge(score: Mapping[str, Any]) -> str:
