@@ -6,8 +6,7 @@
 - images: pairs of a start prompt and a reference image of another concept, both held out of training. The judge's
   cosine of the image to the reference is compared with that of the image drawn unguided from the same noise.
 - regions: two concepts of one style, one for each half; the prompt of the pipeline names the style alone. The judge
-  reads each half alone, on a white square, and chooses between the two texts. Of several candidates the guide keeps
-  the one in which it sees both texts best, each in its half.
+  reads each half alone, on a white square, and chooses between the two texts.
 
 Scales, views and this prompt were chosen on rows that this report does not use (``--tuning True``).
 """
@@ -29,7 +28,6 @@ from torch import Tensor
 
 import clip_guidance as cg
 from clip_guidance.data.dataset import CaptionedImages, Row
-from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.metrics.statistics import wilson_interval
 from clip_guidance.training.settings import parse_settings
 
@@ -49,7 +47,6 @@ class Settings:
     image_cutouts: int = 1  # views that the guide sees of the image
     region_scale: float = 20.0  # strength of the guidance of each half
     region_cutouts: int = 4  # views that the guide sees of each half
-    candidates: int = 4  # images of two halves that the guide chooses among
     count: int = 40  # pairs
     steps: int = 10  # denoising steps
     batch_size: int = 10  # images drawn at a time
@@ -94,28 +91,6 @@ class Drawer:
                     ).images
                 )
         return torch.cat(images)
-
-    def best(self, prompts: Sequence[str], targets: Sequence[Any]) -> Tensor:
-        """Draw the best candidate of each prompt by the guide, every one steered to the prompt's regions."""
-        settings, images = self.settings, []
-        for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            guidance = cg.CLIPGuidance(
-                self.clip, target, scale=settings.region_scale, cutouts=settings.region_cutouts
-            )
-            with guidance.attach(self.pipe):
-                found = cg.best_of(
-                    self.pipe,
-                    settings.candidates,
-                    CLIPReward(self.clip, target),
-                    seed=settings.seed + i * settings.candidates,
-                    batch_size=settings.candidates,
-                    prompt=prompt,
-                    num_inference_steps=settings.steps,
-                    guidance_scale=3.0,
-                    output_type="pt",
-                )
-            images.append(found.images[0])
-        return torch.stack(images)
 
 
 def pairs(rows: Sequence[Row], settings: Settings, same_style: bool) -> list[Pair]:
@@ -163,7 +138,6 @@ def steer_halves(drawer: Drawer, judge: cg.CLIP, data: CaptionedImages, sheet: P
     drawn = {
         "unguided": drawer(prompts),
         "two regions": drawer(prompts, regions, settings.region_scale, settings.region_cutouts),
-        f"two regions, best of {settings.candidates}": drawer.best(prompts, regions),
     }
     save_rows(list(drawn.values()), sheet)
     rows = []

@@ -101,11 +101,11 @@ class Page:
         self.find(f"{gallery} input[type=file]").send_keys(str(path))
         self.until(lambda: self.find(f"{gallery} img").is_displayed())
 
-    def shot(self, name: str, only: tuple[int, int] | None = None) -> None:
-        """Write what the window shows, in few colors; only if the window has a certain size, where one is given."""
-        if self.images is None or (only and self.js("return [innerWidth, innerHeight]") != list(only)):
+    def shot(self, name: str) -> None:
+        """Write what the window shows, in few colors, to the file of this name and of the window's width."""
+        if self.images is None:
             return
         self.images.mkdir(parents=True, exist_ok=True)
         with Image.open(io.BytesIO(self.driver.get_screenshot_as_png())) as image:
             few = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-        few.save(self.images / f"{name}.png", optimize=True)
+        few.save(self.images / f"{name}-{self.js('return innerWidth')}.png", optimize=True)

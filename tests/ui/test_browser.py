@@ -140,7 +140,7 @@ def test_examples_dice_progress_and_history(page, window):
 
     page.open(*window)
     page.until(lambda: "two images from the same noise" in page.find("#generate-progress").text)
-    page.shot(f"generate-start-{window[0]}", only=WIDE)
+    page.shot("generate-start")
     page.click("#generate-examples button:last-of-type")
     page.until(lambda: page.value(f"#generate-prompt {TEXT}") == "a noto picture of a dog face")
     seeds = {page.value("#generate-seed input")}
@@ -159,13 +159,13 @@ def test_examples_dice_progress_and_history(page, window):
     page.until(lambda: "step 2 of" in page.find("#generate-progress").text)
     page.until(lambda: page.is_in_sight("#generate-progress progress"))
     assert 0 < float(bar.get_attribute("value")) < float(bar.get_attribute("max"))
-    page.shot(f"generate-busy-{window[0]}", only=NARROW)
+    page.shot("generate-busy")
     page.ready("generate-draw")
     thumbnails = page.all("#generate-history .thumbnail-item")
     assert len(thumbnails) == count and page.find("#generate-progress").text == ""
     page.js("scrollTo(0, 0)" if window == WIDE else "arguments[0].scrollIntoView()", page.find(".cg-result"))
     page.until(lambda: page.is_in_sight("#generate-guided img"))
-    page.shot(f"generate-{window[0]}")
+    page.shot("generate")
 
     page.type(f"#generate-prompt {TEXT}", "another", Keys.TAB)
     page.all("#generate-history .thumbnail-item")[-1].click()  # newest first
@@ -201,7 +201,7 @@ def test_one_error_is_told_and_goes_when_its_field_is_corrected_or_with_time(pag
     page.until(lambda: alert(page, "generate-notice").startswith("Prompt is empty: type what is to be drawn"))
     page.ready("generate-draw")
     page.until(lambda: page.is_in_sight("[role=alert]"))
-    page.shot(f"generate-error-{window[0]}", only=NARROW)
+    page.shot("generate-error")
     page.type(f"#generate-prompt {TEXT}", "a noto picture of a rocket")
     page.until(lambda: not page.all("[role=alert]"))
     assert not page.all(".toast-body")
@@ -244,8 +244,11 @@ def test_an_example_is_judged_where_the_eye_is(page, window, tab, part, count, m
     page.open(*window)
     page.tab(tab)
     page.until(lambda: tab in page.find(f"#{name}-result .cg-empty").text)
+    page.shot(f"{name}-start")
     page.click(f"#{name}-start")
     page.until(lambda: alert(page, f"{name}-notice").startswith(missing))
+    page.until(lambda: page.is_in_sight("[role=alert]"))
+    page.shot(f"{name}-error")
     if tab == "Compare":
         page.upload("#compare-rows", EXAMPLES / "dog face.png")
         page.until(lambda: not page.all("[role=alert]"))
@@ -256,7 +259,7 @@ def test_an_example_is_judged_where_the_eye_is(page, window, tab, part, count, m
     page.until(lambda: len(page.all(f"#{name}-result {part}")) == count)
     page.ready(f"{name}-start")
     page.until(lambda: page.is_in_sight(f"#{name}-result {part}"))
-    page.shot(f"{name}-{window[0]}")
+    page.shot(name)
 
 
 @both
@@ -266,7 +269,7 @@ def test_what_is_found_lies_beside_the_search_button_also_while_the_panel_is_ope
     page.open(*window)
     page.tab("Search")
     page.until(lambda: "No index yet?" in page.find("#search-empty").text)
-    page.shot(f"search-start-{window[0]}", only=WIDE)
+    page.shot("search-start")
     page.click("#search-more button")
     page.until(lambda: page.find(f"#search-folder {TEXT}").is_displayed())
     page.type(f"#search-folder {TEXT}", "photos", Keys.ENTER)
@@ -278,10 +281,11 @@ def test_what_is_found_lies_beside_the_search_button_also_while_the_panel_is_ope
     assert page.find(f"#search-folder {TEXT}").is_displayed()  # the panel is open
     page.until(lambda: page.is_in_sight("#search-result .thumbnail-item") and page.is_in_sight("#search-start"))
     page.ready("search-start")
-    page.shot(f"search-{window[0]}")
+    page.shot("search")
     page.type(f"#search-where {TEXT}", 'path ~ "*none*"', Keys.ENTER)
     page.until(lambda: "No image of this index matches the filter" in page.find("#search-empty").text)
     page.until(lambda: page.is_in_sight("#search-empty"))
+    page.shot("search-none")
 
 
 def test_the_server_hands_out_no_file_of_this_machine(address, root):
