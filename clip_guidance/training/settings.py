@@ -43,12 +43,12 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None = None, prog:
     comments = help_lines(cls)
     for action in parser._actions:
         action.help = comments.get(action.dest, action.help)
-        if action.required:
-            action.default = argparse.SUPPRESS  # else the help says that its default is None
+        if action.required or action.default in (None, ""):
+            action.default = argparse.SUPPRESS  # the help would say "default: None"; the dataclass has it
     if given.config is not None:
         _use_recipe(parser, given.config, {field.name for field in fields(cls)})  # type: ignore[arg-type]
     values = vars(parser.parse_args(rest))
-    values.pop("config")
+    values.pop("config", None)
     return cls(**values)
 
 

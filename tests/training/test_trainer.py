@@ -42,13 +42,15 @@ def test_the_comment_behind_a_field_is_its_help_line(capsys):
     @dataclass(frozen=True, kw_only=True)
     class Further(Settings):
         seed: int = 0  # of all draws
+        trusted: str | None = None  # where there is one
 
     with pytest.raises(SystemExit):
         parse_settings(Further, ["--help"])
     shown = capsys.readouterr().out
     assert "optimizer steps, 100 % of them (default: 10)" in shown and "of the layers’ “channels” (default" in shown
     assert "of all draws (default: 0)" in shown and "YAML recipe" in shown
-    assert "--data DATA" in shown and "default: None" not in shown  # what must be given has no default
+    assert "--data DATA" in shown and "--trusted TRUSTED" in shown and "default: None" not in shown
+    assert parse_settings(Further, ["--data", "here"]) == Further("here")
 
 
 def test_mistakes_in_settings_are_named(tmp_path, capsys):
