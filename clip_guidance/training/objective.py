@@ -60,7 +60,7 @@ class ContrastiveObjective(nn.Module):
         teachers: CLIPs whose ranking of the batch is learnt; :meth:`forward` then needs ``teacher_texts``.
         distillation_weight: Factor of that loss, which ranks the pairs of each process among themselves.
         text_anchor: A text tower whose states are kept; :meth:`forward` then needs ``anchor_ids``.
-        text_anchor_weight: Factor of the loss that keeps them.
+        text_anchor_weight: Factor of the loss that keeps them, at the texts of each process.
         freeze_batch_norm: Use the running statistics of BatchNorm layers, and keep them as they are.
         tile: Logits that the loss computes at a time.
 

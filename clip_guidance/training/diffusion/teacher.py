@@ -31,8 +31,8 @@ class Teacher:
         share: In [0, 1], the teacher's share of the target at the noisiest time.
 
     Raises:
-        ModelError: The teacher predicts something else, or latents of another size, or has more channels or another
-            schedule; says which.
+        ModelError: The teacher has no UNet, predicts something else, or latents of another size, or has more channels
+            or another schedule; says which.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, student: StableDiffusionPipeline, share: float = 1.0):
@@ -66,10 +66,13 @@ class Teacher:
 
 
 def _check(teacher: StableDiffusionPipeline, student: StableDiffusionPipeline) -> None:
+    if getattr(teacher, "unet", None) is None:
+        raise ModelError(f"--teacher: expected a pipeline with a UNet, got {type(teacher).__name__}")
     found, wanted = teacher.unet.config, student.unet.config
-    kind = teacher.scheduler.config.prediction_type
+    kind = teacher.scheduler.config.get("prediction_type")
     if kind != "v_prediction":
-        raise ModelError(f"--teacher: expected a model of v_prediction, got {kind}")
+        said = kind or f"the scheduler {type(teacher.scheduler).__name__}"
+        raise ModelError(f"--teacher: expected a model of v_prediction, got {said}")
     if found.in_channels > wanted.in_channels or found.sample_size != wanted.sample_size:
         shapes = [f"{config.in_channels}x{config.sample_size}x{config.sample_size}" for config in (found, wanted)]
         raise ModelError(f"--teacher: expected latents of at most {shapes[1]}, got {shapes[0]}")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from clip_guidance.clip import ModelError
@@ -71,7 +71,12 @@ def test_no_noisy_time_teaches_nothing():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
+        (SimpleNamespace(transformer=None), "expected a pipeline with a UNet, got SimpleNamespace"),
         (pipeline(2, DDIMScheduler()), "expected a model of v_prediction, got epsilon"),
+        (
+            pipeline(2, FlowMatchEulerDiscreteScheduler()),
+            "expected a model of v_prediction, got the scheduler FlowMatchEulerDiscreteScheduler",
+        ),
         (pipeline(4), "expected latents of at most 3x2x2, got 4x2x2"),
         (pipeline(2, size=4), "expected latents of at most 3x2x2, got 2x4x4"),
         (pipeline(2, DDIMScheduler(prediction_type="v_prediction")), "its schedule of noise is another one"),
