@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from clip_guidance.data.open import open_pairs
+from clip_guidance.data.records import SourceError
+from clip_guidance.data.sources.table import import_parquet
 from clip_guidance.images.load import ImageError, load_image
 
 # A concept whose name matches changes its meaning when its image is mirrored.
@@ -167,16 +169,15 @@ class CaptionedImages:
 
         Raises:
             FileNotFoundError: There is no file at ``path``.
-            ValueError: A column is missing, or no row is left.
+            SourceError: ``pyarrow``, which reads such tables, is not installed, a column is missing, or no row is left.
         """
-        import pyarrow.parquet as pq
-
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no table of images at {path}")
+        pq = import_parquet(path)
         missing = {"image", "name", "style", "keywords"} - set(pq.read_schema(path).names)
         if missing:
-            raise ValueError(f"{path}: expected the columns image, name, style, keywords; {sorted(missing)} missing")
+            raise SourceError(f"{path}: expected the columns image, name, style, keywords; {sorted(missing)} missing")
         images, rows, skipped = [], [], []
         for i, record in enumerate(pq.read_table(path).to_pylist()):
             if not record["name"] or not record["style"]:
@@ -192,7 +193,7 @@ class CaptionedImages:
             images.append(image)
             rows.append(Row(record["name"], record["style"], tuple(record["keywords"] or ())))
         if not rows:
-            raise ValueError(f"{path}: no usable image ({len(skipped)} unreadable, exclude={exclude!r})")
+            raise SourceError(f"{path}: no usable image ({len(skipped)} unreadable, exclude={exclude!r})")
         return cls(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), rows, skipped)
 
     @classmethod
@@ -204,9 +205,9 @@ class CaptionedImages:
             size: Side of the square images in pixels; images of another size are resized.
             exclude: Rows whose name (of other layouts: one of whose captions) contains this text are left out.
         """
-        import pyarrow.parquet as pq
-
-        if Path(path).suffix == ".parquet" and Path(path).is_file() and "keywords" in pq.read_schema(path).names:
+        file = Path(path)
+        is_table = file.suffix == ".parquet" and file.is_file()
+        if is_table and "keywords" in import_parquet(file).read_schema(file).names:
             return cls.from_parquet(path, size, exclude)
         return cls.from_pairs(path, size, exclude=exclude)
 

@@ -1,11 +1,14 @@
 """Captioned images, captions, views of them, and retrieval among them."""
 
 import random
+import sys
 
 import pytest
 import torch
 from helpers.tables import write_table
+from PIL import Image
 
+from clip_guidance.data import SourceError
 from clip_guidance.data.dataset import PHRASES, CaptionedImages, Row, caption
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.training.augment import random_erasing, random_grayscale, random_noise, random_views
@@ -23,12 +26,28 @@ def test_reads_resizes_and_skips(tmp_path):
 def test_bad_tables_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no table of images at .*none\.parquet"):
         CaptionedImages.from_parquet(tmp_path / "none.parquet")
-    with pytest.raises(ValueError, match=r"\['style'\] missing"):
+    with pytest.raises(SourceError, match=r"\['style'\] missing"):
         CaptionedImages.from_parquet(write_table(tmp_path / "a.parquet", drop=("style",)))
     path = write_table(tmp_path / "b.parquet", broken=(0, 1))
-    with pytest.raises(ValueError, match=r"no usable image \(2 unreadable"):
+    with pytest.raises(SourceError, match=r"no usable image \(2 unreadable"):
         CaptionedImages.from_parquet(path)
     assert len(CaptionedImages.from_parquet(write_table(tmp_path / "c.parquet"), exclude="")) == 2  # no filter
+
+
+@pytest.mark.parametrize("read", [CaptionedImages.load, CaptionedImages.from_parquet])
+def test_a_table_without_pyarrow_names_the_extra(tmp_path, monkeypatch, read):
+    path = write_table(tmp_path / "t.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(SourceError, match=r"t\.parquet: parquet needs pyarrow: pip install 'clip-guidance\[data\]'"):
+        read(path)
+
+
+def test_a_folder_needs_no_pyarrow(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red square")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert CaptionedImages.load(tmp_path, size=8).rows[0].captions == ("a red square",)
 
 
 def test_captions_vary_and_always_hold_the_name():

@@ -149,11 +149,20 @@ def _parquet_rows(path: Path, group: int, columns: Columns) -> Iterator[Any]:
 
 
 def _parquet(path: Path) -> Any:
+    return import_parquet(path).ParquetFile(path, pre_buffer=False)
+
+
+def import_parquet(path: Path) -> Any:
+    """Import ``pyarrow.parquet`` to read a table.
+
+    Raises:
+        SourceError: It is not installed; says what to install.
+    """
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise SourceError(f"{path}: parquet needs pyarrow: pip install 'clip-guidance[data]'") from None
-    return pq.ParquetFile(path, pre_buffer=False)
+    return pq
 
 
 def _image_folder(path: Path, columns: Columns, root: Path | None) -> Path:
