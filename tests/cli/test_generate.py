@@ -37,8 +37,8 @@ def test_generate_draws_all_prompts_and_seeds(generate, judge, clip, tmp_path):
     assert all(row["settings"]["scale"] == 9 for row in done.json)
     assert [score["model"] for score in done.json[0]["scores"]] == [str(clip), str(judge)]
     (header, *rows) = generate("--prompt", "a cat").table
-    assert header == ["image", "prompt", "seed", f"100·cos by {clip}", f"100·cos by {judge}"]
-    assert rows[0][1:3] == ["a cat", "0"]
+    assert header == ["image", "prompt", "seed", "calibrated_scale", f"100·cos by {clip}", f"100·cos by {judge}"]
+    assert rows[0][1:3] == ["a cat", "0"] and float(rows[0][3]) > 0
 
 
 @pytest.mark.slow
