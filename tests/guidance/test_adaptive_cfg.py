@@ -180,7 +180,7 @@ def test_guidance_rescale_is_kept(tiny_pipeline):
     for scale in (3.0, 8.0):
         with AdaptiveCFG(brightness, (scale,)).attach(pipe) as adaptive:
             found = generate(pipe, **options)
-        torch.testing.assert_close(found, generate(pipe, guidance_scale=scale, **options), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, generate(pipe, guidance_scale=scale, **options), atol=1e-4, rtol=1e-4)
         assert adaptive.report.own[0].tolist() == pytest.approx([3.0] * 2, rel=1e-3)
 
 
