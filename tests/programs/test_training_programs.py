@@ -110,7 +110,7 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     wide = inflated(pipe.vae, 6)
     wide.save_pretrained(tmp_path / "wide")
     options[options.index(further)] = further = tmp_path / "wider"
-    done = launch(root, "train_diffusion.py", *options, "--autoencoder", tmp_path / "wide", "--teacher", tmp_path)
+    done = launch(root, "train_diffusion.py", *options, "--autoencoder", tmp_path / "wide")
     assert done.returncode == 0, done.stderr
     made = cg.load_pipeline(further)
     assert made.unet.config.in_channels == made.vae.config.latent_channels == 6

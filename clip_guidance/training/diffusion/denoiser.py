@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher
 from clip_guidance.training.diffusion.autoencoder import encode
-from clip_guidance.training.diffusion.teacher import Teacher
 from clip_guidance.training.order import SampleOrder
 
 TERMINAL = 5e-7  # of ᾱ: twenty times what DDIM's step rounds by in float32, and no signal that could be seen
@@ -123,12 +122,10 @@ class LatentBatch:
     Attributes:
         latents: (B, C, h, w).
         text: What the text encoder makes of their captions (B, L, d).
-        captions: B captions, some of them "".
     """
 
     latents: Tensor
     text: Tensor
-    captions: list[str]
 
 
 class CaptionedLatents:
@@ -161,26 +158,26 @@ class CaptionedLatents:
         self.mirrors = torch.tensor([row.mirrors for row in data.rows])
         self.draw = Prefetcher(self._draw)  # the CPU draws captions while a GPU takes the step before
 
-    def _draw(self, step: int) -> tuple[Tensor, list[str], Tensor]:
-        """Draw the indices of the images, int64 (B,), their captions, and the tokens of those (B, L)."""
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Draw the indices of the images, int64 (B,), and the tokens of their captions (B, L)."""
         indices = self.order(step)
         rng = random.Random(f"{self.seed}-{step}-{self.accelerator.process_index}")
         captions = [
             "" if rng.random() < self.caption_dropout else caption(self.rows[i], rng, DRAWING_PHRASES)
             for i in indices.tolist()
         ]
-        return indices, captions, token_ids(self.pipeline, captions)
+        return indices, token_ids(self.pipeline, captions)
 
     def __call__(self, step: int) -> LatentBatch:
         """Return the images of a step, on the run's device."""
-        indices, captions, input_ids = self.draw(step)
+        indices, input_ids = self.draw(step)
         device, x0 = self.accelerator.device, self.latents[indices]
         if self.mirrored is not None:
             chosen = self.mirrors[indices] & (torch.rand(len(x0)) < 0.5)
             x0 = torch.where(chosen[:, None, None, None], self.mirrored[indices], x0)
         with torch.no_grad(), self.accelerator.autocast():
             text = self.pipeline.text_encoder(input_ids.to(device))[0]
-        return LatentBatch(x0.to(device, memory_format=torch.channels_last), text, captions)
+        return LatentBatch(x0.to(device, memory_format=torch.channels_last), text)
 
 
 def strata(count: int) -> Tensor:
@@ -197,11 +194,10 @@ class DenoisingLoss:
     Args:
         latents: The latents and captions of each step; the times are those of their pipeline's scheduler.
         timestep_power: t/T is uniform to this power.
-        teacher: A denoiser that teaches beside the images.
     """
 
-    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0, teacher: Teacher | None = None):
-        self.latents, self.timestep_power, self.teacher = latents, timestep_power, teacher
+    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0):
+        self.latents, self.timestep_power = latents, timestep_power
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
         batch = self.latents(step)
@@ -211,8 +207,6 @@ class DenoisingLoss:
         timesteps = (times * scheduler.config.num_train_timesteps).long().to(x0.device)
         x = scheduler.add_noise(x0, noise, timesteps)
         velocity = scheduler.get_velocity(x0, noise, timesteps)
-        if self.teacher is not None:
-            velocity = self.teacher(velocity, x, timesteps, batch.captions)
         return {"loss": F.mse_loss(model(x, timesteps, batch.text).sample.float(), velocity)}
 
 

@@ -42,7 +42,6 @@ from clip_guidance.training.diffusion.denoiser import (
     sample_sheet,
     set_dropout,
 )
-from clip_guidance.training.diffusion.teacher import Teacher
 from clip_guidance.training.ema import make_ema_model
 from clip_guidance.training.launch import make_accelerator
 from clip_guidance.training.order import SampleOrder
@@ -61,8 +60,6 @@ class Settings:
     init: str | None = None  # pipeline to continue from: its autoencoder is kept, its UNet trained further
     autoencoder: str | None = None  # trained autoencoder, its folder or a pipeline; in place of that of init
     unet: str | None = None  # folder of a UNet to train further; in place of that of init
-    teacher: str | None = None  # pipeline that teaches the UNet's first latent channels at the noisy times
-    teacher_share: float = 1.0  # its share of the target at the noisiest time; the images teach the rest
     phase: str = "all"  # "all", or "autoencoder" to stop before the UNet
     exclude_captions_containing: str | None = None  # leave out images whose name, or a caption, contains this text
     validation: str | None = None  # captioned images on which the errors of autoencoder and UNet are measured
@@ -129,7 +126,6 @@ def train_unet(
     accelerator: Accelerator,
     unet: UNet2DConditionModel | None = None,
     unseen: CaptionedImages | None = None,
-    teacher: StableDiffusionPipeline | None = None,
 ) -> StableDiffusionPipeline:
     """Train the UNet on the latents and captions of the data.
 
@@ -138,7 +134,6 @@ def train_unet(
     Args:
         unet: The UNet to continue from; None makes a fresh one.
         unseen: Images on which the error is measured during training.
-        teacher: Teaches the UNet beside the images.
     """
     torch.manual_seed(settings.seed)
     device = accelerator.device
@@ -159,9 +154,7 @@ def train_unet(
     )  # fmt: skip
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
     options = (settings.seed, settings.random_flip, settings.caption_dropout)
-    latents = CaptionedLatents(pipeline, data, order, accelerator, *options)
-    taught = teacher and Teacher(teacher, pipeline, settings.teacher_share)
-    loss = DenoisingLoss(latents, settings.timestep_power, taught)
+    loss = DenoisingLoss(CaptionedLatents(pipeline, data, order, accelerator, *options), settings.timestep_power)
     held_out = None if unseen is None else HeldOutError(pipeline, unseen)
 
     def after_step(done: int) -> dict[str, float]:
@@ -190,8 +183,6 @@ def main(settings: Settings) -> None:
             cannot be used; the message says so.
     """
     check_settings(settings)
-    if not 0 <= settings.teacher_share <= 1:
-        raise SystemExit(f"--teacher_share: expected a share in [0, 1], got {settings.teacher_share:g}")
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     if settings.phase == "all" and not settings.clip:
@@ -234,7 +225,6 @@ def train(settings: Settings, accelerator: Accelerator) -> None:
         error = psnr(vae.to(accelerator.device), unseen.images, accelerator.device)
         accelerator.print(f"autoencoder: PSNR {error:.2f} dB on {len(unseen)} images of {settings.validation}")
     if clip is not None:
-        teacher = load_pipeline(settings.teacher) if settings.teacher else None
-        pipeline = train_unet(settings, data, vae, clip, accelerator, unet, unseen, teacher)
+        pipeline = train_unet(settings, data, vae, clip, accelerator, unet, unseen)
         if accelerator.is_main_process:
             pipeline.save_pretrained(settings.output, safe_serialization=True)
