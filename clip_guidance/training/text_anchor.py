@@ -1,7 +1,8 @@
 """Keep what a denoiser reads while a text tower learns something new.
 
 A denoiser reads the states of the text tower that it was trained on, and draws something else when they change. So the
-tower is held to the states of that tower at the captions that denoisers are trained on, padded as pipelines pad them:
+tower is held to the states of that tower at the captions that denoisers are trained on, padded as pipelines pad them
+(hints, Romero et al. 2015, arXiv:1412.6550, here with no map between the states):
 
     loss = mean over captions, tokens and channels of (state − anchored state)²
 

@@ -125,6 +125,12 @@ def agreed_clip(settings: Settings, accelerator: Accelerator, batches: MemoryBat
     return clip
 
 
+def load_teachers(settings: Settings, device: torch.device) -> Teachers | None:
+    """Load the CLIPs whose ranking is learnt; None without any."""
+    clips = [CLIP.from_pretrained(name).float() for name in settings.teachers]
+    return Teachers(clips, device) if clips else None
+
+
 def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches | StreamedBatches) -> None:
     """Train on every pair of images and captions, and save the CLIP in ``output``."""
     check_captions(captions(settings, batches, None), ", ".join(settings.data))
@@ -136,8 +142,7 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     classify = settings.class_name_loss_weight > 0
     rows = batches.data.rows if classify and isinstance(batches, MemoryBatches) else []
     names, name_indices = unique([row.name for row in rows])
-    taught = [CLIP.from_pretrained(name).float() for name in settings.teachers]
-    teachers = Teachers(taught, accelerator.device) if taught else None
+    teachers = load_teachers(settings, accelerator.device)
     anchor = TextAnchor(CLIP.from_pretrained(settings.text_anchor), clip) if settings.text_anchor else None
     objective = make_objective(settings, clip, names, {row.name for row in rows if row.captions}, teachers, anchor)
     objective = objective.to(accelerator.device)
@@ -145,24 +150,25 @@ def train(settings: Settings, accelerator: Accelerator, batches: MemoryBatches |
     trained = objective if ema_model is None else cast(ContrastiveObjective, ema_model.module)
     stream = batches if isinstance(batches, StreamedBatches) else None
 
-    def draw(step: int) -> tuple[Batch, Tensor]:
+    def draw(step: int) -> tuple[Batch, dict[str, Tensor]]:
         batch = batches(step)
-        return batch, trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)
+        texts = {"input_ids": trimmed(tokenize(clip.tokenizer, batch.captions), clip.tokenizer.pad_token_id)}
+        if anchor is not None and isinstance(batches, MemoryBatches):
+            shown = [batches.data.rows[i] for i in batch.described["indices"]]
+            texts["anchor_ids"] = anchor.draw(shown, f"{settings.seed}-{step}-{accelerator.process_index}")
+        return batch, texts
 
     drawn = Prefetcher(draw) if stream is None else draw  # a stream reads ahead by itself, and saves its position
 
     def loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        batch, input_ids = drawn(step)
-        inputs = {"images": batch.images, "input_ids": input_ids}
+        batch, texts = drawn(step)
+        inputs = {"images": batch.images, **texts}
         inputs["groups"] = caption_groups(batch.names if settings.positives == "concept" else batch.captions)
         if classify:
             inputs["name_indices"] = name_indices[batch.described["indices"]]
             inputs["name_indices"][list(batch.described["partners"])] = NAMELESS
         if teachers is not None:
             inputs["teacher_texts"] = teachers.text_embeds(batch.captions)
-        if anchor is not None and isinstance(batches, MemoryBatches):
-            shown = [batches.data.rows[i] for i in batch.described["indices"]]
-            inputs["anchor_ids"] = anchor.draw(shown, f"{settings.seed}-{step}-{accelerator.process_index}")
         inputs = {name: part.to(accelerator.device) for name, part in inputs.items()}
         value = model(**inputs, seed=settings.seed * 1_000_003 + step)
         values = {"loss": value, "scale": clip.logit_scale.detach().exp()}

@@ -7,6 +7,7 @@ import torch
 from helpers.factories import make_clip
 
 from clip_guidance.clip import ModelError
+from clip_guidance.clip.tokenizer import train_tokenizer
 from clip_guidance.data.dataset import Row
 from clip_guidance.training.objective import ContrastiveObjective
 from clip_guidance.training.text_anchor import TextAnchor
@@ -73,6 +74,12 @@ def test_what_it_needs_is_said():
     clip = make_clip()
     with pytest.raises(ModelError, match="expected two transformers of ours, got a CBOWTextModel"):
         TextAnchor(make_clip("vit", "cbow"), clip)
+    wide, foreign = make_clip(), make_clip()
+    wide.text_encoder.config.hidden_size = 64
+    foreign.tokenizer = train_tokenizer(["other words"], vocab_size=520, context_length=16)
+    for anchor, message in ((wide, "expected states of width 32, got 64"), (foreign, "its vocabulary is another one")):
+        with pytest.raises(ModelError, match=f"^--text_anchor: {message}$"):
+            TextAnchor(anchor, clip)
     with pytest.raises(ValueError, match="text_anchor needs anchor_ids: the texts whose states are kept"):
         ContrastiveObjective(clip, text_anchor=TextAnchor(clip, clip))(
             torch.rand(4, 3, 32, 32), torch.ones(4, 3, dtype=torch.long)

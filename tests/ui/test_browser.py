@@ -153,9 +153,10 @@ def test_examples_dice_progress_and_history(page, window):
     page.type("#generate-images input", str(count), Keys.TAB)
     page.click("#generate-more button")
     page.until(lambda: page.find("#generate-steps input").is_displayed())
-    page.type("#generate-steps input", "6" if page.images else "60", Keys.ENTER)
+    steps = "6" if page.images else "60"  # so many that the bar is seen on the way
+    page.type("#generate-steps input", steps, Keys.ENTER)
     page.until(lambda: page.find("#generate-draw").text == "Drawing…" and not page.find("#generate-draw").is_enabled())
-    page.until(lambda: "step 2 of" in page.find("#generate-progress").text or not page.images)
+    page.until(lambda: f" of {steps}" in page.find("#generate-progress").text)
     page.until(lambda: page.is_in_sight("#generate-progress progress"))
     script = "const bar = document.querySelector('#generate-progress progress'); return [0, bar.value, bar.max]"
     page.until(lambda: (shown := page.js(script)) == sorted(set(shown)))  # which are three: it has begun, and goes on
