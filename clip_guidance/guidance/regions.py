@@ -1,10 +1,11 @@
 """Regions: targets of a part of the image, and what a list of targets means.
 
 What a region's reward reads follows Blended Diffusion (Avrahami et al. 2022, arXiv:2111.14818, section 3.1): the image
-times the mask, with pixels in [-1, 1], so that mid-grey stands outside; the reward is then an ordinary function of the
-masked image, and its gradient is 0 outside the mask. Unlike there, the mask's bounding box is cut out and padded to a
-square with the same grey, so that CLIP sees the region as large as its input, and whole: CLIP's preprocessing would cut
-the ends off an oblong.
+through the mask, on a plain ground; the reward is then an ordinary function of what the mask lets through, and its
+gradient is 0 outside. Unlike there, the ground is not mid-grey but the mean colour of the region's own rim, since few
+images that a CLIP was trained on end at a grey edge; and the mask's bounding box is cut out and padded to a square with
+the same ground, so that CLIP sees the region as large as its input, and whole: CLIP's preprocessing would cut the ends
+off an oblong.
 """
 
 import os
@@ -24,7 +25,6 @@ from clip_guidance.guidance.targets import EXPECTED, Target, Term, as_terms, is_
 from clip_guidance.images.decoders import open_image
 from clip_guidance.images.load import load_image
 
-GREY = 0.5  # stands outside the mask
 _LEAST = 0.5 / 255  # of a mask, which rounds to one grey level: below it nothing is seen
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -37,8 +37,9 @@ MaskOrBox: TypeAlias = Sequence[float] | Tensor | np.ndarray | Image.Image | os.
 class Region:
     """Steer a part of the image towards a target of its own.
 
-    CLIP sees the region cut out at its bounding box, padded to a square, with mid-grey wherever the mask is 0. The
-    gradient of a region is 0 outside its mask. ``cutouts`` of a guidance are then views of that square.
+    CLIP sees the region cut out at its bounding box, padded to a square, with the mean colour of the mask's rim
+    wherever the mask is 0. The gradient of a region is 0 outside its mask. ``cutouts`` of a guidance are then views of
+    that square.
 
     Args:
         target: A text, an image, or several with weights, as for :class:`~clip_guidance.guidance.CLIPGuidance`.
@@ -92,7 +93,7 @@ class Region:
         return F.interpolate(self._mask[None, None], size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
 
     def cut_out(self, images: Tensor) -> Tensor:
-        """Cut the region out of images (B, 3, H, W): squares (B, 3, S, S), mid-grey outside of the mask.
+        """Cut the region out of images (B, 3, H, W): squares (B, 3, S, S), of one colour outside of the mask.
 
         Raises:
             ValueError: The mask has another aspect than the images, or is less than a pixel of them.
@@ -104,11 +105,14 @@ class Region:
             raise ValueError(f"a region covers no pixel of an image of {height} x {width}: {shown(self.mask_or_box)}")
         (top, bottom), (left, right) = (_span(seen.any(dim)) for dim in (1, 0))
         within = (..., slice(top, bottom), slice(left, right))
-        masked = (images[within] - GREY) * mask[within].to(images)
+        mask, images = mask[within].to(images), images[within]
+        weights = _rim(mask)
+        ground = (images * weights).sum((-2, -1), keepdim=True) / weights.sum()
+        masked = (images - ground) * mask
         side = max(masked.shape[-2:])
         above, before = ((side - length) // 2 for length in masked.shape[-2:])
         below, after = side - masked.shape[-2] - above, side - masked.shape[-1] - before
-        return F.pad(masked, (before, after, above, below)) + GREY
+        return F.pad(masked, (before, after, above, below)) + ground
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +238,12 @@ def _covered(start: float, end: float, size: int) -> Tensor:
     """Compute the share of each of ``size`` pixels that lies between two fractions of the side."""
     edges = torch.arange(size + 1, dtype=torch.float64)
     return (edges[1:].clamp(max=end * size) - edges[:-1].clamp(min=start * size)).clamp(min=0)
+
+
+def _rim(mask: Tensor) -> Tensor:
+    """Return a mask (H, W) less its smallest value within one pixel: what it holds where it ends, or falls."""
+    padded = F.pad(mask[None, None], (1, 1, 1, 1))
+    return mask + F.max_pool2d(-padded, 3, stride=1)[0, 0]
 
 
 def _span(seen: Tensor) -> tuple[int, int]:

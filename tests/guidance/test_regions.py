@@ -36,20 +36,45 @@ def logits(clip, images, target):
 # ---------------------------------------------------------------- what is read
 
 
-def test_a_box_is_read_as_a_square_with_grey_beside_it(clip):
+def left_square(images):
+    """The left half, on a square of the mean colour of its outermost pixels."""
+    half = images[..., :6]
+    inner = half[..., 1:-1, 1:-1]
+    ground = (half.sum((-2, -1)) - inner.sum((-2, -1))) / (HEIGHT * 6 - (HEIGHT - 2) * 4)
+    square = ground[..., None, None].repeat(1, 1, HEIGHT, HEIGHT)
+    square[..., 5:11] = half
+    return square
+
+
+def test_a_box_is_read_as_a_square_with_the_colour_of_its_edge_beside_it(clip):
     images = random_images(2)
-    square = torch.full((2, 3, HEIGHT, HEIGHT), 0.5)
-    square[..., 5:11] = images[..., :6]
     reward = CLIPReward(clip, Region("dog", LEFT))
-    torch.testing.assert_close(reward(images), logits(clip, square, "dog"))
+    torch.testing.assert_close(reward(images), logits(clip, left_square(images), "dog"))
 
 
-def test_outside_of_a_soft_mask_is_grey(clip):
+def test_outside_of_a_soft_mask_is_the_colour_of_its_rim(clip):
     images, mask = random_images(2), soft_mask()
-    masked = 0.5 + mask * (images - 0.5)
-    square = torch.full((2, 3, 14, 14), 0.5)  # the two rows without a mask are cut off
-    square[..., 1:13] = masked[..., 2:, :]
+    weights = torch.zeros(HEIGHT, WIDTH)
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            near = [
+                float(mask[y, x]) if 0 <= y < HEIGHT and 0 <= x < WIDTH else 0.0
+                for y in range(row - 1, row + 2)
+                for x in range(column - 1, column + 2)
+            ]
+            weights[row, column] = mask[row, column] - min(near)
+    ground = ((images * weights).sum((-2, -1)) / weights.sum())[..., None, None]
+    square = ground.repeat(1, 1, 14, 14)  # the two rows without a mask are cut off
+    square[..., 1:13] = (ground + mask * (images - ground))[..., 2:, :]
     torch.testing.assert_close(CLIPReward(clip, Region("dog", mask))(images), logits(clip, square, "dog"))
+
+
+def test_a_region_of_one_colour_is_a_square_of_it(clip):
+    """Whatever the mask: nothing then stands out from the ground."""
+    images = torch.tensor([0.9, 0.2, 0.4])[:, None, None].expand(1, 3, HEIGHT, WIDTH)
+    for place in (LEFT, soft_mask(), torch.full((HEIGHT, WIDTH), 0.3)):
+        square = Region("dog", place).cut_out(images)
+        torch.testing.assert_close(square, images[..., :1, :1].expand_as(square))
 
 
 def test_regions_and_the_whole_image_add_up(clip):
@@ -87,8 +112,7 @@ def test_chunks_change_neither_the_reward_nor_its_gradient(clip, chunk):
 
 def test_cutouts_are_views_of_the_region(clip):
     images, cutouts = random_images(2), Cutouts(4, seed=7)
-    square = torch.full((2, 3, HEIGHT, HEIGHT), 0.5)
-    square[..., 5:11] = images[..., :6]
+    square = left_square(images)
     expected = torch.stack([logits(clip, view, "dog") for view in Cutouts(4, seed=7)(square)]).mean(0)
     torch.testing.assert_close(CLIPReward(clip, Region("dog", LEFT), cutouts)(images), expected)
 
