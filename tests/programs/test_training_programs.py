@@ -117,6 +117,36 @@ def test_train_diffusion_makes_a_stock_pipeline(root, data, clip_folder, tmp_pat
     assert all(made.vae.state_dict()[name].equal(value) for name, value in wide.state_dict().items())
 
 
+def test_a_denoiser_is_aligned_for_a_share_of_the_steps(root, data, clip_folder, tmp_path):
+    """By two processes, and resumed while the term counts; what is saved is the UNet alone."""
+    options = ["--data", data, "--output", tmp_path, "--clip", clip_folder, "--size", 32, "--batch_size", 2]
+    options += ["--vae_channels", 8, 8, "--unet_channels", 16, 32, "--vae_steps", 1, "--vae_batch_size", 2]
+    options += [
+        "--log_every",
+        1,
+        "--alignment",
+        clip_folder,
+        "--alignment_weight",
+        2,
+        "--warmup",
+        1,
+        "--random_flip",
+        True,
+    ]
+    for steps, share in ((1, 1), (4, 0.5)):
+        done = launch(
+            root, "train_diffusion.py", *options, "--unet_steps", steps, "--alignment_share", share, processes=2
+        )
+        assert done.returncode == 0, done.stderr
+    rows = read_log(tmp_path / "unet-run" / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(0 < row["far"] < 2 for row in rows)
+    weights = [round((row["loss"] - row["error"]) / row["far"], 3) for row in rows]
+    assert weights == [2, 2, 0, 0]
+    pipe = cg.load_pipeline(tmp_path)
+    assert type(pipe.unet).__name__ == "UNet2DConditionModel"
+    assert pipe("a cat", num_inference_steps=2).images[0].size == (32, 32)
+
+
 def test_two_processes_train_what_one_trains(root, data, clip_folder, tmp_path):
     """The same chunks of the same global batch: captions, views and order do not depend on the processes."""
     for folder, processes in (("one", 1), ("two", 2)):

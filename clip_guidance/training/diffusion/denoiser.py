@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clip_guidance.data.dataset import DRAWING_PHRASES, CaptionedImages, caption
 from clip_guidance.training.batches import Prefetcher
+from clip_guidance.training.diffusion.alignment import Alignment
 from clip_guidance.training.diffusion.autoencoder import encode
 from clip_guidance.training.order import SampleOrder
 
@@ -122,10 +123,14 @@ class LatentBatch:
     Attributes:
         latents: (B, C, h, w).
         text: What the text encoder makes of their captions (B, L, d).
+        indices: Which images they are, int64 (B,), on the CPU.
+        mirrored: Which of them are mirrored, bool (B,), on the CPU.
     """
 
     latents: Tensor
     text: Tensor
+    indices: Tensor
+    mirrored: Tensor
 
 
 class CaptionedLatents:
@@ -172,12 +177,13 @@ class CaptionedLatents:
         """Return the images of a step, on the run's device."""
         indices, input_ids = self.draw(step)
         device, x0 = self.accelerator.device, self.latents[indices]
+        chosen = torch.zeros(len(x0), dtype=torch.bool)
         if self.mirrored is not None:
             chosen = self.mirrors[indices] & (torch.rand(len(x0)) < 0.5)
             x0 = torch.where(chosen[:, None, None, None], self.mirrored[indices], x0)
         with torch.no_grad(), self.accelerator.autocast():
             text = self.pipeline.text_encoder(input_ids.to(device))[0]
-        return LatentBatch(x0.to(device, memory_format=torch.channels_last), text)
+        return LatentBatch(x0.to(device, memory_format=torch.channels_last), text, indices, chosen)
 
 
 def strata(count: int) -> Tensor:
@@ -194,10 +200,11 @@ class DenoisingLoss:
     Args:
         latents: The latents and captions of each step; the times are those of their pipeline's scheduler.
         timestep_power: t/T is uniform to this power.
+        alignment: Added to the error, of a model that is an :class:`~.alignment.AlignedUNet`.
     """
 
-    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0):
-        self.latents, self.timestep_power = latents, timestep_power
+    def __init__(self, latents: CaptionedLatents, timestep_power: float = 1.0, alignment: Alignment | None = None):
+        self.latents, self.timestep_power, self.alignment = latents, timestep_power, alignment
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, Tensor]:
         batch = self.latents(step)
@@ -207,7 +214,12 @@ class DenoisingLoss:
         timesteps = (times * scheduler.config.num_train_timesteps).long().to(x0.device)
         x = scheduler.add_noise(x0, noise, timesteps)
         velocity = scheduler.get_velocity(x0, noise, timesteps)
-        return {"loss": F.mse_loss(model(x, timesteps, batch.text).sample.float(), velocity)}
+        found = model(x, timesteps, batch.text)
+        error = F.mse_loss(found.sample.float(), velocity)
+        if self.alignment is None:
+            return {"loss": error}
+        far = self.alignment(found.states, batch.indices, batch.mirrored)
+        return {"loss": error + self.alignment.weight(step) * far, "error": error.detach(), "far": far.detach()}
 
 
 class HeldOutError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from clip_guidance.clip import CLIP, ModelError
 from clip_guidance.data.dataset import CaptionedImages
 from clip_guidance.generation.pipelines import load_pipeline
+from clip_guidance.training.diffusion.alignment import AlignedUNet, Alignment, CleanStates, middle_side
 from clip_guidance.training.diffusion.autoencoder import (
     AutoencoderLoss,
     load_autoencoder,
@@ -78,6 +80,9 @@ class Settings:
     weight_decay: float = 0.01  # of AdamW, on matrices and kernels
     random_flip: bool = False  # mirror each image with probability 1/2, where the data says that it may be
     caption_dropout: float = 0.1  # share of captions replaced by "" for classifier-free guidance
+    alignment: str | None = None  # CLIP whose image tower the UNet's middle layer is drawn near (REPA)
+    alignment_weight: float = 0.5  # of that term, beside the error of the velocity
+    alignment_share: float = 0.5  # of the steps, the first ones, in which that term counts
     compile: bool = False  # compile the UNet with torch.compile, which takes minutes at the first step
     timestep_power: float = 1.0  # t/T is uniform to this power: below 1 more noisy steps, which decide the shapes
     ema_decay: float = 0.998  # save the average of the UNet's weights over about 1/(1 - ema_decay) steps
@@ -146,15 +151,20 @@ def train_unet(
     unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # so few tokens: the fused kernel's backward takes twice the time
-    ema_model = make_ema_model(unet, settings.ema_decay)
+    alignment = load_alignment(settings, data, unet, device)
+    width = alignment and alignment.states.width
+    model: nn.Module = AlignedUNet(unet, width).to(device) if width else unet
+    ema_model = make_ema_model(model, settings.ema_decay)
     ema_model.eval()
+    averaged: Any = ema_model.module
     pipeline = StableDiffusionPipeline(
-        vae.to(device), text_encoder, clip.tokenizer, ema_model.module, make_scheduler(), None, None,
-        requires_safety_checker=False,
+        vae.to(device), text_encoder, clip.tokenizer, averaged.unet if alignment else averaged, make_scheduler(), None,
+        None, requires_safety_checker=False,
     )  # fmt: skip
     order = SampleOrder(len(data), settings.batch_size, settings.seed, accelerator)
     options = (settings.seed, settings.random_flip, settings.caption_dropout)
-    loss = DenoisingLoss(CaptionedLatents(pipeline, data, order, accelerator, *options), settings.timestep_power)
+    latents = CaptionedLatents(pipeline, data, order, accelerator, *options)
+    loss = DenoisingLoss(latents, settings.timestep_power, alignment)
     held_out = None if unseen is None else HeldOutError(pipeline, unseen)
 
     def after_step(done: int) -> dict[str, float]:
@@ -168,11 +178,28 @@ def train_unet(
         return {}
 
     if settings.compile:
-        unet.forward = torch.compile(unet.forward)  # after its copy was taken: the pipeline's stays as it is
+        model.forward = torch.compile(model.forward)  # after its copy was taken: the pipeline's stays as it is
     plan = Plan.of(settings, settings.unet_steps, settings.learning_rate, order.global_batch_size)
     folder = Path(settings.output) / "unet-run"
-    fit(accelerator, unet, loss, plan, folder, phase="unet", ema_model=ema_model, after_step=after_step)
+    fit(accelerator, model, loss, plan, folder, phase="unet", ema_model=ema_model, after_step=after_step)
     return pipeline
+
+
+def load_alignment(
+    settings: Settings, data: CaptionedImages, unet: UNet2DConditionModel, device: torch.device
+) -> Alignment | None:
+    """Read the images with the image tower that the UNet is aligned to; None without one.
+
+    Raises:
+        ModelError: There is no such CLIP of ours, or its tower has no states in a square.
+    """
+    if not settings.alignment:
+        return None
+    clip = CLIP.from_pretrained(settings.alignment)
+    if not isinstance(clip, CLIP):
+        raise ModelError(f"--alignment {settings.alignment}: expected a CLIP of ours, got a {type(clip).__name__}")
+    states = CleanStates(clip.to(device), data, middle_side(unet), settings.random_flip)
+    return Alignment(states, settings.alignment_weight, round(settings.alignment_share * settings.unet_steps))
 
 
 def main(settings: Settings) -> None:
@@ -183,6 +210,10 @@ def main(settings: Settings) -> None:
             cannot be used; the message says so.
     """
     check_settings(settings)
+    if not 0 <= settings.alignment_share <= 1:
+        raise SystemExit(f"--alignment_share: expected a share in [0, 1], got {settings.alignment_share:g}")
+    if not settings.alignment_weight > 0:
+        raise SystemExit(f"--alignment_weight: expected a number above 0, got {settings.alignment_weight:g}")
     if settings.phase not in ("autoencoder", "all"):
         raise SystemExit(f'--phase: expected "autoencoder" or "all", got {settings.phase!r}')
     if settings.phase == "all" and not settings.clip:

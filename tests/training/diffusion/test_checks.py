@@ -50,6 +50,14 @@ def test_a_phase_and_what_it_needs():
     assert refused(train_diffusion, settings).startswith("--clip: needed to train the UNet")
 
 
+def test_an_alignment_has_a_weight_and_a_share():
+    settings = train_diffusion.Settings("data", "out", "clip", alignment="clip")
+    said = refused(train_diffusion, replace(settings, alignment_share=1.5))
+    assert said == "--alignment_share: expected a share in [0, 1], got 1.5"
+    said = refused(train_diffusion, replace(settings, alignment_weight=0.0))
+    assert said == "--alignment_weight: expected a number above 0, got 0"
+
+
 def test_a_clip_without_a_stock_text_tower_is_refused(tmp_path):
     make_clip("resnet", "cbow").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="a stock pipeline needs a text tower that is a CLIPTextModel, got CBOW"):

@@ -110,7 +110,8 @@ def test_the_loss_is_zero_of_the_exact_student_alone(prediction):
 def test_the_loss_draws_every_level_and_the_noise_of_it():
     scheduler, seen = ddim(), []
     x0 = torch.full((4000, 1, 1, 1), 2.0, dtype=torch.float64)
-    loss = loss_of(scheduler, 4, 2, latents=lambda step: LatentBatch(x0, torch.zeros(4000, 1, 1)))
+    batch = LatentBatch(x0, torch.zeros(4000, 1, 1), torch.arange(4000), torch.zeros(4000, dtype=torch.bool))
+    loss = loss_of(scheduler, 4, 2, latents=lambda step: batch)
     torch.manual_seed(0)
     model = Gaussian(scheduler)
     loss(lambda x, t, text: seen.append((x, t)) or model(x, t), 0)
