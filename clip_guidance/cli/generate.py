@@ -264,9 +264,7 @@ def _drawn(
     """Generate one image, or the best of its candidates; those that cannot be ranked are named."""
     if candidates is None:
         return [generator(settings, on_step)]
-    from accelerate import PartialState
-
-    drawn = generator.best_of(settings, candidates, on_step, PartialState() if processes.count > 1 else None)
+    drawn = generator.best_of(settings, candidates, on_step, processes if processes.count > 1 else None)
     for candidate in drawn[0].choice.failed if drawn[0].choice and not processes.rank else ():
         what = f"the candidate of {settings.prompt!r} with seed {candidate['seed']} {candidate['reason']}"
         common.narrate("skipped", what)

@@ -52,7 +52,7 @@ def generate_table(work: TableWork, job: common.Job) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: No row can be drawn as it is asked for, or the folder holds other images.
-        OSError: An image cannot be written.
+        OSError: An image cannot be written, or another process ended early or vanished.
     """
     from clip_guidance.generation.prompts import read_prompts
     from clip_guidance.generation.table import TABLE, plan_images, table_rows, write_table
@@ -64,9 +64,7 @@ def generate_table(work: TableWork, job: common.Job) -> list[dict[str, Any]]:
     with work.processes.locked(work.folder / f"{TABLE}.lock", refusal):
         failures = [*plan.failures, *(_drawn_failures(plan, work, job) if plan.images else ())]
         if work.processes.count > 1 and not job.interrupted:  # else another process may not come to this
-            from accelerate.utils import gather_object
-
-            failures = gather_object(failures)
+            failures = [failure for of_process in work.processes.gather(failures) for failure in of_process]
         if work.processes.rank or (work.processes.count > 1 and job.interrupted):
             return []
         rows = list(table_rows(plan, work.folder, failures))

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from clip_guidance._display import DisplayMixin
 from clip_guidance.generation.image import FailedImageError
 from clip_guidance.guidance.checks import as_whole
 from clip_guidance.images.load import load_image
+from clip_guidance.metrics.job.processes import Processes
 from clip_guidance.rewards import ImageJudge, as_judge
 from clip_guidance.rewards.protocol import Reward, readable_prompts
 
@@ -93,7 +95,8 @@ def best_of(
             take more memory and change the images by rounding alone.
         accelerator: The ``Accelerator`` or ``PartialState`` of a program that ``accelerate launch`` started in several
             processes: they share the batches, and each returns the result of one process, to the last bit; images that
-            are tensors come back on the CPU. None where each process searches for itself.
+            are tensors come back on the CPU. The ``Processes`` of ``find_processes`` do the same, and name a process
+            that ended or whose machine vanished. None where each process searches for itself.
         call: Arguments of the pipeline: ``prompt="a red apple"``, ``num_inference_steps`` ... With a list of prompts
             each call draws all of them, so that what has an entry per prompt (``negative_prompt``, the prompts of a
             guidance) keeps it.
@@ -147,14 +150,21 @@ def search(draw: Draw, seeds: range, batch_size: int = 1, accelerator: Any = Non
 
 def _shared_out(draw: Draw, batches: Sequence[range], accelerator: Any) -> list[list[list[Candidate]]]:
     """Draw this process's share of the batches; return what all processes drew, in the order of the batches."""
+    rank, count, gather = _sharing(accelerator)
+    own = [(place, draw(batches[place])) for place in range(rank, len(batches), count)]
+    own = [(place, [[_on_cpu(each) for each in of_prompt] for of_prompt in drawn]) for place, drawn in own]
+    return [drawn for _, drawn in sorted(gather(own), key=itemgetter(0))]
+
+
+def _sharing(accelerator: Any) -> tuple[int, int, Callable[[list[Any]], list[Any]]]:
+    """Return the number of this process, that of all, and what joins the lists of all."""
+    if isinstance(accelerator, Processes):
+        return accelerator.rank, accelerator.count, lambda own: [*chain.from_iterable(accelerator.gather(own))]
     try:
-        rank, count = accelerator.process_index, accelerator.num_processes
+        return accelerator.process_index, accelerator.num_processes, gather_object
     except AttributeError:
         found = f"{type(accelerator).__name__} {accelerator!r:.60}"
         raise TypeError(f"accelerator must be accelerate's Accelerator or PartialState, got {found}") from None
-    own = [(place, draw(batches[place])) for place in range(rank, len(batches), count)]
-    own = [(place, [[_on_cpu(each) for each in of_prompt] for of_prompt in drawn]) for place, drawn in own]
-    return [drawn for _, drawn in sorted(gather_object(own), key=itemgetter(0))]
 
 
 def _on_cpu(candidate: Candidate) -> Candidate:

@@ -16,6 +16,7 @@ import clip_guidance as cg
 from clip_guidance.generation.best_of import FailedCandidate, best_of
 from clip_guidance.generation.image import FailedImageError
 from clip_guidance.guidance import CLIPReward
+from clip_guidance.metrics.job.processes import Processes
 from clip_guidance.rewards.clip_rewards import PreferenceReward
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -204,6 +205,24 @@ def test_two_processes_find_what_one_finds_to_the_last_bit():
     assert [len(images) for images, *_ in alone] == [5, 5, 1, 2]
     assert alone[3][4] == [FailedCandidate(1, "is not finite")]
     assert spawned(2, on_each) == [alone, alone]
+
+
+def test_processes_of_a_launcher_share_the_candidates(pipe):
+    """One after the other; each is given what the others drew."""
+    call = {"n": 5, "batch_size": 2, "prompt": "cat", "output_type": "pt", **CALL}
+    alone, drawn = cg.best_of(pipe, reward=contrast, **call), {}
+
+    def share(rank):
+        def gather(own):
+            drawn[rank] = own
+            return [drawn.get(other, []) for other in range(2)]
+
+        return cg.best_of(pipe, reward=contrast, accelerator=Processes(rank, 2, gather=gather), **call)
+
+    assert sorted(share(1).seeds) == [2, 3]  # its own batch, since the first process has drawn nothing yet
+    together = share(0)
+    assert (together.seeds, together.rewards) == (alone.seeds, alone.rewards)
+    assert all(map(torch.equal, together.images, alone.images)) and [place for place, _ in drawn[0]] == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ store       what is done, in SQLite: a row that is in it survives a kill
 output      the file of scores: JSONL, CSV or parquet
 results     a file of scores read for a comparison
 processes   which of how many processes this is
+keepalive   connections to a machine that vanished are given up
 run         all of it together
 """
 

@@ -120,14 +120,15 @@ class Job:
         """Take over, in the first process, what all processes did.
 
         Raises:
-            ScoresError: A process ended early, or the processes were given different items.
+            ScoresError: A process ended early or vanished, or the processes were given different items.
         """
         kept = f"what was scored is kept beside {self.output}: start all processes again with --resume"
         try:
             self.processes.wait()
+            given = self.processes.gather(self.given)
         except LostProcessError as error:
             raise ScoresError(f"{error}; {kept}") from error
-        if len(set(self.processes.gather(self.given)) - {""}) > 1:
+        if len(set(given) - {""}) > 1:
             raise ScoresError(
                 "the processes found different images: all machines must see the same, and none may come meanwhile; "
                 + kept
