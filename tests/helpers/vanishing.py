@@ -1,15 +1,18 @@
 """Two machines with a cable between them, which is cut: two network namespaces of Linux, each with a launcher.
 
-    unshare --map-root-user --net python tests/helpers/vanishing.py CUT LAUNCHER WORDS...
+    unshare --map-root-user --net python tests/helpers/vanishing.py CUT SECONDS LAUNCHER WORDS...
 
 runs ``clip-guidance`` on both by a launcher of :mod:`helpers.nodes`, and prints what became of each as JSON. Machine
-CUT loses its network after two blocks of images were scored there. No connection is closed, as when its power fails.
+CUT loses its network for SECONDS after two blocks of images were scored there, or for ever where they are 0. No
+connection is closed, as when its power fails.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 from clip_guidance.cli.main import run
 from clip_guidance.metrics.job import keepalive
@@ -17,7 +20,7 @@ from clip_guidance.metrics.job.store import ScoreStore
 from helpers import nodes
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")  # in namespaces that nobody else sees
-LOST_AFTER = 4  # seconds
+LOST_AFTER = 6  # seconds
 BLOCKS = 2
 LONGEST = 120  # seconds until both must have ended, most of which they take to start
 
@@ -35,7 +38,7 @@ def _connect(inside: tuple[str, ...], process: int) -> None:
         _ip("link", "set", "cable", "up", inside=place)
 
 
-def both(cut: str, launcher: str, words: list[str]) -> list[dict]:
+def both(cut: str, seconds: str, launcher: str, words: list[str]) -> list[dict]:
     """Start both machines, and wait for them."""
     with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
         second.stdin.write(b"\n")
@@ -44,16 +47,10 @@ def both(cut: str, launcher: str, words: list[str]) -> list[dict]:
         inside = ("nsenter", "--net", "--target", str(second.pid))
         _connect(inside, second.pid)
         command = [word.replace("localhost", ADDRESSES[0]) for word in getattr(nodes, launcher)]
+        work = [__file__, cut, seconds, *words]
         started = [
             subprocess.Popen(
-                [
-                    *place,
-                    sys.executable,
-                    *(word.format(rank=rank, port=29500) for word in command),
-                    __file__,
-                    cut,
-                    *words,
-                ],
+                [*place, sys.executable, *(word.format(rank=rank, port=29500) for word in command), *work],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -75,7 +72,7 @@ def _said(process: subprocess.Popen[str]) -> str:
         return process.communicate()[1]
 
 
-def _cutting(put):
+def _cutting(put: Callable, seconds: float) -> Callable:
     """Let the machine lose its network after some blocks; it works on, and nobody knows."""
     done = 0
 
@@ -85,6 +82,9 @@ def _cutting(put):
         done += 1
         if done == BLOCKS:
             _ip("link", "set", "cable", "down")
+            if seconds:
+                time.sleep(seconds)
+                _ip("link", "set", "cable", "up")
         return result
 
     return counted
@@ -92,9 +92,9 @@ def _cutting(put):
 
 if __name__ == "__main__":
     if "VANISHING" not in os.environ:
-        print(json.dumps(both(sys.argv[1], sys.argv[2], sys.argv[3:])))
+        print(json.dumps(both(*sys.argv[1:4], sys.argv[4:])))
     else:
         keepalive.LOST_AFTER = LOST_AFTER
         if os.environ["RANK"] == sys.argv[1]:
-            ScoreStore.put = _cutting(ScoreStore.put)
-        run(sys.argv[2:])
+            ScoreStore.put = _cutting(ScoreStore.put, float(sys.argv[2]))
+        run(sys.argv[3:])
