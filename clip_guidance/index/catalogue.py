@@ -18,7 +18,7 @@ from clip_guidance.index.checksums import NONE
 from clip_guidance.index.database import Database
 from clip_guidance.index.entries import Entry
 from clip_guidance.index.keys import LEAST, MOST, index_name, statement, type_and_value
-from clip_guidance.index.rows import Rows, RowsOf
+from clip_guidance.index.rows import Memory, Rows
 from clip_guidance.index.schema import CHECKSUM, COLUMNS, FILE, META, SCHEMA, VERSION, is_entry
 from clip_guidance.index.vectors import ImageIndexError, VectorFile, short_name
 from clip_guidance.index.where import ALL, Condition
@@ -140,7 +140,7 @@ class Catalogue:
         """
         with self._lock:
             may_write = self._has_checksums and not (self._db.read_only or self._db.in_transaction)
-            keys = [part.reads for part in condition.parts or (condition,) if part.reads]
+            keys = dict.fromkeys(part.reads for part in condition.parts or (condition,) if part.reads)
             if not (keys and may_write) or self.get("rows") < LEAST:
                 return
             made = self._db.key_indexes()
@@ -199,10 +199,10 @@ class Catalogue:
         with self._lock:
             return self._db.fetch(sql, parameters)
 
-    def _read_rows(self, condition: Condition, of_part: RowsOf | None = None) -> np.ndarray:
-        """Return the rows of images that meet a condition; of one of its parts ``of_part`` returns them."""
+    def _read_rows(self, condition: Condition, memory: Memory | None = None) -> np.ndarray:
+        """Return the rows of images that meet a condition; ``memory`` holds what was read of this state before."""
         with self._damage_of_rows():
-            return Rows(self._fetch, self._db.key_indexes(), self.get("rows")).meeting(condition, of_part)
+            return Rows(self._fetch, self._db.key_indexes(), self.get("rows"), memory).meeting(condition)
 
     def _read_checksums(self, rows: np.ndarray) -> np.ndarray:
         """Return the checksums of rows, ascending."""

@@ -25,11 +25,10 @@ from clip_guidance.index.checksums import NONE, RowChecks, checksums, matches
 from clip_guidance.index.entries import Batch
 from clip_guidance.index.nearest import nearest
 from clip_guidance.index.results import Hit
+from clip_guidance.index.rows import Memory
 from clip_guidance.index.schema import CHECKSUM, MOVE, PUT
 from clip_guidance.index.vectors import ImageIndexError, VectorFile, blocks, short_name
 from clip_guidance.index.where import ALL, Condition
-
-_CACHED = 8  # answers of rows: 8 bytes per image each
 
 
 class Store(Catalogue):
@@ -37,8 +36,7 @@ class Store(Catalogue):
 
     def __init__(self, folder: Path, meta: Mapping[str, Any] | None, timeout: float = 60.0) -> None:
         self._vectors: VectorFile | None = None
-        self._cached_rows: dict[Condition, np.ndarray] = {}
-        self._cached_at = -1
+        self._memory, self._memory_of = Memory(), -1  # of the state after so many changes
         self._checks, self._warned = RowChecks(), False
         super().__init__(folder, meta, timeout)
 
@@ -55,6 +53,19 @@ class Store(Catalogue):
             vectors = self._snapshot()
             try:
                 yield vectors
+            finally:
+                self._db.run("COMMIT")
+
+    @contextmanager
+    def _one_state(self) -> Iterator[None]:
+        """Read one state of the catalogue alone, that of the transaction if there is one."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.run("BEGIN")
+            try:
+                yield
             finally:
                 self._db.run("COMMIT")
 
@@ -96,21 +107,13 @@ class Store(Catalogue):
     def rows(self, condition: Condition = ALL) -> np.ndarray:
         """Return the rows of images that meet a condition, ascending int64, whether their vectors are sound or not.
 
-        The last few answers are cached until a change.
+        What was read last is remembered until a change.
         """
-        with self._lock:
+        with self._one_state():
             changes = self.get("changes")
-            if self._cached_at != changes:
-                self._cached_rows, self._cached_at = {}, changes
-            return self._cached(condition)
-
-    def _cached(self, condition: Condition) -> np.ndarray:
-        if condition not in self._cached_rows:
-            found = self._read_rows(condition, self._cached)
-            while len(self._cached_rows) >= _CACHED:
-                del self._cached_rows[next(iter(self._cached_rows))]
-            self._cached_rows[condition] = found
-        return self._cached_rows[condition]
+            if self._memory_of != changes:
+                self._memory, self._memory_of = Memory(), changes
+            return self._read_rows(condition, self._memory)
 
     def sound(self, vectors: np.ndarray, condition: Condition = ALL) -> np.ndarray:
         """Return the rows of images that meet a condition and whose vectors match their checksums.

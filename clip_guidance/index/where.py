@@ -23,6 +23,7 @@ from typing import Any
 
 from clip_guidance._files import is_valid_text, shorten
 from clip_guidance.index.keys import PATH, type_and_value
+from clip_guidance.index.order import Term, Values
 
 _TOKEN = re.compile(
     r"""\s*(?: (?P<text> "[^"]*" | '[^']*' ) | (?P<operator> <= | >= | != | == | = | < | > | ~ )
@@ -41,7 +42,10 @@ class Condition:
         parameters: The values of its question marks.
         keys: Keys of the metadata without which no image meets it, each from the outermost to the innermost name.
         reads: The one key whose index answers it (:mod:`.keys`); None where there is no such key.
-        parts: Conditions that must all be met, at most one for each key; empty where it is its own only part.
+        parts: Conditions that must all be met, of each key at most one of comparisons and one with patterns; empty
+            where it is its own only part.
+        terms: What it asks of the key, all of it, for the order of its index (:mod:`.order`); empty where it asks for
+            more than comparisons.
     """
 
     sql: str
@@ -49,6 +53,7 @@ class Condition:
     keys: tuple[tuple[str, ...], ...] = ()
     reads: tuple[str, ...] | None = None
     parts: tuple[Condition, ...] = ()
+    terms: tuple[Term, ...] = ()
 
 
 ALL = Condition("1", ())
@@ -108,26 +113,35 @@ def _compare(key: _Key, operator: str, value: Any) -> Condition:
     if operator == "!=":
         equal = _compare(key, "=", value)
         differs = f"NOT ifnull({equal.sql}, 0)"
+        terms: tuple[Term, ...] = (replace(equal.terms[0], negated=True),)
         if key.is_path:
-            return Condition(differs, equal.parameters, reads=PATH)
+            return Condition(differs, equal.parameters, reads=PATH, terms=terms)
         has = f"{type_and_value(key.names)[0]} IS NOT NULL"
-        return Condition(f"{has} AND {differs}", equal.parameters, (key.names,), key.names)
+        return Condition(f"{has} AND {differs}", equal.parameters, (key.names,), key.names, terms=terms)
+    sign = _SQL[operator]
     if key.is_path:  # the one image of a path is found by the index that keeps paths unique
-        return Condition(f"path {_SQL[operator]} ?", (_text(value),), reads=None if _SQL[operator] == "=" else PATH)
+        reads = None if sign == "=" else PATH
+        return Condition(f"path {sign} ?", (_text(value),), reads=reads, terms=_terms(["text"], sign, _text(value)))
     (kind, found), keys = type_and_value(key.names), (key.names,)
     if value is None or isinstance(value, bool):
-        if operator not in ("=", "=="):
+        if sign != "=":
             raise ValueError(f"where: {json.dumps(value)} can be compared with = and != only, got {operator}")
         if value is None:
-            return Condition(f"{kind} IS NULL", (), reads=key.names)
-        return Condition(f"{kind} = ?", (json.dumps(value),), keys, key.names)
-    if isinstance(value, (int, float)) and operator != "~":
-        kinds, value = "IN ('integer', 'real')", _number(value)
+            return Condition(f"{kind} IS NULL", (), reads=key.names, terms=_terms([None]))
+        name = json.dumps(value)
+        return Condition(f"{kind} = ?", (name,), keys, key.names, terms=_terms([name]))
+    if isinstance(value, (int, float)) and sign != "GLOB":
+        kinds, of, value = "IN ('integer', 'real')", ["integer", "real"], _number(value)
     elif isinstance(value, (str, int, float)):
-        kinds, value = "= 'text'", _text(value)
+        kinds, of, value = "= 'text'", ["text"], _text(value)
     else:
         raise ValueError(f"where: expected a text, number, truth value or None, got {value!r:.60}")
-    return Condition(f"{kind} {kinds} AND {found} {_SQL[operator]} ?", (value,), keys, key.names)
+    terms = _terms(of, sign, value)
+    return Condition(f"{kind} {kinds} AND {found} {sign} ?", (value,), keys, key.names, terms=terms)
+
+
+def _terms(kinds: Sequence[str | None], operator: str = "", value: float | str = "") -> tuple[Term, ...]:
+    return () if operator == "GLOB" else (Term(tuple(Values(kind, operator, value) for kind in kinds)),)
 
 
 def _number(value: float) -> float:
@@ -141,12 +155,17 @@ def _number(value: float) -> float:
 
 
 def _all(conditions: Sequence[Condition]) -> Condition:
-    of_key: dict[tuple[str, ...] | None, list[Condition]] = {}
+    of_key: dict[Any, list[Condition]] = {}
     for condition in conditions:
         for part in condition.parts or (condition,):
-            of_key.setdefault(part.reads, []).append(part)
-    parts = tuple(replace(_joined(" AND ", same), reads=names) for names, same in of_key.items())
+            of_key.setdefault((part.reads, bool(part.terms)), []).append(part)
+    parts = tuple(_of_key(same) for same in of_key.values())
     return parts[0] if len(parts) == 1 else replace(_joined(" AND ", parts) if parts else ALL, parts=parts)
+
+
+def _of_key(conditions: Sequence[Condition]) -> Condition:
+    terms = tuple(term for condition in conditions for term in condition.terms)
+    return replace(_joined(" AND ", conditions), reads=conditions[0].reads, terms=terms)
 
 
 def _joined(operator: str, conditions: Sequence[Condition]) -> Condition:
@@ -160,7 +179,9 @@ def _any(conditions: Any) -> Condition:
     if not conditions:
         return Condition("0", ())
     keys = {condition.keys for condition in conditions}  # of one key, unless one asks for null
-    return replace(_joined(" OR ", conditions), keys=keys.pop() if len(keys) == 1 else (), reads=conditions[0].reads)
+    terms = (Term(tuple(values for condition in conditions for values in condition.terms[0].any_of)),)
+    joined = _joined(" OR ", conditions)
+    return replace(joined, keys=keys.pop() if len(keys) == 1 else (), reads=conditions[0].reads, terms=terms)
 
 
 def _text(value: Any) -> str:
