@@ -183,9 +183,9 @@ class Rows:
 
 def _common(answers: Sequence[np.ndarray]) -> np.ndarray:
     """Return the rows that all of some answers have, ascending."""
-    first, *others = sorted(answers, key=len)
+    first, *others = by_length = sorted(answers, key=len)
     last = max((int(rows[-1]) for rows in answers if len(rows)), default=0)
-    if last >= LOOKUP * len(answers[-1]):
+    if last >= LOOKUP * len(by_length[-1]):  # far apart, or damaged
         return reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), others, first)
     for rows in others:
         marks = np.zeros(last + 1, bool)

@@ -187,6 +187,11 @@ def test_damage_of_an_image_that_does_not_pass_is_no_matter(value, store):
             read(store, "n < 20")
 
 
+def test_a_row_beyond_all_memory_is_a_row(store):
+    change(store.folder, f"UPDATE entries SET row = {1 << 45} WHERE row = 3")
+    assert read(store, "n < 30 and m != -1") == [0, 2, *range(4, 30), 1 << 45]
+
+
 def test_rows_that_are_not_those_of_the_index_are_refused(store):
     given = np.arange(COUNT)
     condition = compile_where("n > 20")
