@@ -154,6 +154,8 @@ def test_memory_is_bounded_and_forgets_what_was_not_asked_for_longest(store, mon
     read(store, "n > 3")
     read(store, "m < -2")
     assert list(store._memory.orders) == [("n",), ("m",)] and len(store._memory.answers) == 3
+    read(store, "m < -3")
+    assert list(store._memory.orders) == [("n",), ("m",)]
 
 
 def test_a_change_between_two_questions_is_not_seen(store, monkeypatch):
