@@ -90,6 +90,11 @@ def ddim(prediction="v_prediction"):
     return student.trailing_ddim(make_scheduler("ddim", prediction_type=prediction, clip_sample=True).config)
 
 
+def batch_of(latents, text):
+    """A batch of the images 0, 1, 2, ..., none mirrored."""
+    return LatentBatch(latents, text, torch.arange(len(latents)), torch.zeros(len(latents), dtype=torch.bool))
+
+
 def loss_of(scheduler, steps, segments, latents=None):
     teacher = Gaussian(scheduler)
     ladder = student.Ladder(scheduler, steps, segments)
@@ -110,8 +115,7 @@ def test_the_loss_is_zero_of_the_exact_student_alone(prediction):
 def test_the_loss_draws_every_level_and_the_noise_of_it():
     scheduler, seen = ddim(), []
     x0 = torch.full((4000, 1, 1, 1), 2.0, dtype=torch.float64)
-    batch = LatentBatch(x0, torch.zeros(4000, 1, 1), torch.arange(4000), torch.zeros(4000, dtype=torch.bool))
-    loss = loss_of(scheduler, 4, 2, latents=lambda step: batch)
+    loss = loss_of(scheduler, 4, 2, latents=lambda step: batch_of(x0, torch.zeros(4000, 1, 1)))
     torch.manual_seed(0)
     model = Gaussian(scheduler)
     loss(lambda x, t, text: seen.append((x, t)) or model(x, t), 0)
@@ -141,7 +145,7 @@ def test_a_student_comes_to_the_teachers_end(steps, segments):
     """By the stock scheduler, from the same noise; the teacher in as few steps does not."""
     scheduler = ddim()
     data = MEAN + STD * torch.randn(200, 256, 1, 1, 1, generator=torch.Generator().manual_seed(1)).double()
-    loss = loss_of(scheduler, steps, segments, latents=lambda step: LatentBatch(data[step % 200], None))
+    loss = loss_of(scheduler, steps, segments, latents=lambda step: batch_of(data[step % 200], None))
     torch.manual_seed(0)
     model, count = Affine(steps), 1000
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
