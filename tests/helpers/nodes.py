@@ -48,8 +48,8 @@ def on_two_nodes(
     return [subprocess.CompletedProcess(each.args, each.returncode, *said) for each, said in ended]
 
 
-def _dying(method: Callable, after: int) -> Callable:
-    """Let the machine die when the method has returned so many times."""
+def then(method: Callable, after: int, act: Callable[[], object]) -> Callable:
+    """Let something happen when a method has returned so many times."""
     calls = 0
 
     def counted(*arguments, **options):
@@ -57,18 +57,22 @@ def _dying(method: Callable, after: int) -> Callable:
         result = method(*arguments, **options)
         calls += 1
         if calls == after:
-            for process in (os.getppid(), os.getpid()):
-                os.kill(process, signal.SIGKILL)
+            act()
         return result
 
     return counted
 
 
+def _die() -> None:
+    for process in (os.getppid(), os.getpid()):
+        os.kill(process, signal.SIGKILL)
+
+
 if __name__ == "__main__":
     after, program = int(sys.argv[1]), sys.argv[2]
     if os.environ["RANK"] == "1" and after:
-        ScoreStore.put = _dying(ScoreStore.put, after)
-        trainer._Run.step = _dying(trainer._Run.step, after)
+        ScoreStore.put = then(ScoreStore.put, after, _die)
+        trainer._Run.step = then(trainer._Run.step, after, _die)
     sys.argv = sys.argv[2:]
     if program.endswith(".py"):
         sys.path.insert(0, str(Path(program).parent))  # as the interpreter does for a program

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 from clip_guidance.cli.main import run
 from clip_guidance.metrics.job import keepalive
@@ -72,22 +71,12 @@ def _said(process: subprocess.Popen[str]) -> str:
         return process.communicate()[1]
 
 
-def _cutting(put: Callable, seconds: float) -> Callable:
-    """Let the machine lose its network after some blocks; it works on, and nobody knows."""
-    done = 0
-
-    def counted(*arguments, **options):
-        nonlocal done
-        result = put(*arguments, **options)
-        done += 1
-        if done == BLOCKS:
-            _ip("link", "set", "cable", "down")
-            if seconds:
-                time.sleep(seconds)
-                _ip("link", "set", "cable", "up")
-        return result
-
-    return counted
+def _cut(seconds: float) -> None:
+    """Let this machine lose its network; it works on, and nobody knows."""
+    _ip("link", "set", "cable", "down")
+    if seconds:
+        time.sleep(seconds)
+        _ip("link", "set", "cable", "up")
 
 
 if __name__ == "__main__":
@@ -96,5 +85,5 @@ if __name__ == "__main__":
     else:
         keepalive.LOST_AFTER = LOST_AFTER
         if os.environ["RANK"] == sys.argv[1]:
-            ScoreStore.put = _cutting(ScoreStore.put, float(sys.argv[2]))
+            ScoreStore.put = nodes.then(ScoreStore.put, BLOCKS, lambda: _cut(float(sys.argv[2])))
         run(sys.argv[3:])

@@ -55,7 +55,13 @@ class AlignedUNet(nn.Module):
         self.middle = output
 
     def forward(self, x: Tensor, timesteps: Tensor, text: Tensor) -> AlignedOutput:
-        """Predict the velocity, and the states of the clean image, from noisy latents (B, C, h, w)."""
+        """Predict the velocity and the clean images' states, of noisy latents (B, C, h, w) at their times, int64 (B,).
+
+        Args:
+            x: The latents.
+            timesteps: The times.
+            text: What the text encoder makes of their captions (B, T, D).
+        """
         sample = self.unet(x, timesteps, text).sample
         assert self.middle is not None
         middle, self.middle = self.middle, None  # no graph is kept until the next call

@@ -218,6 +218,7 @@ class DenoisingLoss:
         error = F.mse_loss(found.sample.float(), velocity)
         if self.alignment is None:
             return {"loss": error}
+        # Also where its weight is 0, since every process must have a gradient of every weight.
         far = self.alignment(found.states, batch.indices, batch.mirrored)
         return {"loss": error + self.alignment.weight(step) * far, "error": error.detach(), "far": far.detach()}
 
