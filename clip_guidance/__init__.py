@@ -20,6 +20,7 @@ _EXPORTS = {
     "AdaptiveCFG": "guidance",
     "Region": "guidance",
     "Noisy": "guidance.modes.noisy",
+    "Blend": "guidance.modes.blend",
     "NoisyTower": "towers.noisy",
     "WeightedRewards": "guidance",
     "Cutouts": "guidance",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from clip_guidance.guidance import Region as Region
     from clip_guidance.guidance import WeightedRewards as WeightedRewards
     from clip_guidance.guidance import plan_memory as plan_memory
+    from clip_guidance.guidance.modes.blend import Blend as Blend
     from clip_guidance.guidance.modes.noisy import Noisy as Noisy
     from clip_guidance.guidance.particles import Particles as Particles
     from clip_guidance.guidance.particles import ParticlesResult as ParticlesResult

@@ -18,7 +18,7 @@ from typing import Any
 from clip_guidance._files import read_json, write_atomically
 
 TABLE = Path(__file__).parent / "models" / "tuned.json"
-NAMED_MODES = ("x0", "exact", "noisy")  # a table holds no code
+NAMED_MODES = ("x0", "exact", "noisy", "blend")  # a table holds no code
 
 
 @dataclass(frozen=True)

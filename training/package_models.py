@@ -1,8 +1,10 @@
-"""Turn finished runs into the models of the package: float16 safetensors and json alone.
+r"""Turn finished runs into the models of the package: float16 safetensors and json alone.
 
-    python training/package_models.py --clip runs/emoji-clip --judge runs/emoji-judge --diffusion runs/emoji-diffusion
+    python training/package_models.py --clip runs/emoji-clip --judge runs/emoji-judge --diffusion runs/emoji-diffusion \
+        --noisy_tower runs/emoji-noisy-tower/final
 
-Run ``training/domain_statistics.py`` afterwards: it measures what the new CLIPs know.
+A new CLIP takes its tower of noisy latents with it: package one that was trained with it. Run
+``training/domain_statistics.py`` afterwards: it measures what the new CLIPs know.
 The pipeline's text encoder is the CLIP's text tower, so it is stored once, with the CLIP. The model cards
 (``README.md`` in each folder) are written by hand and left alone.
 """
@@ -18,9 +20,11 @@ from diffusers import StableDiffusionPipeline
 
 import clip_guidance
 from clip_guidance.clip import CLIP
+from clip_guidance.guidance.modes.noisy import FOLDER
+from clip_guidance.towers.noisy import NoisyTower
 from clip_guidance.training.settings import parse_settings
 
-BUDGET = 32e6  # bytes of all packaged weights together
+BUDGET = 64e6  # bytes of all packaged weights together
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Settings:
     clip: str | None = None  # folder of the CLIP that conditions and steers
     judge: str | None = None  # folder of the CLIP that judges
     diffusion: str | None = None  # folder of the stock pipeline
+    noisy_tower: str | None = None  # folder of the tower of noisy latents that belongs to the CLIP
     name: str = "emoji"  # of the packaged model
     output: str = str(Path(clip_guidance.__file__).parent / "models")  # folder of the packaged models
 
@@ -43,6 +48,10 @@ def main(settings: Settings) -> None:
     models = Path(settings.output)
     if settings.clip:
         save_half(CLIP.from_pretrained(settings.clip), models / settings.name / "clip")
+    if settings.noisy_tower:
+        tower = NoisyTower.from_pretrained(settings.noisy_tower)
+        tower.register_to_config(_name_or_path=f"{settings.name}/clip/{FOLDER}")  # not where it was trained
+        save_half(tower, models / settings.name / "clip" / FOLDER)
     if settings.judge:
         save_half(CLIP.from_pretrained(settings.judge), models / f"{settings.name}-judge" / "clip")
     if settings.diffusion:

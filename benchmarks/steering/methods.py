@@ -13,6 +13,7 @@ from typing import Any
 from drawing import Method
 
 from clip_guidance.guidance.methods import DPS, LGDMC, MPGD, TFG, FreeDoM, Tilt, UniversalGuidance
+from clip_guidance.guidance.modes.blend import Blend
 
 OURS = "CLIP guidance"
 TUNED = {"start": 0.0, "cutouts": 1}  # see tune.py and its curve
@@ -133,9 +134,40 @@ def text_free() -> list[Method]:
     ]
 
 
+def noisy() -> list[Method]:
+    """Return the modes that read the noisy sample, with text and without: see tuning/noisy.md."""
+    free, only = "without text: ", dict(use_prompt=False, guidance_scale=1.0, eta=1.0)
+
+    def blend(scale: float, weight: float, damping: float) -> Method:
+        name = f"scale {scale:g}, weight {weight:g}" + (f", damping {damping:g}" if damping else "")
+        options = {**TUNED, "damping": damping}
+        return Method(f"{OURS}, blend", name, scale=scale, mode=Blend(noisy_weight=weight), options=options)
+
+    def tower(scale: float) -> Method:
+        return Method(f"{OURS}, noisy", f"scale {scale:g}", scale=scale, mode="noisy", options=TUNED)
+
+    def damped(scale: float, curvature: float) -> Method:
+        name = f"scale {scale:g}, damping {curvature:g}"
+        return Method(OURS, name, scale=scale, options={**TUNED, "damping": curvature})
+
+    plain = Method(OURS, "scale 10", scale=10.0, options=TUNED)
+    given = [
+        Method("CFG", "3"), plain, damped(10.0, 0.1), damped(20.0, 0.2), tower(3.0), tower(5.0),
+        blend(10.0, 0.3, 0.0), blend(10.0, 0.6, 0.0), blend(20.0, 0.25, 0.0), blend(20.0, 0.5, 0.05),
+        blend(20.0, 0.5, 0.1), blend(40.0, 0.25, 0.1),
+    ]  # fmt: skip
+    alone = [
+        plain, damped(10.0, 0.1), tower(8.0), tower(15.0), blend(15.0, 1.0, 0.0), blend(20.0, 1.0, 0.05),
+        blend(20.0, 2.0, 0.05), blend(40.0, 1.0, 0.1),
+    ]  # fmt: skip
+    return [*given, *(replace(each, family=free + each.family, **only) for each in alone)]
+
+
 def grid() -> list[Method]:
     """Return what ``--sets tuning --table papers`` chooses among."""
     return papers(GRID)
 
 
-TABLES = {"main": main_table, "papers": grid, "tried": tried, "short": short_table, "text-free": text_free}
+TABLES = {
+    "main": main_table, "papers": grid, "tried": tried, "short": short_table, "text-free": text_free, "noisy": noisy,
+}  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clip_guidance.guidance.modes import exact, x0
 from clip_guidance.guidance.modes.base import Mode, StepState
+from clip_guidance.guidance.modes.blend import Blend
 from clip_guidance.guidance.modes.noisy import Noisy
 
 
@@ -27,6 +28,7 @@ MODES: dict[str, Mode] = {
     "x0": Named(x0.shift, needs_tape=False),
     "exact": Named(exact.shift, needs_tape=True),
     "noisy": Noisy(),
+    "blend": Blend(),
 }
 
 

@@ -15,9 +15,9 @@ gradient is taken at −6, where Δ has come to its limit: σ²/α grows as the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Noisy:
     """
 
     tower: NoisyTower | None = None
+    name: ClassVar[str] = "noisy"
     needs_tape: ClassVar[bool] = False
     needs_correction: ClassVar[bool] = False
 
@@ -63,7 +64,7 @@ class Noisy:
     def check(self, scheduler: Any) -> None:
         """Refuse nothing: the tower knows every noise level."""
 
-    def fitted(self, pipe: Any, reward: Any) -> Noisy:
+    def fitted(self, pipe: Any, reward: Any) -> Self:
         """Find the tower, and check that it belongs to the pipeline's latents and to the reward's CLIP.
 
         Raises:
@@ -72,16 +73,17 @@ class Noisy:
             ModelError: No tower belongs to the CLIP.
         """
         if not hasattr(reward, "embeds_for"):
-            raise TypeError(f"mode 'noisy' steers towards the target of a CLIPGuidance, got {type(reward).__name__}")
+            given = type(reward).__name__
+            raise TypeError(f"mode {self.name!r} steers towards the target of a CLIPGuidance, got {given}")
         if reward.has_regions:
-            raise ValueError("mode 'noisy' reads the whole sample: a Region needs mode 'x0' or 'exact'")
-        tower = self.tower or _tower_of(reward.clip)
-        _check_latents(tower, pipe)
+            raise ValueError(f"mode {self.name!r} reads the whole sample: a Region needs mode 'x0' or 'exact'")
+        tower = self.tower or _tower_of(reward.clip, self.name)
+        _check_latents(tower, pipe, self.name)
         found = reward.clip.encode_text(PROBE_TEXT)[0].to(tower.text_probe)
         if found.shape != tower.text_probe.shape or not _alike(found, tower.text_probe):
-            name = reward.clip.name_or_path or "this CLIP"
-            raise ValueError(f"mode 'noisy': the tower was trained with another CLIP than {name}, whose texts differ")
-        return Noisy(tower)
+            other = f"another CLIP than {reward.clip.name_or_path or 'this CLIP'}, whose texts differ"
+            raise ValueError(f"mode {self.name!r}: the tower was trained with {other}")
+        return replace(self, tower=tower)
 
     def shift(self, state: StepState) -> Tensor:
         """Return Δ for a scale of 1, of the shape of the sample."""
@@ -119,27 +121,27 @@ def latent_probe(vae: Any) -> Tensor:
     return F.adaptive_avg_pool2d(latents_of(vae, probe_image()[None]), 8)[0]
 
 
-def _tower_of(clip: Any) -> NoisyTower:
+def _tower_of(clip: Any, mode: str) -> NoisyTower:
     name = str(clip.name_or_path)
     folder = PACKAGED / name / "clip" if name in packaged_models() else Path(name)
     if not name or not (folder / FOLDER / "config.json").is_file():
         raise ModelError(
-            f"mode 'noisy': no tower for noisy latents belongs to {name or 'this CLIP'}; train one with "
-            "`clip-guidance train noisy-tower`, and pass mode=Noisy(tower)"
+            f"mode {mode!r}: no tower for noisy latents belongs to {name or 'this CLIP'}; train one with "
+            f"`clip-guidance train noisy-tower`, and pass mode={mode.capitalize()}(tower)"
         )
     return NoisyTower.from_pretrained(folder / FOLDER).to(clip.device)
 
 
-def _check_latents(tower: NoisyTower, pipe: Any) -> None:
+def _check_latents(tower: NoisyTower, pipe: Any, mode: str) -> None:
     vae, name = getattr(pipe, "vae", None), type(pipe).__name__
     if vae is None or not hasattr(vae, "encode"):
-        raise ValueError(f"mode 'noisy' needs the latents of an autoencoder, which {name} has not")
+        raise ValueError(f"mode {mode!r} needs the latents of an autoencoder, which {name} has not")
     channels = getattr(vae.config, "latent_channels", None)
     if channels != tower.config["latent_channels"]:
         expected = tower.config["latent_channels"]
-        raise ValueError(f"mode 'noisy': the tower reads latents of {expected} channels, {name} has {channels}")
+        raise ValueError(f"mode {mode!r}: the tower reads latents of {expected} channels, {name} has {channels}")
     if not _alike(latent_probe(vae).to(tower.latent_probe), tower.latent_probe):
-        raise ValueError(f"mode 'noisy': the tower was trained on the latents of another autoencoder than {name}'s")
+        raise ValueError(f"mode {mode!r}: the tower was trained on the latents of another autoencoder than {name}'s")
 
 
 def _alike(found: Tensor, known: Tensor) -> bool:

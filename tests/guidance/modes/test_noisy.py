@@ -1,56 +1,23 @@
 """Mode "noisy": exact on the Gaussian oracle with the true likelihood, and refused where the tower misfits."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.factories import generate, make_clip
-from helpers.gaussian import STD, TILT, guided, make_pipe, sample
+from helpers.gaussian import STD, guided, make_pipe, sample
+from helpers.noisy_towers import Reward, make_tower, with_tower
 from helpers.scheduler_matrix import FEW, ONE_EACH, matrix
 
 from clip_guidance.clip.hub import ModelError
 from clip_guidance.guidance import CLIPGuidance, Guidance, Region
-from clip_guidance.guidance.modes.noisy import Noisy, latent_probe
-from clip_guidance.towers.noisy import PROBE_TEXT, NoisyTower
+from clip_guidance.guidance.modes.noisy import Noisy
+from clip_guidance.towers.noisy import NoisyTower
 
 STEPS = 8
 
 
 # ---------------------------------------------------------------- the Gaussian oracle
-
-
-class ExactTower(NoisyTower):
-    """log p(y|x) of the target y with p(y|x₀) ∝ exp(TILT·x₀), for data N(μ, STD²): TILT·E[x₀|x] and a constant."""
-
-    def forward(self, latents, log_snr):
-        angle = (-log_snr.double()).exp().atan()[:, None, None, None]
-        gain = angle.cos() * STD**2 / (angle.cos() ** 2 * STD**2 + angle.sin() ** 2)
-        return SimpleNamespace(embeds=(TILT * gain * latents).flatten(1), logit_scale=torch.zeros(len(latents)))
-
-
-class Reward:
-    """A target of one number, of which the tower's embedding is the log-likelihood."""
-
-    has_regions = False
-    clip = SimpleNamespace(encode_text=lambda text: torch.ones(1, 1), name_or_path="", device="cpu")
-
-    def __call__(self, x):
-        raise AssertionError("mode 'noisy' does not read the predicted clean sample")
-
-    def embeds_for(self, batch):
-        return torch.ones(batch, 1)
-
-
-def with_tower(setting):
-    pipe, tower = make_pipe(setting), ExactTower(1, 1, [8], 1).double()
-    latents = torch.ones(1, 1, 8, 8)
-    encoded = SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
-    config = SimpleNamespace(latent_channels=1, scaling_factor=1.0)
-    pipe.vae = SimpleNamespace(device="cpu", dtype=torch.float32, config=config, encode=lambda images: encoded)
-    tower.latent_probe.copy_(latents[0])
-    tower.text_probe.fill_(1.0)
-    return pipe, tower
 
 
 @matrix(ONE_EACH, default=FEW)
@@ -69,17 +36,7 @@ def test_one_tower_serves_every_scheduler(setting):
 
 @pytest.fixture
 def tower(tiny_pipeline, request):
-    torch.manual_seed(0)
-    vae, clip = tiny_pipeline().vae, make_clip()
-    sizes = {"widths": [8, 16], "depth": 1, "patch_size": getattr(request, "param", 1)}
-    tower = NoisyTower(vae.config.latent_channels, clip.projection_dim, **sizes)
-    for block in tower.modules():
-        if hasattr(block, "modulation"):
-            torch.nn.init.normal_(block.modulation.weight, std=0.1)  # the level matters
-            torch.nn.init.normal_(block.conv2.weight, std=0.1)
-    tower.latent_probe.copy_(latent_probe(vae))
-    tower.text_probe.copy_(clip.encode_text(PROBE_TEXT)[0])
-    return tower.eval()
+    return make_tower(tiny_pipeline().vae, getattr(request, "param", 1))
 
 
 @pytest.mark.parametrize("tower", [1, 2], indirect=True, ids=["latents", "patches"])
