@@ -4,8 +4,8 @@
 
 with the share n of noise in the sample's variance. Early in a run x̂₀ is a blur that no CLIP was trained on, while the
 tower (:mod:`.noisy`) reads the sample itself; late in a run x̂₀ is an image, of which the whole CLIP knows more than a
-small tower. Where both gradients are those of one log p(y|x₀), b = 1 is right: of a Gaussian and a linear reward Δ_noisy
-and Δ_x0 are the same. The tower's own temperature and CLIP's differ, so that b is an option.
+small tower. Where both gradients are those of one log p(y|x₀), b = 1 is right: of a Gaussian and a linear reward both
+are the same. The tower's own temperature and CLIP's differ, so that b is an option.
 """
 
 from __future__ import annotations
