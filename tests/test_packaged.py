@@ -11,8 +11,11 @@ from transformers import CLIPTextModel
 import clip_guidance as cg
 from clip_guidance.clip.hub import PACKAGED
 from clip_guidance.data.dataset import CaptionedImages
+from clip_guidance.guidance import CLIPGuidance
+from clip_guidance.guidance.modes.noisy import Noisy
 from clip_guidance.metrics.retrieval import recall_at_k, unique
 from clip_guidance.towers import CBOWTextModel, ResNetModel, TransformerTextModel, ViTModel
+from clip_guidance.training.diffusion.noisy_tower import HeldOutRecall
 
 PROMPT = "a fluent 3d picture of a red apple"
 
@@ -43,6 +46,17 @@ def test_they_know_images_they_never_saw(name, shared_data):
     assert found["R@1"] > 30 / len(names) and found["R@5"] > 100 / len(names)  # many times chance
 
 
+@pytest.mark.slow
+def test_the_tower_of_noisy_latents_knows_noisy_images_it_never_saw(shared_data):
+    clip, pipe = cg.CLIP.from_pretrained("emoji"), cg.load_pipeline("emoji")
+    tower = Noisy().fitted(pipe, CLIPGuidance(clip, "a red apple").reward).tower
+    data = CaptionedImages.from_parquet(shared_data / "emoji64-val.parquet")
+    found = HeldOutRecall(clip, pipe.vae, data, torch.device("cpu"))(tower)
+    rates = [found[f"R@1_noise_{level:.2f}"] for level in (0.0, 0.5, 0.75, 0.9, 0.97)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 100 / len(data) and rates[-1] > 10 / len(data)  # many times chance
+
+
 def test_the_pipeline_is_stock_and_conditioned_by_the_clip():
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
     assert type(pipe) is StableDiffusionPipeline and type(pipe.text_encoder) is CLIPTextModel
@@ -53,13 +67,14 @@ def test_the_pipeline_is_stock_and_conditioned_by_the_clip():
 
 
 @pytest.mark.slow
-def test_the_reward_rises_with_the_scale():
+@pytest.mark.parametrize("mode", [None, "noisy", "blend"])
+def test_the_reward_rises_with_the_scale(mode):
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
     pipe.set_progress_bar_config(disable=True)
     cosines = []
     for scale in (-3.0, 0.0, 3.0):
         generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
-        with cg.CLIPGuidance(clip, PROMPT, scale=scale).attach(pipe):
+        with cg.CLIPGuidance(clip, PROMPT, scale=scale, mode=mode).attach(pipe):
             images = pipe([""] * 4, num_inference_steps=6, guidance_scale=1.0, generator=generators).images
         cosines.append((clip.encode_image(images) @ clip.encode_text(PROMPT).T).mean().item())
     assert cosines[0] < cosines[1] < cosines[2]

@@ -94,8 +94,9 @@ class GenerateSettings:
             is calibrated as the image is drawn (see :class:`~clip_guidance.guidance.CLIPGuidance`).
         guidance_scale: Strength of classifier-free guidance; 1 turns it off.
         steps: Denoising steps, at least 1.
-        mode: How CLIP steers: "x0", by the gradient at the predicted image, or "exact", through the denoiser too. By
-            default what was tuned for the model, else "x0".
+        mode: How CLIP steers: "x0", by the gradient at the predicted image, "exact", through the denoiser too, "noisy",
+            by a tower that reads the noisy sample, or "blend", by that tower and at the predicted image. By default
+            what was tuned for the model, else "x0".
         start: Share of the steps, in [0, 1], after which CLIP guidance begins. By default what was tuned for the model,
             else 0.
         stop: Share of the steps, in [0, 1], after which CLIP guidance ends. By default what was tuned for the model,

@@ -63,7 +63,8 @@ class CLIPGuidance(Guidance):
         seed: Seed of the crops; each run starts from it.
         chunk: Number of views that pass through CLIP together; None for all.
         mode: How the gradient becomes a shift: "x0" (no backward through the denoiser), "exact" (one backward through
-            the denoiser per step), or a published method with its parameters, one of
+            the denoiser per step), "noisy" (by a tower that reads the noisy sample) and "blend" (that tower, and "x0")
+            where such a tower belongs to the CLIP, or a published method with its parameters, one of
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
             two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`. None, the default, for what was

@@ -46,7 +46,7 @@ def test_the_grid_lies_around_the_calibrated_strength():
     assert [(each.scale, each.damping) for each in settings] == [
         (scale, damping) for damping in (0.0, 25.0) for scale in (0.02, 0.04, 0.08, 0.16)
     ]
-    with pytest.raises(ValueError, match="mode must be one of x0, exact, noisy, got 'dps'"):
+    with pytest.raises(ValueError, match="mode must be one of x0, exact, noisy, blend, got 'dps'"):
         TuningGrid(modes=("dps",)).settings(1.0)
 
 
