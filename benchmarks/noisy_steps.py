@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +28,7 @@ class Settings:
 
     rounds: int = 12  # runs of each kind, in turn
     steps: int = 20  # of a run
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16])  # images of a run
     output: str = "benchmarks/noisy_steps.md"  # Markdown file for the table
 
 
@@ -46,26 +47,32 @@ def main(settings: Settings) -> None:
         "unguided": None, "noisy, the packaged tower": "noisy",
         "noisy, a tower of the default sizes": cg.Noisy(default_tower(pipe, clip)), "x0": "x0", "blend": "blend",
     }  # fmt: skip
+    tables = [f"Images: {size}\n\n{timed(pipe, clip, kinds, size, settings)}" for size in settings.batch_sizes]
+    text = (
+        f"A step of the packaged pipeline with classifier-free guidance on {torch.get_num_threads()} thread of a CPU: "
+        f"medians of {settings.rounds} runs of {settings.steps} steps.\n\n" + "\n".join(tables)
+    )
+    Path(settings.output).write_text(text)
+    print(text)
+
+
+def timed(pipe: Any, clip: cg.CLIP, kinds: dict[str, Any], size: int, settings: Settings) -> str:
+    """Time every kind in turn on so many images; return a table."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    call = {"num_inference_steps": settings.steps, "num_images_per_prompt": size, "output_type": "latent"}
     for turn in range(settings.rounds + 1):
         for name in list(kinds)[:: 1 if turn % 2 else -1]:
             guidance = cg.CLIPGuidance(clip, "a red apple", 3.0, mode=kinds[name]) if kinds[name] else None
             with guidance.attach(pipe) if guidance else nullcontext():
                 generator, start = torch.Generator().manual_seed(turn), time.process_time()
-                pipe("a red apple", num_inference_steps=settings.steps, output_type="latent", generator=generator)
+                pipe("a red apple", generator=generator, **call)
                 if turn:  # the first round does not count
                     seconds[name].append((time.process_time() - start) / settings.steps)
     rows = []
     for name, took in seconds.items():
         ratio = median(a / b for a, b in zip(took, seconds["unguided"], strict=True))
         rows.append(f"| {name} | {1000 * median(took):.1f} | {ratio:.2f} |")
-    text = (
-        f"A step of the packaged pipeline with classifier-free guidance, one image, on {torch.get_num_threads()} "
-        f"thread of a CPU: medians of {settings.rounds} runs of {settings.steps} steps.\n\n"
-        "| mode | ms of the processor | over unguided |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
-    )
-    Path(settings.output).write_text(text)
-    print(text)
+    return "| mode | ms of the processor | over unguided |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

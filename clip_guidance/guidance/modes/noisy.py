@@ -91,9 +91,10 @@ class Noisy:
         assert tower is not None  # `fitted` found it
         log_snr = max(math.log(level.alpha / level.sigma), -LOG_SNR) if level.alpha > 0 else -LOG_SNR
         x = state.sample.detach().to(state.x0).requires_grad_()
+        weight = tower.projection.weight  # its device is at hand; diffusers searches all modules for that of the tower
         with torch.enable_grad():
-            read = (x / math.hypot(level.alpha, level.sigma)).to(tower.device, tower.dtype)
-            found = tower(read, torch.full((len(x),), log_snr, device=tower.device))
+            read = (x / math.hypot(level.alpha, level.sigma)).to(weight)
+            found = tower(read, torch.full((len(x),), log_snr, device=weight.device))
             cosines = (found.embeds * state.reward.embeds_for(len(x)).to(found.embeds)).sum(-1)
             rewards = found.logit_scale.exp() * cosines
             (gradient,) = torch.autograd.grad(rewards.sum(), x)
