@@ -157,8 +157,8 @@ def noisy() -> list[Method]:
         blend(20.0, 0.5, 0.1), blend(40.0, 0.25, 0.1),
     ]  # fmt: skip
     alone = [
-        plain, damped(10.0, 0.1), tower(8.0), tower(15.0), blend(15.0, 1.0, 0.0), blend(20.0, 1.0, 0.05),
-        blend(20.0, 2.0, 0.05), blend(40.0, 1.0, 0.1),
+        plain, damped(10.0, 0.1), tower(8.0), tower(15.0), blend(15.0, 1.0, 0.0), blend(10.0, 2.0, 0.0),
+        blend(10.0, 3.0, 0.0), blend(20.0, 1.0, 0.05), blend(20.0, 2.0, 0.05), blend(40.0, 1.0, 0.1),
     ]  # fmt: skip
     return [*given, *(replace(each, family=free + each.family, **only) for each in alone)]
 
