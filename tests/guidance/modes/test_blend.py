@@ -57,7 +57,7 @@ def test_each_has_its_share(tiny_pipeline, alpha, sigma, noise):
     by_tower = Noisy(tower).shift(state)
     by_clip = posterior_variance(NoiseLevel(alpha, sigma), 1.0) * gradient
     assert by_tower.abs().max() > 0
-    expected = 0.3 * noise * by_tower + (1 - noise) * by_clip
+    expected = 0.6 * noise * by_tower + (1 - noise) * by_clip
     torch.testing.assert_close(Blend(tower).shift(state), expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(Blend(tower, 0.0).shift(state), (1 - noise) * by_clip, rtol=1e-9, atol=0)
 
