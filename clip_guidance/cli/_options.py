@@ -94,7 +94,8 @@ Steps = Annotated[int, _number(*RANGES["steps"], help="Denoising steps per image
 Mode = Annotated[
     str | None,
     typer.Option(
-        help="Gradient of CLIP guidance: exact (through the denoiser), or x0 (not through it; cheaper).",
+        help="Gradient of CLIP guidance: x0 (at the predicted image), exact (through the denoiser too), noisy (of a tower "
+        "that reads noisy latents), or blend (noisy and x0).",
         show_default=TUNED_DEFAULT,
     ),
 ]
