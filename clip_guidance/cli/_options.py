@@ -94,8 +94,8 @@ Steps = Annotated[int, _number(*RANGES["steps"], help="Denoising steps per image
 Mode = Annotated[
     str | None,
     typer.Option(
-        help="Gradient of CLIP guidance: x0 (at the predicted image), exact (through the denoiser too), noisy (of a tower "
-        "that reads noisy latents), or blend (noisy and x0).",
+        help="Gradient of CLIP guidance: x0 (at the predicted image), exact (through the denoiser too), noisy (of a "
+        "tower that reads noisy latents), or blend (noisy and x0).",
         show_default=TUNED_DEFAULT,
     ),
 ]
