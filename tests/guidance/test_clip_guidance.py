@@ -109,7 +109,7 @@ def test_there_is_at_least_one_cutout(clip, count):
 BAD_ARGUMENTS = [
     ({"scale": float("nan")}, "scale must be finite, got nan"),
     ({"scale": float("inf")}, "scale must be finite, got inf"),
-    ({"mode": "dps"}, "mode must be one of x0, exact, noisy, or a method such as .*, got 'dps'"),
+    ({"mode": "dps"}, "mode must be one of x0, exact, noisy, blend, or a method such as .*, got 'dps'"),
     ({"start": -0.1}, "0 <= start < stop <= 1, got start=-0.1, stop=1.0"),
     ({"stop": 1.5}, "got start=0.0, stop=1.5"),
     ({"start": 0.5, "stop": 0.5}, "got start=0.5, stop=0.5"),

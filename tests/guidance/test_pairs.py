@@ -165,7 +165,7 @@ BAD = [
     ({"clip": {"name": "a", "fingerprint": 3}}, "fingerprint must be a text, got 3"),
     ({"options": {"mode": "x0"}}, "options has no 'scale'"),
     ({"options": {"scale": "much"}}, "scale must be a finite number, got 'much'"),
-    ({"options": {"scale": 1.0, "mode": "dps"}}, "mode must be one of x0, exact, noisy, got 'dps'"),
+    ({"options": {"scale": 1.0, "mode": "dps"}}, "mode must be one of x0, exact, noisy, blend, got 'dps'"),
     ({"options": {"scale": 1.0, "damping": -1}}, "damping must be at least 0, got -1"),
     ({"options": {"scale": 1.0, "start": 0.5, "stop": 0.5}}, "expected 0 <= start < stop <= 1, got start=0.5"),
     ({"options": {"scale": 1.0, "every": 2}}, "options has 'every', which is unknown to this version"),

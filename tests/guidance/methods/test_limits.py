@@ -206,7 +206,7 @@ def test_other_schedulers_are_refused_when_attached(method):
 @pytest.mark.parametrize(
     ("mode", "error", "message"),
     [
-        ("dps", ValueError, r"mode must be one of x0, exact, noisy, or a method such as FreeDoM\(\), got 'dps'"),
+        ("dps", ValueError, r"mode must be one of x0, exact, noisy, blend, or a method such as FreeDoM\(\), got 'dps'"),
         (DPS, TypeError, r"mode must be an object, got the class DPS: write mode=DPS\(\)"),
         (0.2, TypeError, r"an object with shift, check, needs_tape and needs_correction, such as .*FreeDoM.*got float"),
     ],
