@@ -5,7 +5,8 @@
 with the share n of noise in the sample's variance. Early in a run x̂₀ is a blur that no CLIP was trained on, while the
 tower (:mod:`.noisy`) reads the sample itself; late in a run x̂₀ is an image, of which the whole CLIP knows more than a
 small tower. Where both gradients are those of one log p(y|x₀), b = 1 is right: of a Gaussian and a linear reward both
-are the same. The tower's own temperature and CLIP's differ, so that b is an option.
+are the same. The tower's own temperature and CLIP's differ, so that b is an option. The sources of both shifts are in
+:mod:`.noisy` and :mod:`.x0`; their blend is this package's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clip_guidance.guidance.checks import as_number
 from clip_guidance.guidance.modes import x0
 from clip_guidance.guidance.modes.base import StepState
 from clip_guidance.guidance.modes.noisy import Noisy
@@ -47,9 +49,7 @@ class Blend(Noisy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weight = self.noisy_weight
-        if not isinstance(weight, int | float) or isinstance(weight, bool):
-            raise TypeError(f"noisy_weight must be a number, got {type(weight).__name__} {weight!s:.80}")
+        weight = as_number("noisy_weight", self.noisy_weight)
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"noisy_weight must be a finite number of at least 0, got {weight}")
 

@@ -82,9 +82,11 @@ def test_what_it_cannot_steer_by_is_refused(tiny_pipeline):
         CLIPGuidance(clip, Region("dog", (0, 0, 0.5, 1)), mode=blend).attach(pipe).__enter__()
     with pytest.raises(cg.ModelError, match=r"mode 'blend': no tower .* and pass mode=Blend\(tower\)"):
         CLIPGuidance(clip, "dog", mode="blend").attach(pipe).__enter__()
-    with pytest.raises(TypeError, match="noisy_weight must be a number, got str half"):
+    with pytest.raises(TypeError, match="noisy_weight must be a number, got str 'half'"):
         Blend(noisy_weight="half")
     with pytest.raises(ValueError, match="noisy_weight must be a finite number of at least 0, got -1"):
         Blend(noisy_weight=-1)
+    with pytest.raises(ValueError, match="noisy_weight must be a finite number of at least 0, got nan"):
+        Blend(noisy_weight=float("nan"))
     with pytest.raises(TypeError, match="tower must be a NoisyTower, got str 'emoji'"):
         Blend("emoji")
