@@ -35,7 +35,8 @@ class Method:
         use_prompt: False to give the pipeline the empty text.
         eta: of DDIM; 0 draws no noise on the way.
         best_of: candidates, of which the guide keeps the one that it likes best.
-        scale, mode, options: of ``CLIPGuidance``; scale 0 is none.
+        scale, mode, options: of ``CLIPGuidance``; scale 0 is none. ``noisy_too`` in the options is the scale of a second
+            guidance, in mode "noisy", around the first.
         times: how often each step between 0.3 and 0.6 of them is taken (time travel).
     """
 
@@ -124,15 +125,17 @@ class Drawer:
         return {"images": images, "guide": self._cosine(images, prompts)}, meter.cost
 
     def _run(self, method: Method, prompts: list[str], start: int, candidate: int) -> Tensor:
-        guidance = None
+        guidances = []
         if method.scale:
             how = {"mode": method.mode, "decoding": None, **method.options}  # in full, as it is in any case
-            guidance = cg.CLIPGuidance(self.clip, prompts, scale=method.scale, **how)
+            if noisy_too := how.pop("noisy_too", 0.0):
+                guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=noisy_too, mode="noisy", damping=0.0))
+            guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=method.scale, **how))
         seeds = [self.seed + start + i + 1_000_003 * candidate for i in range(len(prompts))]
         with contextlib.ExitStack() as stack:
             if method.times > 1:
                 stack.enter_context(recurrent(self.pipe.scheduler, method.times, (0.3, 0.6)))
-            if guidance is not None:
+            for guidance in guidances:
                 stack.enter_context(guidance.attach(self.pipe))
             images = self.pipe(
                 prompts if method.use_prompt else [""] * len(prompts),
