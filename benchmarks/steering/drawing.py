@@ -35,8 +35,8 @@ class Method:
         use_prompt: False to give the pipeline the empty text.
         eta: of DDIM; 0 draws no noise on the way.
         best_of: candidates, of which the guide keeps the one that it likes best.
-        scale, mode, options: of ``CLIPGuidance``; scale 0 is none. ``noisy_too`` in the options is the scale of a second
-            guidance, in mode "noisy", around the first.
+        scale, mode, options: of ``CLIPGuidance``; scale 0 is none. The option ``noisy_too`` is the scale of a
+            second guidance, in mode "noisy", around the first.
         times: how often each step between 0.3 and 0.6 of them is taken (time travel).
     """
 
