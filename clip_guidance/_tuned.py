@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from clip_guidance._files import read_json, write_atomically
 
 TABLE = Path(__file__).parent / "models" / "tuned.json"
 NAMED_MODES = ("x0", "exact", "noisy", "blend")  # a table holds no code
+TOWER_MODES = ("noisy", "blend")  # those that read the noisy sample by a tower of the CLIP's
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ class TunedPair:
 
     Example:
         >>> from clip_guidance._tuned import packaged_pairs
-        >>> (pair,) = packaged_pairs()
-        >>> pair.pipeline.name, pair.clip.name, pair.options["scale"]
-        ('emoji', 'emoji', 10.0)
+        >>> pair = packaged_pairs()[0]
+        >>> pair.pipeline.name, pair.clip.name, pair.options["scale"], pair.options["mode"]
+        ('emoji', 'emoji', 10.0, 'blend')
     """
 
     pipeline: KnownModel
@@ -165,14 +166,42 @@ def load_tuned(path: str | os.PathLike[str]) -> TunedPair:
 
 @cache
 def packaged_pairs() -> tuple[TunedPair, ...]:
-    """Read the packaged table."""
+    """Read the packaged table; the first of a pipeline and a CLIP is the best, the others are for other modes."""
     return tuple(map(TunedPair.from_record, read_json(TABLE)["pairs"]))
 
 
-def named_defaults(pipeline: str, clip: str) -> GuidanceDefaults | None:
-    """Find a packaged pair by its names; None where it is not in the table."""
+def named_defaults(
+    pipeline: str, clip: str, mode: str | None = None, has_tower: bool = True
+) -> GuidanceDefaults | None:
+    """Find what :func:`choose_defaults` finds of a packaged pair by its names; None where it is not in the table.
+
+    Args:
+        pipeline: Name of the pipeline.
+        clip: Name of the CLIP.
+        mode: The mode that is asked for.
+        has_tower: Whether what is steered to can be told to a tower of the CLIP's.
+    """
     names = (pipeline, clip)
-    return next((each.defaults for each in packaged_pairs() if (each.pipeline.name, each.clip.name) == names), None)
+    measured = [each.defaults for each in packaged_pairs() if (each.pipeline.name, each.clip.name) == names]
+    return choose_defaults(measured, mode, lambda name: has_tower or name not in TOWER_MODES)
+
+
+def choose_defaults(
+    measured: Iterable[GuidanceDefaults], mode: str | None, serves: Callable[[str], bool]
+) -> GuidanceDefaults | None:
+    """Choose among what was measured of one pipeline and one CLIP.
+
+    Args:
+        measured: The best first.
+        mode: The mode that is asked for; None for none.
+        serves: Tells of a mode's name whether it can steer here.
+
+    Returns:
+        What was measured with the mode that is asked for, else the first with a mode that can steer; None for nothing.
+    """
+    known = list(measured)
+    asked = [each for each in known if each.mode == mode]
+    return next((each for each in asked or known if asked or serves(each.mode)), None)
 
 
 def _entries(what: str, found: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:

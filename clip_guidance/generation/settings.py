@@ -179,7 +179,8 @@ class GenerateSettings:
 
         The scale of a pair that is in no table stays None, without rewards: it is calibrated as the image is drawn.
         """
-        own = named_defaults(self.model, self.clip or self.model)
+        has_tower = not self.regions and not self.rewards  # a tower knows CLIP's whole image alone
+        own = named_defaults(self.model, self.clip or self.model, self.mode, has_tower)
         if own is None:
             beside_rewards = 0.0 if self.clip is None else 1.0  # their weights are relative to it
             own = GuidanceDefaults(scale=beside_rewards if self.rewards else None)

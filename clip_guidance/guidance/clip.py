@@ -223,7 +223,9 @@ class CLIPGuidance(Guidance):
     def defaults_for(self, pipe: Any) -> GuidanceDefaults:
         """Return what stands on ``pipe`` for the options that are None; it is looked up where there are any."""
         open_ = None in (self.scale, self.mode, self.damping) or (self.start is None and self.stop is None)
-        return find_defaults(pipe, self.clip) if open_ and self._is_tilt else super().defaults_for(pipe)
+        if not open_ or not self._is_tilt:
+            return super().defaults_for(pipe)
+        return find_defaults(pipe, self.reward, self.mode if isinstance(self.mode, str) else None)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -4,21 +4,46 @@ from typing import Any
 
 from torch import nn
 
-from clip_guidance._tuned import GuidanceDefaults, KnownModel, TunedPair, packaged_pairs
+from clip_guidance._tuned import GuidanceDefaults, KnownModel, TunedPair, choose_defaults, packaged_pairs
 from clip_guidance.clip import DualEncoder
 from clip_guidance.clip.fingerprint import digest
+from clip_guidance.clip.hub import ModelError
+from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.guidance.engine.host import resolve
+from clip_guidance.guidance.modes.named import MODES
+from clip_guidance.guidance.modes.noisy import Noisy
 
 
-def find_defaults(pipe: Any, clip: DualEncoder) -> GuidanceDefaults:
+def find_defaults(pipe: Any, reward: CLIPReward, mode: str | None = None) -> GuidanceDefaults:
     """Find what suits a pipeline and a CLIP in the packaged table; else the calibrated default.
 
     The CLIP's weights are read only where the table has the pipeline.
+
+    Args:
+        pipe: The pipeline.
+        reward: The CLIP, and what it steers to.
+        mode: The mode that is asked for; None for the best that can steer to this.
     """
     pipeline = pipeline_fingerprint(pipe)
     known = [pair for pair in packaged_pairs() if pair.pipeline.fingerprint == pipeline]
-    own = clip.fingerprint() if known else ""
-    return next((pair.defaults for pair in known if pair.clip.fingerprint == own), GuidanceDefaults())
+    own = reward.clip.fingerprint() if known else ""
+    measured = [pair.defaults for pair in known if pair.clip.fingerprint == own]
+    return choose_defaults(measured, mode, lambda name: _serves(name, pipe, reward)) or GuidanceDefaults()
+
+
+def _serves(name: str, pipe: Any, reward: CLIPReward) -> bool:
+    """Tell whether a mode can steer this pipeline to this: a region, or an autoencoder of other latents, has no tower.
+
+    What refuses a mode that is asked for lets one that nobody asked for give way to the next.
+    """
+    mode = MODES[name]
+    if not isinstance(mode, Noisy):
+        return True
+    try:
+        mode.fitted(pipe, reward)
+    except (ValueError, ModelError):
+        return False
+    return True
 
 
 def known_models(pipe: Any, clip: DualEncoder) -> tuple[KnownModel, KnownModel]:

@@ -11,13 +11,14 @@ from helpers.empty_images import spoil
 from helpers.factories import save_tiny_clip, save_tiny_pipeline
 from PIL import Image
 
-from clip_guidance._tuned import named_defaults
+from clip_guidance._tuned import GuidanceDefaults, named_defaults
 from clip_guidance.clip import CLIP, hub
 from clip_guidance.generation import generator
+from clip_guidance.generation import settings as generation_settings
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator, generate
 from clip_guidance.generation.image import FailedImageError, check_image
-from clip_guidance.generation.settings import GenerateSettings, read_settings
+from clip_guidance.generation.settings import GenerateSettings, WeightedReward, read_settings
 from clip_guidance.generation.targets import ImageFile, PlacedTarget
 from clip_guidance.guidance import CLIPGuidance, Region
 from clip_guidance.images.metadata import read_record
@@ -173,9 +174,10 @@ def test_a_packaged_pipeline_brings_its_guide_and_its_judge(settings, judge, tmp
     load = generator.load_pipeline
     folders = {"emoji": settings.model}
     monkeypatch.setattr(generator, "load_pipeline", lambda name, device: load(folders.get(name, name), device))
+    tuned = GuidanceDefaults(7.0, "exact", 0.25, 0.0, 0.75)
+    monkeypatch.setattr(generation_settings, "named_defaults", lambda *_: tuned)
     (packaged,) = draw(GenerateSettings("a red apple", steps=2))
-    tuned = dataclasses.asdict(named_defaults("emoji", "emoji"))
-    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **tuned)
+    named = dataclasses.replace(settings, judge=judge, steps=2, cutouts=1, **dataclasses.asdict(tuned))
     assert pixels(packaged) == pixels(draw(named)[0])
     assert [score["model"] for score in packaged.scores] == ["emoji", "emoji-judge"]
     assert [score["guided"] for score in packaged.scores] == [True, False]
@@ -188,10 +190,15 @@ def test_what_suits_the_models_is_taken_unless_given():
         return {name: getattr(found, name) for name in ("scale", "mode", "damping", "start", "stop")}
 
     tuned = dataclasses.asdict(named_defaults("emoji", "emoji"))
-    assert tuned == {"scale": 10.0, "mode": "x0", "damping": 0.0, "start": 0.0, "stop": 1.0}
+    assert tuned == {"scale": 10.0, "mode": "blend", "damping": 0.0, "start": 0.0, "stop": 1.0}
     assert resolved() == resolved(clip="emoji") == tuned
     assert resolved(scale=3.0, start=0.5) == tuned | {"scale": 3.0, "start": 0.5}
     assert resolved(scale=0.0)["scale"] == 0  # off is given too
+    without_tower = tuned | {"mode": "x0", "damping": 0.1}
+    assert resolved(mode="x0") == without_tower  # of each mode its own
+    assert resolved(mode="noisy") == tuned | {"mode": "noisy", "scale": 5.0}
+    assert resolved(regions=(PlacedTarget("a cat", (0.0, 0.0, 0.5, 1.0)),)) == without_tower
+    assert resolved(rewards=(WeightedReward("pickscore"),)) == without_tower
     general = {"scale": None, "mode": "x0", "damping": 0.0, "start": 0.0, "stop": 1.0}
     assert resolved(model="another") == resolved(clip="another") == general
 

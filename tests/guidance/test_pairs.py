@@ -44,13 +44,28 @@ def drawn(pipe, guidance, **how):
 
 @pytest.mark.slow
 def test_the_packaged_pair_is_known_by_its_weights():
-    (packaged,) = packaged_pairs()
+    packaged = packaged_pairs()[0]
     pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
-    pairs.check_pair(packaged, pipe, clip)
-    assert pairs.find_defaults(pipe, clip) == packaged.defaults
-    assert packaged.defaults.scale == 10.0
+    for pair in packaged_pairs():
+        pairs.check_pair(pair, pipe, clip)
+        assert CLIPGuidance(clip, "a cat", mode=pair.defaults.mode).defaults_for(pipe) == pair.defaults
+    assert CLIPGuidance(clip, "a cat").defaults_for(pipe) == packaged.defaults
+    assert (packaged.defaults.scale, packaged.defaults.mode) == (10.0, "blend")
     with pytest.raises(ValueError, match="tuned for the CLIP 'emoji' .*, got 'emoji-judge' .*: tune this pair"):
         pairs.check_pair(packaged, pipe, cg.CLIP.from_pretrained("emoji-judge"))
+
+
+@pytest.mark.slow
+def test_where_the_tower_cannot_say_anything_the_packaged_default_does_without():
+    pipe, clip = cg.load_pipeline("emoji"), cg.CLIP.from_pretrained("emoji")
+    (without,) = (pair.defaults for pair in packaged_pairs() if pair.defaults.mode == "x0")
+    region = cg.Region("a dog", (0.0, 0.0, 0.5, 1.0))
+    assert CLIPGuidance(clip, region).defaults_for(pipe) == without
+    for weight in pipe.vae.encoder.parameters():  # of the same shapes, so that the table knows the pipeline
+        weight.data.zero_()
+    assert CLIPGuidance(clip, "a cat").defaults_for(pipe) == without
+    with pytest.raises(ValueError, match="the tower was trained on the latents of another autoencoder"):
+        CLIPGuidance(clip, "a cat", mode="blend").attach(pipe)
 
 
 def test_a_pipeline_is_known_whatever_its_weights_and_its_scheduler(tiny_pipeline):

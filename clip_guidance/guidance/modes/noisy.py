@@ -107,19 +107,20 @@ class Noisy:
         return capped(factor * gradient, limit).shift
 
 
-def latents_of(vae: Any, images: Tensor) -> Tensor:
+def latents_of(vae: Any, images: Tensor, device: torch.device | None = None) -> Tensor:
     """Encode images (B, 3, H, W) in [-1, 1] to the latents (B, C, h, w) that a pipeline's scheduler sees, in float32.
 
-    They are the most likely ones, without the encoder's noise.
+    They are the most likely ones, without the encoder's noise. An autoencoder that is offloaded computes on another
+    device than its weights wait on: ``device``.
     """
     with torch.no_grad():
-        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        latents = vae.encode(images.to(device or vae.device, vae.dtype)).latent_dist.mode().float()
     return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
 
-def latent_probe(vae: Any) -> Tensor:
+def latent_probe(vae: Any, device: torch.device | None = None) -> Tensor:
     """Return what an autoencoder makes of a known image, (C, 8, 8): it tells latent spaces apart."""
-    return F.adaptive_avg_pool2d(latents_of(vae, probe_image()[None]), 8)[0]
+    return F.adaptive_avg_pool2d(latents_of(vae, probe_image()[None], device), 8)[0]
 
 
 def _tower_of(clip: Any, mode: str) -> NoisyTower:
@@ -141,7 +142,8 @@ def _check_latents(tower: NoisyTower, pipe: Any, mode: str) -> None:
     if channels != tower.config["latent_channels"]:
         expected = tower.config["latent_channels"]
         raise ValueError(f"mode {mode!r}: the tower reads latents of {expected} channels, {name} has {channels}")
-    if not _alike(latent_probe(vae).to(tower.latent_probe), tower.latent_probe):
+    probe = latent_probe(vae, getattr(pipe, "_execution_device", None))
+    if not _alike(probe.to(tower.latent_probe), tower.latent_probe):
         raise ValueError(f"mode {mode!r}: the tower was trained on the latents of another autoencoder than {name}'s")
 
 

@@ -10,8 +10,10 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import ModuleGroup
 from helpers.factories import generate, make_clip, make_pipeline
 from helpers.minimal_pipeline import exact_first
+from helpers.noisy_towers import make_tower
 
 from clip_guidance.guidance import CLIPGuidance, Decoding, Guidance
+from clip_guidance.guidance.modes.noisy import Noisy
 
 CPU = torch.device("cpu")
 CLIP = make_clip()
@@ -83,6 +85,14 @@ def test_layers_whose_weights_come_one_by_one_steer_as_others(mode):
     assert all(weight.is_meta for weight in pipe.unet.parameters())
     check(pipe, mode)
     assert all(weight.is_meta for weight in pipe.unet.parameters())
+
+
+def test_a_tower_is_checked_against_an_autoencoder_whose_weights_come_one_by_one():
+    mode = Noisy(make_tower(make_pipeline().vae))
+    pipe = make_pipeline()
+    for name in ("unet", "vae"):
+        cpu_offload(getattr(pipe, name), CPU)
+    check(pipe, mode)
 
 
 # ---------------------------------------------------------------- groups of layers
