@@ -38,7 +38,9 @@ CHOSEN: dict[str, Sequence[Any]] = {
     "universal": (5.0,),
     "TFG": ((0.25, 0.25),),
 }
-PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"  # the two of the README's figure
+PLAIN, DEFAULT = "CFG, 3", f"{OURS}, scale 10"
+FREE = "without text: "
+BOTH = f"{FREE}{OURS}, both, scales 10 and 20"  # two guidances, one in the other
 # what the default does with more seconds, from cheap to dear: the papers' methods are compared with what costs as much
 BUDGET = (DEFAULT, f"{OURS}, 14 steps, scale 10", f"{OURS}, best of 2, scale 10", f"{OURS}, best of 3, scale 10")
 
@@ -134,7 +136,7 @@ def papers(strengths: dict[str, Sequence[Any]] | None = None) -> list[Method]:
 def text_free() -> list[Method]:
     """Return methods without text: the guide is the only text signal."""
     only = dict(use_prompt=False, guidance_scale=1.0)
-    free = "without text: "
+    free = FREE
     both = Method(f"{OURS}, both", "", scale=10.0, eta=1.0, options={**DAMPED, "noisy_too": 20.0}, **only)
     blend = Method(f"{OURS}, blend", "scale 20, weight 2", scale=20.0, mode=Blend(noisy_weight=2.0), eta=1.0, **only)
     x0 = Method(f"{OURS}, x0", "scale 10", scale=10.0, options=TUNED, **only)
@@ -158,7 +160,7 @@ def text_free() -> list[Method]:
 
 def noisy() -> list[Method]:
     """Return the modes that read the noisy sample, with text and without: see tuning/noisy.md."""
-    free, only = "without text: ", dict(use_prompt=False, guidance_scale=1.0, eta=1.0)
+    free, only = FREE, dict(use_prompt=False, guidance_scale=1.0, eta=1.0)
 
     def blend(scale: float, weight: float, damping: float) -> Method:
         name = f"scale {scale:g}, weight {weight:g}" + (f", damping {damping:g}" if damping else "")

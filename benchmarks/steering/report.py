@@ -11,7 +11,7 @@ from typing import Any
 from drawing import Cell, Method
 from judging import Judgement, mean_interval
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from clip_guidance.metrics.statistics import Interval
@@ -161,41 +161,6 @@ def contact_sheet(cell: Cell, columns: int = 20, rows: int = 5) -> Image.Image:
     for i, image in enumerate(images):
         sheet.paste(Image.fromarray(image), (i % columns * width, i // columns * height))
     return sheet
-
-
-def side_by_side(prompts: Sequence[str], rows: Sequence[tuple[Result, Cell]], columns: int = 8) -> Image.Image:
-    """Show the first prompts of a set as the methods of ``rows`` draw them from the same noise.
-
-    A green frame: the judge prefers the prompt to the other texts.
-    """
-    cell, caption, left, gap = 88, 16, 104, 14
-    bands = -(-len(prompts) // columns)
-    height = len(rows) * cell + caption
-    sheet = Image.new("RGB", (left + columns * cell, bands * (height + gap) - gap), "white")
-    text = ImageDraw.Draw(sheet)
-    for band in range(bands):
-        top = band * (height + gap)
-        for line, (result, drawn) in enumerate(rows):
-            y = top + line * cell
-            text.multiline_text((2, y + 32), result.title.replace(", ", "\n"), "black")
-            for column in range(min(columns, len(prompts) - band * columns)):
-                i, x = band * columns + column, left + column * cell
-                colour = "#2a9d3a" if result.judgement.right[i] else "#dddddd"
-                text.rectangle((x + 1, y + 1, x + cell - 3, y + cell - 3), outline=colour, width=3)
-                image = Image.fromarray(drawn.images[i].permute(1, 2, 0).numpy())
-                sheet.paste(image.resize((cell - 12, cell - 12), Image.Resampling.LANCZOS), (x + 5, y + 5))
-                if line == 0:
-                    name = prompts[i].removeprefix("a ").replace(" picture of a ", ": ")
-                    text.text((x + 2, top + len(rows) * cell + 2), shortened(name, cell - 4), "black")
-    return sheet
-
-
-def shortened(words: str, width: int) -> str:
-    """Shorten ``words`` to what fits into ``width`` pixels of the small font."""
-    font = ImageFont.load_default()
-    while words and font.getlength(words) > width:
-        words = words[:-1]
-    return words
 
 
 def to_json(result: Result) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from drawing import Cell, Drawer, Method, load_cell
 from judging import COPY_RADIUS, Judge
-from methods import BUDGET, DEFAULT, PLAIN, TABLES
+from methods import BUDGET, TABLES
 from prompt_sets import REPORT_SETS, Item, prompt_set
-from report import Result, contact_sheet, side_by_side, write
+from report import Result, contact_sheet, write
 from rich.console import Console
 from rich.progress import Progress
 
@@ -36,8 +36,6 @@ from clip_guidance.training.settings import parse_settings
 
 sys.path.append(str(Path(__file__).parents[1]))
 from _cost_meters import step_peak_bytes
-
-FIGURE = 16  # prompts in the README's figure: the first ones
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,6 @@ def main(settings: Settings) -> None:
     if settings.table and settings.table not in TABLES:
         raise SystemExit(f"--table: expected one of {', '.join(TABLES)}, got {settings.table!r}")
     results: dict[str, list[Result]] = {}
-    shown: dict[str, tuple[Result, Cell]] = {}  # of the README's figure
     for name in settings.sets:
         items = program.items(name)
         table = TABLES[settings.table or ("main" if name == "held-out" else "short")]
@@ -158,11 +155,6 @@ def main(settings: Settings) -> None:
             cell = program.draw(method, items, f"{name}: {method.title}")
             if cell is not None and program.judge is not None:
                 results[name].append(program.result(method, cell, items))
-                if name == "held-out" and method.title in (PLAIN, DEFAULT):
-                    shown[method.title] = (results[name][-1], cell)
-                    if len(shown) == 2:
-                        prompts = [item.prompt for item in items[:FIGURE]]
-                        side_by_side(prompts, [shown[PLAIN], shown[DEFAULT]]).save(output / "figure.png")
                 (output / "sheets").mkdir(exist_ok=True)
                 contact_sheet(cell).save(output / "sheets" / f"{name}-{i:02d}.png")
                 write(results, preamble(settings, program.judge), BUDGET, output)

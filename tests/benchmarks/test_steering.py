@@ -167,12 +167,9 @@ def test_the_program_runs_and_goes_on(root, shared_data, tmp_path):
     options += ["--output", tmp_path / "out", "--work", tmp_path / "work", "--count", 8, "--batch_size", 4]
     options += ["--candidates", 5, "--only", "CFG, 3", "CLIP guidance, scale 10"]
     command = [sys.executable, str(root / "benchmarks" / "steering" / "run.py"), *map(str, options)]
-    figures = []
     for sets in (["held-out"], ["held-out", "keywords"]):
         done = subprocess.run([*command, "--sets", *sets], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        figures.append((tmp_path / "out" / "figure.png").read_bytes())
-    assert figures[0] == figures[1]  # the held-out prompts, whatever comes after them
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     titles = ["CFG, 3", "CLIP guidance, scale 10"]
     assert [row["title"] for row in report["held-out"]] == ["real images", *titles]
@@ -196,22 +193,21 @@ def agreement_leaves_out_what_is_not_whole(root, tmp_path, options):
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| real images", "| CFG, 3"]
 
 
-def test_the_figure_shows_the_first_prompts_and_what_the_judge_says():
+def test_the_figure_shows_what_was_drawn_and_what_the_judge_says():
     import numpy as np
-    from drawing import Cell, Method
-    from report import Result, side_by_side
-
-    class Said:
-        right = torch.tensor([True, False, True])
+    from figure import Line, band, below, first_wrong
 
     colours = torch.tensor([[200, 0, 0], [0, 0, 200]], dtype=torch.uint8)
-    cells = [Cell(colour[None, :, None, None].expand(3, 3, 8, 8), torch.zeros(3), {}) for colour in colours]
-    rows = [(Result(Method(f"m{i}", ""), Said(), {}), cell) for i, cell in enumerate(cells)]
-    sheet = np.asarray(side_by_side(["a noto picture of a cat", "a dog", "a bus"], rows, columns=2))
+    images = [colour[None, :, None, None].expand(4, 3, 8, 8) for colour in colours]
+    lines = [Line(f"m{i}", each, torch.tensor([1.0, 0.0, 1.0, 0.0])) for i, each in enumerate(images)]
+    assert first_wrong(lines[0].right, 1) == [1] and first_wrong(lines[0].right, 3) == [1, 3]
+    sheet = np.asarray(band(["a noto picture of a cat", "a dog"], [line.of([2, 3]) for line in lines]))
     for colour in colours.tolist():
-        assert (sheet == colour).all(2).sum() == 3 * (88 - 12) ** 2  # every image of every method, once
+        assert (sheet == colour).all(2).sum() == 2 * (88 - 12) ** 2  # every image of every method, once
     green = (sheet == (0x2A, 0x9D, 0x3A)).all(2)
     assert green[:, 104 : 104 + 88].any() and not green[:, 104 + 88 :].any()  # the second one is wrong
+    both = np.asarray(below(*[band(["a dog"], [line.of([i])]) for i, line in enumerate(lines)]))
+    assert all((both == colour).all(2).sum() == (88 - 12) ** 2 for colour in colours.tolist())
 
 
 def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
