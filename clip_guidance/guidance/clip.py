@@ -67,8 +67,8 @@ class CLIPGuidance(Guidance):
             where such a tower belongs to the CLIP, or a published method with its parameters, one of
             :mod:`clip_guidance.guidance.methods`: ``DPS(zeta=0.5)``, ``LGDMC``, ``FreeDoM``, ``MPGD``,
             ``UniversalGuidance``, ``TFG``; a ``scale`` of 1 is then the paper's own update. Or ``Tilt(2)``, "x0" in
-            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`. None, the default, for the best that
-            was measured for the pipeline and the CLIP and can steer to the target, else "x0".
+            two steps, or any other :class:`~clip_guidance.guidance.modes.base.Mode`. None, the default, for the best
+            that was measured for the pipeline and the CLIP and can steer to the target, else "x0".
         start: Fraction of the run's steps before which guidance rests, in [0, 1). None, the default, for 0 or, where
             ``stop`` is None too, for what was measured.
         stop: Fraction of the run's steps from which on guidance rests, in (0, 1]. None, the default, for 1 or, where

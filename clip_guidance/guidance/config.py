@@ -18,7 +18,11 @@ from clip_guidance.guidance.checks import as_number, as_weight, shown
 from clip_guidance.guidance.cutouts import Cutouts
 from clip_guidance.guidance.decoding import Decoding
 from clip_guidance.guidance.modes import Mode
+from clip_guidance.guidance.modes.blend import Blend
+from clip_guidance.guidance.modes.noisy import FOLDER, Noisy
 from clip_guidance.guidance.regions import Region
+
+_MODES = (*methods.METHODS, Noisy, Blend)  # those with parameters, which a config holds
 
 
 def cutouts_to_config(cutouts: Cutouts) -> dict[str, Any]:
@@ -92,18 +96,23 @@ def decoding_from_config(config: dict[str, Any] | str | None) -> Decoding | str 
 
 
 def mode_to_config(mode: str | Mode | None) -> str | dict[str, Any] | None:
-    """Return the mode's name, None as it is, or a method's parameters with the name of its class.
+    """Return the mode's name, None as it is, or a mode's parameters with the name of its class.
 
     Raises:
-        TypeError: The mode's class would not be found again.
+        TypeError: The mode's class would not be found again, or it holds a tower.
     """
     if isinstance(mode, str | None):
         return mode
     name = type(mode).__name__
-    if type(mode) not in methods.METHODS:
+    if type(mode) not in _MODES:
         raise TypeError(
-            f"{name}, the mode, cannot be saved: expected the name of a mode or a class of "
-            f"clip_guidance.guidance.methods, {', '.join(each.__name__ for each in methods.METHODS)}"
+            f"{name}, the mode, cannot be saved: expected the name of a mode or one of the classes "
+            f"{', '.join(each.__name__ for each in _MODES)}"
+        )
+    if getattr(mode, "tower", None) is not None:
+        raise TypeError(
+            f"a config does not hold weights, as the tower of mode {name} has: save the tower in the folder "
+            f"{FOLDER!r} of the CLIP's, where {name}() finds it"
         )
     return {"_class_name": name, **vars(mode)}
 
@@ -112,11 +121,11 @@ def mode_from_config(config: str | Mode | dict[str, Any] | None) -> str | Mode |
     """Make a mode from what :func:`mode_to_config` returned.
 
     Raises:
-        ValueError: The config names no method of ``clip_guidance.guidance.methods``.
+        ValueError: The config names no class of this package.
     """
     if not isinstance(config, dict):
         return config
-    found = {each.__name__: each for each in methods.METHODS}
+    found = {each.__name__: each for each in _MODES}
     name = config.get("_class_name")
     if name not in found:
         raise ValueError(f"the mode was {name}; expected one of {', '.join(found)}")

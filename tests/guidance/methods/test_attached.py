@@ -161,7 +161,7 @@ def test_a_mode_that_would_not_be_found_again_is_not_saved():
     class Own(FreeDoM):
         pass
 
-    with pytest.raises(TypeError, match="Own, the mode, cannot be saved: expected the name of a mode or a class of"):
+    with pytest.raises(TypeError, match="Own, the mode, cannot be saved: expected the name of a mode or one of "):
         mode_to_config(Own())
     with pytest.raises(ValueError, match="the mode was Own; expected one of DPS, LGDMC, FreeDoM"):
         mode_from_config({"_class_name": "Own", "rho": 0.2})

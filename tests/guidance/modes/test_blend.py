@@ -1,5 +1,6 @@
 """Mode "blend": exact on the Gaussian oracle, the tower's shift and CLIP's by the share of noise, and its refusals."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.scheduler_matrix import FEW, ONE_EACH, matrix
 import clip_guidance as cg
 from clip_guidance.guidance import CLIPGuidance, Guidance, Region
 from clip_guidance.guidance.adapters.noise_level import NoiseLevel
+from clip_guidance.guidance.config import mode_from_config, mode_to_config
 from clip_guidance.guidance.modes import StepState
 from clip_guidance.guidance.modes.blend import Blend
 from clip_guidance.guidance.modes.noisy import Noisy
@@ -90,3 +92,10 @@ def test_what_it_cannot_steer_by_is_refused(tiny_pipeline):
         Blend(noisy_weight=float("nan"))
     with pytest.raises(TypeError, match="tower must be a NoisyTower, got str 'emoji'"):
         Blend("emoji")
+
+
+def test_a_config_holds_its_weight_and_no_tower(tiny_pipeline):
+    for mode in (Blend(noisy_weight=2.0), Noisy()):
+        assert mode_from_config(json.loads(json.dumps(mode_to_config(mode)))) == mode
+    with pytest.raises(TypeError, match="does not hold weights, as the tower of mode Blend has: save .*'noisy'"):
+        mode_to_config(Blend(make_tower(tiny_pipeline().vae)))
