@@ -55,7 +55,7 @@ def first_wrong(right: Tensor, count: int) -> list[int]:
 
 def band(prompts: Sequence[str], lines: Sequence[Line]) -> Image.Image:
     """Show prompts as several methods draw them from the same noise, one below the other."""
-    cell, caption, left = 88, 16, 104
+    cell, caption, left = 88, 28, 104
     sheet = Image.new("RGB", (left + len(prompts) * cell, len(lines) * cell + caption), "white")
     text = ImageDraw.Draw(sheet)
     for place, line in enumerate(lines):
@@ -68,8 +68,9 @@ def band(prompts: Sequence[str], lines: Sequence[Line]) -> Image.Image:
             shown = Image.fromarray(image.permute(1, 2, 0).numpy())
             sheet.paste(shown.resize((cell - 12, cell - 12), Image.Resampling.LANCZOS), (x + 5, y + 5))
     for column, prompt in enumerate(prompts):
-        name = prompt.removeprefix("a ").replace(" picture of a ", ": ")
-        text.text((left + column * cell + 2, len(lines) * cell + 2), shortened(name, cell - 4), "black")
+        style, _, name = prompt.removeprefix("a ").rpartition(" picture of a ")
+        words = "\n".join(shortened(each, cell - 6) for each in (name, style))
+        text.multiline_text((left + column * cell + 2, len(lines) * cell + 1), words, "black", spacing=1)
     return sheet
 
 
