@@ -80,7 +80,8 @@ class Drawer:
             part = slice(first, first + size)
             seeds = range(self.settings.seed + first, self.settings.seed + first + len(prompts[part]))
             target = list(targets[part]) if targets else "nothing"
-            with cg.CLIPGuidance(self.clip, target, scale=scale, cutouts=cutouts).attach(self.pipe):
+            options = {"scale": scale, "cutouts": cutouts, "mode": "x0", "damping": 0.0}
+            with cg.CLIPGuidance(self.clip, target, **options).attach(self.pipe):
                 images.append(
                     self.pipe(
                         list(prompts[part]),

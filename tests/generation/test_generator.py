@@ -194,7 +194,7 @@ def test_what_suits_the_models_is_taken_unless_given():
     assert resolved() == resolved(clip="emoji") == tuned
     assert resolved(scale=3.0, start=0.5) == tuned | {"scale": 3.0, "start": 0.5}
     assert resolved(scale=0.0)["scale"] == 0  # off is given too
-    without_tower = tuned | {"mode": "x0", "damping": 0.1}
+    without_tower = tuned | {"mode": "x0"}
     assert resolved(mode="x0") == without_tower  # of each mode its own
     assert resolved(mode="noisy") == tuned | {"mode": "noisy", "scale": 5.0}
     assert resolved(regions=(PlacedTarget("a cat", (0.0, 0.0, 0.5, 1.0)),)) == without_tower
