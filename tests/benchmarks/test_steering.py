@@ -210,6 +210,14 @@ def test_the_figure_shows_what_was_drawn_and_what_the_judge_says():
     assert all((both == colour).all(2).sum() == (88 - 12) ** 2 for colour in colours.tolist())
 
 
+def test_a_split_keeps_its_share_and_depends_on_its_seed():
+    from split import chosen
+
+    kept = chosen(90, 2 / 3, 11)
+    assert kept == chosen(90, 2 / 3, 11) == sorted(set(kept)) and len(kept) == 60 and set(kept) < set(range(90))
+    assert kept != chosen(90, 2 / 3, 12)
+
+
 def test_a_method_is_compared_with_what_costs_as_much_and_was_named_before():
     """Not with the best of ours: "best of 2" is right more often, and dearer than what is compared."""
     from drawing import Method
