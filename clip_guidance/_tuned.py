@@ -199,9 +199,8 @@ def choose_defaults(
     Returns:
         What was measured with the mode that is asked for, else the first with a mode that can steer; None for nothing.
     """
-    known = list(measured)
-    asked = [each for each in known if each.mode == mode]
-    return next((each for each in asked or known if asked or serves(each.mode)), None)
+    by_mode = {each.mode: each for each in measured}
+    return by_mode.get(mode or "") or next((each for name, each in by_mode.items() if serves(name)), None)
 
 
 def _entries(what: str, found: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -136,25 +136,27 @@ def papers(strengths: dict[str, Sequence[Any]] | None = None) -> list[Method]:
 def text_free() -> list[Method]:
     """Return methods without text: the guide is the only text signal."""
     only = dict(use_prompt=False, guidance_scale=1.0)
-    free = FREE
     both = Method(f"{OURS}, both", "", scale=10.0, eta=1.0, options={**DAMPED, "noisy_too": 20.0}, **only)
-    blend = Method(f"{OURS}, blend", "scale 20, weight 2", scale=20.0, mode=Blend(noisy_weight=2.0), eta=1.0, **only)
+    blend = Method(
+        f"{OURS}, blend", "scale 20, weight 2", scale=20.0, mode=Blend(noisy_weight=2.0), eta=1.0,
+        options={**TUNED, "damping": 0.05}, **only,
+    )  # fmt: skip
     x0 = Method(f"{OURS}, x0", "scale 10", scale=10.0, options=TUNED, **only)
     noisy = Method(f"{OURS}, noisy", "scale 15, η 1", scale=15.0, mode="noisy", eta=1.0, options=TUNED, **only)
     ours = [
         x0,
         replace(x0, name="scale 10, η 1", eta=1.0),  # the papers' sampler
         noisy,
-        replace(blend, options={**TUNED, "damping": 0.05}),
+        blend,
         replace(both, name="scales 10 and 20"),
         replace(both, name="20 steps", steps=20),
         *(replace(both, name=f"best of {n}", best_of=n) for n in (2, 4)),
     ]
     return [
         Method("no text", "", **only),
-        Method(f"{free}best of N", "8", best_of=8, **only),
-        *(replace(method, family=free + method.family) for method in ours),
-        *(replace(method, family=free + method.family, **only) for method in papers()),
+        Method(f"{FREE}best of N", "8", best_of=8, **only),
+        *(replace(method, family=FREE + method.family) for method in ours),
+        *(replace(method, family=FREE + method.family, **only) for method in papers()),
     ]
 
 
