@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import clip_guidance as cg
+from clip_guidance.guidance.clip_reward import CLIPReward
 from clip_guidance.guidance.methods import recurrent
 
 
@@ -36,7 +37,8 @@ class Method:
         eta: of DDIM; 0 draws no noise on the way.
         best_of: candidates, of which the guide keeps the one that it likes best.
         scale, mode, options: of ``CLIPGuidance``; scale 0 is none. The option ``noisy_too`` is the scale of a
-            second guidance, in mode "noisy", around the first.
+            second guidance, in mode "noisy", around the first. The option ``ascent`` is no guidance's: what
+            ``optimize_noise`` is called with, whose noise is drawn from then.
         times: how often each step between 0.3 and 0.6 of them is taken (time travel).
     """
 
@@ -132,6 +134,8 @@ class Drawer:
                 guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=noisy_too, mode="noisy", damping=0.0))
             guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=method.scale, **how))
         seeds = [self.seed + start + i + 1_000_003 * candidate for i in range(len(prompts))]
+        if "ascent" in method.options:
+            return self._ascend(method, prompts, seeds)
         with contextlib.ExitStack() as stack:
             if method.times > 1:
                 stack.enter_context(recurrent(self.pipe.scheduler, method.times, (0.3, 0.6)))
@@ -146,6 +150,15 @@ class Drawer:
                 output_type="pt",
             ).images
         return (images.cpu().float() * 255).round().to(torch.uint8)
+
+    def _ascend(self, method: Method, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Draw from the best noise that gradient ascent finds, beginning with the noise of the other methods."""
+        side, channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
+        noise = [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        call = {"num_inference_steps": method.steps, "guidance_scale": method.guidance_scale, "output_type": "pt"}
+        call |= {"prompt": prompts, "latents": torch.stack(noise).to(self.pipe.device)}
+        found = cg.optimize_noise(self.pipe, CLIPReward(self.clip, prompts), **method.options["ascent"], **call)
+        return (torch.stack(found.images).cpu().float() * 255).round().to(torch.uint8)
 
     def _cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         return (self.clip.encode_image(images) * self.clip.encode_text(prompts)).sum(-1).cpu()

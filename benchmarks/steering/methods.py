@@ -138,7 +138,7 @@ def text_free() -> list[Method]:
     only = dict(use_prompt=False, guidance_scale=1.0)
     both = Method(f"{OURS}, both", "", scale=10.0, eta=1.0, options={**DAMPED, "noisy_too": 20.0}, **only)
     blend = Method(
-        f"{OURS}, blend", "scale 20, weight 2", scale=20.0, mode=Blend(noisy_weight=2.0), eta=1.0,
+        f"{OURS}, blend", "scale 20, weight 2, damping 0.05", scale=20.0, mode=Blend(noisy_weight=2.0), eta=1.0,
         options={**TUNED, "damping": 0.05}, **only,
     )  # fmt: skip
     x0 = Method(f"{OURS}, x0", "scale 10", scale=10.0, options=TUNED, **only)

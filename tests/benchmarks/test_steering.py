@@ -143,6 +143,22 @@ def test_best_of_keeps_what_the_guide_likes_best(emoji):
 
 
 @pytest.mark.slow
+def test_an_ascent_begins_with_the_noise_of_the_other_methods(emoji):
+    from drawing import Method
+
+    prompts = ["a cat", "a dog"]
+    plain, cost = drawer(emoji).draw(Method("text", "", steps=1, guidance_scale=1.0), prompts, 0)
+    for steps, learning_rate in ((1, 1e-9), (3, 5.0)):
+        ascent = {"ascent": {"steps": steps, "learning_rate": learning_rate}}
+        found, cost = drawer(emoji).draw(Method("m", "", steps=1, guidance_scale=1.0, options=ascent), prompts, 0)
+        assert cost["denoiser"] == cost["decoder"] == 2 * (steps + 2)  # with each ascent, after the last, and the best
+        if steps == 1:
+            assert (found["images"].int() - plain["images"].int()).abs().max() <= 1  # where it began
+        else:
+            assert (found["guide"] > plain["guide"] + 1e-3).all()
+
+
+@pytest.mark.slow
 def test_batches_on_disk_are_not_drawn_again_and_shares_add_up(emoji, tmp_path, monkeypatch):
     from drawing import Method, load_cell
     from prompt_sets import Item
