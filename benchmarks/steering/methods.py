@@ -189,6 +189,29 @@ def noisy() -> list[Method]:
     return [*given, *(replace(each, family=free + each.family, **only) for each in alone)]
 
 
+def few_steps(guidance_scale: float) -> list[Method]:
+    """Return what four steps can do: guidance, candidates, and noise that gradient ascent finds.
+
+    Args:
+        guidance_scale: 3 for the packaged model, 1 for a student that has it in its weights.
+    """
+    few = {"steps": 4, "guidance_scale": guidance_scale}
+
+    def steered(mode: str) -> Method:
+        return Method("4 steps, " + mode, "scale 10", scale=10.0, mode=mode, options=TUNED, **few)
+
+    def ascents(count: int, learning_rate: float) -> Method:
+        how = {"ascent": {"steps": count, "learning_rate": learning_rate}}
+        return Method("4 steps, optimize_noise", f"{count} ascents, rate {learning_rate:g}", options=how, **few)
+
+    return [
+        Method("4 steps", "", **few),
+        *(Method("4 steps, best of N", f"{count}", best_of=count, **few) for count in (4, 8)),
+        *(steered(mode) for mode in ("x0", "blend", "noisy")),
+        *(ascents(count, 15.0) for count in (2, 4)),
+    ]
+
+
 def grid() -> list[Method]:
     """Return what ``--sets tuning --table papers`` chooses among."""
     return papers(GRID)
@@ -196,4 +219,5 @@ def grid() -> list[Method]:
 
 TABLES = {
     "main": main_table, "papers": grid, "tried": tried, "short": short_table, "text-free": text_free, "noisy": noisy,
+    "few-steps": lambda: few_steps(3.0), "student": lambda: few_steps(1.0),
 }  # fmt: skip
