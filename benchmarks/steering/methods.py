@@ -151,6 +151,7 @@ def text_free() -> list[Method]:
         replace(both, name="scales 10 and 20"),
         replace(both, name="20 steps", steps=20),
         *(replace(both, name=f"best of {n}", best_of=n) for n in (2, 4)),
+        replace(both, name="20 steps, best of 2", steps=20, best_of=2),
     ]
     return [
         Method("no text", "", **only),
@@ -195,6 +196,7 @@ def few_steps(guidance_scale: float) -> list[Method]:
     Args:
         guidance_scale: 3 for the packaged model, 1 for a student that has it in its weights.
     """
+    beside = [] if guidance_scale == 1 else [m for m in main_table() if m.title in (PLAIN, DEFAULT, "DPS, ζ 3")]
     few = {"steps": 4, "guidance_scale": guidance_scale}
 
     def steered(mode: str) -> Method:
@@ -205,10 +207,11 @@ def few_steps(guidance_scale: float) -> list[Method]:
         return Method("4 steps, optimize_noise", f"{count} ascents, rate {learning_rate:g}", options=how, **few)
 
     return [
+        *beside,
         Method("4 steps", "", **few),
-        *(Method("4 steps, best of N", f"{count}", best_of=count, **few) for count in (4, 8)),
+        Method("4 steps, best of N", "4", best_of=4, **few),
         *(steered(mode) for mode in ("x0", "blend", "noisy")),
-        *(ascents(count, 15.0) for count in (2, 4)),
+        *(ascents(count, 15.0) for count in (2, 4, 6)),
     ]
 
 
