@@ -99,7 +99,7 @@ class Judge:
         right = (ranks == 1).double()
         features = image_features(self.clip, cell.images)
         likeness = precision_recall(features, self.reference[: len(features)])
-        distances = nearest(cell.images, self.training.images)
+        distances = nearest(cell.images, self.training.images).distance
         named = self.named(cell.images, items)
         return Judgement(
             count=len(items),
@@ -147,11 +147,22 @@ def mean_interval(values: Tensor, seed: int = 0) -> Interval:
     return Interval(values.double().mean().item(), *bounds(means))
 
 
-def nearest(images: Tensor, training: Tensor, chunk: int = 256) -> Tensor:
-    """Find each image's root mean square difference (n,) to the nearest of ``training``."""
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest of known images to each of some.
+
+    Attributes:
+        distance: (n,), root mean square difference of pixels in [0, 1].
+        number: int64 (n,), which of the known ones it is.
+    """
+
+    distance: Tensor
+    number: Tensor
+
+
+def nearest(images: Tensor, training: Tensor, chunk: int = 256) -> Nearest:
+    """Find the nearest of ``training`` to each image."""
     known = training.flatten(1).float() / 255
-    parts = []
-    for part in images.split(chunk):
-        distances = torch.cdist(part.flatten(1).float() / 255, known)
-        parts.append(distances.min(1).values / known.shape[1] ** 0.5)
-    return torch.cat(parts)
+    found = [torch.cdist(part.flatten(1).float() / 255, known).min(1) for part in images.split(chunk)]
+    distances = torch.cat([each.values for each in found])
+    return Nearest(distances / known.shape[1] ** 0.5, torch.cat([each.indices for each in found]))

@@ -95,7 +95,9 @@ def test_the_nearest_image_is_the_nearest():
     training = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     images = torch.cat([training[3:4], torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)])
     every = ((images[:, None].double() - training.double()) / 255).square().flatten(2).mean(2).sqrt()
-    torch.testing.assert_close(nearest(images, training), every.min(1).values.float(), atol=2e-3, rtol=1e-3)
+    found = nearest(images, training)
+    torch.testing.assert_close(found.distance, every.min(1).values.float(), atol=2e-3, rtol=1e-3)
+    assert found.number.equal(every.argmin(1)) and found.number[0] == 3
 
 
 def test_paired_resamples_cancel_what_methods_share():
@@ -224,6 +226,19 @@ def test_the_figure_shows_what_was_drawn_and_what_the_judge_says():
     assert green[:, 104 : 104 + 88].any() and not green[:, 104 + 88 :].any()  # the second one is wrong
     both = np.asarray(below(*[band(["a dog"], [line.of([i])]) for i, line in enumerate(lines)]))
     assert all((both == colour).all(2).sum() == (88 - 12) ** 2 for colour in colours.tolist())
+
+
+def test_copies_stand_below_what_was_drawn():
+    import numpy as np
+    from copies import sheet
+
+    drawn = torch.stack([torch.full((3, 64, 64), 10 * i, dtype=torch.uint8) for i in range(1, 4)])
+    known = drawn + 3
+    shown = np.asarray(sheet(drawn, known, ["a dog", "a cat", "an ant"], columns=2))
+    for number, image in enumerate(drawn):
+        x, top = 32 + number % 2 * 96, number // 2 * shown.shape[0] // 2
+        ours, theirs = shown[top + 32, x], shown[top + 64 + 4 + 32, x]
+        assert (ours == image[:, 0, 0].numpy()).all() and (theirs == image[:, 0, 0].numpy() + 3).all()
 
 
 def test_a_split_keeps_its_share_and_depends_on_its_seed():
