@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from prompt_sets import Item
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -127,38 +128,40 @@ class Drawer:
         return {"images": images, "guide": self._cosine(images, prompts)}, meter.cost
 
     def _run(self, method: Method, prompts: list[str], start: int, candidate: int) -> Tensor:
+        seeds = [self.seed + start + i + 1_000_003 * candidate for i in range(len(prompts))]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = (self._ascended if "ascent" in method.options else self._steered)(method, prompts, generators)
+        return (images.cpu().float() * 255).round().to(torch.uint8)
+
+    def _steered(self, method: Method, prompts: list[str], generators: list[torch.Generator]) -> Tensor:
         guidances = []
         if method.scale:
             how = {"mode": method.mode, "decoding": None, **method.options}  # in full, as it is in any case
             if noisy_too := how.pop("noisy_too", 0.0):
                 guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=noisy_too, mode="noisy", damping=0.0))
             guidances.append(cg.CLIPGuidance(self.clip, prompts, scale=method.scale, **how))
-        seeds = [self.seed + start + i + 1_000_003 * candidate for i in range(len(prompts))]
-        if "ascent" in method.options:
-            return self._ascend(method, prompts, seeds)
         with contextlib.ExitStack() as stack:
             if method.times > 1:
                 stack.enter_context(recurrent(self.pipe.scheduler, method.times, (0.3, 0.6)))
             for guidance in guidances:
                 stack.enter_context(guidance.attach(self.pipe))
-            images = self.pipe(
+            return self.pipe(
                 prompts if method.use_prompt else [""] * len(prompts),
                 num_inference_steps=method.steps,
                 guidance_scale=method.guidance_scale,
                 eta=method.eta,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                generator=generators,
                 output_type="pt",
             ).images
-        return (images.cpu().float() * 255).round().to(torch.uint8)
 
-    def _ascend(self, method: Method, prompts: list[str], seeds: list[int]) -> Tensor:
+    def _ascended(self, method: Method, prompts: list[str], generators: list[torch.Generator]) -> Tensor:
         """Draw from the best noise that gradient ascent finds, beginning with the noise of the other methods."""
-        side, channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
-        noise = [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        unet = self.pipe.unet.config
+        shape = (len(prompts), unet.in_channels, unet.sample_size, unet.sample_size)
         call = {"num_inference_steps": method.steps, "guidance_scale": method.guidance_scale, "output_type": "pt"}
-        call |= {"prompt": prompts, "latents": torch.stack(noise).to(self.pipe.device)}
+        call |= {"prompt": prompts, "latents": randn_tensor(shape, generators, self.pipe.device)}
         found = cg.optimize_noise(self.pipe, CLIPReward(self.clip, prompts), **method.options["ascent"], **call)
-        return (torch.stack(found.images).cpu().float() * 255).round().to(torch.uint8)
+        return torch.stack(found.images)
 
     def _cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         return (self.clip.encode_image(images) * self.clip.encode_text(prompts)).sum(-1).cpu()

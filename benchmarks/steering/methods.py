@@ -190,29 +190,38 @@ def noisy() -> list[Method]:
     return [*given, *(replace(each, family=free + each.family, **only) for each in alone)]
 
 
-def few_steps(guidance_scale: float) -> list[Method]:
+def in_four_steps(guidance_scale: float) -> list[Method]:
     """Return what four steps can do: guidance, candidates, and noise that gradient ascent finds.
 
     Args:
         guidance_scale: 3 for the packaged model, 1 for a student that has it in its weights.
     """
-    beside = [] if guidance_scale == 1 else [m for m in main_table() if m.title in (PLAIN, DEFAULT, "DPS, ζ 3")]
     few = {"steps": 4, "guidance_scale": guidance_scale}
 
     def steered(mode: str) -> Method:
-        return Method("4 steps, " + mode, "scale 10", scale=10.0, mode=mode, options=TUNED, **few)
+        return Method(f"4 steps, {mode}", "scale 10", scale=10.0, mode=mode, options=TUNED, **few)
 
-    def ascents(count: int, learning_rate: float) -> Method:
-        how = {"ascent": {"steps": count, "learning_rate": learning_rate}}
-        return Method("4 steps, optimize_noise", f"{count} ascents, rate {learning_rate:g}", options=how, **few)
+    def ascents(count: int) -> Method:
+        how = {"ascent": {"steps": count, "learning_rate": 15.0}}
+        return Method("4 steps, optimize_noise", f"{count} ascents, rate 15", options=how, **few)
 
     return [
-        *beside,
         Method("4 steps", "", **few),
         Method("4 steps, best of N", "4", best_of=4, **few),
         *(steered(mode) for mode in ("x0", "blend", "noisy")),
-        *(ascents(count, 15.0) for count in (2, 4, 6)),
+        *(ascents(count) for count in (2, 4, 6)),
     ]
+
+
+def few_steps() -> list[Method]:
+    """Return what the packaged model can do in four steps, beside ten of them."""
+    beside = [method for method in main_table() if method.title in (PLAIN, DEFAULT, "DPS, ζ 3")]
+    return [*beside, *in_four_steps(3.0)]
+
+
+def student() -> list[Method]:
+    """Return what a student of four steps can do, as train_student.py makes one."""
+    return in_four_steps(1.0)
 
 
 def grid() -> list[Method]:
@@ -222,5 +231,5 @@ def grid() -> list[Method]:
 
 TABLES = {
     "main": main_table, "papers": grid, "tried": tried, "short": short_table, "text-free": text_free, "noisy": noisy,
-    "few-steps": lambda: few_steps(3.0), "student": lambda: few_steps(1.0),
+    "few-steps": few_steps, "student": student,
 }  # fmt: skip

@@ -8,10 +8,7 @@ import torch
 from clip_guidance.data.dataset import Row
 from clip_guidance.training.settings import parse_settings
 
-
-@pytest.fixture(autouse=True)
-def importable(root, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / "benchmarks" / "steering"))
+pytestmark = pytest.mark.usefixtures("steering")  # its programs can be imported
 
 
 @pytest.mark.parametrize("same_style", [False, True])
