@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import html
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -36,6 +38,44 @@ class Update:
 
 
 @dataclass(frozen=True)
+class StopButton:
+    """A button that ends the run of its page at the next step.
+
+    The run itself tells that it has ended, in order with all else that it shows. Where Gradio cancels a run, an update
+    that is still on its way takes the place of what the button has told, and stays.
+
+    Attributes:
+        button: The button, which can be pressed during a run alone.
+        running: What ends the run of a page, by the page's session; a page has one run at a time.
+    """
+
+    button: gr.Button
+    running: dict[str | None, threading.Event] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, elem_id: str, **options: Any) -> StopButton:
+        """Make the button."""
+        made = cls(gr.Button("Stop", interactive=False, elem_id=elem_id, **options))
+        made.button.click(None, None, made.button, js="() => 'Stopping…'", **QUICK)
+        made.button.click(made.ask, **QUICK)
+        return made
+
+    def ask(self, page: gr.Request) -> None:
+        """Ask the run of a page to end; a page without one is left alone."""
+        if stopping := self.running.get(page.session_hash):
+            stopping.set()
+
+    @contextmanager
+    def listening(self, page: gr.Request) -> Iterator[tuple[threading.Event]]:
+        """Return what the button sets while the run of a page goes on."""
+        stopping = self.running[page.session_hash] = threading.Event()
+        try:
+            yield (stopping,)
+        finally:
+            del self.running[page.session_hash]
+
+
+@dataclass(frozen=True)
 class RunButton:
     """A button that starts a run.
 
@@ -43,24 +83,44 @@ class RunButton:
         button: The button.
         label: What it says while nothing runs.
         busy: What it says during a run.
+        stop: The button that ends the run early; None where none does.
     """
 
     button: gr.Button
     label: str
     busy: str
+    stop: StopButton | None = None
 
     @classmethod
-    def make(cls, label: str, busy: str, elem_id: str, variant: Any = "primary", **options: Any) -> RunButton:
-        """Make the button; its form is the closest element of the class ``FORM``."""
-        return cls(gr.Button(label, variant=variant, elem_id=elem_id, elem_classes="cg-run", **options), label, busy)
+    def make(
+        cls,
+        label: str,
+        busy: str,
+        elem_id: str,
+        variant: Any = "primary",
+        stop_id: str | None = None,
+        **options: Any,
+    ) -> RunButton:
+        """Make the button, whose form is the closest element of the class ``FORM``, and beside it one that stops it."""
+        button = gr.Button(label, variant=variant, elem_id=elem_id, elem_classes="cg-run", **options)
+        return cls(button, label, busy, StopButton.make(stop_id, **options) if stop_id else None)
 
-    def ready(self) -> gr.Button:
-        """Return the update after a run."""
-        return gr.Button(self.label, interactive=True)
+    @property
+    def buttons(self) -> list[gr.Button]:
+        """All buttons that a run changes."""
+        return [self.button] + ([self.stop.button] if self.stop else [])
 
-    def waiting(self) -> gr.Button:
-        """Return the update before a run."""
-        return gr.Button(self.busy, interactive=False)
+    def waiting(self) -> list[gr.Button]:
+        """Return the updates of the buttons before a run."""
+        return [gr.Button(self.busy, interactive=False), gr.Button("Stop", interactive=True)][: len(self.buttons)]
+
+    def ready(self) -> list[gr.Button]:
+        """Return the updates of the buttons after a run."""
+        return [gr.Button(self.label, interactive=True), gr.Button("Stop", interactive=False)][: len(self.buttons)]
+
+    def listening(self, page: gr.Request) -> AbstractContextManager[tuple[threading.Event, ...]]:
+        """Return what the work of a run gets beside its fields."""
+        return self.stop.listening(page) if self.stop else nullcontext(())
 
 
 def notice_line(elem_id: str) -> gr.HTML:
@@ -85,40 +145,39 @@ def on_run(
     fields: Sequence[Any],
     outputs: Sequence[Any],
     show_progress: Any = "full",
-) -> Any:
+) -> None:
     """Let a button start a run.
 
     Args:
         run: The button.
         notice: Where errors and notes are told.
-        work: Called with the values of the fields. A ValueError or OSError is told in its own words; another error is
-            logged, too, since it is a defect of this package or its models.
+        work: Called with the values of the fields and, where the run can be stopped, with what asks it to end. A
+            ValueError or OSError is told in its own words; another error is logged, too, since it is a defect of this
+            package or its models.
         fields: Components that the run reads; changing one that is seen clears the notice.
         outputs: Components that an update has values for.
         show_progress: As for ``gr.on``.
-
-    Returns:
-        The event, which can be cancelled.
     """
     unchanged = [gr.skip()] * len(outputs)
 
-    def steps(*values: Any) -> Iterator[list[Any]]:
-        yield [run.waiting(), "", *unchanged]
-        told: Any = gr.skip()
-        try:
-            for update in work(*values):
-                yield [gr.skip(), note_line(update.notes), *update.values]
-        except (ValueError, OSError) as error:
-            told = error_line(str(error))
-        except Exception as error:
-            logging.getLogger(__name__).exception("a run of the page failed")
-            told = error_line(f"This failed for a reason that the terminal tells in full: {error}")
-        yield [run.ready(), told, *unchanged]
+    def steps(page: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        with run.listening(page) as stopping:
+            yield [*run.waiting(), "", *unchanged]
+            told: Any = gr.skip()
+            try:
+                for update in work(*values, *stopping):
+                    yield [*(gr.skip() for _ in run.buttons), note_line(update.notes), *update.values]
+            except (ValueError, OSError) as error:
+                told = error_line(str(error))
+            except Exception as error:
+                logging.getLogger(__name__).exception("a run of the page failed")
+                told = error_line(f"This failed for a reason that the terminal tells in full: {error}")
+        yield [*run.ready(), told, *unchanged]
 
-    started = run.button.click(
+    run.button.click(
         steps,
         list(fields),
-        [run.button, notice, *outputs],
+        [*run.buttons, notice, *outputs],
         show_progress=show_progress,
         show_progress_on=list(outputs) if show_progress != "hidden" else None,
         **COMPUTE,
@@ -126,4 +185,3 @@ def on_run(
     changes = [field.change for field in fields if not isinstance(field, gr.State)]
     changes += [field.upload for field in fields if isinstance(field, gr.Gallery)]
     gr.on(changes, None, None, notice, js="() => ''", **QUICK)
-    return started

@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from clip_guidance.ui.events import FORM, QUICK, RESULT, RunButton, Update, note_line, notice_line, on_run
+from clip_guidance.ui.events import FORM, QUICK, RESULT, RunButton, Update, notice_line, on_run
 from clip_guidance.ui.history import Entry, record, thumbnails
-from clip_guidance.ui.pairs import MAX_CANDIDATES, MAX_IMAGES, Pair, Request, generate_pairs, settings_of, stopped
+from clip_guidance.ui.pairs import MAX_CANDIDATES, MAX_IMAGES, Pair, Request, generate_pairs, settings_of
 from clip_guidance.ui.state import AppState
 
 MAX_SCALE = 30.0
@@ -24,7 +24,6 @@ ABOUT = (
     "`clip-guidance generate --from image.png`; one that was steered to an image needs it, too: `--clip-image FILE`."
 )
 NO_HISTORY = "Every pair that you draw stays here until the page is reloaded; a click brings it back with its settings."
-STOPPED = "Stopped. What was finished is in the history; Draw begins anew."
 DICE = "() => Math.floor(Math.random() * 2 ** 31)"
 EXAMPLES = {  # by model, since no model knows all words
     "emoji": [
@@ -138,8 +137,7 @@ def tab(state: AppState) -> None:
         with gr.Column(scale=2, min_width=300, elem_classes=FORM):
             made = _first_fields(state)
             with gr.Row():
-                draw = RunButton.make("Draw", "Drawing…", "generate-draw", min_width=100)
-                stop = gr.Button("Stop", min_width=100, elem_id="generate-stop")
+                draw = RunButton.make("Draw", "Drawing…", "generate-draw", stop_id="generate-stop", min_width=100)
             with gr.Accordion("More settings", open=False, elem_id="generate-more"):
                 made |= _further_fields(state)
         with gr.Column(scale=5, min_width=320, elem_classes=RESULT):
@@ -164,23 +162,13 @@ def tab(state: AppState) -> None:
     entries: list[Any] = [history, gallery, about]
 
     def update(*values: Any) -> Iterator[Update]:
-        *asked, before = values
-        for drawing in generate_pairs(state, Request(*asked)):
+        *asked, before, stopping = values
+        for drawing in generate_pairs(state, Request(*asked), stopping):
             before = record(before, drawing)
             shown = _entries(before) if drawing.done else [gr.skip()] * len(entries)
             yield Update([drawing.progress, *_parts(drawing.pair), *shown], drawing.notes)
 
-    outputs = [progress, *sides, *entries]
-    drawn = on_run(draw, notice, update, [*inputs, history], outputs, show_progress="hidden")
-    captions = [output for output in sides if isinstance(output, gr.HTML)]
-    stop.click(
-        lambda *shown: [*stopped(*shown), "", note_line([STOPPED]), draw.ready()],
-        captions,
-        [*captions, progress, notice, draw.button],
-        cancels=[drawn],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    on_run(draw, notice, update, [*inputs, history], [progress, *sides, *entries], show_progress="hidden")
     gallery.select(_restore, history, [*inputs, *sides], **QUICK)
     strengths = [made["calibrate"], made["strength"]]
     made["model"].input(functools.partial(_strengths, state), made["model"], strengths, **QUICK)

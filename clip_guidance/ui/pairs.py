@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.image import GeneratedImage
 from clip_guidance.generation.settings import RANGES, GenerateSettings
 from clip_guidance.generation.targets import ImageFile
-from clip_guidance.ui.preview import Finished, generate_with_previews
+from clip_guidance.ui.preview import Finished, Stopped, generate_with_previews
 from clip_guidance.ui.state import AppState, number, optional_number, whole_number
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 16  # pairs of one run
 MAX_CANDIDATES = 64
-STEP = "step"  # begins the caption of an image that is not finished
+STOPPED = "Stopped. What was finished is in the history; Draw begins anew."
 _DEFAULTS = GenerateSettings(prompt="unset")
 _ROLES = {  # by whether it guided and whether it chose
     (True, True): "guided and chose it",
@@ -113,6 +114,10 @@ class Side:
     caption: str = ""
     file: Path | None = None
 
+    def stopped(self) -> Side:
+        """Return what is left of the image: one that was not finished, such as "step 11 of 20", will not be."""
+        return replace(self, caption=f"stopped at {self.caption}") if self.image and not self.file else self
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -130,6 +135,10 @@ class Pair:
     def sides(self) -> tuple[Side, Side]:
         """Both images, in the order of the page."""
         return self.without, self.guided
+
+    def stopped(self) -> Pair:
+        """Return what is left of both images."""
+        return Pair(*(side.stopped() for side in self.sides))
 
 
 @dataclass(frozen=True)
@@ -149,15 +158,16 @@ class Drawing:
     done: Request | None = None
 
 
-def generate_pairs(state: AppState, request: Request) -> Iterator[Drawing]:
+def generate_pairs(state: AppState, request: Request, stopping: threading.Event | None = None) -> Iterator[Drawing]:
     """Generate each image without and then with CLIP guidance, from the same noise or the best of the same noises.
 
     Args:
         state: The models and folders of the page.
         request: What is asked for.
+        stopping: Ends the run at the next step once it is set. None where nobody may.
 
     Yields:
-        The pair at hand, whenever one of its images has changed.
+        The pair at hand, whenever one of its images has changed; what is left of it, where the run was stopped.
 
     Raises:
         ValueError: A setting is out of range, or the model cannot be steered.
@@ -165,29 +175,30 @@ def generate_pairs(state: AppState, request: Request) -> Iterator[Drawing]:
     planned = request.settings(state)
     candidates = None if request.count == 1 else Candidates(request.count)
     foreign = foreign_prompts(request.model, [request.prompt])
-    notes: tuple[str, ...] = (foreign,) if foreign else ()
+    drawing = Drawing(Pair(), notes=(foreign,) if foreign else ())
     clock = _Clock(len(planned), planned[0].steps * request.count)
-    for place, guided in enumerate(planned):
-        drawing = Drawing(Pair(), clock.tell(place, "without", 0), notes)
-        yield drawing
-        for name, settings in (("without", replace(guided, scale=0.0)), ("guided", guided)):
-            for event in generate_with_previews(state.generator, settings, candidates=candidates):
-                if isinstance(event, Finished):
-                    notes += event.warnings
-                    file = event.generated.save(state.downloads)
-                    side, step = Side(file, _caption(event.generated), file), clock.steps
-                else:
-                    side, step = Side(event.image, f"{STEP} {event.step} of {clock.steps}"), event.step
-                pair = replace(drawing.pair, **{name: side})
-                drawing = Drawing(pair, clock.tell(place, name, step), notes)
-                yield drawing
-        alone = replace(request, seed=guided.seed, images=1)
-        yield replace(drawing, progress="" if place + 1 == len(planned) else drawing.progress, done=alone)
-
-
-def stopped(*captions: str | None) -> list[str]:
-    """Say in the captions of images that are not finished, such as "step 11 of 20", that they will not be."""
-    return [f"stopped at {caption}" if (caption or "").startswith(STEP) else caption or "" for caption in captions]
+    try:
+        for place, guided in enumerate(planned):
+            drawing = Drawing(Pair(), clock.tell(place, "without", 0), drawing.notes)
+            yield drawing
+            for name, settings in (("without", replace(guided, scale=0.0)), ("guided", guided)):
+                for event in generate_with_previews(
+                    state.generator, settings, candidates=candidates, stopping=stopping
+                ):
+                    notes = drawing.notes
+                    if isinstance(event, Finished):
+                        notes += event.warnings
+                        file = event.generated.save(state.downloads)
+                        side, step = Side(file, _caption(event.generated), file), clock.steps
+                    else:
+                        side, step = Side(event.image, f"step {event.step} of {clock.steps}"), event.step
+                    pair = replace(drawing.pair, **{name: side})
+                    drawing = Drawing(pair, clock.tell(place, name, step), notes)
+                    yield drawing
+            alone = replace(request, seed=guided.seed, images=1)
+            yield replace(drawing, progress="" if place + 1 == len(planned) else drawing.progress, done=alone)
+    except Stopped:
+        yield Drawing(drawing.pair.stopped(), notes=(*drawing.notes, STOPPED))
 
 
 def settings_of(state: AppState, model: str) -> GenerateSettings:

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +63,16 @@ class Finished:
 _pipeline_in_use = threading.Lock()
 
 
-class _Stopped(Exception):
-    """The consumer of the previews has gone."""
+class Stopped(Exception):
+    """The generation was stopped before its image was finished."""
 
 
 def generate_with_previews(
-    generator: ImageGenerator, settings: GenerateSettings, share: float = 0.2, candidates: Candidates | None = None
+    generator: ImageGenerator,
+    settings: GenerateSettings,
+    share: float = 0.2,
+    candidates: Candidates | None = None,
+    stopping: threading.Event | None = None,
 ) -> Iterator[Preview | Finished]:
     """Generate an image in a thread of its own and yield previews on the way.
 
@@ -79,26 +83,29 @@ def generate_with_previews(
         settings: Settings of the image.
         share: Share of the time that previews may take, in (0, 1]; decoders of large images are slow.
         candidates: Candidates of which the best is the image; their steps are counted on. None for this image alone.
+        stopping: Stops the generation before its next step once it is set, in whichever thread. None where nobody may.
 
     Yields:
         Previews, then the finished image.
 
     Raises:
         ValueError: A model is unknown, or a setting is out of range.
+        Stopped: ``stopping`` was set before the last step.
     """
     events: queue.Queue[Preview | Finished | BaseException] = queue.Queue()
     unwatched = threading.Event()
 
-    def show(preview: Preview) -> None:
-        if unwatched.is_set():
-            raise _Stopped
-        events.put(preview)
+    def check() -> None:
+        if unwatched.is_set() or (stopping and stopping.is_set()):
+            raise Stopped
 
     def work() -> None:
         try:
             with _pipeline_in_use, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                with show_previews(generator.pipeline(settings), show, share):
+                check()
+                pipe = generator.pipeline(settings)
+                with show_previews(pipe, events.put, share), _before_each_step(pipe, check):
                     generated = generator.best_of(settings, candidates)[0] if candidates else generator(settings)
             messages = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
             failed = generated.choice.failed if generated.choice else []
@@ -120,6 +127,19 @@ def generate_with_previews(
         worker.join()
 
 
+def _before_each_step(pipe: Any, check: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call ``check`` before each step of a pipeline; an exception from it ends the pipeline's call.
+
+    A pipeline whose schedulers have other names, such as unCLIP's, is not watched.
+    """
+
+    def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        check()
+        return original(*args, **kwargs)
+
+    return patched(pipe.scheduler, "step", step) if hasattr(pipe, "scheduler") else nullcontext()
+
+
 @contextmanager
 def show_previews(pipe: Any, show: Callable[[Preview], None], share: float = 1.0) -> Iterator[None]:
     """Call ``show`` with the clean image that a pipeline predicts at its steps.
@@ -128,7 +148,7 @@ def show_previews(pipe: Any, show: Callable[[Preview], None], share: float = 1.0
 
     Args:
         pipe: A diffusers pipeline.
-        show: Called before ``scheduler.step``; an exception from it ends the pipeline's call.
+        show: Called before ``scheduler.step``.
         share: Share of the time that decoding may take, in (0, 1]. The first step is always shown.
     """
     try:

@@ -186,12 +186,21 @@ def test_a_run_can_be_stopped(page):
     page.open(*WIDE)
     page.click("#generate-more button")
     page.until(lambda: page.find("#generate-steps input").is_displayed())
-    page.type("#generate-steps input", "1000", Keys.ENTER)
+    assert not page.find("#generate-stop").is_enabled()
+    page.type("#generate-steps input", "1000", Keys.TAB)
+    page.type("#generate-best-of input", "64", Keys.ENTER)
     page.until(lambda: page.find("#generate-without-caption").text.startswith("step"))
+    page.js(
+        "const stop = document.querySelector('#generate-stop'); window.said = [];"
+        "new MutationObserver(() => said.push(stop.innerText))"
+        ".observe(stop, {subtree: true, childList: true, characterData: true})"
+    )
     page.click("#generate-stop")
-    page.until(lambda: page.find("#generate-without-caption").text.startswith("stopped at step"))
     page.ready("generate-draw")
+    assert "Stopping…" in page.js("return said")
+    assert page.find("#generate-without-caption").text.startswith("stopped at step")
     assert "Draw begins anew" in page.find("#generate-notice").text and not page.all("#generate-progress progress")
+    assert page.find("#generate-stop").text == "Stop" and not page.find("#generate-stop").is_enabled()
 
 
 @both

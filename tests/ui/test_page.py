@@ -12,17 +12,11 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from clip_guidance.clip.domain import foreign_prompts  # noqa: E402
 from clip_guidance.ui import app, generate  # noqa: E402
-from clip_guidance.ui.events import RunButton, Update, error_line, note_line, on_run  # noqa: E402
+from clip_guidance.ui.events import RunButton, StopButton, Update, error_line, note_line, on_run  # noqa: E402
 from clip_guidance.ui.generate import _strengths, examples_of  # noqa: E402
 from clip_guidance.ui.hosts import HostCheck  # noqa: E402
-from clip_guidance.ui.pairs import settings_of, stopped  # noqa: E402
+from clip_guidance.ui.pairs import settings_of  # noqa: E402
 from clip_guidance.ui.state import AppState  # noqa: E402
-
-
-def test_an_image_that_was_stopped_says_so():
-    assert stopped("step 11 of 20", None) == ["stopped at step 11 of 20", ""]
-    others = ["<b>53.1</b> by emoji", "stopped at step 3 of 9"]
-    assert stopped(*others) == others
 
 
 @pytest.mark.parametrize(
@@ -55,7 +49,7 @@ def test_what_is_told_is_text_and_told_once():
 
 
 def steps_of(work):
-    """Run what a button starts; return the updates of the button, the notice and the one output."""
+    """Run what a button starts; yield the updates of the button, the notice and the one output."""
 
     async def made():
         with gr.Blocks() as page:
@@ -63,7 +57,7 @@ def steps_of(work):
             on_run(RunButton.make("Go", "Going", "go"), notice, work, [field], [output])
         return next(event.fn for event in page.fns.values() if event.fn)
 
-    return list(asyncio.run(made())("typed"))
+    return asyncio.run(made())(gr.Request(session_hash="a page"), "typed")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +74,48 @@ def test_a_run_that_fails_keeps_what_it_has_shown_and_frees_its_button(error, to
     assert "a note" in first[1] and first[2] == "typed first"
     assert last[0].value == "Go" and last[0].interactive is True and told in last[1] and last[2] == gr.skip()
     assert ("no memory" in caplog.text) == isinstance(error, RuntimeError)
+
+
+def test_stop_ends_the_run_of_its_own_page_and_none_that_begins_later():
+    async def made():
+        with gr.Blocks():
+            return StopButton.make("stop")
+
+    stop = asyncio.run(made())
+    own, other = (gr.Request(session_hash=name) for name in ("own", "other"))
+    stop.ask(own)  # before there is a run
+    with stop.listening(own) as (stopping,), stop.listening(other) as (others,):
+        assert not stopping.is_set()
+        stop.ask(own)
+        assert stopping.is_set() and not others.is_set()
+    stop.ask(own)  # when it has ended
+    with stop.listening(own) as (stopping,):
+        assert not stopping.is_set()
+
+
+def test_a_run_that_can_be_stopped_hears_its_button():
+    def work(value, stopping):
+        while not stopping.is_set():
+            yield Update([value])
+        yield Update([f"{value}, stopped"])
+
+    async def made():
+        with gr.Blocks() as page:
+            run = RunButton.make("Go", "Going", "go", stop_id="stop")
+            field, notice, output = gr.Textbox(), gr.HTML(), gr.HTML()
+            on_run(run, notice, work, [field], [output])
+        return run, next(event.fn for event in page.fns.values() if event.fn and len(event.outputs) == 4)
+
+    run, steps = asyncio.run(made())
+    page = gr.Request(session_hash="a page")
+    assert run.stop and run.stop.button.interactive is False
+    shown = steps(page, "typed")
+    begun, first = next(shown), next(shown)
+    assert (begun[1].value, begun[1].interactive, first[3]) == ("Stop", True, "typed")
+    run.stop.ask(page)
+    last, ended = shown
+    assert last[3] == "typed, stopped" and (ended[0].value, ended[0].interactive) == ("Go", True)
+    assert (ended[1].value, ended[1].interactive) == ("Stop", False)
 
 
 def test_the_examples_have_only_words_that_the_model_knows():

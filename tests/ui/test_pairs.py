@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-g
 
 
 from clip_guidance.ui.history import record
-from clip_guidance.ui.pairs import Request, _caption, generate_pairs
+from clip_guidance.ui.pairs import STOPPED, Request, _caption, generate_pairs
 from clip_guidance.ui.preview import Finished, generate_with_previews
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
@@ -100,6 +100,30 @@ def test_an_image_that_nobody_waits_for_stops_and_leaves_nothing_behind(state):
     pipe = state.generator.pipeline(GenerateSettings(PROMPT))
     assert "step" not in vars(pipe.scheduler)
     assert pipe.scheduler.num_inference_steps == 1000  # it was that run, and it cannot have ended in time
+
+
+@pytest.mark.parametrize("change", [{}, {"images": 2}, {"best_of": 2}, {"particles": 2}], ids=str)
+def test_a_run_that_is_stopped_ends_at_its_next_step_and_says_so_last(state, change):
+    stopping = threading.Event()
+    run = generate_pairs(state, Request(PROMPT, steps=1000, **change), stopping)
+    assert next(run).pair.without.caption == ""
+    assert next(run).pair.without.caption.startswith("step 1 of ")
+    stopping.set()
+    *_, last = run
+    assert last.pair.without.caption.startswith("stopped at step ") and last.pair.without.image
+    assert (last.pair.without.file, last.pair.guided.caption, last.progress, last.done) == (None, "", "", None)
+    assert last.notes == (STOPPED,)
+    pipe = state.generator.pipeline(GenerateSettings(PROMPT))
+    assert pipe.scheduler.num_inference_steps == 1000 and "step" not in vars(pipe.scheduler)
+
+
+def test_a_run_that_is_stopped_keeps_the_image_that_was_finished(state):
+    stopping = threading.Event()
+    run = generate_pairs(state, Request(PROMPT, steps=STEPS), stopping)
+    finished = next(drawing for drawing in run if drawing.pair.without.file)
+    stopping.set()
+    *_, last = run
+    assert last.pair.without == finished.pair.without and last.pair.guided.file is None and last.notes == (STOPPED,)
 
 
 def test_a_long_prompt_is_told(state):
