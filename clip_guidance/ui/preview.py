@@ -12,11 +12,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import SchedulerMixin
 
 from clip_guidance.generation.candidates import Candidates
 from clip_guidance.generation.generator import ImageGenerator
@@ -127,17 +128,19 @@ def generate_with_previews(
         worker.join()
 
 
-def _before_each_step(pipe: Any, check: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call ``check`` before each step of a pipeline; an exception from it ends the pipeline's call.
-
-    A pipeline whose schedulers have other names, such as unCLIP's, is not watched.
-    """
+@contextmanager
+def _before_each_step(pipe: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check`` before each step of a pipeline's schedulers; an exception from it ends the pipeline's call."""
 
     def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         check()
         return original(*args, **kwargs)
 
-    return patched(pipe.scheduler, "step", step) if hasattr(pipe, "scheduler") else nullcontext()
+    with ExitStack() as patches:
+        for part in pipe.components.values():
+            if isinstance(part, SchedulerMixin):
+                patches.enter_context(patched(part, "step", step))
+        yield
 
 
 @contextmanager
@@ -169,7 +172,7 @@ def show_previews(pipe: Any, show: Callable[[Preview], None], share: float = 1.0
             next_time = (now := time.monotonic()) + (now - began) * (1 / share - 1)
         return original(*args, **kwargs)
 
-    with patched(pipe.scheduler, "step", step):
+    with patched(predict.scheduler, "step", step):
         yield
 
 
@@ -182,6 +185,7 @@ class _Predictor:
 
     def __init__(self, pipe: Any) -> None:
         self._host = resolve(pipe)
+        self.scheduler = self._host.scheduler
         self._decode = Decoder(pipe, "image", adapter=self._host.adapter)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers.pipelines import unet_pixels
 from PIL import Image
 
 from clip_guidance.generation.candidates import Candidates
@@ -18,7 +19,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-g
 
 from clip_guidance.ui.history import record
 from clip_guidance.ui.pairs import STOPPED, Request, _caption, generate_pairs
-from clip_guidance.ui.preview import Finished, generate_with_previews
+from clip_guidance.ui.preview import Finished, generate_with_previews, show_previews
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
 
@@ -89,6 +90,15 @@ def test_the_last_preview_is_the_image(state):
     last, image = (np.asarray(each).astype(int) for each in (previews[-1].image, finished.generated.image))
     assert np.abs(last - image).max() <= 1
     assert np.abs(np.asarray(previews[0].image).astype(int) - image).max() > 30
+
+
+def test_the_steps_of_a_scheduler_by_another_name_are_previewed():
+    pipe, inputs = unet_pixels.PIPELINES["UnCLIPPipeline"]()
+    shown = []
+    with show_previews(pipe, shown.append):
+        pipe(**inputs)
+    assert [preview.step for preview in shown] == list(range(1, inputs["decoder_num_inference_steps"] + 1))
+    assert all("step" not in vars(getattr(pipe, f"{name}_scheduler")) for name in ("prior", "decoder", "super_res"))
 
 
 def test_an_image_that_nobody_waits_for_stops_and_leaves_nothing_behind(state):
