@@ -128,6 +128,8 @@ class LogNarrator(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         narrate(record.levelname.lower(), record.getMessage())
+        if record.exc_info:  # of a defect, which the traceback alone tells in full
+            stderr.print(escape(printable(logging.Formatter().formatException(record.exc_info), keep="\n")))
 
 
 _HANDLER = LogNarrator(logging.WARNING)

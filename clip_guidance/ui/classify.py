@@ -55,7 +55,7 @@ def tab(state: AppState) -> None:
         with gr.Column(scale=2, min_width=280, elem_classes=FORM):
             files = gr.Gallery(label="Images", type="filepath", columns=3, height=200, elem_id="classify-files")
             hint = "Separated by commas; in quotes where one holds a comma."
-            labels = gr.Textbox(label="Labels", info=hint, lines=2, elem_id="classify-labels")
+            labels = gr.Textbox("", label="Labels", info=hint, lines=2, elem_id="classify-labels")
             multi_label = gr.Checkbox(label="Several labels may hold, or none", elem_id="classify-multi-label")
             model = gr.Dropdown(state.clips, value=state.clips[0], label="CLIP", elem_id="classify-model")
             with gr.Row():

@@ -174,6 +174,7 @@ def on_run(
                 told = error_line(f"This failed for a reason that the terminal tells in full: {error}")
         yield [*run.ready(), told, *unchanged]
 
+    run.button.click(None, None, run.button, js="() => 'Waiting…'", **QUICK)  # until the runs of other pages have ended
     run.button.click(
         steps,
         list(fields),

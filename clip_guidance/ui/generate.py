@@ -53,7 +53,7 @@ def _first_fields(state: AppState) -> dict[str, Any]:
         api_visibility="private",
     )
     made["negative_prompt"] = gr.Textbox(
-        label="Negative prompt", placeholder="what is not to be seen", max_lines=1, elem_id="generate-negative"
+        "", label="Negative prompt", placeholder="what is not to be seen", max_lines=1, elem_id="generate-negative"
     )
     with gr.Row(elem_classes="cg-line"):
         made["seed"] = gr.Number(_default("seed"), label="Seed", min_width=100, scale=3, elem_id="generate-seed")
@@ -96,7 +96,11 @@ def _further_fields(state: AppState) -> dict[str, Any]:
             elem_id = f"generate-{name.replace('_', '-')}"
             made[name] = gr.Number(_default(name), label=label, info=info, min_width=130, elem_id=elem_id)
     made["damping"] = gr.Textbox(
-        label="Damping", info="Damps strong guidance; empty is the default.", max_lines=1, elem_id="generate-damping"
+        "",  # until More settings is opened, a field without a value has None
+        label="Damping",
+        info="Damps strong guidance; empty is the default.",
+        max_lines=1,
+        elem_id="generate-damping",
     )
     made["targets"] = gr.Gallery(
         label="Image target: CLIP steers to it in place of the prompt",

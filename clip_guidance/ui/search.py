@@ -151,6 +151,7 @@ def tab(state: AppState) -> None:
     with gr.Column(elem_classes=["cg-tab", FORM]):
         with gr.Row(elem_classes="cg-line"):
             text = gr.Textbox(
+                "",
                 label="Text, or a sum of texts",
                 placeholder="2 * red apple - a worm",
                 max_lines=1,
@@ -168,6 +169,7 @@ def tab(state: AppState) -> None:
                 gr.Examples([[each] for each in EXAMPLES], text, elem_id="search-examples", api_visibility="private")
                 files = gr.Gallery(label="Image", type="filepath", columns=3, height=150, elem_id="search-files")
                 where = gr.Textbox(
+                    "",
                     label="Only where",
                     info="album = summer and year >= 2020",
                     max_lines=1,
@@ -209,6 +211,7 @@ def _build_panel(state: AppState, index: gr.Textbox) -> None:
     """Lay out what makes an index or brings it up to date."""
     with gr.Accordion(BUILD, open=False, elem_id="search-more", elem_classes=["cg-tab", FORM]):
         folder = gr.Textbox(
+            "",
             label="Images",
             info=f"A folder in {state.root.name or state.root}",
             max_lines=1,

@@ -1,10 +1,13 @@
-"""Progress in a log, and the last line of a run."""
+"""Progress in a log, the last line of a run, and what a defect leaves on the terminal."""
+
+import logging
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_guidance.cli._narration import LoggedProgress, narrate_end, progress
+from clip_guidance.cli._narration import LoggedProgress, narrate_end, narrated_logs, progress
 
 
 class Clock:
@@ -73,3 +76,14 @@ def test_where_stderr_is_no_terminal_progress_goes_by_lines():
 def test_the_last_line(capsys, numbers, line):
     narrate_end(*numbers)
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_defect_is_told_with_its_traceback_and_obeys_nothing(capsys):
+    with narrated_logs():
+        try:
+            raise RuntimeError("\x1b[2Jno [red]memory")
+        except RuntimeError:
+            logging.getLogger("clip_guidance.ui.events").exception("a run of the page failed")
+    first, *trace = capsys.readouterr().err.splitlines()
+    assert first == "error: a run of the page failed" and trace[0] == "Traceback (most recent call last):"
+    assert Path(__file__).name in trace[1] and trace[-1] == r"RuntimeError: \x1b[2Jno [red]memory"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -16,6 +17,8 @@ FLAGS = (
 )
 PATIENCE = 300  # seconds: only a page that hangs waits so long
 TEXT = ":is(textarea, input)"
+WIDE, NARROW = (1280, 900), (390, 844)
+both = pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
 COLORS = 256  # of an image in the docs
 
 

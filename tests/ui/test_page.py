@@ -148,3 +148,12 @@ def test_the_page_has_its_tabs_and_sends_nothing(state):
     tabs = [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
     assert tabs == ["Generate", "Classify", "Compare", "Search"]
     assert {event.api_visibility for event in page.fns.values()} == {"private"}
+
+
+def test_a_field_that_nobody_has_opened_yet_has_a_value(state):
+    async def made():
+        return app.build_page(state)
+
+    fields = [block for block in asyncio.run(made()).blocks.values() if isinstance(block, gr.Textbox | gr.Number)]
+    assert len(fields) >= 14
+    assert {block.label: block.value for block in fields if block.value is None} == {}
