@@ -17,9 +17,10 @@ from clip_guidance.images.metadata import read_record
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
 
+from clip_guidance.ui import pairs
 from clip_guidance.ui.history import record
 from clip_guidance.ui.pairs import STOPPED, Request, _caption, generate_pairs
-from clip_guidance.ui.preview import Finished, generate_with_previews, show_previews
+from clip_guidance.ui.preview import Finished, Preview, generate_with_previews, show_previews
 
 PROMPT, STEPS = "a noto picture of a rocket", 3
 
@@ -134,6 +135,20 @@ def test_a_run_that_is_stopped_keeps_the_image_that_was_finished(state):
     stopping.set()
     *_, last = run
     assert last.pair.without == finished.pair.without and last.pair.guided.file is None and last.notes == (STOPPED,)
+
+
+def test_a_run_that_fails_on_its_way_looks_ended_before_the_error_is_told(state, monkeypatch):
+    def fails(*_, **__):
+        yield Preview(Image.new("RGB", (8, 8)), 3)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(pairs, "generate_with_previews", fails)
+    run = generate_pairs(state, Request(PROMPT, steps=STEPS))
+    _, step, last = next(run), next(run), next(run)
+    assert step.pair.without.caption == "step 3 of 3" and "<progress" in step.progress
+    assert last.pair.without.caption == "stopped at step 3 of 3" and last.progress == ""
+    with pytest.raises(RuntimeError, match="no memory"):
+        next(run)
 
 
 def test_a_long_prompt_is_told(state):
