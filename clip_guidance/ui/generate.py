@@ -167,10 +167,12 @@ def tab(state: AppState) -> None:
 
     def update(*values: Any) -> Iterator[Update]:
         *asked, before, stopping = values
+        shown = None
         for drawing in generate_pairs(state, Request(*asked), stopping):
             before = record(before, drawing)
-            shown = _entries(before) if drawing.done else [gr.skip()] * len(entries)
-            yield Update([drawing.progress, *_parts(drawing.pair), *shown], drawing.notes)
+            filed = _entries(before) if drawing.done else [gr.skip()] * len(entries)
+            yield Update([drawing.progress, *_parts(drawing.pair, shown), *filed], drawing.notes)
+            shown = drawing.pair
 
     on_run(draw, notice, update, [*inputs, history], [progress, *sides, *entries], show_progress="hidden")
     gallery.select(_restore, history, [*inputs, *sides], **QUICK)
@@ -179,13 +181,18 @@ def tab(state: AppState) -> None:
     made["calibrate"].input(lambda on: gr.Slider(visible=not on), made["calibrate"], made["strength"], **QUICK)
 
 
-def _parts(pair: Pair) -> list[Any]:
-    """Return what shows a pair: for each side an image, a caption and a download."""
-    sides = pair.sides
+def _parts(pair: Pair, shown: Pair | None = None) -> list[Any]:
+    """Return what shows a pair: for each side an image, a caption and a download.
+
+    An image that is shown already is not sent again: Gradio would write its file anew while the browser may read it.
+    """
+    images = [side.image for side in pair.sides]
+    if shown:
+        images = [gr.skip() if new is old.image else new for new, old in zip(images, shown.sides, strict=True)]
     return [
         part
-        for side in sides
-        for part in (side.image, side.caption, gr.DownloadButton(value=side.file, interactive=side.file is not None))
+        for side, image in zip(pair.sides, images, strict=True)
+        for part in (image, side.caption, gr.DownloadButton(value=side.file, interactive=side.file is not None))
     ]
 
 

@@ -7,15 +7,16 @@ import pytest
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install 'clip-guidance[ui]'")
 
+from PIL import Image  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from clip_guidance.clip.domain import foreign_prompts  # noqa: E402
 from clip_guidance.ui import app, generate  # noqa: E402
 from clip_guidance.ui.events import RunButton, StopButton, Update, error_line, note_line, on_run  # noqa: E402
-from clip_guidance.ui.generate import _strengths, examples_of  # noqa: E402
+from clip_guidance.ui.generate import _parts, _strengths, examples_of  # noqa: E402
 from clip_guidance.ui.hosts import HostCheck  # noqa: E402
-from clip_guidance.ui.pairs import settings_of  # noqa: E402
+from clip_guidance.ui.pairs import Pair, Side, settings_of  # noqa: E402
 from clip_guidance.ui.state import AppState  # noqa: E402
 
 
@@ -116,6 +117,15 @@ def test_a_run_that_can_be_stopped_hears_its_button():
     last, ended = shown
     assert last[3] == "typed, stopped" and (ended[0].value, ended[0].interactive) == ("Go", True)
     assert (ended[1].value, ended[1].interactive) == ("Stop", False)
+
+
+def test_an_image_that_is_shown_already_is_not_sent_again():
+    preview, other = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
+    shown = Pair(Side(preview, "step 3 of 9"))
+    sent = _parts(shown.stopped(), shown)
+    assert (sent[0], sent[1], sent[3]) == (gr.skip(), "stopped at step 3 of 9", gr.skip())
+    assert _parts(Pair(Side(other)), shown)[0] is other and _parts(Pair(), shown)[0] is None
+    assert _parts(shown)[0] is preview and _parts(Pair())[0] is None  # at first, and from the history
 
 
 def test_the_examples_have_only_words_that_the_model_knows():
