@@ -184,11 +184,11 @@ def tab(state: AppState) -> None:
 def _parts(pair: Pair, shown: Pair | None = None) -> list[Any]:
     """Return what shows a pair: for each side an image, a caption and a download.
 
-    An image that is shown already is not sent again: Gradio would write its file anew while the browser may read it.
+    What looks as it did is not sent again: Gradio would write the image's file anew while the browser may read it.
     """
     images = [side.image for side in pair.sides]
     if shown:
-        images = [gr.skip() if new is old.image else new for new, old in zip(images, shown.sides, strict=True)]
+        images = [gr.skip() if new == old.image else new for new, old in zip(images, shown.sides, strict=True)]
     return [
         part
         for side, image in zip(pair.sides, images, strict=True)

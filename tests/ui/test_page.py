@@ -120,10 +120,11 @@ def test_a_run_that_can_be_stopped_hears_its_button():
 
 
 def test_an_image_that_is_shown_already_is_not_sent_again():
-    preview, other = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))
+    preview, other = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
     shown = Pair(Side(preview, "step 3 of 9"))
     sent = _parts(shown.stopped(), shown)
     assert (sent[0], sent[1], sent[3]) == (gr.skip(), "stopped at step 3 of 9", gr.skip())
+    assert _parts(Pair(Side(preview.copy())), shown)[0] == gr.skip()  # of a step that changed nothing
     assert _parts(Pair(Side(other)), shown)[0] is other and _parts(Pair(), shown)[0] is None
     assert _parts(shown)[0] is preview and _parts(Pair())[0] is None  # at first, and from the history
 
