@@ -3,8 +3,8 @@
 The catalogue and its vector file stay the truth. Triggers note in the table ``pending`` whose vector is new, changed or
 gone (an outbox). Sending brings these to Milvus and crosses them out in one transaction, so that the next sending makes
 good a kill at any moment, and a collection that lost something is made anew. Milvus holds numbers and vectors only:
-what it finds is looked up, and filtered, in the catalogue. So filters are exact here too, and metadata changes send
-nothing.
+what it finds is looked up, filtered and compared in the catalogue. So filters and cosines are exact here too (those of
+Milvus have another last bit from call to call), and metadata changes send nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from clip_guidance._files import shorten
 from clip_guidance.index.address import public_address, without_secrets
 from clip_guidance.index.entries import Batch
+from clip_guidance.index.nearest import nearest
 from clip_guidance.index.results import Hit
 from clip_guidance.index.schema import OUTBOX
 from clip_guidance.index.store import Store
@@ -174,19 +175,22 @@ class MilvusStore(Store):
             return super().search(queries, k, condition)
         vectors = np.asarray(queries, np.float32)
         found = self._request("search", self.collection, vectors, limit=wanted, anns_field="embeds")
-        hits = [self._hits(row, condition)[:k] for row in found]
+        hits = [self._hits(row, query, k, condition) for row, query in zip(found, vectors, strict=True)]
         for i, row in enumerate(hits):
             if len(row) < min(k, count):
                 hits[i] = super().search(queries[i : i + 1], k, condition)[0]
         return hits
 
-    def _hits(self, found: list[Mapping[str, Any]], condition: Condition) -> list[Hit]:
-        """Look up what Milvus found: images that the catalogue knows and that meet the condition."""
+    def _hits(self, found: list[Mapping[str, Any]], query: np.ndarray, k: int, condition: Condition) -> list[Hit]:
+        """Find the best of what Milvus found: images that the catalogue knows and that meet the condition."""
         numbers = Condition(_AMONG, (json.dumps([row["id"] for row in found]),))
         chosen = both(numbers, condition)
-        known = {entry.id: entry for entry in self._entries(chosen.sql, chosen.parameters)}
-        pairs = [(known[row["id"]], row["distance"]) for row in found if row["id"] in known]
-        return [Hit(entry.path, min(1.0, max(-1.0, float(cosine))), entry.metadata) for entry, cosine in pairs]
+        with self.reading() as vectors:
+            known = {entry.row: entry for entry in self._entries(chosen.sql, chosen.parameters)}
+            rows = self.sound_among(vectors, np.array(sorted(known), np.int64))
+            best = nearest(vectors, rows, query[None], k)
+        pairs = zip(best.rows[0].tolist(), best.scores[0].tolist(), strict=True)
+        return [Hit(known[row].path, score, known[row].metadata) for row, score in pairs]
 
     def _request(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the client."""

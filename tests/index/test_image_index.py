@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +37,11 @@ def test_search_equals_sorting_all_cosines(clip, index, images, batch_size):
     check_hits(index.search(terms), ranking(clip, images, 2 * text - b))
 
 
-def test_what_is_added_is_there_after_reopening(open_index, any_address, clip, index, images):
-    """To the bit from a folder; Milvus computes scores itself, and was seen to answer with another last bit."""
+def test_what_is_added_is_there_after_reopening(open_index, clip, index, images):
     index.add(images[0].parent)
     before = index.search("apple")
-    rounding = 0 if Path(any_address).is_dir() else 1e-6
     with open_index(clip, create=False) as again:
-        found = again.search("apple")
-        assert [replace(hit, score=0) for hit in found] == [replace(hit, score=0) for hit in before]
-        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in before], abs=rounding, rel=0)
-        assert len(found) == 6
+        assert again.search("apple") == before and len(before) == 6
         check_hits(again.search("apple", exact=True), [(hit.path, hit.score) for hit in before])
 
 

@@ -84,6 +84,19 @@ def test_search_add_change_delete(store, asked):
     assert store.search(unit_vectors(1)[:0], 5) == []
 
 
+def test_cosines_and_their_order_are_computed_from_the_catalogue(store, monkeypatch):
+    """Milvus says which images; the last bit of its cosines differs from call to call."""
+    put(store, [f"/{n}" for n in range(60)], unit_vectors(60))
+    ask = MilvusStore._request
+
+    def numbers_alone(self, method, *arguments, **options):
+        found = ask(self, method, *arguments, **options)
+        return [[{"id": hit["id"]} for hit in row[::-1]] for row in found] if method == "search" else found
+
+    monkeypatch.setattr(MilvusStore, "_request", numbers_alone)
+    check_equals_exact(store)
+
+
 def test_filters_are_exact_and_narrow_ones_do_not_ask_milvus(store, asked):
     put(store, [f"/{n}" for n in range(200)], unit_vectors(200))
     for number in range(200):
