@@ -46,7 +46,7 @@ class StopButton:
 
     Attributes:
         button: The button, which can be pressed during a run alone.
-        running: What ends the run of a page, by the page's session; a page has one run at a time.
+        running: What ends the run of a page, by the page's session: its latest run.
     """
 
     button: gr.Button
@@ -71,8 +71,9 @@ class StopButton:
         stopping = self.running[page.session_hash] = threading.Event()
         try:
             yield (stopping,)
-        finally:
-            del self.running[page.session_hash]
+        finally:  # Gradio may begin the next run before it closes one that nobody watches any more
+            if self.running.get(page.session_hash) is stopping:
+                del self.running[page.session_hash]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,13 @@ def test_stop_ends_the_run_of_its_own_page_and_none_that_begins_later():
         stop.ask(own)
         assert stopping.is_set() and not others.is_set()
     stop.ask(own)  # when it has ended
+    former = stop.listening(own)
+    former.__enter__()
+    with stop.listening(own) as (stopping,):  # a run that nobody watches is closed after the next has begun
+        former.__exit__(None, None, None)
+        stop.ask(own)
+        assert stopping.is_set()
+    assert not stop.running
     with stop.listening(own) as (stopping,):
         assert not stopping.is_set()
 
