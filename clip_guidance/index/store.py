@@ -127,7 +127,7 @@ class Store(Catalogue):
         return self.sound_among(vectors, self.rows(condition))
 
     def sound_among(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return those of some rows whose vectors match their checksums; see :meth:`sound`."""
+        """Return those of some rows, ascending int64 (m,), whose vectors match their checksums; see :meth:`sound`."""
         good = self._checks.sound(self._file().path, vectors, rows, self._read_checksums)
         if good.all():
             return rows

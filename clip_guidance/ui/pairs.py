@@ -199,7 +199,7 @@ def generate_pairs(state: AppState, request: Request, stopping: threading.Event 
             yield replace(drawing, progress="" if place + 1 == len(planned) else drawing.progress, done=alone)
     except Stopped:
         yield Drawing(drawing.pair.stopped(), notes=(*drawing.notes, STOPPED))
-    except Exception:  # is told by the caller, below which nothing may look as if it went on
+    except Exception:  # The caller tells it; nothing on the page may look as if the run went on.
         yield Drawing(drawing.pair.stopped(), notes=drawing.notes)
         raise
 
